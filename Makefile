@@ -1,0 +1,143 @@
+# Make decides what to render; the run store (qa_lib/runs.py) decides what to train.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDEXPANSION:
+.NOTPARALLEL:
+# WORKERS=n is the parallelism, not make -j.
+
+REPORTS  := exbert
+PROFILES := quick real paper
+
+# Profile: paper with a CUDA device, quick without. PROFILE= overrides.
+ifdef PROFILE
+  WHY := PROFILE=$(PROFILE)
+else ifneq ($(shell nvidia-smi -L 2>/dev/null),)
+  PROFILE := paper
+  WHY := CUDA device found; PROFILE=quick or PROFILE=real DATA=… override
+else
+  PROFILE := quick
+  WHY := no CUDA device found; PROFILE=real DATA=… or PROFILE=paper override
+endif
+ifeq ($(filter $(PROFILE),$(PROFILES)),)
+  $(error PROFILE=$(PROFILE) is not a profile; known: $(PROFILES))
+endif
+
+# Environment: .venv, made from the lock. VENV= is the active one instead, VENV=path the one there.
+PYTHON ?= python3
+ifeq ($(origin VENV),undefined)
+  SETUP := .venv/.installed
+  PY    := .venv/bin/python
+else
+  SETUP := environment
+  PY    := $(if $(VENV),$(VENV)/bin/)python
+endif
+
+# figures/<slug>/<profile>/<file>: the path says which report and which profile.
+FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%))
+slug     = $(word 2,$(subst /, ,$@))
+profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
+FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data '$(DATA)') $(foreach p,$(PARAMS),-p '$p'))
+TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(FRESH), --fresh)$(if $(YES), --yes)
+# What a page shows: its notebook, its parameters, the library's own code.
+inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
+           $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
+
+.PHONY: FORCE environment $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
+        help profile test test-notebooks test-browser bench lint data check-data pin lab lock clean
+
+help: ## this list (the default)
+	@echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'
+	@echo '            [WORKERS=n] [FRESH=1] [YES=1] [VENV=path] [PYTHON=python3.12] [TORCH_INDEX=url]'
+	@{ for r in $(REPORTS); do sed -n "s/^[$$](REPORTS:%=\(.*-\)%).*## /\1$$r|/p" Makefile; done; \
+	   sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile; } | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
+	@echo '  figures/<report>/<profile>/<file>: that page, table or figure alone'
+
+profile: ## print the profile in use, and why
+	@echo 'profile $(PROFILE): $(WHY)'
+
+# ---- train, collect, report ----
+
+$(REPORTS:%=reproduce-%): reproduce-%: profile figures/%/$(PROFILE)/report.html ## train what is missing, then render the page
+	@echo 'page: $(word 2,$^)'
+
+$(REPORTS:%=train-%): train-%: profile figures/%/$(PROFILE)/results.csv ## train what is missing
+
+$(REPORTS:%=report-%): report-%: profile | $(SETUP) ## render the page alone
+	$(PY) -m qa_lib.render $* $(FLAGS)
+
+$(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed real runs into records/
+	$(PY) -m qa_lib.runs land $* $(FLAGS)
+
+# The study looks at every run at each start, and touches results.csv only if a number changed.
+$(FOLDERS:%=%/results.csv): $(SETUP) FORCE
+	$(PY) -m qa_lib.study $(slug) $(TRAINING)
+
+$(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
+	$(PY) -m qa_lib.render $(slug) $(FLAGS)
+	@touch -c $@
+
+figures/%: $$(@D)/results.csv $$(inputs)
+	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))
+	@touch -c $@
+
+# ---- set-up ----
+
+# Of two starts at once, the second waits for the first one's pip.
+WAIT := $(if $(shell command -v flock),flock .venv)
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(if $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),,\
+	$(error Python 3.11 or newer is needed and $(PYTHON) is not; name one with make PYTHON=python3.12))
+	$(PYTHON) -m venv .venv
+	$(if $(TORCH_INDEX),$(WAIT) $(PY) -m pip install -q --no-deps --index-url $(TORCH_INDEX) $(HOLD))
+	$(WAIT) $(PY) -m pip install -q -r requirements.lock
+	$(WAIT) $(PY) -m pip install -q --no-deps -e .
+	@touch $@
+
+environment:
+	@$(if $(shell $(PY) -c 'from importlib.util import find_spec as f; print(f("torch") and f("papermill") or "")' 2>/dev/null),,\
+	$(error $(PY) lacks the packages of requirements.lock; activate an environment that has them, or leave VENV= away))
+
+# ---- tests, data, upkeep ----
+
+test: | $(SETUP) ## the fast tests
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -m 'not slow'
+
+test-notebooks: | $(SETUP) ## Run All on the untouched notebooks
+	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/test_notebooks.py
+
+test-browser: | $(SETUP) ## open the rendered pages in headless Chromium
+	$(PY) -m pytest tests/test_browser.py
+
+bench: | $(SETUP) ## measure what is claimed to be fast, beside what it replaces
+	@for f in tests/benchmarks/[a-z]*.py; do echo "== $$f"; $(PY) $$f; done
+
+lint: | $(SETUP) ## ruff, and notebooks without outputs
+	$(PY) -m ruff check .
+	$(PY) -m nbstripout --verify notebooks/*.ipynb
+
+data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offline afterwards
+	@for r in $(REPORTS); do $(PY) -m qa_lib.study $$r $(FLAGS) --fetch; done
+
+check-data: | $(SETUP) ## compare the files in DATA= with DATA.md
+	@$(if $(DATA),,$(error check-data needs DATA=folder, the one that holds qa/ and nlu/))
+	$(PY) -m qa_lib.data check --data '$(DATA)'
+
+pin: | $(SETUP) ## resolve hub revisions into params/pins.yaml
+	$(PY) -m qa_lib.data pin
+
+lab: | $(SETUP) ## open JupyterLab
+	$(PY) -m jupyterlab
+
+# CPU and CUDA builds of torch share the pin; pip finds the CUDA libraries that a build asks for.
+HOLD = $(shell grep '^torch==' requirements.lock)
+lock: | $(SETUP) ## pin what pyproject.toml asks for (torch stays; HOLD=torch==x.y.z moves it)
+	@{ echo '# Exact versions of what pyproject.toml asks for, tests included. Made by `make lock`; not edited.'; \
+	   $(PY) -m pip install --dry-run --ignore-installed -e '.[test]' $(HOLD) | sed -n 's/^Would install //p' | tr ' ' '\n' | \
+	   sed -E 's/\+.*//; s/-([^-]+)$$/==\1/' | grep -vE '^(qa-study|nvidia-|cuda-|triton)' | sort -f; } >requirements.new
+	mv requirements.new requirements.lock
+
+clean: ## remove quick pages and caches; never runs/
+	rm -rf figures/*/quick .pytest_cache .ruff_cache

@@ -1,0 +1,176 @@
+"""Question answering data: splits, mixtures, disjointness (rows come from corpora.py or sources.py).
+
+Validation is carved from training by whole units; test sets are fixed. No training row shares its normalised
+(question, context) with a held-out one: such copies are dropped and counted.
+
+    python -m qa_lib.data check --data DIR     every file against DATA.md
+    python -m qa_lib.data pin                  hub revisions → params/pins.yaml
+"""
+import argparse
+import hashlib
+import random
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from qa_lib import corpora, params
+from qa_lib.params import Dataset, Spec, UserError, canonical
+from qa_lib.sources import check, known_files, read, read_hub, revision, sha256
+
+
+@dataclass
+class Splits:
+    """The rows of one dataset, and what was left out on the way."""
+    train: list[dict]
+    validation: list[dict]
+    test: list[dict]
+    counts: Counter = field(default_factory=Counter)
+
+
+@cache
+def normalised(text: str) -> str:
+    """Case-folded letters and digits only: what two copies of a text have in common."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def pair(row: dict) -> tuple[str, str]:
+    return normalised(row["question"]), normalised(row["context"])
+
+
+def fingerprint(name: str, source: str, folder: str | None) -> str:
+    """Identity of a dataset: its definition (less the choice of a test sample) and its content. A file listed in
+    DATA.md is known by the sha256 there, so that a machine without the data can look its records up."""
+    d = dataset(name, source)
+    if source == "embedded":
+        content = [corpora.VERSION]
+    elif source == "hub":
+        content = [revision(s.split(":")[0]) for s in d.train + d.test]
+    else:
+        content = []
+        for file in d.train + d.test:
+            path = Path(folder or "") / file
+            if file in known_files():
+                content.append(known_files()[file][1])
+            elif path.exists():
+                content.append(sha256(path.resolve()))
+            else:
+                raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it")
+    kept = d.model_dump(exclude={"test_rows", "cluster", "average", "seen_by", "licence"}, exclude_defaults=True)
+    return hashlib.sha256(canonical([kept, content]).encode()).hexdigest()
+
+
+def dataset(name: str, source: str) -> Dataset:
+    known = params.datasets(source)
+    if name not in known:
+        raise UserError(f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}")
+    return known[name]
+
+
+@cache
+def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "stop") -> Splits:
+    """Train, validation and test rows of a dataset; validation and a carved test hold whole units."""
+    d, counts = dataset(name, source), Counter()
+    if source == "folder" and not folder:
+        raise UserError("profile real reads real datasets from a folder; name it with DATA=path/to/data (see DATA.md)")
+
+    def rows(sources: list[str]) -> list[dict]:
+        if source == "embedded":
+            return [r for s in sources for r in corpora.qa(s, d.rows)]
+        if source == "hub":
+            return [r for s in sources for r in read_hub(s, name, counts)]
+        for s in sources:
+            path = Path(folder) / s
+            if path.exists() and s in known_files() and sha256(path.resolve()) != known_files()[s][1]:
+                raise UserError(f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
+                                "your own data another name")
+        return [r for s in sources for r in read(Path(folder) / s, name, bad_rows, counts)]
+
+    pool, test = rows(d.train), rows(d.test)
+    units = sorted({normalised(r[d.unit]) for r in pool})
+    random.Random(d.split_seed).shuffle(units)
+    held: set[str] = set()
+    if d.test:
+        for u in _until(units, pool, d.unit, d.validation_rows or 0):
+            held.add(u)
+        validation = [r for r in pool if normalised(r[d.unit]) in held]
+        train = [r for r in pool if normalised(r[d.unit]) not in held]
+    else:
+        kept = set(_until(units, pool, d.unit, d.train_rows))
+        others = [u for u in units if u not in kept]
+        cut = round(len(others) * d.validation_share)
+        train = [r for r in pool if normalised(r[d.unit]) in kept]
+        validation = [r for r in pool if normalised(r[d.unit]) in set(others[:cut])]
+        test = [r for r in pool if normalised(r[d.unit]) in set(others[cut:])]
+    for key, value in d.leave_out.items():
+        counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
+        train, validation = ([r for r in part if r.get(key) != value] for part in (train, validation))
+    taken = {pair(r) for r in test}
+    clean = [r for r in validation if pair(r) not in taken]
+    taken |= {pair(r) for r in clean}
+    kept_train = [r for r in train if pair(r) not in taken]
+    counts["copies of held-out rows dropped"] = len(train) - len(kept_train) + len(validation) - len(clean)
+    if d.test_rows:
+        contexts = sorted({normalised(r["context"]) for r in test})
+        random.Random(d.split_seed).shuffle(contexts)
+        chosen = set(_until(contexts, test, "context", d.test_rows))
+        test = [r for r in test if normalised(r["context"]) in chosen]
+    return Splits(kept_train, clean, test, counts)
+
+
+def _until(units: list[str], rows: list[dict], unit: str, n: int) -> list[str]:
+    """The first units that together hold at least n rows."""
+    sizes, taken, total = Counter(normalised(r[unit]) for r in rows), [], 0
+    for u in units:
+        if total >= n:
+            break
+        taken.append(u)
+        total += sizes[u]
+    return taken
+
+
+def mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
+    """Training rows of a run, domain after domain, its validation rows in the same proportions, and counts.
+
+    The sample is the start of one permutation per (seed, domain): mixtures of one seed share what they can.
+    Raises UserError where a set has fewer rows than the mixture needs.
+    """
+    parts = [splits(n, spec.source, spec.folder, spec.bad_rows) for n in spec.domains]
+    held = {pair(r) for p in parts for r in p.test + p.validation}
+    train, validation, counts = [], [], Counter()
+    for i, (name, part, need) in enumerate(zip(spec.domains, parts, spec.rows, strict=True)):
+        rows = [r for r in part.train if pair(r) not in held]
+        counts += part.counts + Counter({"copies of other sets' rows dropped": len(part.train) - len(rows)})
+        if len(rows) < need:
+            raise UserError(f"the mixture needs {need} training rows of {name}, which has {len(rows)}: {need - len(rows)} "
+                            "short; lower train_rows or change ratios")
+        train += random.Random(f"{spec.seed}/{i}").sample(rows, len(rows))[:need]
+        share = round(spec.validation_rows * need / sum(spec.rows))
+        validation += random.Random(f"validation/{i}").sample(part.validation, len(part.validation))[:share]
+    return train, validation, counts
+
+
+def tests(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
+    """The fixed test sets of a run: name → (definition, rows)."""
+    return {n: (dataset(n, spec.source), splits(n, spec.source, spec.folder, spec.bad_rows).test) for n in spec.tests}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("check").add_argument("--data", required=True)
+    verbs.add_parser("pin")
+    args = parser.parse_args()
+    if args.verb == "check":
+        return check(args.data)
+    for repo in {s.split(":")[0] for d in params.datasets("hub").values() for s in d.train + d.test}:
+        revision(repo)
+    for slug in params.REPORTS:
+        revision(params.load(slug, "paper").encoder, "model")
+    return 0
+
+
+if __name__ == "__main__":
+    params.main(main)

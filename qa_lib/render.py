@@ -1,0 +1,155 @@
+"""A report's notebook, executed with a profile's parameters, as one self-contained page.
+
+    python -m qa_lib.render exbert --profile quick    figures/exbert/quick/report.html and all on it
+    python -m qa_lib.render exbert --profile quick --only fig3_ratios           that figure alone
+
+The page makes no request and holds no script: maths is MathML, images are embedded, and a content
+policy in its head refuses the rest. A notebook that fails leaves the earlier page as it was.
+"""
+import argparse
+import copy
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import papermill
+from jinja2 import pass_context
+from latex2mathml.converter import convert
+from nbconvert.exporters import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from papermill.iorw import load_notebook_node, write_ipynb
+
+from qa_lib import params, report, runs
+from qa_lib.params import ROOT, UserError
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """LaTeX as MathML, with the space after log and the limits of a sum where LaTeX has them."""
+    text = convert(latex.strip(), display=display)
+    text = re.sub(r"(<mi>(?:log|exp)</mi>)(?!<mo[^>]*>&#x00028;)",
+                  r'\1<mspace width="0.17em"/>', text)
+    if display == "block":
+        text = re.sub(r"<msubsup>(<mo>&#x022(?:0F|11);</mo>.*?)</msubsup>",
+                      r"<munderover>\1</munderover>", text)
+    return text
+
+
+class Renderer(IPythonRenderer):
+    """Markdown to HTML: maths as MathML, headings with an anchor, markup in the text escaped."""
+
+    def block_math(self, body):
+        return f'<div class="scroll" tabindex="0">{mathml(body, "block")}</div>'
+
+    def inline_math(self, body):
+        return mathml(body)
+
+    def latex_environment(self, name, body):
+        return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
+
+    def heading(self, text, level, **attrs):
+        anchor = re.sub(r"\W+", "-", re.sub(r"<[^>]*>|&\w+;", "", text).lower()).strip("-")
+        return f'<h{level} id="{anchor}">{text}</h{level}>\n'
+
+
+def markdown(source: str) -> str:
+    renderer = Renderer(escape=True, allow_harmful_protocols=False)
+    return MarkdownWithMath(renderer=renderer).render(source)
+
+
+class Page(HTMLExporter):
+    """nbconvert with our template; resources["page"] holds tag, title and contents."""
+
+    def __init__(self):
+        super().__init__(template_name="page",
+                         extra_template_basedirs=[str(Path(__file__).parent)])
+
+    @pass_context
+    def markdown2html(self, context, source):
+        return markdown(source)
+
+
+def page(nb, p) -> str:
+    """An executed notebook as HTML; its first cell is the title block."""
+    nb = copy.deepcopy(nb)
+    title = nb.cells.pop(0).source
+    text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
+    meaning, colour = report.PROFILES[p.profile]
+    return Page().from_notebook_node(nb, {"page": {
+        "title": title, "name": re.search(r"^# (.+)$", title, re.M)[1], "tag": report.tag(p),
+        "meaning": meaning, "colour": colour,
+        "contents": re.findall(r'<h2 id="(.*?)">(.*?)</h2>', text)}})[0]
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def only(nb, name: str):
+    """The notebook less every cell that the table or figure `name` does without."""
+    names = [t for c in nb.cells for t in tags(c) if t.startswith(("table", "fig"))]
+    if name not in names:
+        raise UserError(f"there is no table or figure {name}; the page has {', '.join(names)}")
+    nb.cells = [c for c in nb.cells if {"parameters", "setup", name} & set(tags(c))]
+    return nb
+
+
+def say_parameters_once(nb):
+    """Papermill puts a cell with the values used below the one with the defaults: keep the values
+    used, with the comments of the defaults."""
+    default, used = (next((c for c in nb.cells if t in tags(c)), None)
+                     for t in ("parameters", "injected-parameters"))
+    if default and used:
+        notes = dict(re.findall(r"^(\w+) = .*?(  #.*)$", default.source, re.M))
+        lines = [line for line in used.source.splitlines() if not line.startswith("#")]
+        used.source = "\n".join(line + notes.get(line.split(" = ")[0], "") for line in lines)
+        used.metadata.tags = ["parameters"]
+        nb.cells.remove(default)
+
+
+def execute(nb, name: str, values: dict):
+    """Run a notebook. A UserError in a cell is raised again; other failures end in one sentence."""
+    try:
+        nb = papermill.execute_notebook(
+            nb, None, values, kernel_name="python3", language="python",
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=50"])  # the kernel's remarks on its own transport
+    except papermill.PapermillExecutionError as e:
+        if e.ename == "UserError":
+            raise UserError(e.evalue) from None
+        cell = e.source.strip().splitlines()[0]
+        sys.exit(f"error: {name}, cell `{cell} …`: {e.ename}: {' '.join(e.evalue.split())}")
+    except Exception as e:  # no kernel, or one that died: nothing of ours is on the stack
+        sys.exit(f"error: {name}: {type(e).__name__}: {' '.join(str(e).split())}")
+    say_parameters_once(nb)
+    del nb.metadata["papermill"]  # paths and times of this machine
+    return nb
+
+
+def render(p, name: str | None = None):
+    """Write a report's report.ipynb and report.html and all on it, or only the files of `name`."""
+    start, folder = time.time(), runs.FIGURES / p.report / p.profile
+    file = next((ROOT / "notebooks").glob(f"*_{p.report}.ipynb"))
+    nb = load_notebook_node(str(file))
+    nb = execute(only(nb, name) if name else nb, file.name, p.model_dump())
+    if not name:
+        (folder / ".report.html").write_text(page(nb, p))
+        write_ipynb(nb, str(folder / ".report.ipynb"))
+        for target in ("report.ipynb", "report.html"):
+            os.replace(folder / f".{target}", folder / target)
+    print(f"{folder / (name or 'report.html')}: {time.time() - start:.0f} s", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    params.add_arguments(parser)
+    parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
+    args = parser.parse_args()
+    render(params.from_args(args), args.only)
+    return 0
+
+
+if __name__ == "__main__":
+    params.main(main)

@@ -1,0 +1,256 @@
+"""Tables, figures and provenance of a page: drawn from run records, never from a number at hand.
+
+A frame to be drawn has a column `run`: the run, or a tuple of the runs, that a row comes from.
+Files go to figures/<report>/<profile>/; the same numbers give the same bytes. Text is never markup.
+"""
+import base64
+import inspect
+import io
+import re
+import textwrap
+from html import escape
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from qa_lib import params, runs
+from qa_lib.params import ROOT, Spec, UserError
+
+PROFILES = {  # what a page's numbers are worth, and the colour of its tag
+    "quick": ("generated text, small encoder: shows that the study works; no number here is a "
+              "result", "#8a4b00"),
+    "real": ("real data, small encoder: a result for this encoder and these sizes", "#00605a"),
+    "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f")}
+MODELS = {"v-db": ("V-DB", "#0072b2")}  # variant: name, its one colour (Okabe and Ito's palette)
+NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB"}
+
+plt.style.use(Path(__file__).with_name("paper.mplstyle"))
+
+
+class Html(str):
+    """HTML that a notebook displays; its plain form is short, so a notebook holds the text once."""
+    _repr_html_ = str.__str__
+    __repr__ = object.__repr__
+
+
+class Markdown(str):
+    """Markdown that a notebook displays."""
+    _repr_markdown_ = str.__str__
+    __repr__ = object.__repr__
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40")."""
+    ratios = sorted(frame["ratio"].dropna().unique())
+    text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
+    mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
+    return frame.assign(model=[MODELS[v][0] for v in frame["variant"]], mixture=mixture)
+
+
+def shades(variant: str, n: int) -> list:
+    """The model's one colour and n − 1 lighter shades of it, where a figure splits one model."""
+    return sns.light_palette(MODELS[variant][1], n + 1, reverse=True)[:n]
+
+
+def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
+    """Mean and sd over seeds: a row for each group of `by`, with test rows n, seeds and runs."""
+    rows = []
+    for key, group in ledger.groupby(by, sort=True, observed=True):
+        values = group.groupby("metric")["value"].agg(["mean", "std"])
+        scores = {k: v for m in metrics for k, v in zip((m, f"{m}_sd"), values.loc[m], strict=True)}
+        count = {"n": group["n"].iloc[0], "seeds": group["seed"].nunique()}
+        rows.append(dict(zip(by, key, strict=True)) | scores | count
+                    | {"run": tuple(group["run"].unique())})
+    return pd.DataFrame(rows)
+
+
+def recorded(specs: list[Spec]) -> pd.DataFrame:
+    """A row for each run: labels, rows of each domain, what its record says of data and cost."""
+    costs = ("seconds", "tokens_per_second", "peak_memory_mb")
+    return named(pd.DataFrame([
+        runs.labels(s, r) | dict(zip(s.domains, s.rows, strict=True)) | r["data"]
+        | {k: r[k] for k in costs} for s, r in runs.records(specs)]))
+
+
+def datasets(P, specs: list[Spec]) -> pd.DataFrame:
+    """A row for each domain: rows trained and tested on, and what the encoder had seen of it."""
+    found, rows = runs.records(specs), []
+    unknown = "no: generated" if P.source == "embedded" else "not stated"
+    for i, name in enumerate(P.domains):
+        known, scores = params.datasets(P.source)[name], found[0][1]["metrics"][name]
+        rows.append({"dataset": name, "training rows, at most": max(s.rows[i] for s in specs),
+                     "test rows": scores["n"], "from": f"{scores['clusters']:,} {known.cluster}s",
+                     "seen by the encoder": known.seen_by.get(P.encoder, unknown),
+                     "run": tuple(r["run"] for _, r in found)})
+    return pd.DataFrame(rows)
+
+
+def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1) -> Html:
+    """Write <name>.csv, .md and .tex; return the table for display.
+
+    Columns `x` and `x_sd` are shown as "mean ± sd"; `seeds` says where one seed means no spread.
+    Raises UserError where a row names no run.
+    """
+    ids, caption = evidence(name, frame), f"{caption} {_seeds(frame)}".strip()
+    plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
+    _write(P, f"{name}.csv", plain.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    shown = _shown(P, frame, digits)
+    rows = shown.map(lambda x: escape(x).replace("|", "\\|")).to_markdown(index=False)
+    _write(P, f"{name}.md", f"**{tag(P)}** {escape(caption)}\n\n{rows}\n")
+    tex = shown.drop(columns="runs").rename(columns=_tex).map(_tex).to_latex(
+        index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
+    _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
+    number = [all(re.fullmatch(r"[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c]) for c in shown]
+
+    def row(cells, heads: str) -> str:
+        kinds = [("th", f' scope="{heads}"')] + [("th", ' scope="col"') if heads == "col" else
+                                                 ("td", "")] * (len(shown.columns) - 1)
+        return "<tr>" + "".join(
+            f"<{kind}{scope}{' class=number' * right}>{escape(cell)}</{kind}>"
+            for (kind, scope), right, cell in zip(kinds, number, cells, strict=True)) + "</tr>\n"
+
+    title = f'aria-labelledby="{name}-title"'
+    return Html(f'<figure id="{name}"><figcaption id="{name}-title">{_badge(P)} {escape(caption)}'
+                f'</figcaption>\n<div class="scroll" tabindex="0" role="region" {title}>\n'
+                f"<table {title}><thead>{row(shown, 'col')}</thead><tbody>"
+                + "".join(row(r, "row") for r in shown.itertuples(index=False))
+                + f"</tbody></table></div>{_list(ids)}</figure>")
+
+
+def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) -> Html:
+    """Write <name>.png and .svg; return the figure for display, its image embedded.
+
+    fig: a figure, axes or seaborn grid. frame: what it was drawn from; every row names its run.
+    """
+    ids, fig = evidence(name, frame), getattr(fig, "figure", fig)
+    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+        fig.savefig(file := io.BytesIO(), format=kind, metadata=metadata)
+        _write(P, f"{name}.{kind}", image := file.getvalue())
+    plt.close(fig)  # or JupyterLab draws it a second time
+    width, height = (int.from_bytes(image[i:i + 4]) // 2 for i in (16, 20))  # PNG at 2 pixels a dot
+    return Html(f'<figure id="{name}"><div class="scroll" tabindex="0"><img width="{width}" '
+                f'height="{height}" alt="{escape(alt)}" src="data:image/png;base64,'
+                f'{base64.b64encode(image).decode()}"></div><figcaption>{_badge(P)} '
+                f"{escape(caption)} {_seeds(frame)}</figcaption>{_list(ids)}</figure>")
+
+
+def source(thing) -> Markdown:
+    """The library's own lines of a function or class, and where they stand."""
+    lines, first = inspect.getsourcelines(thing)
+    file = Path(inspect.getsourcefile(thing)).relative_to(ROOT)
+    code = textwrap.dedent("".join(lines))
+    return Markdown(f"`{file}`, line {first}:\n\n```python\n{code}```\n")
+
+
+def header(P) -> Html:
+    """What the page is: profile, encoder, data, seeds."""
+    seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
+    text = (f"Encoder {P.encoder}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
+            f"examples a run; {seeds}.")
+    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>')
+
+
+def provenance(P, specs: list[Spec]) -> Html:
+    """Commit, data, machine, versions, runs and time behind a page, from the runs' records."""
+    found, made = [record for _, record in runs.records(specs)], {}
+    for record in found:
+        e = record["environment"]
+        dirty = " with uncommitted changes, so not exactly that code" if e["dirty"] else ""
+        how = (f"at commit {e['commit'][:12]}{dirty}, on {e['device']} ({e['processor']}, "
+               f"{e['platform']}) with Python {e['python']}, torch {e['torch']} and transformers "
+               f"{e['transformers']}")
+        made.setdefault(how, []).append(record)
+    text = [f"{tag(P)}: {PROFILES[P.profile][0]}."]
+    for how, group in made.items():
+        days = sorted({r["created"][:10] for r in group})
+        minutes, seconds = divmod(round(sum(r["seconds"] for r in group)), 60)
+        text.append(f"{_count(group)}, {minutes // 60} h {minutes % 60} min {seconds} s of work, "
+                    f"made {' to '.join(dict.fromkeys([days[0], days[-1]]))} {how}.")
+    data, encoder = set(), set()
+    for s in (r["spec"] for r in found):
+        data |= {f"{d} {f[:12]}" for d, f in zip(s["domains"], s["fingerprints"], strict=True)}
+        encoder.add(f"{s['encoder']} {s['weights'][:12]}")
+    text += [f"Data and its fingerprint: {', '.join(sorted(data))}. "
+             f"Encoder and its hash: {', '.join(sorted(encoder))}."]
+    return Html("".join(f"<p>{escape(t)}</p>\n" for t in text) + _list([r["run"] for r in found]))
+
+
+def evidence(name: str, frame: pd.DataFrame) -> list[str]:
+    """The runs that a frame comes from. Raises UserError where a row names none."""
+    ids = [_tuple(r) for r in frame["run"]] if "run" in frame else []
+    if not ids or not all(r and all(isinstance(x, str) and x for x in r) for r in ids):
+        raise UserError(f"{name} is not drawn: its frame, or a row of it, names no run; build it "
+                        "from runs.ledger(specs), so that every number has a record")
+    return list(dict.fromkeys(x for r in ids for x in r))
+
+
+def tag(P) -> str:
+    """The profile's tag, e.g. QUICK; with the size where it has two."""
+    return P.profile.upper() + (f" {P.size}" if P.profile == "real" else "")
+
+
+def _badge(P) -> str:
+    style = f"background:{PROFILES[P.profile][1]};color:#fff;padding:0 .4em;border-radius:.2em"
+    return f'<strong style="{style}">{tag(P)}</strong>'
+
+
+def _tuple(run) -> tuple:
+    return (run,) if isinstance(run, str) or not hasattr(run, "__len__") else tuple(run)
+
+
+def _count(found) -> str:
+    return f"{len(found)} run{'s' * (len(found) > 1)}"
+
+
+def _list(ids: list[str]) -> str:
+    names = escape("  ".join(ids))
+    return f"<details><summary>{_count(ids)}</summary><code>{names}</code></details>"
+
+
+def _seeds(frame: pd.DataFrame) -> str:
+    """How many seeds stand behind a frame; nothing for one whose rows are single runs."""
+    if "seeds" in frame:
+        n = frame["seeds"]
+    elif {"seed", "variant", "ratio"} <= set(frame):
+        n = frame.groupby(["variant", "ratio"], dropna=False)["seed"].nunique()
+    else:
+        return ""
+    if n.max() == 1:
+        return "n = 1 seed: no spread."
+    return f"n = {n.min()}{f' to {n.max()}' if n.max() > n.min() else ''} seeds."
+
+
+def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
+    """The frame as text: "mean ± sd", missing seeds counted, runs by the digits of their hash."""
+    def text(column, values) -> str:
+        value, sd = values[column], values.get(f"{column}_sd")
+        value = value.item() if hasattr(value, "item") else value
+        if column == "seeds":
+            missing = f" of {len(P.seeds)}" if value < len(P.seeds) else ""
+            return f"{value}{missing}" + (", no spread" if value == 1 else "")
+        if isinstance(value, float):
+            spread = "" if sd is None or pd.isna(sd) else f" ± {sd:.{digits}f}"
+            return "–" if pd.isna(value) else f"{value:,.{digits}f}{spread}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    def hashes(run: tuple) -> str:
+        return " ".join(r.rsplit("-", 1)[-1] for r in run) if len(run) <= 3 else _count(run)
+
+    columns = [c for c in frame if c != "run" and not c.endswith("_sd")]
+    return pd.DataFrame([
+        {NAMES.get(c, c.replace("_", " ")): text(c, values) for c in columns}
+        | {"runs": hashes(_tuple(values["run"]))} for values in frame.to_dict("records")])
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", re.sub(r"[\\~^]", " ", text))
+
+
+def _write(P, file: str, content: str | bytes):
+    path = runs.FIGURES / P.report / P.profile / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{file}")
+    half.write_bytes(content.encode() if isinstance(content, str) else content)
+    half.replace(path)

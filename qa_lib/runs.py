@@ -1,0 +1,233 @@
+"""The run store: look up, write, verify, collect. One folder a run, one JSON record as its mark of completion.
+
+    runs/<report>/<run>/metrics.json        the record, written last; `checksum` covers it, `files` the files beside it
+                        examples.parquet    per example: set, id, cluster (hashed), em, f1, start, end, tokens; never text
+                        model.safetensors   only while a child may need it
+                        checkpoints/        only while the run is going on
+    records/<report>/runs.jsonl, examples-*.parquet     the same, committed
+
+Lookup is by hash (params.Spec.hash); the variant is a label that the plan gives. Records are portable: copied to
+another machine they give every table, figure and page without a GPU and without data.
+
+    python -m qa_lib.runs land REPORT …     completed runs of profile real → records/
+"""
+import argparse
+import hashlib
+import importlib
+import json
+import math
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from qa_lib import params
+from qa_lib.params import ROOT, Spec, UserError, canonical
+
+RUNS = Path(os.environ.get("QA_RUNS", ROOT / "runs"))
+RECORDS = Path(os.environ.get("QA_RECORDS", ROOT / "records"))
+FIGURES = Path(os.environ.get("QA_FIGURES", ROOT / "figures"))
+LIMIT = 4 * 1024 * 1024     # bytes a committed file may have
+
+
+def folder(spec: Spec) -> Path:
+    """The run's folder: the one that carries its hash, whatever variant named it first."""
+    found = sorted((RUNS / spec.report).glob(f"*-{spec.hash[:8]}"))
+    return found[0] if found else RUNS / spec.report / spec.run
+
+
+def checksum(record: dict) -> str:
+    return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "checksum"}).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write(path: Path, text: str):
+    """Write a text file so that it is there whole or not at all."""
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    with half.open("w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    half.replace(path)
+
+
+def save(spec: Spec, record: dict, examples: pd.DataFrame):
+    """Write a run's record; metrics.json comes last and marks completion.
+
+    Raises ValueError for a number that is none: NaN is an error, never a score.
+    """
+    for name, scores in record["metrics"].items():
+        if bad := [k for k, v in scores.items() if not math.isfinite(v)]:
+            raise ValueError(f"{spec.run}: {bad[0]} on {name} is {scores[bad[0]]}")
+    at = folder(spec)
+    at.mkdir(parents=True, exist_ok=True)
+    half = at / f".examples.{os.getpid()}"
+    examples.to_parquet(half, compression="zstd", index=False)
+    half.replace(at / "examples.parquet")
+    record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
+              "spec": spec.model_dump(exclude={"parents", "folder"}), "parents": [p.hash for p in spec.parents],
+              **record, "files": {"examples.parquet": _sha256(at / "examples.parquet")}}
+    record["checksum"] = checksum(record)
+    write(at / "metrics.json", canonical(record))
+
+
+def _read(at: Path) -> dict | None:
+    """The record in a run's folder, verified; None where there is none or it is damaged."""
+    try:
+        record = json.loads((at / "metrics.json").read_text())
+        whole = (record["checksum"] == checksum(record)
+                 and all(_sha256(at / f) == sha for f, sha in record["files"].items()))
+    except FileNotFoundError as e:
+        whole = None if not (at / "metrics.json").exists() else False
+        reason = e
+    except (ValueError, KeyError, TypeError) as e:
+        whole, reason = False, e
+    else:
+        reason = "its checksum does not fit"
+    if whole is False:
+        print(f"the record {at.name} is damaged ({reason}) and does not count", flush=True)
+    return {**record, "folder": at} if whole else None
+
+
+@cache
+def committed(report: str) -> dict[str, dict]:
+    """Committed records by hash. Raises UserError for a damaged line."""
+    file = RECORDS / report / "runs.jsonl"
+    found = {}
+    for n, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+        try:
+            record = json.loads(line)
+            if record["checksum"] != checksum(record):
+                raise ValueError("its checksum does not fit")
+        except (ValueError, KeyError) as e:
+            raise UserError(f"{file}, line {n}: damaged record ({e}); restore the file from git") from None
+        found[record["hash"]] = {**record, "folder": None}
+    return found
+
+
+def find(spec: Spec, fresh: bool = False) -> dict | None:
+    """The complete record of a training, or None.
+
+    A GPU's record serves a plan made on a CPU too. Complete: it holds every test set the plan asks for.
+    fresh: committed records do not count.
+    """
+    for s in (spec.on_gpu(), spec):
+        for record in (_read(folder(s)), None if fresh else committed(s.report).get(s.hash)):
+            if record and set(spec.tests) <= set(record["metrics"]):
+                return record
+    return None
+
+
+def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
+    """Each training with its record. Raises UserError where one is missing: no number without evidence."""
+    found = [(s, find(s)) for s in specs]
+    if missing := [s.run for s, r in found if r is None]:
+        raise UserError(f"{len(missing)} of {len(specs)} runs have no record, first {missing[0]}; "
+                        f"make train-{specs[0].report} PROFILE={specs[0].profile} makes them")
+    return found
+
+
+def labels(spec: Spec, record: dict) -> dict:
+    """The columns that every frame begins with: what was trained, under the plan's labels."""
+    fields = {k: v for k, v in spec.model_dump(exclude={"parents", "folder", "fingerprints", "tests", "weights"}).items()
+              if not isinstance(v, list)}
+    return {"run": record["run"], **fields, "device": record["environment"]["device"]}
+
+
+def ledger(specs: list[Spec]) -> pd.DataFrame:
+    """One row per run × test set × metric: the labels, set, metric, value (percent), n (rows scored)."""
+    return pd.DataFrame([{**labels(s, r), "set": name, "metric": metric, "value": value, "n": int(scores["n"])}
+                         for s, r in records(specs) for name in s.tests for scores in [r["metrics"][name]]
+                         for metric, value in scores.items() if metric not in ("n", "clusters")])
+
+
+def histories(specs: list[Spec]) -> pd.DataFrame:
+    """One row per run × epoch: the labels, epoch, train_loss (mean of the epoch), validation_loss, validation_em …"""
+    return pd.DataFrame([{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]])
+
+
+def examples(specs: list[Spec]) -> pd.DataFrame:
+    """One row per run × test example: run, variant, seed, ratio, set, id, cluster, em, f1, start, end, tokens."""
+    frames = []
+    for spec, record in records(specs):
+        frame = pd.read_parquet(record["folder"] / "examples.parquet") if record["folder"] else _landed(spec, record)
+        frame = frame[frame["set"].isin(spec.tests)]
+        frames.append(frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
+    return pd.concat(frames, ignore_index=True)
+
+
+@cache
+def _landed_files(report: str) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(f) for f in sorted((RECORDS / report).glob("examples-*.parquet"))])
+
+
+def _landed(spec: Spec, record: dict) -> pd.DataFrame:
+    frame = _landed_files(spec.report)
+    return frame[frame["run"] == record["run"]]
+
+
+def plan(p) -> list[Spec]:
+    """The runs of a report at its parameters: `plan` closes each report's module."""
+    return importlib.import_module(f"qa_lib.{p.report}").plan(p)
+
+
+def write_ledger(p, specs: list[Spec]) -> Path:
+    """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
+    file = FIGURES / p.report / p.profile / "results.csv"
+    text = ledger(specs).to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    if not file.exists() or file.read_text() != text:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, text)
+    return file
+
+
+def land(report: str, specs: list[Spec]) -> int:
+    """Append completed runs to the committed records; returns how many were new."""
+    target, known = RECORDS / report, committed(report)
+    found = [r for s in specs for r in [_read(folder(s)) or _read(folder(s.on_gpu()))] if r]
+    new = {r["hash"]: r for r in found if r["hash"] not in known}
+    if not new:
+        return 0
+    target.mkdir(parents=True, exist_ok=True)
+    frames = [pd.read_parquet(r["folder"] / "examples.parquet").assign(run=r["run"]) for r in new.values()]
+    part = len(list(target.glob("examples-*.parquet")))
+    while frames:                                       # files of at most LIMIT bytes, a whole number of runs in each
+        for size in range(len(frames), 0, -1):
+            file = target / f"examples-{part:03d}.parquet"
+            pd.concat(frames[:size]).to_parquet(file, compression="zstd", index=False)
+            if file.stat().st_size <= LIMIT:
+                break
+        frames, part = frames[size:], part + 1
+    lines = [canonical({k: v for k, v in r.items() if k != "folder"}) for r in [*known.values(), *new.values()]]
+    write(target / "runs.jsonl", "\n".join(sorted(lines, key=lambda x: json.loads(x)["run"])) + "\n")
+    committed.cache_clear()
+    _landed_files.cache_clear()
+    return len(new)
+
+
+def discard(spec: Spec, what: str):
+    """Remove a run's checkpoints or weights."""
+    path = folder(spec) / what
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verb = parser.add_subparsers(dest="verb", required=True).add_parser("land")
+    params.add_arguments(verb)
+    args = parser.parse_args()
+    p = params.from_args(args)
+    if p.profile == "quick":
+        raise UserError("only runs on real data are landed; say --profile real or paper")
+    print(f"{land(p.report, plan(p))} new records in records/{p.report}")
+    return 0
+
+
+if __name__ == "__main__":
+    params.main(main)

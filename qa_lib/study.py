@@ -1,0 +1,257 @@
+"""A study: what is missing → trained, in this process or in worker processes; estimates and progress.
+
+    python -m qa_lib.study REPORT [--profile P] [--size S] [--data DIR] [--workers N] [--fresh] [--yes] [--dry-run] [--fetch]
+
+Make decides what to render, the run store decides what to train: only runs without a complete record are trained.
+Everything that can be refused is refused before the first training starts.
+"""
+import argparse
+import os
+import shutil
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+
+import pandas as pd
+import psutil
+import torch
+from filelock import FileLock, Timeout
+
+from qa_lib import data, encoders, params, runs
+from qa_lib.params import Spec, UserError
+
+HOURS = 12          # above this a study stops unless told YES=1
+CHARACTERS = 4.4    # of English text per word piece, for the estimate
+
+
+class Progress:
+    """One line for the run at hand, rewritten on a terminal, printed now and then in a notebook or a log."""
+
+    def __init__(self, live: bool | None = None):
+        self.live = sys.stdout.isatty() if live is None else live
+        self.shown = 0.0
+
+    def __call__(self, line: str):
+        if time.monotonic() - self.shown >= (0.5 if self.live else 15) or "  step " not in line:
+            print(f"\r\033[K  {line}" if self.live else f"  {line}", end="" if self.live else "\n", flush=True)
+            self.shown = time.monotonic()
+
+
+def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
+    """The runs to train, parents before children: those without a complete record, and any parent whose weights
+    a missing child needs and nobody kept."""
+    order: dict[str, Spec] = {}
+
+    def visit(spec: Spec):
+        for parent in spec.parents:
+            if not (runs.folder(parent) / "model.safetensors").exists():
+                visit(parent)
+        order.setdefault(spec.hash, spec)
+
+    for spec in specs:
+        if runs.find(spec, fresh) is None:
+            visit(spec)
+    return list(order.values())
+
+
+def parents(specs: list[Spec]) -> set[str]:
+    return {p.hash for s in specs for p in s.parents}
+
+
+def work(spec: Spec) -> float:
+    """Tokens a run has to go through, a token that is only scored counting a third. Loads and so checks its data."""
+    train, validation, _ = data.mixture(spec)
+
+    def tokens(rows: list[dict]) -> float:
+        return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
+
+    scored = sum(tokens(rows) for _, rows in data.tests(spec).values())
+    return spec.epochs * (tokens(train) + tokens(validation) / 3) + scored / 3
+
+
+def rate(spec: Spec) -> float:
+    """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
+    encoder, _ = encoders.load(spec.encoder, spec.blocks)
+    device = "cuda" if spec.threads == "cuda" else "cpu"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if device == "cuda" else spec.threads)
+    model = encoders.SpanModel(encoder).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(1000, 2000, (spec.batch_size, 128), device=device)
+    for step in range(3):
+        if step == 1:  # the first warms up
+            began = time.monotonic()
+        with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16"):
+            out = model(start_positions=ids[:, 0] % 128, end_positions=ids[:, 1] % 128, input_ids=ids,
+                        attention_mask=torch.ones_like(ids))
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        out.loss.item()
+    torch.set_num_threads(before)
+    return 2 * ids.numel() / (time.monotonic() - began)
+
+
+def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
+    """(tokens of each run, hours in all, disk in GB). Raises UserError where the disk is too small."""
+    tokens = {s.hash: work(s) for s in todo}
+    kinds = {(s.weights, s.blocks, s.batch_size): s for s in todo}
+    speed = {kind: rate(s) for kind, s in kinds.items()}
+    hours = sum(tokens[s.hash] / speed[s.weights, s.blocks, s.batch_size] for s in todo) / 3600
+    size = 4 * max((sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in todo), default=0)
+    disk = (2 * 3 * size * workers + size * len(parents(todo)) + 20 * sum(tokens.values())) / 1e9  # checkpoints, weights, features
+    runs.RUNS.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(runs.RUNS).free / 1e9
+    if todo and free < disk:
+        raise UserError(f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
+                        "set QA_RUNS to a folder on a larger disk")
+    return tokens, hours / min(workers, max(1, len(todo))), disk
+
+
+def at_once(specs: list[Spec]) -> int:
+    """Runs to train at once where nobody said: on CPU as many as fill the cores, at most four, 3 GB of memory each."""
+    if torch.cuda.is_available() or not specs:
+        return 1
+    memory = psutil.virtual_memory().available // (3 * 2**30)
+    return int(max(1, min(os.cpu_count() // specs[0].threads, memory, 4, len(specs))))
+
+
+def fetch(p):
+    """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
+    for name in p.domains:
+        part = data.splits(name, p.source, p.data, p.bad_rows)
+        print(f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows; "
+              + ", ".join(f"{v} {k}" for k, v in part.counts.items() if v))
+    encoders.load(p.encoder)
+    print(f"encoder {p.encoder}: {encoders.weights(p.encoder)[:12]}")
+
+
+def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, dry_run: bool = False,
+        live: bool | None = None) -> pd.DataFrame:
+    """Train what a report's plan is missing; returns one row per run: run, seconds, trained (now or found).
+
+    Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
+    """
+    specs = runs.plan(p)
+    if torch.cuda.is_available():
+        specs = [s.on_gpu() for s in specs]
+    print(f"study {p.report}, profile {p.profile}, size {p.size}: {len(specs)} runs", end="", flush=True)
+    todo = missing(specs, fresh)
+    print(f", {len(todo)} to train", flush=True)
+    if todo:
+        runs.RUNS.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(runs.RUNS / f"{p.report}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"another study of {p.report} is training here; waiting for it", flush=True)
+            lock.acquire()
+        try:
+            todo = missing(specs, fresh)  # what the other one left
+            workers = workers or at_once(todo)
+            tokens, hours, disk = estimate(todo, workers)
+            amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
+            where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+            print(f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk", flush=True)
+            if hours > HOURS and not yes:
+                raise UserError(f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds")
+            if not dry_run:
+                _train(todo, tokens, workers, parents(todo), live)
+        finally:
+            lock.release()
+    found = {s.hash: runs.find(s, fresh) for s in specs}
+    return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if s in todo else "found"}
+                         for s in specs if (r := found[s.hash])])
+
+
+def _one(spec: Spec, keep: bool, live: bool | None):
+    """Train one run and end its progress line; the disk's end is the user's to mend."""
+    from qa_lib import train  # after the choice of threads
+
+    progress = Progress(live)
+    try:
+        record = train.train(spec, progress, keep_weights=keep)
+    except OSError as e:
+        if e.errno == 28:
+            raise UserError(f"the disk of {runs.RUNS} is full; make room, the same command goes on from here") from None
+        raise
+    scores = ", ".join(f"{name} EM {m['em']:.1f}" for name, m in record["metrics"].items())
+    progress(f"{spec.run}  {record['seconds']:.0f} s  {scores}")
+    if progress.live:
+        print(flush=True)
+
+
+def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[str], live: bool | None):
+    """Train runs, parents before children, and drop a parent's weights when its last child is done."""
+    began, done, waiting = time.monotonic(), [], list(todo)
+
+    def finished(spec: Spec):
+        done.append(spec)
+        left = sum(tokens[s.hash] for s in todo if s not in done)
+        seconds = (time.monotonic() - began) * left / sum(tokens[s.hash] for s in done)
+        print(f"{len(done)}/{len(todo)} runs, about {seconds / 60:.0f} min left", flush=True)
+        for p in spec.parents:
+            if not any(p.hash in parents([s]) for s in todo if s not in done):
+                runs.discard(p, "model.safetensors")
+
+    if workers == 1:
+        for spec in todo:
+            _one(spec, spec.hash in keep, live)
+            finished(spec)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    going = {}
+    try:
+        while waiting or going:
+            ids = {s.hash for s in todo if s not in done}
+            for spec in [s for s in waiting if not ids & parents([s])][:2 * workers - len(going)]:
+                waiting.remove(spec)
+                going[pool.submit(_one, spec, spec.hash in keep, False)] = spec
+            for future in wait(going, return_when=FIRST_COMPLETED).done:
+                future.result()
+                finished(going.pop(future))
+    except BaseException:
+        for process in (pool._processes or {}).values():  # a run goes on from its checkpoint the next time
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def compare(p):
+    """Print ours against committed, per run and test set."""
+    known = runs.committed(p.report)
+    for spec in runs.plan(p):
+        for s in (spec.on_gpu(), spec):
+            ours, theirs = runs.find(s, fresh=True), known.get(s.hash)
+            for name in s.tests if ours and theirs else []:
+                print(f"{s.run}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    params.add_arguments(parser)
+    parser.add_argument("--workers", type=int, help="runs trained at once; by default what fills the cores")
+    parser.add_argument("--fresh", action="store_true", help="ignore committed records, retrain, compare")
+    parser.add_argument("--yes", action="store_true", help=f"start even what takes more than {HOURS} hours")
+    parser.add_argument("--dry-run", action="store_true", help="estimate only")
+    parser.add_argument("--fetch", action="store_true", help="fetch and verify data and encoder only")
+    args = parser.parse_args()
+    p = params.from_args(args, size="full" if torch.cuda.is_available() else "small")
+    if args.fetch:
+        fetch(p)
+        return 0
+    if p.profile == "real" and not args.size and not args.fresh and runs.committed(p.report):
+        print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
+    else:
+        run(p, args.workers, args.fresh, args.yes, args.dry_run)
+        if args.fresh:
+            compare(p)
+    if not args.dry_run:
+        print(runs.write_ledger(p, runs.plan(p)))
+    return 0
+
+
+if __name__ == "__main__":
+    params.main(main)

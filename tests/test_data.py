@@ -1,0 +1,132 @@
+"""Reading, splits, mixtures, disjointness."""
+import gzip
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from qa_lib import data, params, runs, sources
+from qa_lib.params import Dataset, UserError
+
+
+def row(i: int, **changes) -> dict:
+    context = f"The mill at Brun{i} was built in {1800 + i} by Osk{i}."
+    return {"id": f"r{i}", "title": f"t{i // 3}", "context": context, "question": f"Who built the mill at Brun{i}?",
+            "answers": {"text": [f"Osk{i}"], "answer_start": [context.index(f"Osk{i}")]}} | changes
+
+
+def write(path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as f:
+        f.writelines(json.dumps(r) + "\n" if isinstance(r, dict) else r for r in rows)
+
+
+@pytest.fixture
+def own(monkeypatch, tmp_path):
+    """A folder dataset "own" of the given rows, and how to split it."""
+    def make(train, test, **fields):
+        write(tmp_path / "train.jsonl", train)
+        write(tmp_path / "test.jsonl", test)
+        found = {"own": Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **fields)}
+        monkeypatch.setattr(params, "datasets", lambda source: found)
+        data.splits.cache_clear()
+        return str(tmp_path)
+
+    yield make
+    data.splits.cache_clear()
+
+
+def test_four_formats_give_the_same_rows(tmp_path):
+    rows = [row(i) for i in range(4)]
+    write(tmp_path / "a.jsonl", rows)
+    write(tmp_path / "a.jsonl.gz", rows)
+    pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
+    nested = {"data": [{"title": r["title"], "paragraphs": [{"context": r["context"], "qas": [
+        {"id": r["id"], "question": r["question"],
+         "answers": [{"text": r["answers"]["text"][0], "answer_start": r["answers"]["answer_start"][0]}]}]}]} for r in rows]}
+    (tmp_path / "a.json").write_text(json.dumps(nested))
+    found = [sources.read(tmp_path / f, "own", "stop", data.Counter()) for f in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.json")]
+    assert all(f == found[0] for f in found) and len(found[0]) == 4 and found[0][0]["domain"] == "own"
+
+
+def test_a_malformed_line_is_named(tmp_path):
+    write(tmp_path / "a.jsonl", [row(0), '{"id": "broken",\n', row(1)])
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* bad_rows=skip"):
+        sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
+    counts = data.Counter()
+    assert len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 2 and counts["malformed"] == 1
+
+
+def test_misplaced_answers_are_counted_never_moved(tmp_path):
+    rows = [row(i) for i in range(9)]
+    for r in rows[2:7]:
+        r["answers"] = {"text": r["answers"]["text"], "answer_start": [0]}
+    write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match=r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4;"):
+        sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
+    counts = data.Counter()
+    assert len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 4 and counts["misplaced answers"] == 5
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
+        sources.read(tmp_path / "none.jsonl", "own", "stop", data.Counter())
+
+
+def test_a_planted_leak_is_dropped_and_counted(own):
+    """The same text under another id, other case and other spaces, in training and in test."""
+    train, test = [row(i) for i in range(30)], [row(i) for i in range(30, 36)]
+    leak = dict(train[7], id="leak", title="elsewhere", question=train[7]["question"].upper() + "  ")
+    found = data.splits("own", "folder", own(train, test + [leak], validation_rows=6))
+    ids = [{r["id"] for r in part} for part in (found.train, found.validation, found.test)]
+    assert "leak" in ids[2] and "r7" not in ids[0] | ids[1]
+    assert found.counts["copies of held-out rows dropped"] == 1
+    pairs = [{data.pair(r) for r in part} for part in (found.train, found.validation, found.test)]
+    assert not pairs[0] & pairs[1] and not pairs[0] & pairs[2] and not pairs[1] & pairs[2]
+    titles = [{r["title"] for r in part} for part in (found.train, found.validation)]
+    assert not titles[0] & titles[1] and len(found.validation) >= 6
+
+
+@pytest.mark.parametrize("name", ["encyclopaedia", "biomedicine"])
+def test_embedded_splits_share_no_text_and_no_entity(name):
+    found = data.splits(name, "embedded")
+    parts = (found.train, found.validation, found.test)
+    for part in ("pair", "title"):
+        sets = [{data.pair(r) if part == "pair" else r["title"] for r in rows} for rows in parts]
+        assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2], part
+
+
+def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
+    def chosen(ratio, seed=0, variant="v-db"):
+        spec = runs.plan(tiny(ratios=[ratio], seeds=[seed]))[0].model_copy(update={"variant": variant})
+        return [r["id"] for r in data.mixture(spec)[0]]
+
+    half, most = chosen(0.5), chosen(0.75)
+    assert set(half[:24]) <= set(most[:36]) and len(half) == len(most) == 48
+    assert chosen(0.5, variant="exbert") == half and chosen(0.5, seed=1) != half
+    assert [r.split("-")[0] for r in half] == sorted((r.split("-")[0] for r in half), reverse=half[0] > half[-1])
+
+
+def test_too_few_rows_say_which_set_and_how_many(tiny):
+    spec = runs.plan(tiny(train_rows=100_000))[0]
+    with pytest.raises(UserError, match=r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"):
+        data.mixture(spec)
+
+
+def test_a_changed_listed_file_is_refused(own, monkeypatch):
+    folder = own([row(i) for i in range(9)], [row(9)])
+    monkeypatch.setattr(data, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})
+    with pytest.raises(UserError, match="is not the file DATA.md lists"):
+        data.splits("own", "folder", folder)
+
+
+def test_the_hub_is_refused_in_one_sentence_offline():
+    p = params.load("exbert", "paper")
+    with pytest.raises(UserError, match=r"cannot be had from the hub .*PROFILE=quick .*PROFILE=real DATA=folder"):
+        runs.plan(p)
+
+
+def test_fingerprints_need_no_data_for_listed_files():
+    print_ = data.fingerprint("squad", "folder", None)
+    assert re.fullmatch("[0-9a-f]{64}", print_) and print_ == data.fingerprint("squad", "folder", "/nowhere")

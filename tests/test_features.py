@@ -1,0 +1,120 @@
+"""Windows and labels, the order of examples, and — where DATA points at it — all of real SQuAD."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qa_lib import data, encoders, features
+from qa_lib.params import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return encoders.load("minilm", 1)[1]
+
+
+def smallest_cover(offsets: np.ndarray, begin: int, stop: int) -> tuple[int, int]:
+    """By definition, in a plain loop: the last token that starts no later than the answer …"""
+    inside = [i for i in range(len(offsets)) if offsets[i, 1] > 0]
+    spans = [(j - i, i, j) for i in inside for j in inside if i <= j and offsets[i, 0] <= begin and offsets[j, 1] >= stop]
+    return min(spans)[1:] if spans else (0, 0)
+
+
+def check(rows, windows) -> tuple[int, list[str]]:
+    """Every labelled window: a cover of the gold characters that loses them when it is cut at either end, and equal
+    to the gold text but for the ends inside a word piece. Returns labelled windows and the ids of the exceptions."""
+    labelled, inside_piece = 0, []
+    columns = windows.with_format("numpy")
+    for w in range(len(windows)):
+        window = columns[w]
+        row, offsets = rows[int(window["row"])], window["offsets"].reshape(-1, 2)
+        first, last = int(window["start_positions"]), int(window["end_positions"])
+        begin, gold = row["answers"]["answer_start"][0], row["answers"]["text"][0]
+        stop = begin + len(gold)
+        if first == 0:
+            held = offsets[offsets[:, 1] > 0]
+            assert not len(held) or held[0, 0] > begin or held[-1, 1] < stop, row["id"]
+            continue
+        labelled += 1
+        core = (begin + len(gold) - len(gold.lstrip()), stop - len(gold) + len(gold.rstrip()))
+        assert offsets[first, 0] <= core[0] and offsets[last, 1] >= core[1], row["id"]           # covers
+        assert offsets[first, 1] > begin and offsets[last, 0] < stop, row["id"]                  # smallest
+        text = row["context"][offsets[first, 0]:offsets[last, 1]]
+        if text != gold.strip():
+            assert gold.strip() in text, row["id"]
+            assert begin > offsets[first, 0] or stop < offsets[last, 1], row["id"]
+            inside_piece.append(row["id"])
+    return labelled, inside_piece
+
+
+def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
+    rows = data.splits("encyclopaedia", "embedded").train[:300]
+    windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
+    assert len(windows) > len(rows)                                       # some overflow
+    labelled, inside_piece = check(rows, windows)
+    assert labelled >= len(rows)                                          # every answer stands in at least one window
+    columns = windows.with_format("numpy")
+    for w in range(0, len(windows), 7):
+        window = columns[w]
+        row, offsets = rows[int(window["row"])], window["offsets"].reshape(-1, 2)
+        begin = row["answers"]["answer_start"][0]
+        assert smallest_cover(offsets, begin, begin + len(row["answers"]["text"][0])) == (
+            int(window["start_positions"]), int(window["end_positions"])), row["id"]
+
+
+@pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: make test DATA=path/to/data")
+def test_every_label_of_real_squad(tokenizer, tmp_path):
+    rows = data.splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
+    labelled, inside_piece = check(rows, features.windows(rows, tokenizer, 384, 128, tmp_path))
+    print(f"\n{labelled} labelled windows of {len(rows)} questions; {len(inside_piece)} answers begin or end inside a word "
+          f"piece: {', '.join(inside_piece)}")
+    assert len(inside_piece) < 0.01 * len(rows)
+
+
+def test_unanswerable_rows_point_at_cls(tokenizer, tmp_path):
+    rows = [{"id": "a", "title": "", "domain": "d", "is_impossible": True, "context": "A short text.", "question": "Who?",
+             "answers": {"text": [], "answer_start": []}}]
+    window = features.windows(rows, tokenizer, 64, 16, tmp_path)[0]
+    assert (window["start_positions"], window["end_positions"]) == (0, 0)
+
+
+def test_a_long_question_leaves_room_for_context(tokenizer, tmp_path):
+    rows = [dict(data.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
+    assert all(w["first"] <= features.MAX_QUESTION + 2 for w in features.windows(rows, tokenizer, 128, 32, tmp_path))
+
+
+def test_the_cache_is_read_again_and_follows_the_content(tokenizer, tmp_path):
+    rows = data.splits("encyclopaedia", "embedded").train[:20]
+    features.windows(rows, tokenizer, 96, 24, tmp_path)
+    features.windows(rows, tokenizer, 96, 24, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    features.windows([dict(rows[0], question="Other?")] + rows[1:], tokenizer, 96, 24, tmp_path)
+    features.windows(rows, tokenizer, 96, 16, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("order", ["trainer", "sequential", "shuffled"])
+def test_orders(order):
+    rng = np.random.default_rng(0)
+    lengths, domains = list(rng.integers(20, 300, 1000)), ["a"] * 600 + ["b"] * 400
+    sampler = features.BucketSampler(lengths, domains, 16, order, seed=0)
+    sampler.set_epoch(0)
+    first = list(sampler)
+    assert sorted(first) == list(range(1000)) and list(sampler) == first
+    sampler.set_epoch(1)
+    assert (list(sampler) == first) == (order != "trainer")
+    seen = [domains[i] for i in first]
+    assert (seen == domains) == (order == "sequential")
+    padded = sum(16 * max(lengths[i] for i in first[k:k + 16]) for k in range(0, 992, 16))
+    assert padded < 1.1 * sum(lengths)                                    # little padding
+    assert list(features.BucketSampler(lengths, domains, 16, order, seed=1)) != first
+
+
+def test_encoder_errors_are_sentences(tmp_path):
+    with pytest.raises(UserError, match="blocks: 7 asked for, but encoder minilm has 6"):
+        encoders.load("minilm", 7)
+    with pytest.raises(UserError, match="encoder folder .* has no config.json"):
+        encoders.weights(str(tmp_path))
+    with pytest.raises(UserError, match="does not exist"):
+        encoders.weights("./none")

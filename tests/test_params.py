@@ -1,0 +1,73 @@
+"""Parameters: strictness, places, and the identity of a run."""
+import pytest
+
+from qa_lib import params, runs
+from qa_lib.params import UserError
+
+
+@pytest.mark.parametrize("profile", ["quick", "real", "paper"])
+def test_every_yaml_validates(profile):
+    p = params.load("exbert", profile)
+    assert p.profile == profile and p.report == "exbert"
+    for source in ("embedded", "folder", "hub"):
+        assert params.datasets(source)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"learnig_rate": 1e-4}, ["learnig_rate", "did you mean learning_rate"]),
+    ({"learning_rate": "1e-5"}, ["learning_rate", "'1e-5'", "text", "write 1e-05"]),
+    ({"ratios": [1.2]}, ["ratios", "1.2", "between 0 and 1"]),
+    ({"epochs": 0}, ["epochs", "greater than 0"]),
+    ({"order": "random"}, ["order", "'random'", "sequential"]),
+    ({"seeds": []}, ["seeds", "at least 1"]),
+    ({"stride": 300}, ["stride: 300", "max_length 384"]),
+    ({"blocks": 1.5}, ["blocks"]),
+])
+def test_a_wrong_parameter_is_one_sentence(changes, words):
+    with pytest.raises(UserError) as e:
+        params.load("exbert", "quick", changes)
+    sentence = str(e.value)
+    assert "\n" not in sentence and sentence.startswith("-p ")
+    assert all(w in sentence for w in words), sentence
+
+
+def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
+    for file in ("params/exbert.yaml", "params/quick/exbert.yaml"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text((params.ROOT / file).read_text())
+    quick = tmp_path / "params/quick/exbert.yaml"
+    lines = quick.read_text().splitlines()
+    line = next(i for i, x in enumerate(lines, 1) if x.startswith("learning_rate"))
+    lines[line - 1] = "learning_rate: 1e-5"
+    quick.write_text("\n".join(lines))
+    monkeypatch.setattr(params, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=rf"params/quick/exbert.yaml, line {line}: learning_rate: '1e-5' is read as text"):
+        params.load("exbert", "quick")
+
+
+def test_notebook_names_are_checked():
+    names = {**params.load("exbert", "quick").model_dump(), "params": params, "_private": 1, "In": []}
+    assert params.from_names("exbert", names) == params.load("exbert", "quick")
+    with pytest.raises(UserError, match="notebook parameter learnig_rate is not a parameter; did you mean learning_rate"):
+        params.from_names("exbert", names | {"learnig_rate": 1e-4})
+
+
+def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
+    spec = runs.plan(tiny())[0]
+    same = {"variant": "other", "tests": spec.tests[:1], "domains": ["a", "b"], "encoder": "elsewhere", "folder": "/x"}
+    for key, value in same.items():
+        assert spec.model_copy(update={key: value}).hash == spec.hash, key
+    other = {"seed": 1, "learning_rate": 1e-5, "threads": 2, "precision": "fp32", "weights": "w", "rows": [1, 47],
+             "fingerprints": ["x", "y"], "order": "sequential", "parents": [spec], "blocks": 2}
+    hashes = {spec.model_copy(update={key: value}).hash for key, value in other.items()}
+    assert len(hashes | {spec.hash}) == len(other) + 1
+
+
+def test_golden_hash():
+    """Changing a default, a field's name or the canonical form orphans every record: bump RECIPE instead, knowingly."""
+    spec = params.Spec(report="exbert", variant="v-db", profile="real", size="full", seed=0, source="folder", domains=["a", "b"],
+                       fingerprints=["f", "g"], rows=[3200, 800], validation_rows=500, tests=["a"], encoder="minilm",
+                       weights="w", max_length=384, stride=128, batch_size=16, learning_rate=1e-4, epochs=2.0, warmup=0.0,
+                       weight_decay=0.01, clip=1.0, precision="bf16", threads=2)
+    assert spec.hash == "81d5e2be811bbca329145563e74d3e3a1389582fe8e78a79881c68978670d562"
+    assert spec.on_gpu().hash != spec.hash

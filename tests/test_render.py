@@ -1,0 +1,127 @@
+"""A planted notebook as a page: self-contained, accessible, safe; failures; one table alone."""
+import re
+from pathlib import Path
+
+import bs4
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from qa_lib import params, render, report
+from qa_lib.params import UserError
+
+TITLE = "# A study\n\nThe claim."
+MATHS = """## The *idea*
+
+For $x_i < y$, with <script>alert(1)</script> and [a link](javascript:alert(1)):
+
+$$\\mathcal{L} = -\\sum_{i=1}^{T} \\log p_i$$
+"""
+DRAW = """import matplotlib.pyplot as plt, pandas as pd
+fig = plt.figure(figsize=(1, 1))
+page.save_figure(P, "fig_a", fig, "Caption <b>", "What it shows", pd.DataFrame({"run": ["a-b"]}))"""
+STREAM = r"print('\x1b[31mred\x1b[0m 1%\r\x1b[31mred\x1b[0m <b>100%'); import sys; print('/secret', file=sys.stderr)"
+
+
+def code(source: str, *tags: str):
+    return new_code_cell(source, metadata={"tags": list(tags)})
+
+
+SETUP = [code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
+         code("from qa_lib import params, report as page\nfrom pathlib import Path\n"
+              "P = params.load('exbert', 'quick'); page.runs.FIGURES = Path(data)", "setup")]
+WRITE = "page._write(P, '{0}.txt', 'drawn')"
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """Render a notebook of these cells; everything goes to tmp_path/exbert/quick."""
+    def rendered(*cells, name=None) -> Path:
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        nb = new_notebook(cells=[new_markdown_cell(TITLE), *SETUP, *cells])
+        nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
+        monkeypatch.setattr(render, "ROOT", tmp_path)
+        monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
+        render.render(params.load("exbert", "quick", {"data": str(tmp_path)}), name)
+        return folder
+
+    folder = tmp_path / "exbert" / "quick"
+    folder.mkdir(parents=True)
+    return rendered
+
+
+def test_page(plant):
+    folder = plant(new_markdown_cell(MATHS), code(DRAW, "fig_a"), code(STREAM),
+                   code("'<script>alert(2)</script>'"), new_markdown_cell("## Data & more"))
+    text = (folder / "report.html").read_text()
+    soup = bs4.BeautifulSoup(text, "html.parser")
+    # nothing is requested, nothing runs
+    assert not soup.find_all(["script", "iframe", "object", "embed"])
+    addresses = [e[a] for e in soup.find_all(True) for a in ("src", "href", "action", "data") if e.has_attr(a)]
+    assert all(a.startswith(("data:", "#")) for a in addresses), addresses
+    assert "@import" not in text and "url(" not in text and "javascript:" not in text
+    assert "default-src 'none'" in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
+    # structure
+    assert soup.html["lang"] == "en" and len(soup.find_all("h1")) == 1
+    assert soup.find("header").strong.text == "QUICK" and "A study [QUICK]" == soup.title.text
+    assert [a["href"] for a in soup.nav.find_all("a")] == ["#the-idea", "#data-more"]
+    for a in soup.find_all("a"):
+        assert a["href"] == "data:," or soup.find(id=a["href"][1:]), a
+    assert soup.find("a", class_="skip")["href"] == "#main" and soup.main["id"] == "main"
+    # maths, image, code, output
+    assert {m.get("display") for m in soup.find_all("math")} == {"inline", "block"}
+    assert soup.munderover and "$" not in soup.main.text
+    image = soup.find("img")
+    assert image["src"].startswith("data:image/png;base64,") and image["alt"] == "What it shows"
+    folded = soup.find_all("details", class_="code")
+    assert len(folded) == 5 and not any(d.has_attr("open") for d in folded)
+    assert "Code of fig_a" in [d.summary.text.strip() for d in folded]
+    assert [d.pre.text for d in soup.find_all("details", class_="log")] == ["red <b>100%\n"]
+    assert "/secret" not in text and "&lt;script&gt;alert(2)" in text and "\x1b" not in text
+
+
+def test_parameters_are_said_once_with_their_comments(plant):
+    text = (plant() / "report.html").read_text()
+    shown = bs4.BeautifulSoup(text, "html.parser").find("details", class_="code")
+    assert shown.summary.text.strip() == "Parameters"
+    assert "seeds = [0, 1]  # how many" in shown.pre.text and text.count("how many") == 1
+    assert "papermill" not in nbformat.read(plant() / "report.ipynb", 4).metadata
+
+
+def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_path, capsys):
+    page = tmp_path / "exbert" / "quick" / "report.html"
+    page.write_text("earlier")
+    with pytest.raises(SystemExit) as stop:
+        params.main(lambda: plant(code("raise params.UserError('seeds: say how many')")))
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith("error: seeds: say how many\n")
+    with pytest.raises(SystemExit, match=r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"):
+        plant(code("x = 1\nx / 0"))
+    assert page.read_text() == "earlier" and [f.name for f in page.parent.iterdir()] == ["report.html"]
+
+
+def test_only_draws_one_thing(plant, tmp_path):
+    cells = [code("1 / 0"), code(WRITE.format("table_a"), "table_a"), code(WRITE.format("fig_b"), "fig_b")]
+    assert [f.name for f in plant(*cells, name="fig_b").iterdir()] == ["fig_b.txt"]
+    with pytest.raises(UserError, match="no table or figure fig_c; the page has table_a, fig_b"):
+        plant(*cells, name="fig_c")
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast():
+    css = (Path(report.__file__).parent / "page" / "page.css").read_text()
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", css.split(":root {")[i])) for i in (1, 2))
+    for scheme in (light, dark):
+        for ink in set(scheme) - {"page", "box", "line"}:
+            assert min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5, ink
+    assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
+    assert all(contrast("#ffffff", colour) >= 3 for _, colour in report.MODELS.values())

@@ -1,0 +1,117 @@
+"""Tables, figures, provenance: no number without a run, the same bytes for the same numbers."""
+import re
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from qa_lib import encoders, params, report, runs
+from qa_lib.params import UserError
+
+P = params.load("exbert", "quick")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
+    return tmp_path / "exbert" / "quick"
+
+
+def ledger(seeds=(0, 1)) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"run": f"v-db-{r:.0%}-s{s}-{i}{s}ab", "variant": "v-db", "ratio": r, "seed": s,
+         "set": "one", "metric": m, "value": 40 + 20 * r + s + 5 * (m == "f1"), "n": 1234}
+        for i, r in enumerate((1.0, 0.0, 0.6)) for s in seeds for m in ("em", "f1")])
+
+
+def draw(frame: pd.DataFrame) -> str:
+    _, axes = plt.subplots()
+    axes.plot([0, 1], [1, 2])
+    return report.save_figure(P, "fig_x", axes, "A caption.", "What it shows.", frame)
+
+
+def test_a_number_without_a_run_is_never_drawn(folder):
+    frame = ledger()
+    for bare in (frame.drop(columns="run"), frame[:0], frame.assign(run=None),
+                 frame.assign(run=[("a", None)] * len(frame)), frame.assign(run=[()] * len(frame))):
+        with pytest.raises(UserError, match="names no run"):
+            report.save_table(P, "table_x", bare, "A caption.")
+        with pytest.raises(UserError, match="names no run"):
+            draw(bare)
+    assert not folder.exists()
+
+
+def test_the_same_numbers_give_the_same_bytes(folder):
+    def write() -> dict[str, bytes]:
+        report.save_table(P, "table_x", report.by_seed(ledger(), ["ratio", "set"]), "A caption.")
+        draw(ledger())
+        return {f.name: f.read_bytes() for f in folder.iterdir()}
+
+    first = write()
+    assert set(first) == {"table_x.csv", "table_x.md", "table_x.tex", "fig_x.png", "fig_x.svg"}
+    assert write() == first
+    assert not any(re.search(rb"20\d\d-\d\d-\d\d|[Mm]atplotlib v", content) for content in first.values())
+
+
+def test_mean_sd_seeds_and_runs_are_shown(folder):
+    shown = report.save_table(P, "table_x", report.by_seed(ledger(), ["ratio", "set"]), "A caption.")
+    for text in ("QUICK", "n = 2 seeds.", "40.5 ± 0.7", "1,234", "10ab 11ab", "v-db-60%-s1-21ab",
+                 '<th scope="col" class=number>EM</th>', '<th scope="row" class=number>0.0</th>'):
+        assert text in shown
+    assert "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab" in (
+        folder / "table_x.csv").read_text()
+    assert "QUICK" in (folder / "table_x.md").read_text()
+    assert r"% run v-db-0%-s0-10ab" in (folder / "table_x.tex").read_text()
+
+
+def test_one_seed_is_marked():
+    one = report.by_seed(ledger(seeds=[0]), ["ratio", "set"])
+    shown = report.save_table(P, "table_x", one, "A caption.")
+    assert "n = 1 seed: no spread." in shown and "<td>1 of 2, no spread</td>" in shown
+    assert "±" not in shown
+    assert "n = 1 seed: no spread." in draw(ledger(seeds=[0]))
+
+
+def test_missing_seeds_are_counted():
+    frame = ledger()
+    frame = frame[(frame["ratio"] > 0) | (frame["seed"] == 0)]
+    assert "n = 1 to 2 seeds." in draw(frame)
+
+
+def test_dataset_text_is_never_markup(folder):
+    evil = "<script>alert('1|2')</script> & co_1 \\input{x}"
+    frame = pd.DataFrame({"question": [evil], "run": "a-b"})
+    shown = report.save_table(P, "table_x", frame, evil)
+    assert "<script" not in shown and shown.count("&lt;script&gt;") == 2
+    assert "<script" not in (folder / "table_x.md").read_text() and r"1\|2" in (folder / "table_x.md").read_text()
+    assert r"\& co\_1  input\{x\}" in (folder / "table_x.tex").read_text()
+    fig = report.save_figure(P, "fig_x", plt.figure(), evil, f'{evil}" onload="x', frame)
+    assert "<script" not in fig and '" onload' not in fig
+
+
+def test_mixtures_stand_in_order():
+    assert list(report.named(ledger())["mixture"].cat.categories) == ["0:100", "60:40", "100:0"]
+
+
+def test_source_shows_the_librarys_lines():
+    shown = report.source(encoders.SpanModel.forward)
+    assert re.match(r"`qa_lib/encoders.py`, line \d+:\n\n```python\ndef forward\(", shown)
+
+
+def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
+    environment = {"commit": commit, "dirty": dirty, "device": "CPU, 1 thread", "processor": "Chip 1",
+                   "platform": "Linux", "python": "3.11.2", "torch": "2.13", "transformers": "5.23"}
+    spec = {"domains": ["one", "two"], "fingerprints": ["f" * 64, "e" * 64], "encoder": "minilm",
+            "weights": "d" * 64}
+    return {"run": "v-db-s0-ab", "seconds": 100.4, "created": "2026-11-20T10:00:00+00:00",
+            "environment": environment, "spec": spec} | changed
+
+
+def test_provenance_is_read_from_the_records(monkeypatch):
+    found = [record(), record(), record(dirty=True, created="2026-11-22T10:00:00+00:00")]
+    monkeypatch.setattr(runs, "records", lambda specs: [(None, r) for r in found])
+    text = report.provenance(P, [])
+    assert ("2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
+            "(Chip 1, Linux) with Python 3.11.2, torch 2.13 and transformers 5.23.") in text
+    assert "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted" in text
+    assert "one ffffffffffff, two eeeeeeeeeeee" in text and "no number here is a result" in text

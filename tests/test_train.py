@@ -1,0 +1,222 @@
+"""One run end to end, killed and resumed, its record, its parents; the model against transformers' own."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertForQuestionAnswering
+
+from qa_lib import data, encoders, runs, study, train
+from qa_lib.params import ROOT, UserError
+
+
+def scores(record: dict) -> dict:
+    return {name: (m["em"], m["f1"], m["loss"]) for name, m in record["metrics"].items()}
+
+
+def test_span_model_equals_transformers_and_survives_saving(tmp_path):
+    encoder, _ = encoders.load("minilm", 2)
+    model = encoders.SpanModel(encoder, head_dropout=0.0).eval()
+    peer = BertForQuestionAnswering(encoder.config).eval()
+    peer.bert.load_state_dict(encoder.state_dict())
+    peer.qa_outputs.load_state_dict(model.head.state_dict())
+    ids = torch.randint(1000, 2000, (3, 40))
+    mask = torch.ones_like(ids)
+    labels = {"start_positions": torch.tensor([3, 0, 9]), "end_positions": torch.tensor([4, 0, 12])}
+    ours, theirs = model(input_ids=ids, attention_mask=mask, **labels), peer(input_ids=ids, attention_mask=mask, **labels)
+    torch.testing.assert_close(ours.loss, theirs.loss)
+    torch.testing.assert_close(ours.start_logits, theirs.start_logits)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again = encoders.SpanModel(encoders.load("minilm", 2)[0]).eval()
+    again.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(again(input_ids=ids, attention_mask=mask).end_logits, ours.end_logits)
+    wide = torch.nn.functional.pad(ids, (0, 8)), torch.nn.functional.pad(mask, (0, 8))      # padding changes nothing
+    padded = model(input_ids=wide[0], attention_mask=wide[1])
+    torch.testing.assert_close(padded.start_logits[:, :40], ours.start_logits, atol=1e-5, rtol=1e-5)
+    assert (padded.start_logits[:, 40:] < -1e30).all()
+
+
+def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
+    p = tiny()
+    first = study.run(p, live=False)
+    assert list(first.trained) == ["now"]
+    spec = runs.plan(p)[0]
+    record = runs.find(spec)
+    assert record["metrics"]["encyclopaedia"]["n"] == 24 and record["environment"]["commit"]
+    assert [h["epoch"] for h in record["history"]] == [1.0] and record["history"][0]["train_loss"] > 0
+    assert not (runs.folder(spec) / "checkpoints").exists() and not (runs.folder(spec) / "model.safetensors").exists()
+    text = (runs.folder(spec) / "metrics.json").read_text() + pd.read_parquet(runs.folder(spec) / "examples.parquet").to_csv()
+    assert not any(r["question"] in text for r in data.splits("encyclopaedia", "embedded").test)
+    assert list(study.run(p, live=False).trained) == ["found"]
+    # landed and read from there alone
+    ledger, examples = runs.ledger([spec]), runs.examples([spec])
+    assert runs.land("exbert", [spec]) == 1 and runs.land("exbert", [spec]) == 0
+    (store / "runs").rename(store / "gone")
+    assert runs.ledger([spec]).equals(ledger)
+    assert runs.examples([spec])[examples.columns].equals(examples)
+    assert list(study.run(p, live=False).trained) == ["found"]
+    assert runs.find(spec, fresh=True) is None and study.missing([spec], fresh=True) == [spec]
+
+
+def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
+    spec = runs.plan(tiny())[0]
+    first = train.train(spec, progress=lambda line: None)
+    path = runs.folder(spec) / "metrics.json"
+    path.write_text(path.read_text().replace('"em":', '"em":1', 1))
+    assert runs.find(spec) is None and "damaged" in capsys.readouterr().out
+    path.write_text("{")
+    assert study.missing([spec]) == [spec]
+    assert scores(train.train(spec, progress=lambda line: None)) == scores(first)
+
+
+def test_a_record_without_a_test_set_is_incomplete(tiny):
+    spec = runs.plan(tiny())[0]
+    train.train(spec.model_copy(update={"tests": ["biomedicine"]}), progress=lambda line: None)
+    assert runs.find(spec.model_copy(update={"tests": ["biomedicine"]})) and runs.find(spec) is None
+    assert study.missing([spec]) == [spec]
+
+
+def test_nan_is_no_score(tiny):
+    spec = runs.plan(tiny())[0]
+    with pytest.raises(ValueError, match="em on x is nan"):
+        runs.save(spec, {"metrics": {"x": {"em": float("nan")}}}, pd.DataFrame())
+    with pytest.raises(UserError, match="the loss is .* at step"):
+        train.train(spec.model_copy(update={"learning_rate": 1e30, "clip": 1e30}), progress=lambda line: None)
+    with pytest.raises(UserError, match="1 of 1 runs have no record"):
+        runs.ledger([spec])
+
+
+CHILD = """
+import json, sys
+from qa_lib import data, params, runs, train
+whole = data.tests
+data.tests = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
+p = params.load("exbert", "quick", json.loads(sys.argv[1]))
+train.train(runs.plan(p)[0], progress=lambda line: print(line, flush=True))
+"""
+
+
+def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
+    """Killed behind a checkpoint inside the second epoch, started again: the numbers of an undisturbed run."""
+    p = tiny(epochs=2.0)
+    spec = runs.plan(p)[0]
+    undisturbed = train.train(spec, progress=lambda line: None)
+    (store / "runs").rename(store / "undisturbed")
+    env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
+    changes = json.dumps(p.model_dump(exclude={"report", "profile"}))
+    child = subprocess.Popen([sys.executable, "-c", CHILD, changes], env=env, stdout=subprocess.PIPE, text=True)
+    for line in child.stdout:
+        if "step 9/" in line:
+            break
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert runs.find(spec) is None
+    resume = train.last_checkpoint(runs.folder(spec) / "checkpoints")
+    assert resume and int(resume.name.split("-")[1]) >= 7
+    broken = resume.with_name("checkpoint-1000")                          # a half-written one is not taken
+    broken.mkdir()
+    lines = []
+    again = train.train(spec, progress=lines.append)
+    assert f"goes on from {resume.name}" in lines[0]
+    assert scores(again) == scores(undisturbed)
+    for ours, theirs in zip(again["history"], undisturbed["history"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
+    parent = runs.plan(tiny(ratios=[1.0]))[0]
+    child = runs.plan(tiny(ratios=[0.0]))[0].model_copy(update={"parents": [parent], "variant": "child"})
+    assert study.missing([parent, child]) == [parent, child]
+    train.train(parent, progress=lambda line: None, keep_weights=True)
+    assert study.missing([parent, child]) == [child]                      # the record and the weights are there
+    weights = load_file(runs.folder(parent) / "model.safetensors")
+    model, _ = train.build(child)
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    runs.discard(parent, "model.safetensors")
+    assert study.missing([parent, child]) == [parent, child]              # complete as a record, missing for a child
+    tokens = {s.hash: 1.0 for s in (parent, child)}
+    study._train([parent, child], tokens, 1, study.parents([child]), False)
+    assert runs.find(child) and not (runs.folder(parent) / "model.safetensors").exists()
+
+
+def test_two_workers_give_the_same_numbers_as_one(tiny, store):
+    p = tiny(seeds=[0, 1], train_rows=16, domains=["encyclopaedia", "biomedicine"])
+    table = study.run(p, workers=2, live=False)
+    assert list(table.trained) == ["now", "now"]
+    record = runs.find(runs.plan(p)[0])
+    (store / "runs").rename(store / "apart")
+    alone = train.train(runs.plan(p)[0], progress=lambda line: None)
+    assert alone["history"] == record["history"]
+
+
+def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
+    import threading
+
+    from filelock import FileLock
+
+    p = tiny(train_rows=16)
+    runs.RUNS.mkdir(parents=True)
+    lock = FileLock(runs.RUNS / "exbert.lock")
+    lock.acquire()
+    threading.Timer(1.0, lambda: train.train(runs.plan(p)[0], progress=lambda line: None) and lock.release()).start()
+    table = study.run(p, live=False)
+    assert "another study of exbert is training here; waiting" in capsys.readouterr().out
+    assert list(table.trained) == ["found"] or len(table) == 1
+
+
+def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small(tiny, monkeypatch):
+    monkeypatch.setattr(study, "HOURS", 0)
+    with pytest.raises(UserError, match="more than 0 hours; say YES=1"):
+        study.run(tiny(), live=False)
+    monkeypatch.setattr(study, "HOURS", 12)
+    monkeypatch.setattr(study.shutil, "disk_usage", lambda path: type("usage", (), {"free": 1e6}))
+    with pytest.raises(UserError, match="GB free and this study needs about"):
+        study.run(tiny(), live=False)
+    assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["exbert", "-p", "learnig_rate=1"], "did you mean learning_rate"),
+    (["exbert", "-p", "learning_rate=1e-5"], "is read as text"),
+    (["exbert", "--profile", "real"], "DATA=path/to/data"),
+    (["exbert", "--profile", "real", "--data", "nowhere"], "does not exist"),
+    (["exbert", "--profile", "paper"], "cannot be had from the hub"),
+    (["exbert", "-p", "blocks=9"], "encoder minilm has 6"),
+    (["bert"], "is not a report of this study"),
+])
+def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
+    profile = [] if "--profile" in arguments else ["--profile", "quick"]
+    done = subprocess.run([sys.executable, "-m", "qa_lib.study", *arguments, *profile], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on(store):
+    child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick"], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in child.stdout:
+        if "about" in line:
+            break
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130 and "the same command goes on from here" in errors and "Traceback" not in errors
+
+
+def test_logits_do_not_depend_on_the_batch(tiny):
+    spec = runs.plan(tiny(precision="fp32"))[0]
+    model, tokenizer = train.build(spec)
+    rows = data.splits("encyclopaedia", "embedded").test[:12]
+    from qa_lib import features
+    windows = features.windows(rows, tokenizer, 128, 32, train.CACHE)
+    start, _, _ = train.logits(model, windows, train.collate(model, tokenizer), "fp32")
+    for i in (0, 5):
+        alone, _, _ = train.logits(model, windows.select([i]), train.collate(model, tokenizer), "fp32")
+        np.testing.assert_allclose(alone[0], start[i], atol=1e-4)
