@@ -116,7 +116,7 @@ bench: | $(SETUP) ## measure what is claimed to be fast, beside what it replaces
 
 lint: | $(SETUP) ## ruff, and notebooks without outputs
 	$(PY) -m ruff check .
-	$(PY) -m nbstripout --verify notebooks/*.ipynb
+	$(PY) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offline afterwards
 	@for r in $(REPORTS); do $(PY) -m qa_lib.study $$r $(FLAGS) --fetch; done

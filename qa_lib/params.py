@@ -13,7 +13,6 @@ import difflib
 import hashlib
 import json
 import sys
-import types
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,7 +35,7 @@ class UserError(Exception):
 
 
 def main(run):
-    """Run a command line's `run()`: one sentence and exit 2 on a user's mistake, 130 on Ctrl-C."""
+    """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C."""
     try:
         sys.exit(run())
     except UserError as e:
@@ -241,10 +240,8 @@ def load(slug: str, profile: str | None = None, overrides: dict | None = None, s
     profile = profile or default_profile()
     if profile not in PROFILES:
         raise UserError(f"PROFILE={profile} is not a profile; known: {', '.join(PROFILES)}")
-    files = [ROOT / "params" / f"{slug}.yaml"]
-    files += [] if profile == "paper" else [ROOT / "params" / profile / f"{slug}.yaml"]
-    values, places = {}, {}
-    for file in files:
+    values, places, file = {}, {}, f"{slug}.yaml"
+    for file in [ROOT / "params" / file, ROOT / "params" / profile / file][:1 if profile == "paper" else 2]:
         new, lines = read_yaml(file)
         small = new.pop("small", {})
         wanted = (overrides or {}).get("size") or size or new.get("size") or values.get("size")
@@ -257,13 +254,13 @@ def load(slug: str, profile: str | None = None, overrides: dict | None = None, s
 
 
 def from_names(slug: str, names: dict[str, Any]) -> Any:
-    """Parameters from a notebook's names: every public name that is no module must be a parameter.
+    """Parameters from a notebook's names: every public scalar, or list of them, must be a parameter.
 
     Papermill only warns about a parameter it does not know; this refuses it.
     """
-    ipython = {"In", "Out", "exit", "quit", "get_ipython", "open"}
-    given = {k: v for k, v in names.items()
-             if not k.startswith("_") and k not in ipython and not isinstance(v, types.ModuleType)}
+    plain = (str, int, float, type(None))
+    given = {k: v for k, v in names.items() if not k.startswith("_") and k != "In"
+             and (isinstance(v, plain) or isinstance(v, list) and v and all(isinstance(x, plain) for x in v))}
     return validate(REPORTS[slug], given, {k: "notebook parameter " for k in given})
 
 

@@ -138,7 +138,8 @@ def render(p, name: str | None = None):
         write_ipynb(nb, str(folder / ".report.ipynb"))
         for target in ("report.ipynb", "report.html"):
             os.replace(folder / f".{target}", folder / target)
-    print(f"{folder / (name or 'report.html')}: {time.time() - start:.0f} s", flush=True)
+    shown = os.path.relpath(folder / (name or "report.html"))
+    print(f"{shown}: {time.time() - start:.0f} s", flush=True)
 
 
 def main() -> int:

@@ -133,12 +133,9 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
 
     Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
     """
-    specs = runs.plan(p)
-    if torch.cuda.is_available():
-        specs = [s.on_gpu() for s in specs]
-    print(f"study {p.report}, profile {p.profile}, size {p.size}: {len(specs)} runs", end="", flush=True)
+    specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
     todo = missing(specs, fresh)
-    print(f", {len(todo)} to train", flush=True)
+    print(f"study {p.report}, profile {p.profile}, size {p.size}: {len(specs)} runs, {len(todo)} to train", flush=True)
     if todo:
         runs.RUNS.mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs.RUNS / f"{p.report}.lock")
@@ -147,22 +144,25 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
         except Timeout:
             print(f"another study of {p.report} is training here; waiting for it", flush=True)
             lock.acquire()
-        try:
-            todo = missing(specs, fresh)  # what the other one left
-            workers = workers or at_once(todo)
-            tokens, hours, disk = estimate(todo, workers)
-            amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
-            where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-            print(f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk", flush=True)
-            if hours > HOURS and not yes:
-                raise UserError(f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds")
-            if not dry_run:
-                _train(todo, tokens, workers, parents(todo), live)
-        finally:
-            lock.release()
-    found = {s.hash: runs.find(s, fresh) for s in specs}
+        with lock:
+            lock.release()  # the one acquired above; the block holds its own
+            if todo := missing(specs, fresh):  # what the other one left
+                tokens = _announce(todo, workers := workers or at_once(todo), yes)
+                if not dry_run:
+                    _train(todo, tokens, workers, parents(todo), live)
     return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if s in todo else "found"}
-                         for s in specs if (r := found[s.hash])])
+                         for s in specs if (r := runs.find(s, fresh))])
+
+
+def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
+    """Say what a study will cost, and stop one that costs too much; returns the tokens of each run."""
+    tokens, hours, disk = estimate(todo, workers)
+    amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    print(f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk", flush=True)
+    if hours > HOURS and not yes:
+        raise UserError(f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds")
+    return tokens
 
 
 def _one(spec: Spec, keep: bool, live: bool | None):

@@ -7,6 +7,7 @@ The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate
 A run killed at any moment goes on from its last complete checkpoint and ends with the same numbers on CPU.
 """
 import argparse
+import ctypes
 import datetime
 import hashlib
 import math
@@ -29,6 +30,17 @@ from qa_lib import data, encoders, features, metrics, params, runs
 from qa_lib.params import ROOT, Spec, UserError
 
 CACHE = runs.RUNS / "cache"
+
+
+def keep_freed_memory():
+    """glibc gives large blocks back at once and faults them in again at the next step; tell it to keep them.
+
+    mallopt(M_MMAP_THRESHOLD, 32 MB), mallopt(M_TRIM_THRESHOLD, 2 GB); elsewhere than on Linux nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 32 * 2**20)
+        libc.mallopt(-1, 2**31 - 1)
 
 
 def build(spec: Spec):
@@ -141,7 +153,7 @@ def arguments(spec: Spec, steps_per_epoch: int) -> TrainingArguments:
         output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
         lr_scheduler_type="linear", warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
-        max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16", tf32=None,
+        max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16", tf32=spec.threads == "cuda" or None,
         use_cpu=spec.threads != "cuda", eval_strategy="epoch", save_strategy="no", save_total_limit=2,
         logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 10), logging_nan_inf_filter=False,
         report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=spec.threads == "cuda")
@@ -189,11 +201,12 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
     before = torch.get_num_threads()
     if spec.threads != "cuda":
         torch.set_num_threads(spec.threads)
+        keep_freed_memory()
     try:
         model, tokenizer = build(spec)
         rows, validation, counts = data.mixture(spec)
         windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, CACHE)
-        counts["windows"], counts["rows with more than one window"] = len(windows), len(windows) - len(rows)
+        counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
         resume = last_checkpoint(at / "checkpoints")
         spent = earlier(at / "checkpoints")
         trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=windows, eval_dataset=validation,

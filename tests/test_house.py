@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports what stands above it, and siblings; the reports import no sibling.
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
-CORE = [{"params"}, {"corpora", "sources"}, {"data", "features", "metrics"}, {"encoders"}, IDEAS,
+CORE = [{"params"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics"}, {"encoders"}, IDEAS,
         {"train"}, {"study"}]
 APART = {"runs": {"params"}, "stats": {"params"}, "report": {"runs", "stats", "params"},
          "render": {"report", "runs", "stats", "params"}, "__init__": set()}

@@ -46,7 +46,8 @@ def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
 
 
 def test_notebook_names_are_checked():
-    names = {**params.load("exbert", "quick").model_dump(), "params": params, "_private": 1, "In": []}
+    names = {**params.load("exbert", "quick").model_dump(), "params": params, "_private": 1, "In": ["x = 1"],
+             "P": params, "specs": [params], "exit": print}
     assert params.from_names("exbert", names) == params.load("exbert", "quick")
     with pytest.raises(UserError, match="notebook parameter learnig_rate is not a parameter; did you mean learning_rate"):
         params.from_names("exbert", names | {"learnig_rate": 1e-4})

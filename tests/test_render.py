@@ -20,7 +20,7 @@ $$\\mathcal{L} = -\\sum_{i=1}^{T} \\log p_i$$
 DRAW = """import matplotlib.pyplot as plt, pandas as pd
 fig = plt.figure(figsize=(1, 1))
 page.save_figure(P, "fig_a", fig, "Caption <b>", "What it shows", pd.DataFrame({"run": ["a-b"]}))"""
-STREAM = r"print('\x1b[31mred\x1b[0m 1%\r\x1b[31mred\x1b[0m <b>100%'); import sys; print('/secret', file=sys.stderr)"
+STREAM = r"print('\x1b[31mred\x1b[0m 1%\r\x1b[31mred\x1b[0m <b>100%'); import sys; print('/se' + 'cret', file=sys.stderr)"
 
 
 def code(source: str, *tags: str):
@@ -65,8 +65,7 @@ def test_page(plant):
     assert soup.html["lang"] == "en" and len(soup.find_all("h1")) == 1
     assert soup.find("header").strong.text == "QUICK" and "A study [QUICK]" == soup.title.text
     assert [a["href"] for a in soup.nav.find_all("a")] == ["#the-idea", "#data-more"]
-    for a in soup.find_all("a"):
-        assert a["href"] == "data:," or soup.find(id=a["href"][1:]), a
+    assert all(soup.find(id=a["href"][1:]) for a in soup.nav.find_all("a"))
     assert soup.find("a", class_="skip")["href"] == "#main" and soup.main["id"] == "main"
     # maths, image, code, output
     assert {m.get("display") for m in soup.find_all("math")} == {"inline", "block"}

@@ -1,0 +1,98 @@
+"""The notebooks: their limits, and Run All. `make test-notebooks` also runs them untouched."""
+import ast
+import re
+
+import nbformat
+import pytest
+
+from qa_lib import params, render
+from qa_lib.params import ROOT, UserError
+
+NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
+SECTIONS = ["The idea", "Data", "Train", "Results", "Deviations", "Provenance"]
+TINY = {"train_rows": 32, "validation_rows": 8, "ratios": [0.6], "seeds": [0], "epochs": 1.0, "blocks": 1,
+        "precision": "fp32"}
+each = pytest.mark.parametrize("slug", NOTEBOOKS)
+
+
+def read(slug: str):
+    return nbformat.read(NOTEBOOKS[slug], as_version=nbformat.NO_CONVERT)
+
+
+def cells(slug: str, kind: str):
+    return [c for c in read(slug).cells if c.cell_type == kind]
+
+
+def assigned(source: str) -> dict:
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
+
+
+@each
+def test_limits(slug):
+    nb = read(slug)
+    nbformat.validate(nb)
+    assert (nb.nbformat, nb.nbformat_minor) == (4, 5) and len(nb.cells) <= 26
+    assert nb.metadata.kernelspec.name == "python3" and set(nb.metadata) <= {"kernelspec", "language_info"}
+    lines = [len(c.source.splitlines()) for c in cells(slug, "code") if "parameters" not in render.tags(c)]
+    assert max(lines) <= 12 and sum(lines) <= 120
+    for cell in cells(slug, "code"):
+        assert not cell.outputs and cell.execution_count is None and set(cell.metadata) <= {"tags"}
+        nodes = list(ast.walk(ast.parse(cell.source)))
+        assert not any(isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While)) for n in nodes)
+        assert not re.search(r"""["'](/|~|[A-Z]:\\)""", cell.source), "an absolute path"
+
+
+@each
+def test_parameters_are_those_of_the_quick_profile(slug):
+    cell = read(slug).cells[1]
+    assert render.tags(cell) == ["parameters"]
+    assert assigned(cell.source) == params.load(slug, "quick").model_dump()
+    assert all(re.fullmatch(r"\w+ = .+?  # \w.*", line) for line in cell.source.splitlines())
+    assert f'P = params.from_names("{slug}", globals())' in read(slug).cells[2].source
+
+
+@each
+def test_sections_and_names(slug):
+    text = "\n".join(c.source for c in cells(slug, "markdown"))
+    assert re.findall(r"^## (.+)$", text, re.M) == SECTIONS
+    for cell in cells(slug, "code"):
+        saved = re.findall(r'save_(?:table|figure)\(P, "(\w+)"', cell.source)
+        assert [t for t in render.tags(cell) if t.startswith(("table", "fig"))] == saved
+    prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|\d+:\d+|CS \d+", "", text, flags=re.S)
+    assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:EM|F1|points?|percent)", prose), "a result, typed in"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Runs, records and figures of this test alone; the kernel inherits the names."""
+    for name in ("QA_RUNS", "QA_RECORDS", "QA_FIGURES"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+@each
+def test_run_all_with_tiny_parameters(slug, store):
+    p = params.load(slug, "quick", TINY)
+    nb = render.execute(read(slug), slug, p.model_dump())
+    page = render.page(nb, p)
+    assert "<math" in page and len(page) < 1_200_000
+    names = re.findall(r'<figure id="(\w+)">', page)
+    files = {f.stem for f in (store / "QA_FIGURES" / slug / "quick").iterdir()}
+    assert files == set(names) and len(names) >= 4
+    assert "n = 1 seed: no spread." in page and str(ROOT) not in page
+
+
+@each
+def test_a_mistyped_parameter_is_one_sentence(slug, store):
+    with pytest.raises(UserError, match="^notebook parameter ratio is not a parameter; did you mean ratios"):
+        render.execute(read(slug), slug, {"ratio": 0.5})
+    assert not (store / "QA_RUNS").exists()
+
+
+@each
+@pytest.mark.slow
+def test_run_all_untouched(slug, store, monkeypatch):
+    monkeypatch.delenv("QA_RUNS")  # what is trained already is not trained again
+    nb = render.execute(read(slug), slug, {})
+    assert all(c.execution_count for c in nb.cells if c.cell_type == "code")
