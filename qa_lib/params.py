@@ -47,7 +47,7 @@ def main(run):
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Dataset(Strict):
@@ -117,6 +117,8 @@ class Exbert(Study):
     report: Literal["exbert"]
     domains: list[str] = Field(min_length=2, max_length=2)
     ratios: list[float]                   # share of the first domain in the training mixture
+    start: str | None = None              # dataset that a run shared by all others is trained on first; None: none is
+    start_rows: int = Field(gt=0)         # its examples
 
     @model_validator(mode="after")
     def _ratios(self):
@@ -185,7 +187,7 @@ class Spec(Strict):
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN is refused. 1 and 1.0 stay different."""
+    """JSON with sorted keys and no spaces; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -240,8 +242,8 @@ def load(slug: str, profile: str | None = None, overrides: dict | None = None, s
     profile = profile or default_profile()
     if profile not in PROFILES:
         raise UserError(f"PROFILE={profile} is not a profile; known: {', '.join(PROFILES)}")
-    values, places, file = {}, {}, f"{slug}.yaml"
-    for file in [ROOT / "params" / file, ROOT / "params" / profile / file][:1 if profile == "paper" else 2]:
+    values, places, folders = {}, {}, [""] if profile == "paper" else ["", profile]
+    for file in [ROOT / "params" / folder / f"{slug}.yaml" for folder in folders]:
         new, lines = read_yaml(file)
         small = new.pop("small", {})
         wanted = (overrides or {}).get("size") or size or new.get("size") or values.get("size")
@@ -272,8 +274,7 @@ def default_profile() -> str:
 @cache
 def datasets(source: str) -> dict[str, Dataset]:
     """The datasets of a source, from params/datasets.yaml."""
-    file = ROOT / "params" / "datasets.yaml"
-    values, lines = read_yaml(file)
+    values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
     return {name: validate(Dataset, fields, {k: f"{place}{name}: " for k in fields})
             for name, fields in values[source].items()}

@@ -148,7 +148,7 @@ def main() -> int:
     params.add_arguments(parser)
     parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
     args = parser.parse_args()
-    render(params.from_args(args), args.only)
+    render(runs.settle(args), args.only)  # a page is drawn from records; what is missing is not trained here
     return 0
 
 

@@ -97,7 +97,7 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1)
     plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
     _write(P, f"{name}.csv", plain.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     shown = _shown(P, frame, digits)
-    rows = shown.map(lambda x: escape(x).replace("|", "\\|")).to_markdown(index=False)
+    rows = shown.map(lambda x: escape(x).replace("|", "\\|")).to_markdown(index=False, disable_numparse=True)
     _write(P, f"{name}.md", f"**{tag(P)}** {escape(caption)}\n\n{rows}\n")
     tex = shown.drop(columns="runs").rename(columns=_tex).map(_tex).to_latex(
         index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")

@@ -177,6 +177,18 @@ def plan(p) -> list[Spec]:
     return importlib.import_module(f"qa_lib.{p.report}").plan(p)
 
 
+def settle(args: argparse.Namespace):
+    """Parameters of what a command line wants drawn: of the size it names, else of the largest whose runs all have
+    records. Looks at records only, never at the machine. Raises UserError where runs are missing."""
+    sizes = ["full", "small"] if not args.size and (args.profile or params.default_profile()) == "real" else [None]
+    for size in sizes:
+        p = params.from_args(args, size)
+        if all(find(s) for s in plan(p)):
+            return p
+    records(plan(p))  # says what is missing
+    raise AssertionError
+
+
 def write_ledger(p, specs: list[Spec]) -> Path:
     """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
     file = FIGURES / p.report / p.profile / "results.csv"

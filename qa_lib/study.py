@@ -106,14 +106,14 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
     if todo and free < disk:
         raise UserError(f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
                         "set QA_RUNS to a folder on a larger disk")
-    return tokens, hours / min(workers, max(1, len(todo))), disk
+    return tokens, 1.5 * hours / min(workers, max(1, len(todo))), disk  # 1.5: loading, padding, cores that share one memory
 
 
 def at_once(specs: list[Spec]) -> int:
-    """Runs to train at once where nobody said: on CPU as many as fill the cores, at most four, 3 GB of memory each."""
+    """Runs to train at once where nobody said: on CPU as many as fill the cores, at most four, 5 GB of memory each."""
     if torch.cuda.is_available() or not specs:
         return 1
-    memory = psutil.virtual_memory().available // (3 * 2**30)
+    memory = psutil.virtual_memory().available // (5 * 2**30)
     return int(max(1, min(os.cpu_count() // specs[0].threads, memory, 4, len(specs))))
 
 
@@ -140,12 +140,11 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
         runs.RUNS.mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs.RUNS / f"{p.report}.lock")
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
             print(f"another study of {p.report} is training here; waiting for it", flush=True)
-            lock.acquire()
-        with lock:
-            lock.release()  # the one acquired above; the block holds its own
+            held = lock.acquire()
+        with held:
             if todo := missing(specs, fresh):  # what the other one left
                 tokens = _announce(todo, workers := workers or at_once(todo), yes)
                 if not dry_run:
@@ -160,6 +159,8 @@ def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
     amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     print(f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk", flush=True)
+    if todo[0].precision == "bf16" and where.endswith("cores") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print('this processor has no bf16 instructions and imitates them; PARAMS="precision=fp32" is faster here', flush=True)
     if hours > HOURS and not yes:
         raise UserError(f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds")
     return tokens
@@ -244,6 +245,7 @@ def main() -> int:
         return 0
     if p.profile == "real" and not args.size and not args.fresh and runs.committed(p.report):
         print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
+        p = runs.settle(args)
     else:
         run(p, args.workers, args.fresh, args.yes, args.dry_run)
         if args.fresh:

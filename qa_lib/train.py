@@ -148,10 +148,12 @@ def earlier(folder: Path, before: int | None = None) -> float:
 
 
 def arguments(spec: Spec, steps_per_epoch: int) -> TrainingArguments:
-    total = math.ceil(steps_per_epoch * spec.epochs)
+    total, processes = math.ceil(steps_per_epoch * spec.epochs), int(os.environ.get("WORLD_SIZE", 1))  # accelerate launch
+    if spec.batch_size % processes:
+        raise UserError(f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them")
     return TrainingArguments(
         output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
-        per_device_train_batch_size=spec.batch_size, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
+        per_device_train_batch_size=spec.batch_size // processes, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
         lr_scheduler_type="linear", warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
         max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16", tf32=spec.threads == "cuda" or None,
         use_cpu=spec.threads != "cuda", eval_strategy="epoch", save_strategy="no", save_total_limit=2,

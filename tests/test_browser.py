@@ -90,6 +90,7 @@ def test_page(tab, page, width, scheme):
         area = {"x": 0, "y": 0, "width": width, "height": found["height"], "scale": 1}
         shot = tab.call("Page.captureScreenshot", captureBeyondViewport=True, clip=area)
         name = "-".join([*page.parts[-3:-1], str(width), scheme]) + ".png"
+        Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / name).write_bytes(base64.b64decode(shot["data"]))
     assert {u for u in requests if not u.startswith("data:")} == {page.as_uri()}
     assert tab.seen("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []

@@ -24,8 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
 CORE = [{"params"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics"}, {"encoders"}, IDEAS,
         {"train"}, {"study"}]
-APART = {"runs": {"params"}, "stats": {"params"}, "report": {"runs", "stats", "params"},
-         "render": {"report", "runs", "stats", "params"}, "__init__": set()}
+APART = {"runs": {"params"}, "claims": {"params"}, "stats": {"claims", "params"}, "report": {"runs", "claims", "stats", "params"},
+         "render": {"report", "runs", "claims", "stats", "params"}, "__init__": set()}
 MAY_ALSO = {"train": {"runs"}, "study": {"runs"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.

@@ -11,7 +11,7 @@ from qa_lib.params import ROOT, UserError
 NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
 SECTIONS = ["The idea", "Data", "Train", "Results", "Deviations", "Provenance"]
 TINY = {"train_rows": 32, "validation_rows": 8, "ratios": [0.6], "seeds": [0], "epochs": 1.0, "blocks": 1,
-        "precision": "fp32"}
+        "precision": "fp32", "start_rows": 16}
 each = pytest.mark.parametrize("slug", NOTEBOOKS)
 
 

@@ -1,0 +1,392 @@
+"""Claims files, and the statistics on planted ledgers, where the answer is known."""
+import json
+import re
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qa_lib import claims as claims_module
+from qa_lib import stats
+from qa_lib.claims import Claim, Contrast, claims, controlled, power
+from qa_lib.params import ROOT, Spec, UserError
+
+FILES = sorted((ROOT / "params" / "claims").glob("*.yaml"))
+DOMAINS = ["squad", "bioasq"]
+# Columns that the claims ask of the plan, before Spec has them.
+COMING = {"exbert": {"experts", "dropout_at", "layer_dropout"}}
+
+
+def plant(gains: dict, seeds=5, seed_sd=0.5, clusters=200, rows=1, cluster_sd=1.0, row_sd=1.0, base=50.0, size="full",
+          rng=0, sets=DOMAINS):
+    """A ledger and its examples. gains: (variant, ratio) → EM above `base`. cluster_sd: how much the models differ from question
+    to question; rows of one cluster share it. seed_sd: of one model from seed to seed."""
+    rng, ledger, examples = np.random.default_rng(rng), [], []
+    cluster = np.repeat(np.arange(clusters), rows)
+    for name in sets:
+        question = rng.normal(0, 20, clusters)                       # common to all models
+        for (variant, ratio), gain in gains.items():
+            own = rng.normal(0, cluster_sd, clusters)
+            for s in range(seeds):
+                y = base + gain + rng.normal(0, seed_sd) + (question + own)[cluster] + rng.normal(0, row_sd, len(cluster))
+                run = f"{variant}-{ratio}-{size}-s{s}"
+                labels = {"run": run, "variant": variant, "seed": s, "ratio": ratio}
+                ledger.append(labels | {"report": "exbert", "profile": "real", "size": size, "order": "trainer", "arm": "printed",
+                                        "set": name, "metric": "em", "value": y.mean(), "n": len(y)})
+                examples.append(pd.DataFrame({"id": np.arange(len(y)).astype(str), "cluster": cluster.astype(str), "em": y})
+                                .assign(set=name, **labels))
+    return pd.DataFrame(ledger), pd.concat(examples, ignore_index=True)
+
+
+PAIR = {"ours": {"variant": "exbert-tuned"}, "against": {"variant": "v-db"}, "both": {"ratio": 0.8}, "set": "first", "metric": "em"}
+
+
+def claim(kind="superiority", contrast=None, **fields) -> Claim:
+    return Claim(**{"id": "planted", "where": "here", "says": "so", "printed": None, "unit": "EM", "kind": kind,
+                    "profiles": ["real", "paper"], "contrast": Contrast(**PAIR | (contrast or {}))} | fields)
+
+
+def two(gain: float) -> dict:
+    return {("v-db", 0.8): 0.0, ("exbert-tuned", 0.8): gain}
+
+
+def judged(claim: Claim, planted, profile="real", **kwargs) -> pd.Series:
+    return stats.verdicts([claim], *planted, profile, DOMAINS, **kwargs).iloc[0]
+
+
+# ---- claims files ----
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_claims_validate_and_their_columns_exist(file):
+    found = claims(file.stem)
+    assert len(found) >= 15 and 1 <= sum(c.primary for c in found) <= 5
+    columns = {k for k, f in Spec.model_fields.items() if "list" not in str(f.annotation)} | {"set", "metric", "device", "arm"}
+    for c in found:
+        for side in c.contrast.sides() if c.contrast else []:
+            assert set(side) <= columns | COMING.get(file.stem, set()), c.id
+            assert set(np.ravel(side["set"])) <= {"first", "second", "validation"}, c.id
+        assert c.contrast is None or c.contrast.parts()
+        assert not c.control or controlled(c).contrast.parts()
+        assert not c.primary or c.confound
+    ids = re.findall(r"^(\S+):", file.read_text(), re.M)
+    assert ids == [c.id for c in found], "an id stands twice"
+
+
+def test_contradictions_are_entered():
+    found = {c.id: c for c in claims("exbert")}
+    a, b, c = (found[x].range for x in ("headline", "mixed-gain", "squad-plus-8"))
+    assert a != b and c[1] < a[0] < b[0] and {"mixed-gain", "squad-plus-8"} <= set(found["headline"].contradicts)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_a_ledger_with_the_runs_that_claims_name_judges_them_all(file):
+    """The runs that the claims name, and no others: every claim finds its runs, and no contrast fits two."""
+    found = claims(file.stem)
+    sides = [dict(zip(side, values, strict=True)) for c in found if c.contrast for _, sides in c.contrast.parts()
+             for side in sides for values in product(*(v if isinstance(v, list) else [v] for v in side.values()))]
+    measured = sorted({(s.pop("set"), s.pop("metric")) for s in sides})
+    wanted = []
+    for side in sorted(sides, key=len, reverse=True):                  # a side that names fewer columns may mean the same run
+        if not any(side.items() <= w.items() for w in wanted):
+            wanted.append(side)
+    rng, rows, examples = np.random.default_rng(0), [], []
+    for i, (side, s) in enumerate(product(wanted, range(3))):
+        labels = {"run": f"r{i}", "seed": s, "size": "full", **side}
+        tests = {(name, m): rng.normal(50, 1, 30) for name in ("first", "second") for m in ("em", "tokens")}
+        rows += [labels | {"set": name, "metric": m, "value": tests[name, m].mean() if (name, m) in tests else rng.uniform(1, 6)}
+                 for name, m in measured]
+        examples += [pd.DataFrame({"run": f"r{i}", "set": name, "id": range(30), "cluster": range(30),
+                                   "em": tests[name, "em"], "tokens": tests[name, "tokens"]}) for name in ("first", "second")]
+    table = stats.verdicts(file.stem, pd.DataFrame(rows), pd.concat(examples), "paper", [], times=50).set_index("id")
+    for c in found:
+        assert table["verdict"][c.id].startswith("not tested") == ("paper" not in c.profiles), table["verdict"][c.id]
+        assert (table["n"][c.id] == 3) == (c.contrast is not None)
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"kind": "magnitud"}, "kind"), ({"printed": "ten"}, "printed"), ({"margn": 3}, "did you mean margin"),
+    ({"kind": "magnitude"}, "needs a number"), ({"printed": []}, "a number, or"),
+    ({"profiles": ["real"]}, "why profile paper cannot"), ({"unit": "loss"}, "delta"),
+    ({"contrast": PAIR | {"agains": {}}}, "did you mean against"), ({"contrast": PAIR | {"each": ["ratio"]}}, "lists"),
+    ({"contrast": None}, "null exactly where"), ({"contradicts": ["nothing"]}, "nothing is no claim"),
+])
+def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
+    entry = {"where": "here", "says": "so", "printed": None, "unit": "EM", "kind": "superiority",
+             "profiles": ["real", "paper"], "contrast": PAIR} | change
+    (tmp_path / "params" / "claims").mkdir(parents=True)
+    (tmp_path / "params" / "claims" / "exbert.yaml").write_text(json.dumps({"fine": entry}))
+    monkeypatch.setattr(claims_module, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=says) as e:
+        claims("exbert")
+    assert str(e.value).startswith("params/claims/exbert.yaml, line 1: fine: ")
+
+
+# ---- verdicts ----
+
+@pytest.mark.parametrize("gain, fields, expected", [
+    (5.0, {}, "reproduced"),
+    (0.0, {}, "not reproduced"),                                                                    # a true null
+    (-5.0, {}, "not reproduced"),
+    (2.0, {"delta": 8}, stats.SMALLER),
+    (11.0, {"kind": "magnitude", "printed": [9, 13]}, "reproduced"),
+    (6.5, {"kind": "magnitude", "printed": [9, 13]}, stats.SMALLER),
+    (2.0, {"kind": "magnitude", "printed": [9, 13]}, "not reproduced"),
+    (40.0, {"kind": "magnitude", "printed": 8}, "not reproduced"),
+    (0.3, {"kind": "equivalence"}, "reproduced"),
+    (6.0, {"kind": "equivalence"}, "not reproduced"),
+    (-6.0, {"kind": "equivalence"}, "not reproduced"),
+])
+def test_verdicts_where_the_evidence_is_plain(gain, fields, expected):
+    found = judged(claim(**fields), plant(two(gain), clusters=2000, seed_sd=0.1))
+    assert found["verdict"] == expected and found["low"] < found["d"] < found["high"] and found["n"] == 5
+    assert abs(found["d"] - gain) < 0.3 and len(found["run"]) == 10
+
+
+@pytest.mark.parametrize("gain, seed_sd, fields", [
+    (1.5, 3.0, {}), (0.0, 3.0, {}), (11.0, 6.0, {"kind": "magnitude", "printed": [9, 13]}), (0.0, 3.0, {"kind": "equivalence"}),
+])
+def test_noisy_seeds_are_inconclusive_and_say_how_many_would_do(gain, seed_sd, fields):
+    found = judged(claim(**fields), plant(two(gain), seeds=4, seed_sd=seed_sd, rng=2))
+    needs = int(re.fullmatch(r"inconclusive: seeds \(needs n=(\d+)\)", found["verdict"])[1])
+    estimate = [float(found[k]) for k in ("d", "s2", "nu", "v")]
+    c = claim(**fields)
+    decided = [any(stats.rules(c, *estimate[:2], estimate[2] + n - 4, estimate[3], n)) for n in (needs - 1, needs)]
+    assert decided == [False, True]
+
+
+def test_no_significant_difference_is_no_equality():
+    planted = plant(two(0.0), seeds=3, seed_sd=4.0, rng=1)
+    assert judged(claim(), planted)["p"] > 0.05                       # what "no significant difference" rests on
+    assert judged(claim("equivalence"), planted)["verdict"].startswith("inconclusive: seeds")
+
+
+def test_more_seeds_than_anyone_runs():
+    estimate = (1.68, 50.0, 3, 0.01, 4)
+    assert stats.verdict(claim("equivalence"), [estimate]) == "inconclusive: seeds (needs n>1000)"
+    assert stats.verdict(claim("equivalence"), [(1.68, 50.0, 3, 0.2, 4)]) == "inconclusive: test questions (no n suffices)"
+
+
+def test_examples_of_one_cluster_count_once():
+    ledger, examples = plant(two(0.0), clusters=20, rows=50, cluster_sd=8.0, seed_sd=0.1)
+    shift = 3 - judged(claim(), (ledger, examples))["d"]              # d is 3
+    ledger, examples = (x.assign(**{c: x[c] + shift * (x["variant"] != "v-db")})
+                        for x, c in ((ledger, "value"), (examples, "em")))
+    apart = examples.assign(cluster=examples["id"])
+    together, naive = judged(claim(), (ledger, examples)), judged(claim(), (ledger, apart))
+    assert together["v"] > 10 * naive["v"]
+    assert together["verdict"] == "inconclusive: test questions (no n suffices)"
+    assert naive["p"] < 0.05
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("fields, gain", [({}, 30.0), ({"kind": "magnitude", "printed": 30}, 30.0), ({"kind": "equivalence"}, 0.0)])
+def test_one_or_two_seeds_reproduce_nothing(seeds, fields, gain):
+    ledger, examples = plant(two(gain), seeds=seeds, seed_sd=0.01)
+    assert judged(claim(**fields), (ledger, examples))["verdict"] == "inconclusive: seeds (needs n=3)"
+    more, its = plant({("v-db", 0.2): 0.0, ("exbert-tuned", 0.2): 0.0}, seed_sd=0.01)       # pooled variance does not change that
+    other = claim(contrast={"both": {"ratio": 0.2}}, id="other")
+    both = pd.concat([ledger, more]), pd.concat([examples, its])
+    found = stats.verdicts([claim(**fields), other], *both, "real", DOMAINS).set_index("id").loc["planted"]
+    assert found["verdict"] == "inconclusive: seeds (needs n=3)" and found["nu"] == 4 + seeds - 1
+
+
+def test_one_seed_has_no_interval_of_its_own():
+    found = judged(claim(), plant(two(30.0), seeds=1))
+    assert np.isnan(found["low"]) and np.isnan(found["p"]) and found["n"] == 1
+
+
+def test_missing_seeds_are_left_out_on_both_sides():
+    ledger, examples = plant(two(5.0), seeds=5)
+    gone = ~((ledger["variant"] == "v-db") & (ledger["seed"] == 1))
+    found, whole = judged(claim(), (ledger[gone], examples)), judged(claim(), (ledger, examples))
+    assert found["n"] == 4 and found["dropped"] == (1,) and whole["dropped"] == ()
+    v = ledger[ledger["set"] == "squad"].pivot(index="seed", columns="variant", values="value")
+    assert found["d"] == pytest.approx((v["exbert-tuned"] - v["v-db"]).drop(1).mean())
+
+
+def test_ties():
+    ledger, examples = plant({("v-db", 0.8): 0.0}, seed_sd=1.0)
+    same = [x.assign(variant="exbert-tuned", run="x" + x["run"]) for x in (ledger, examples)]
+    planted = pd.concat([ledger, same[0]]), pd.concat([examples, same[1]])
+    found = judged(claim(), planted)
+    assert found["d"] == 0 and found["p"] == 1 and found["verdict"] == "not reproduced"
+    assert judged(claim("equivalence"), planted)["verdict"] == "reproduced"
+
+
+def test_the_largest_size_with_three_seeds_and_no_pooling_of_sizes():
+    large, small = plant(two(9.0), seeds=1), plant(two(3.0), seeds=3, size="small")
+    both = [pd.concat(x) for x in zip(large, small, strict=True)]
+    assert judged(claim(), both)["size"] == "small" and abs(judged(claim(), both)["d"] - 3) < 1.5
+    three = [pd.concat(x) for x in zip(plant(two(9.0), seeds=3), small, strict=True)]
+    assert judged(claim(), three)["size"] == "full"
+
+
+def test_not_tested():
+    planted = plant(two(5.0))
+    assert judged(claim(), planted, profile="quick")["verdict"] == f"not tested at this profile: {stats.QUICK}"
+    only = claim(profiles=["paper"], untestable={"real": "another encoder"})
+    assert judged(only, planted)["verdict"] == "not tested at this profile: another encoder"
+    absent = judged(claim(contrast={"ours": {"variant": "exbert", "experts": 8}}), planted)
+    assert absent["verdict"] == "not tested at this profile: no run of ratio 0.8, variant exbert, experts 8 with em on first"
+    assert absent["run"] == () and np.isnan(absent["d"])
+    cited = claim().model_copy(update={"contrast": None, "profiles": [], "untestable": {"real": "it is cited"}})
+    assert judged(cited, planted)["verdict"] == "not tested at this profile: it is cited"
+
+
+def test_arms_are_judged_apart():
+    printed, tuned = plant(two(6.0)), plant(two(0.0), rng=5)
+    tuned = [x.assign(run="t" + x["run"]) for x in tuned]
+    planted = pd.concat([printed[0], tuned[0].assign(arm="tuned")]), pd.concat([printed[1], tuned[1]])
+    assert judged(claim(), planted)["verdict"] == "reproduced"
+    assert judged(claim(), planted, arm="tuned")["d"] < 2
+
+
+def test_each_part_must_hold():
+    gains = {(v, r): g * (v != "v-db") for v in ("v-db", "exbert-tuned") for r, g in [(0.2, 6.0), (0.8, 6.0), (1.0, 0.0)]}
+    planted = plant(gains, clusters=600, seed_sd=0.1)
+    one = claim(contrast={"both": {"ratio": [0.2, 0.8], "set": ["first", "second"]}, "set": None, "each": ["ratio", "set"]})
+    assert judged(one, planted)["verdict"] == "reproduced" and judged(one, planted)["parts"] == 4
+    all_ = claim(contrast={"both": {"ratio": [0.2, 0.8, 1.0]}, "each": ["ratio"]})
+    found = judged(all_, planted)
+    assert found["verdict"] == "not reproduced" and found["part"] == "ratio 1.0" and len(found["run"]) == 30
+    mean = judged(claim(contrast={"both": {"ratio": [0.2, 0.8, 1.0]}}), planted)
+    assert mean["verdict"] == "reproduced" and mean["d"] == pytest.approx(4, abs=0.2)
+
+
+def test_beyond_relative_lower_and_constants():
+    gains = {("v-db", 0.8): 0.0, ("v-db", 1.0): 10.0, ("exbert-tuned", 0.8): 8.0, ("exbert-tuned", 1.0): 13.0}
+    planted = plant(gains, clusters=600, seed_sd=0.1)
+    beyond = {"beyond": {"ours": {"ratio": 1.0}, "against": {"ratio": 1.0}}}
+    found = judged(claim(contrast=beyond), planted)
+    assert found["verdict"] == "reproduced" and found["d"] == pytest.approx(5, abs=0.3)
+    relative = claim("magnitude", {"scale": "relative"}, printed=16, unit="percent relative")
+    base = planted[0].query("variant == 'v-db' and ratio == 0.8 and set == 'squad'")["value"].mean()
+    assert judged(relative, planted)["d"] == pytest.approx(100 * 8 / base, abs=0.5)
+    assert judged(claim(contrast={"direction": "lower"}), planted)["verdict"] == "not reproduced"
+    value = judged(claim("equivalence", {"against": None, "target": base + 8}), planted)
+    assert value["verdict"] == "reproduced" and value["v"] > 10 * found["v"]     # a score alone: its questions' whole variance
+    zero = planted[0].assign(value=0.0), planted[1].assign(em=0.0)
+    with pytest.raises(UserError, match="percent of nothing"):
+        judged(relative, zero)
+
+
+def test_holm_for_primary_claims_only():
+    ratios = [0.0, 0.2, 0.4, 0.6, 0.8]
+    planted = plant({(v, r): 1.2 * (v != "v-db") for v in ("v-db", "exbert-tuned") for r in ratios}, seeds=4, seed_sd=0.7)
+    listed = [claim(contrast={"both": {"ratio": r}}, id=f"at-{r}", primary=r < 0.8) for r in ratios]
+    found = stats.verdicts(listed, *planted, "real", DOMAINS)
+    primary = found[found["primary"]]
+    assert (primary["p_holm"] >= primary["p"]).all() and found["p_holm"].isna().sum() == 1
+    assert primary["p_holm"].min() == pytest.approx(4 * primary["p"].min())
+    assert primary.loc[primary["verdict"] == "reproduced", "p_holm"].le(0.05).all()
+    assert primary.loc[primary["p_holm"] > 0.05, "verdict"].str.startswith("inconclusive").all()
+
+
+def test_variances_are_pooled_unless_levene_objects():
+    quiet, loud = plant({("v-db", 0.2): 0.0, ("exbert-tuned", 0.2): 4.0}, seeds=12, seed_sd=0.02, row_sd=0.1), \
+        plant(two(4.0), seeds=12, seed_sd=20.0, row_sd=0.1)
+    listed = [claim(id="loud"), claim(contrast={"both": {"ratio": 0.2}}, id="quiet"),
+              claim("equivalence", {"both": {"ratio": 0.2}}, id="again")]
+    planted = [pd.concat(x) for x in zip(quiet, loud, strict=True)]
+    found = stats.verdicts(listed, *planted, "real", DOMAINS).set_index("id")
+    assert (found["levene"] < 0.01).all() and (found["nu"] == 11).all() and found["s2"]["loud"] > 100 * found["s2"]["quiet"]
+    other = plant({("v-db", 0.2): 0.0, ("exbert-tuned", 0.2): 4.0})
+    alike = [pd.concat(x) for x in zip(other, plant(two(4.0), rng=1), strict=True)]
+    found = stats.verdicts(listed, *alike, "real", DOMAINS)
+    assert (found["nu"] == 8).all() and found["s2"].nunique() == 1                     # `again` is `quiet` and counts once
+
+
+def test_clusters_first():
+    """The score may be a mean of cluster means; the resamples follow whichever average was recorded."""
+    rng, sizes = np.random.default_rng(0), np.arange(1, 41)
+    cluster = np.repeat(np.arange(40), sizes)
+    y = rng.normal(50, 20, 40)[cluster]
+    examples = pd.DataFrame({"run": "r", "set": "first", "id": np.arange(len(y)), "cluster": cluster, "em": y})
+    means = pd.Series(y).groupby(cluster).mean()
+    ledger = pd.DataFrame([{"run": "r", "set": "first", "metric": "em", "value": means.mean()}])
+    draws = stats.resample(ledger, examples)["r", "first", "em"]
+    assert draws.var() == pytest.approx(means.var(ddof=0) / 40, rel=0.15)
+    assert stats.resample(ledger.assign(value=y.mean()), examples)["r", "first", "em"].mean() == pytest.approx(y.mean(), abs=0.5)
+    twice = pd.concat([examples, examples])                                           # one run under two labels of a plan
+    assert np.allclose(stats.resample(ledger, twice)["r", "first", "em"], draws)
+
+
+# ---- refusals ----
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda a, b: (a.assign(value=a["value"].where(a.index != 3)), b), "not a number"),
+    (lambda a, b: (a, b.assign(em=b["em"].where(b.index != 3))), "not a number"),
+    (lambda a, b: (a.assign(value=a["value"] + (a.index == 2)), b), "disagree about em on first"),
+    (lambda a, b: (a, b[b["run"] != "v-db-0.8-full-s2"]), "v-db-0.8-full-s2 has a score on first but no examples"),
+    (lambda a, b: (a, b[b.index != 3]), "tested on other rows"),
+    (lambda a, b: (pd.concat([a, a.assign(run="z" + a["run"], order="sequential")]),
+                   pd.concat([b, b.assign(run="z" + b["run"])])), "must say which order"),
+])
+def test_refused(spoil, says):
+    with pytest.raises(UserError, match=says):
+        judged(claim(), spoil(*plant(two(5.0))))
+
+
+def test_a_run_is_not_compared_with_itself():
+    with pytest.raises(UserError, match="compared with itself"):
+        judged(claim(contrast={"ours": {"variant": "v-db"}}), plant(two(5.0)))
+
+
+# ---- losses and epochs ----
+
+def test_curves_and_whole_epochs():
+    rows = [{"run": f"{v}-s{s}", "variant": v, "seed": s, "ratio": 0.8, "size": "full", "validation_rows": 500, "epoch": float(e),
+             "step": e, "train_loss": 3.0 - e / 4, "validation_loss": 2.0 + abs(e - best) / 10 + s / 100, "validation_em": 1.0,
+             "validation_f1": 1.0} for v, best in [("v-db", 3), ("exbert-tuned", 2)] for s in range(5) for e in range(1, 7)]
+    ledger = stats.curves(pd.DataFrame(rows))
+    one = ledger[ledger["run"] == "v-db-s0"].set_index("metric")["value"]
+    assert one["best_epoch"] == 3 and one["validation_loss"] == 2 and one["validation_loss_2"] == pytest.approx(2.1)
+    assert one["loss_gap"] == pytest.approx(2.3 - 1.5) and set(ledger["set"]) == {"validation"} and (ledger["n"] == 500).all()
+    earlier = {"set": "validation", "metric": "best_epoch", "scale": "relative", "direction": "lower"}
+    epochs = claim("magnitude", earlier, printed=33, unit="percent relative")
+    none = pd.DataFrame(columns=["run", "set", "cluster", "id", "em"])
+    five, three = judged(epochs, (ledger, none)), judged(epochs, (ledger[ledger["seed"] < 3], none))
+    assert five["d"] == pytest.approx(100 / 3) and five["s2"] > 0 and five["v"] == 0     # equal in all seeds, yet not known exactly
+    assert five["high"] - five["low"] < three["high"] - three["low"]
+    assert three["verdict"].startswith("inconclusive: seeds (needs n=")
+    with pytest.raises(UserError, match="not a number"):
+        stats.curves(pd.DataFrame(rows).assign(validation_loss=np.nan))
+
+
+# ---- power, coverage ----
+
+def test_power_of_the_report_itself():
+    one = power(claim("magnitude", printed=1.8), questions=382, level=33)
+    assert one["se"] == pytest.approx(3.4, abs=0.05) and not one["could"] and "could not see 1.8 EM" in one["note"]
+    assert power(claim(contrast={"against": None}), 382, level=33)["se"] == pytest.approx(2.4, abs=0.05)
+    assert power(claim("magnitude", printed=10), 10570)["could"]
+    assert power(claim(), 382, alike=0.6)["se"] < power(claim(), 382)["se"] < power(claim(), 382, seed_sd=2)["se"]
+    assert power(claim("equivalence"), 10570)["sees"] == pytest.approx(2.926 * power(claim(), 10570)["se"], rel=1e-3)
+
+
+def coverage(n, contrasts, seed_sd, question_sd, replicates=4000, K=100, gain=1.0, rng=0) -> tuple[float, float]:
+    """How often the 95 % interval holds the truth, and how often p ≤ .05 where there is none. Contrasts share one baseline; what
+    is common to the seeds of a model (question_sd) and what is not (noise) vary from question to question."""
+    rng, models = np.random.default_rng(rng), contrasts + 1
+    y = rng.normal(0, seed_sd, (replicates, models, n, 1)) + rng.normal(0, question_sd, (replicates, models, 1, K)) \
+        + rng.normal(0, question_sd, (replicates, models, n, K))
+    x = y[:, 1:] - y[:, :1]                                                            # (replicates, contrasts, n, K)
+    d = x.mean(3)
+    nu = contrasts * (n - 1)
+    s2 = d.var(2, ddof=1).mean(1)
+    weights = rng.multinomial(K, np.full(K, 1 / K), size=400).astype(float)
+    v = stats.bootstrap(x[:, 0].mean(1).T, np.ones(K), weights, False).var(0, ddof=1)  # (replicates,)
+    low, high = stats.interval(gain + d[:, 0].mean(1), s2, nu, v, n)
+    p = stats.p_value(claim(), d[:, 0].mean(1), s2, nu, v, n)
+    return float(((low <= gain) & (gain <= high)).mean()), float((p <= 0.05).mean())
+
+
+@pytest.mark.parametrize("n, contrasts, seed_sd, question_sd", [
+    (3, 1, 1.0, 5.0), (3, 4, 1.0, 5.0), (5, 4, 1.0, 5.0), (3, 4, 2.0, 1.0), (3, 4, 0.2, 10.0), (5, 1, 1.0, 1.0)])
+def test_coverage_with_the_seed_variance_estimated(n, contrasts, seed_sd, question_sd, record_property):
+    covered, wrong = coverage(n, contrasts, seed_sd, question_sd)
+    record_property("coverage", covered)
+    print(f"n={n} contrasts={contrasts} seed sd {seed_sd} question sd {question_sd}: covered {covered:.3f}, "
+          f"false in the claimed direction {wrong:.3f}")
+    assert covered >= 0.93 and wrong <= 0.035      # nominal 95 %, and 2.5 %: two-sided p, one direction
