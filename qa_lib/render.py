@@ -102,7 +102,8 @@ def say_parameters_once(nb):
                      for t in ("parameters", "injected-parameters"))
     if default and used:
         notes = dict(re.findall(r"^(\w+) = .*?(  #.*)$", default.source, re.M))
-        lines = [line for line in used.source.splitlines() if not line.startswith("#")]
+        lines = [re.sub('^(data|encoder) = "/.*/', r'\1 = "…/', line)  # a path is the machine's, not the page's
+                 for line in used.source.splitlines() if not line.startswith("#")]
         used.source = "\n".join(line + notes.get(line.split(" = ")[0], "") for line in lines)
         used.metadata.tags = ["parameters"]
         nb.cells.remove(default)

@@ -87,6 +87,13 @@ def test_parameters_are_said_once_with_their_comments(plant):
     assert "papermill" not in nbformat.read(plant() / "report.ipynb", 4).metadata
 
 
+def test_a_path_of_the_machine_is_not_on_the_page():
+    used = code('data = "/somewhere/private/qa"\nencoder = "minilm"', "injected-parameters")
+    nb = nbformat.v4.new_notebook(cells=[code('data = None  # the folder\nencoder = "minilm"', "parameters"), used])
+    render.say_parameters_once(nb)
+    assert nb.cells[0].source == 'data = "…/qa"  # the folder\nencoder = "minilm"'
+
+
 def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_path, capsys):
     page = tmp_path / "exbert" / "quick" / "report.html"
     page.write_text("earlier")

@@ -95,6 +95,17 @@ def test_nan_is_no_score(tiny):
         runs.ledger([spec])
 
 
+def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store):
+    spec = runs.plan(tiny())[0]
+    (store / "copy").symlink_to(encoders.folder("minilm"))
+    copied = runs.plan(tiny(encoder=str(store / "copy")))[0]
+    assert copied.hash == spec.hash
+    scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
+    runs.save(copied, {"metrics": scored, "environment": {"device": "CPU"}}, pd.DataFrame({"id": ["a"]}))
+    assert runs.find(spec)["spec"]["encoder"] == "copy"
+    assert str(store) not in (runs.folder(spec) / "metrics.json").read_text()
+
+
 CHILD = """
 import json, sys
 from qa_lib import data, params, runs, train
