@@ -70,10 +70,10 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     half = at / f".examples.{os.getpid()}"
     examples.to_parquet(half, compression="zstd", index=False)
     half.replace(at / "examples.parquet")
-    encoder = Path(spec.encoder).name if os.path.isabs(spec.encoder) else spec.encoder  # records travel, paths do not
+    encoder = Path(spec.encoder).name if os.path.isabs(spec.encoder) else spec.encoder  # a record travels, a path does not
     record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
-              "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": encoder}, "parents": [p.hash for p in spec.parents],
-              **record, "files": {"examples.parquet": _sha256(at / "examples.parquet")}}
+              "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": encoder},
+              "parents": [p.hash for p in spec.parents], **record, "files": {"examples.parquet": _sha256(at / "examples.parquet")}}
     record["checksum"] = checksum(record)
     write(at / "metrics.json", canonical(record))
 
