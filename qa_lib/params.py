@@ -222,8 +222,8 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
     text = error["input"]
     if isinstance(text, str) and error["type"] in ("float_type", "int_type"):
         with contextlib.suppress(ValueError):
-            raise UserError(f"{place}{key}: '{text}' is read as text, not as a number; write {float(text)!r} "
-                            "(YAML wants a point: 1.0e-5)")
+            point = repr(float(text)) if "." in repr(float(text)) else repr(float(text)).replace("e", ".0e")
+            raise UserError(f"{place}{key}: '{text}' is read as text, not as a number; write {point} (YAML wants a point)")
     message = error["msg"].removeprefix("Value error, ")
     if not key:  # a rule over several fields: its sentence begins with the one to change
         raise UserError(f"{where.get(message.split(':')[0], '')}{message}")

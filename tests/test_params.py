@@ -15,7 +15,7 @@ def test_every_yaml_validates(profile):
 
 @pytest.mark.parametrize("changes, words", [
     ({"learnig_rate": 1e-4}, ["learnig_rate", "did you mean learning_rate"]),
-    ({"learning_rate": "1e-5"}, ["learning_rate", "'1e-5'", "text", "write 1e-05"]),
+    ({"learning_rate": "1e-5"}, ["learning_rate", "'1e-5'", "text", "write 1.0e-05"]),
     ({"ratios": [1.2]}, ["ratios", "1.2", "between 0 and 1"]),
     ({"epochs": 0}, ["epochs", "greater than 0"]),
     ({"order": "random"}, ["order", "'random'", "sequential"]),
