@@ -88,31 +88,27 @@ class Router(nn.Module):
                       1 - fits.sum() / routed.sum().clamp(min=1))
 
 
-class Experts(nn.Module):
-    r"""E feed-forward layers with a gated activation, each applied to the tokens routed to it.
+class Expert(nn.Module):
+    r"""A feed-forward layer with a gated activation: what each token is sent to, and alone the dense control.
 
     $$\mathrm{FFN}(x) = W_2\left(b \odot \operatorname{gelu}(W_1^g x) \odot W_1^v x\right)$$
 
     b: a learned multiplicative bias, 1 at the start. Weights and biases U(±out^-0.5), as st-moe-pytorch.
     """
 
-    def __init__(self, dim: int, experts: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
         super().__init__()
+        self.w1, self.w2 = nn.Linear(dim, 2 * hidden), nn.Linear(hidden, dim)
+        self.scale = nn.Parameter(torch.ones(hidden))
         self.dropout = nn.Dropout(dropout)
-        self.w1 = nn.Parameter(torch.empty(experts, 2 * hidden, dim).uniform_(-1, 1) * (2 * hidden) ** -0.5)
-        self.b1 = nn.Parameter(torch.empty(experts, 2 * hidden).uniform_(-1, 1) * (2 * hidden) ** -0.5)
-        self.scale = nn.Parameter(torch.ones(experts, hidden))
-        self.w2 = nn.Parameter(torch.empty(experts, dim, hidden).uniform_(-1, 1) * dim ** -0.5)
-        self.b2 = nn.Parameter(torch.empty(experts, dim).uniform_(-1, 1) * dim ** -0.5)
+        for linear in (self.w1, self.w2):
+            for parameter in linear.parameters():
+                nn.init.uniform_(parameter, -linear.out_features ** -0.5, linear.out_features ** -0.5)
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """x: (K, D), tokens sorted by expert; counts: how many each expert takes. Returns (K, D)."""
-        out = []  # unbind once: its backward writes each weight's gradient once, indexing would write all E for each expert
-        weights = zip(*(w.unbind() for w in (self.w1, self.b1, self.scale, self.w2, self.b2)), strict=True)
-        for part, (w1, b1, scale, w2, b2) in zip(x.split(counts), weights, strict=True):
-            value, gate = F.linear(part, w1, b1).chunk(2, -1)                                  # (K_e, hidden) each
-            out.append(F.linear(self.dropout(F.gelu(gate) * value * scale), w2, b2))
-        return torch.cat(out)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (…, D) → (…, D)."""
+        value, gate = self.w1(x).chunk(2, -1)                                  # (…, hidden) each
+        return self.w2(self.dropout(F.gelu(gate) * value * self.scale))
 
 
 class MoE(nn.Module):
@@ -121,7 +117,7 @@ class MoE(nn.Module):
     def __init__(self, dim: int, experts: int, hidden: int | None = None, dropout: float = 0.0, **routing):
         super().__init__()
         self.router = Router(dim, experts, **routing)
-        self.experts = Experts(dim, experts, hidden or int(dim * 8 / 3), dropout)
+        self.experts = nn.ModuleList(Expert(dim, hidden or int(dim * 8 / 3), dropout) for _ in range(experts))
         self.routed: Routed | None = None            # of the last forward pass
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -134,7 +130,7 @@ class MoE(nn.Module):
         weight = gate[order].unsqueeze(-1)
         # value 1, gradient of the gate: the router also learns through what an expert is given (st-moe-pytorch)
         given = x.reshape(-1, x.shape[-1])[token] * (1 + weight - weight.detach()).to(x.dtype)
-        out = self.experts(given, counts) * weight
+        out = torch.cat([f(part) for f, part in zip(self.experts, given.split(counts), strict=True)]) * weight
         return torch.zeros_like(x, dtype=out.dtype).reshape(-1, x.shape[-1]).index_add(0, token, out).reshape(x.shape)
 
 

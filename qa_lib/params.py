@@ -4,14 +4,13 @@
 * `Dataset`   where a dataset's rows come from and how they are split (params/datasets.yaml)
 * `Spec`      one training with one seed; `spec.hash` is what the run store looks it up by
 * `UserError` one sentence for a user's mistake: what is wrong, where, what to do
-
-Nothing here imports another module of the library.
 """
 import argparse
 import contextlib
 import difflib
 import hashlib
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -42,8 +41,8 @@ def main(run):
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; nothing finished is lost, the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print("stopped; nothing finished is lost, the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)  # an orderly exit would wait for workers that are being ended
 
 
 class Strict(BaseModel):
@@ -267,7 +266,7 @@ def from_names(slug: str, names: dict[str, Any]) -> Any:
 
 
 def default_profile() -> str:
-    import torch  # only where nothing was said: the choice looks at the machine
+    import torch  # only where nothing was said does the choice look at the machine
     return "paper" if torch.cuda.is_available() else "quick"
 
 
@@ -296,5 +295,5 @@ def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     given = {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)}
     if args.data:
         given["data"] = str(Path(args.data).resolve())
-    profile = args.profile or default_profile()
-    return load(args.report, profile, given, (args.size or size) if profile == "real" else None)
+    real = (profile := args.profile or default_profile()) == "real"
+    return load(args.report, profile, given, (args.size or size) if real else None)

@@ -8,6 +8,7 @@ Everything that can be refused is refused before the first training starts.
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -201,7 +202,8 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
             _one(spec, spec.hash in keep, live)
             finished(spec)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal.signal,
+                               initargs=(signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is this process's to answer
     going = {}
     try:
         while waiting or going:
@@ -215,9 +217,9 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
     except BaseException:
         for process in (pool._processes or {}).values():  # a run goes on from its checkpoint the next time
             process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
         raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    pool.shutdown()
 
 
 def compare(p):

@@ -26,14 +26,14 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(2)
     train.keep_freed_memory()
-    moe, dense = exbert.MoE(D, E), exbert.Experts(D, 1, int(D * 8 / 3))
+    moe, dense = exbert.MoE(D, E), exbert.Expert(D, int(D * 8 / 3))
     x, mask = torch.randn(B, T, D), torch.ones(B, T)
     moe(x, mask)
     rows = int((moe.routed.gate > 0).sum())
     y = torch.randn(rows, D, requires_grad=True)
     x.requires_grad_()
-    seconds(lambda: moe(x, mask)), seconds(lambda: dense(y, [rows]))
-    found = [(seconds(lambda: moe(x, mask)), seconds(lambda: dense(y, [rows]))) for _ in range(ROUNDS)]
+    seconds(lambda: moe(x, mask)), seconds(lambda: dense(y))
+    found = [(seconds(lambda: moe(x, mask)), seconds(lambda: dense(y))) for _ in range(ROUNDS)]
     sparse, flat = (1000 * statistics.median(c) for c in zip(*found, strict=True))
     print(f"{rows} token–expert products: sparse {sparse:.0f} ms, dense {flat:.0f} ms, "
           f"median ratio {statistics.median(s / d for s, d in found):.2f}")
