@@ -141,7 +141,7 @@ def plan(p: Exbert) -> list[Spec]:
     short runs can learn at all).
     """
     shared = p.model_dump(include=set(Spec.model_fields)) | {
-        "folder": p.data, "weights": encoders.weights(p.encoder), "variant": "v-db", "model": "span"}
+        "folder": p.data, "weights": encoders.weights(p.encoder), "variant": "v-db"}
 
     def domains(names: list[str]) -> dict:
         return {"domains": names, "tests": names, "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]}

@@ -29,7 +29,7 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
     """The windows of `rows`: memory-mapped from `cache`, made there at first use.
 
     Columns: input_ids, type_ids (T), offsets (2T: character start, end of each context token, else 0),
-    first (index of the first context token), row (index into `rows`), start_positions, end_positions.
+    row (index into `rows`), start_positions, end_positions.
     """
     identity = [[r["id"], r["question"], r["context"], r["answers"], r["is_impossible"]] for r in rows]
     words = {k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}
@@ -52,7 +52,7 @@ def _tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict
     questions = [q[:o[-1][1]] if o else q for q, o in zip(questions, cut, strict=True)]
     encoded = tokenizer(questions, [r["context"] for r in rows], truncation="only_second", max_length=max_length,
                         stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True)
-    columns: dict[str, list] = {"input_ids": encoded["input_ids"], "type_ids": [], "offsets": [], "first": [],
+    columns: dict[str, list] = {"input_ids": encoded["input_ids"], "type_ids": [], "offsets": [],
                                 "row": encoded["overflow_to_sample_mapping"], "start_positions": [], "end_positions": []}
     for window, row in enumerate(columns["row"]):
         sequence = np.array([-1 if s is None else s for s in encoded.sequence_ids(window)])
@@ -60,7 +60,6 @@ def _tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict
         start, end = label(rows[row], offsets)
         columns["type_ids"].append((sequence == 1).astype(np.int8) | (np.arange(len(sequence)) == len(sequence) - 1))
         columns["offsets"].append(offsets.ravel().astype(np.int32))
-        columns["first"].append(int(np.argmax(sequence == 1)))
         columns["start_positions"].append(start)
         columns["end_positions"].append(end)
     return columns

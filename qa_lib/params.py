@@ -102,7 +102,6 @@ class Study(Strict):
     precision: Literal["fp32", "bf16"]
     threads: int = Field(gt=0)                      # on CPU; a GPU counts as "cuda"
     bad_rows: Literal["stop", "skip"]
-    show_examples: bool
 
     @model_validator(mode="after")
     def _lengths(self):

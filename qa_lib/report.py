@@ -147,7 +147,7 @@ def source(thing) -> Markdown:
 def header(P) -> Html:
     """What the page is: profile, encoder, data, seeds."""
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
-    text = (f"Encoder {P.encoder}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
+    text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
             f"examples a run; {seeds}.")
     return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>')
 

@@ -38,6 +38,11 @@ def folder(spec: Spec) -> Path:
     return found[0] if found else RUNS / spec.report / spec.run
 
 
+def shown(encoder: str) -> str:
+    """An encoder's name in records and on pages: of a folder its own name, since its path is the machine's."""
+    return Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
+
+
 def checksum(record: dict) -> str:
     return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "checksum"}).encode()).hexdigest()
 
@@ -70,9 +75,8 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     half = at / f".examples.{os.getpid()}"
     examples.to_parquet(half, compression="zstd", index=False)
     half.replace(at / "examples.parquet")
-    encoder = Path(spec.encoder).name if os.path.isabs(spec.encoder) else spec.encoder  # a record travels, a path does not
     record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
-              "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": encoder},
+              "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
               "parents": [p.hash for p in spec.parents], **record, "files": {"examples.parquet": _sha256(at / "examples.parquet")}}
     record["checksum"] = checksum(record)
     write(at / "metrics.json", canonical(record))
@@ -138,7 +142,7 @@ def labels(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
     fields = {k: v for k, v in spec.model_dump(exclude={"parents", "folder", "fingerprints", "tests", "weights"}).items()
               if not isinstance(v, list)}
-    return {"run": record["run"], **fields, "device": record["environment"]["device"]}
+    return {"run": record["run"], **fields, "encoder": shown(spec.encoder), "device": record["environment"]["device"]}
 
 
 def ledger(specs: list[Spec]) -> pd.DataFrame:
@@ -185,9 +189,9 @@ def settle(args: argparse.Namespace):
     for size in sizes:
         p = params.from_args(args, size)
         if all(find(s) for s in plan(p)):
-            return p
+            break
     records(plan(p))  # says what is missing
-    raise AssertionError
+    return p
 
 
 def write_ledger(p, specs: list[Spec]) -> Path:

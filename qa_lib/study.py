@@ -100,14 +100,13 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
     kinds = {(s.weights, s.blocks, s.batch_size): s for s in todo}
     speed = {kind: rate(s) for kind, s in kinds.items()}
     hours = sum(tokens[s.hash] / speed[s.weights, s.blocks, s.batch_size] for s in todo) / 3600
-    size = 4 * max((sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in todo), default=0)
+    size = 4 * max(sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values())
     disk = (2 * 3 * size * workers + size * len(parents(todo)) + 20 * sum(tokens.values())) / 1e9  # checkpoints, weights, features
-    runs.RUNS.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(runs.RUNS).free / 1e9
-    if todo and free < disk:
+    if free < disk:
         raise UserError(f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
                         "set QA_RUNS to a folder on a larger disk")
-    return tokens, 1.5 * hours / min(workers, max(1, len(todo))), disk  # 1.5: loading, padding, cores that share one memory
+    return tokens, 1.5 * hours / min(workers, len(todo)), disk  # 1.5: loading, padding, cores that share one memory
 
 
 def at_once(specs: list[Spec]) -> int:

@@ -101,7 +101,7 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
     assert copied.hash == spec.hash
     scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
     runs.save(copied, {"metrics": scored, "environment": {"device": "CPU"}}, pd.DataFrame({"id": ["a"]}))
-    assert runs.find(spec)["spec"]["encoder"] == "copy"
+    assert runs.find(spec)["spec"]["encoder"] == "copy" and set(runs.ledger([copied])["encoder"]) == {"copy"}
     assert str(store) not in (runs.folder(spec) / "metrics.json").read_text()
 
 
