@@ -45,7 +45,7 @@ inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).y
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
 .PHONY: FORCE environment $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
-        help profile test test-notebooks test-browser bench lint data check-data pin lab lock clean
+        help profile verify test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 help: ## this list (the default)
 	@echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'
@@ -69,6 +69,9 @@ $(REPORTS:%=report-%): report-%: profile | $(SETUP) ## render the page alone
 
 $(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed real runs into records/
 	$(PY) -m qa_lib.runs land $* $(FLAGS)
+
+verify: profile | $(SETUP) ## print the verdict on every claim, from records alone; fails where results.csv disagrees
+	@for r in $(REPORTS); do $(PY) -m qa_lib.verify $$r $(FLAGS); done
 
 # The study looks at every run at each start, and touches results.csv only if a number changed.
 $(FOLDERS:%=%/results.csv): $(SETUP) FORCE

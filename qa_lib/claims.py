@@ -1,19 +1,26 @@
-r"""What a report says, and how each statement is tested: params/claims/<slug>.yaml.
+r"""What a report says (params/claims/<slug>.yaml), and the rules by which it counts as reproduced.
 
-    claims(slug)        the report's statements, each with the contrast of runs that tests it
-    controlled(claim)   the same statement against the control that could refute it
-    power(claim, …)     what the report's own seeds and test questions could have seen
-
-qa_lib/stats.py tests them.
+    claims(slug)            the report's statements, each with the contrast of runs that tests it
+    controlled(claim)       the same statement against the control that could refute it
+    interval, p_value       of a contrast, from (d, s², ν, v, n, K): qa_lib/stats.py estimates them from runs
+    rules, verdict          what they say of a claim
+    power(claim, …)         what the report's own seeds and test questions could have seen
+    changed(slug)           frozen files that are not as they were frozen
 """
+import hashlib
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
-from scipy.stats import norm
+from scipy.optimize import brentq
+from scipy.stats import norm, t
 
 from qa_lib import params
 from qa_lib.params import ROOT, Strict, UserError
+
+ALPHA, ENOUGH, MOST = 0.05, 3, 1000   # level; seeds below which nothing is reproduced; seeds that nobody will run
+SMALLER = "reproduced in direction, smaller"
 
 
 class Contrast(Strict):
@@ -157,3 +164,90 @@ def power(claim: Claim, questions: int, n: int = 1, level: float = 50.0, alike: 
             f"s.e. {se:.1f}, smallest {sees:.1f} (scores near {level:g} EM, correlation {alike:g}, "
             + (f"sd over seeds {seed_sd:g})" if seed_sd else "variation over seeds left out)"))
     return {"id": claim.id, "se": se, "sees": sees, "effect": effect, "could": sees <= effect, "note": note}
+
+
+def changed(slug: str) -> list[str]:
+    """Files of params/claims/FROZEN (in sha256sum's format) that are gone or not as they were; none where nothing is frozen.
+
+    Of the claims only the report's own count: the rules are common to all.
+    """
+    file, found = ROOT / "params" / "claims" / "FROZEN", []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        sha, name = line.split(maxsplit=1)
+        path = ROOT / name.lstrip("*")
+        whole = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
+        if not whole and (path.parent != file.parent or path.stem == slug):
+            found.append(name.lstrip("*"))
+    return found
+
+
+# ---- interval, test, verdict ----
+
+def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
+    r"""Ends of the 1 − α interval of a mean difference: $\bar d \pm \sqrt{t_\nu^2\,s^2/n + t_{K-1}^2\,v}$ (Banerjee 1960).
+
+    d: $\bar d$ over n seeds. s2, nu: variance between seeds and its degrees of freedom. v: variance that other test questions,
+    drawn as K clusters, would add for any n. Each variance has the quantile of its own degrees of freedom.
+    """
+    few, many = (t.isf(alpha / 2, x) for x in (nu, np.subtract(clusters, 1)))
+    half = np.sqrt(few ** 2 * s2 / n + many ** 2 * v)
+    return d - half, d + half
+
+
+def p_value(claim: Claim, d, *rest) -> float:
+    r"""p of no effect in the claim's direction: the largest α at which the interval leaves 0 out, and 1 in the other direction.
+
+    For equivalence the α at which the 1 − 2α interval still lies in ±margin (Schuirmann 1987).
+    """
+    def two_sided(x: float) -> float:
+        def end(log: float) -> float:
+            return float(interval(x, *rest, np.exp(log))[0])
+        return float(np.exp(brentq(end, -200, 0))) if end(-200) < 0 else 0.0
+
+    if claim.kind == "equivalence":
+        room = claim.margin - abs(d)
+        return two_sided(room) / 2 if room >= 0 else 1 - two_sided(-room) / 2
+    return two_sided(d) if d > 0 else 1.0
+
+
+def rules(claim: Claim, d, *rest, factor: float = 1.0, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(holds, fails) of one part. Neither: inconclusive; both: the direction is as printed, the size is not.
+
+    factor: Holm's, by which p is raised. A claim of several parts holds if each does (no adjustment: Berger 1982), and fails
+    if one does at ALPHA / parts.
+    """
+    least, most = interval(d, *rest, ALPHA / parts)
+    if claim.kind == "equivalence":
+        low, high = interval(d, *rest, 2 * ALPHA / factor)
+        return (low >= -claim.margin) & (high <= claim.margin), (least > claim.margin) | (most < -claim.margin)
+    holds = (np.asarray(d) > 0) & (interval(d, *rest, ALPHA / factor)[0] >= 0)
+    if claim.kind == "superiority":
+        return holds, most < claim.effect / 2
+    (low, high), (a, b) = interval(d, *rest), claim.range
+    return holds & (low >= a / 2) & (high <= 2 * b), (most < a) | (least > b)
+
+
+def verdict(claim: Claim, estimates: list[tuple], factor: float = 1.0) -> str:
+    """The verdict on a claim from (d, s², ν, v, n, K) of each of its parts.
+
+    What limits an inconclusive one: seeds, with the smallest n that would decide it if d, s² and v stayed as they are; the
+    test questions, where no n would.
+    """
+    words, needs = [], []
+    for d, s2, nu, v, n, clusters in estimates:
+        how = {"factor": factor, "parts": len(estimates)}
+        holds, fails = rules(claim, d, s2, nu, v, n, clusters, **how) if nu else (False, False)
+        if holds and n >= ENOUGH:
+            words.append(SMALLER if fails and (claim.kind == "superiority" or d < claim.range[0]) else "reproduced")
+        elif fails and not holds:
+            words.append("not reproduced")
+        else:
+            words.append("inconclusive")
+            more = np.append(np.arange(max(n, ENOUGH), MOST + 1), 10**9)
+            decided = np.any(rules(claim, d, s2, nu + more - n, v, more, clusters, **how), 0) if nu else more == ENOUGH
+            needs.append(more[decided.argmax()] if decided.any() else np.inf)
+    if not needs or "not reproduced" in words:
+        return next(w for w in ("not reproduced", SMALLER, "reproduced") if w in words)
+    if (n := max(needs)) > MOST:
+        return "inconclusive: test questions (no n suffices)" if np.isinf(n) else f"inconclusive: seeds (needs n>{MOST})"
+    return f"inconclusive: seeds (needs n={n:.0f})"

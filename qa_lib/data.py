@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 
 from qa_lib import corpora, params
-from qa_lib.params import Dataset, Spec, UserError, canonical
+from qa_lib.params import Dataset, UserError
 from qa_lib.sources import check, known_files, read, read_hub, revision, sha256
+from qa_lib.spec import Spec, canonical
 
 
 @dataclass

@@ -124,8 +124,12 @@ class SpanModel(nn.Module):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    def states(self, **inputs) -> Tensor:
+        """What the head reads, (B, T, D)."""
+        return self.encoder(**inputs).last_hidden_state
+
     def forward(self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs) -> SpanOutput:
-        hidden = self.encoder(**inputs).last_hidden_state                       # (B, T, D)
+        hidden = self.states(**inputs)                                          # (B, T, D)
         start, end = self.head(self.dropout(hidden)).float().unbind(-1)         # (B, T) each
         padding = inputs["attention_mask"] == 0
         start, end = (x.masked_fill(padding, torch.finfo(x.dtype).min) for x in (start, end))

@@ -1,157 +1,248 @@
-r"""Report 2, Bring in the ExBERT (Fan, Fan, Song; CS 7643): a DistilBERT with a sparse ST-MoE layer.
+"""Report 2, Bring in the ExBERT (Fan, Fan, Song; CS 7643): a DistilBERT with a sparse ST-MoE layer (qa_lib/stmoe.py).
 
-ST-MoE (Zoph et al. 2022, arXiv 2202.08906) sends each token to its best experts only. For token x, with router W (E, D):
-
-$$p = \operatorname{softmax}(W x), \qquad g_e = p_e / \textstyle\sum_{\operatorname{top}_n} p, \qquad
-  y = \sum_{e \in \operatorname{top}_n(p)} g_e\,\mathrm{FFN}_e(x)$$
-
-B batch, T tokens, D width, E experts, N picks a token, C capacity: tokens of one sequence that an expert takes.
-So far the plan holds the plain span model ("V-DB", encoders.SpanModel) on mixtures of two domains.
+The block and the model; who routes where; and the list of the report's runs: V-DB (the plain span model, encoders.SpanModel),
+ExBERT, the controls that could explain its gain, sweeps, and equal trials for all.
 """
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import product
 
-import torch
+import numpy as np
+import pandas as pd
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from qa_lib import data, encoders
-from qa_lib.params import Exbert, Spec
-
-MIN_CAPACITY = 4     # st-moe-pytorch, after mesh-tensorflow
-
-
-class Routed(NamedTuple):
-    """What the router decided, and what it costs."""
-    expert: Tensor       # (B, T, N) expert of each pick; E where the pick was not routed or did not fit
-    gate: Tensor         # (B, T, N) weight of each pick, 0 where dropped
-    balance_loss: Tensor  # scalar; 1 at uniform load
-    z_loss: Tensor       # scalar
-    load: Tensor         # (E,) share of the routed picks
-    dropped: Tensor      # scalar, share of the wanted picks that found their expert full
+from qa_lib import data, encoders, runs
+from qa_lib.params import Exbert, Layer, UserError
+from qa_lib.spec import Spec
+from qa_lib.stmoe import Expert, MoE, Routed
 
 
-class Router(nn.Module):
-    r"""Top-n routing with a threshold for the further picks and a capacity for each expert.
+class Block(nn.Module):
+    r"""The ST-MoE block: dropout, experts and a feed-forward layer, each with RMSNorm in front and a residual around it.
 
-    The second pick is taken with probability min(1, g_2 / threshold) in training; at evaluation where g_2 > threshold
-    (`eval_routing: threshold`) or by the same draw (`random`, st-moe-pytorch's, so that its answers vary).
-    An expert takes C = max(4, ⌊factor · tokens / E⌋) tokens of a sequence, first picks before second ones, in order.
+    $$u = \operatorname{drop}(x), \quad v = u + \mathrm{MoE}(\mathrm{RMSNorm}(u)), \quad
+      y = \operatorname{drop}(v + \mathrm{FFN}(\mathrm{RMSNorm}(v)))$$
 
-    $$\mathcal{L}_\text{balance} = E \sum_e f_e P_e, \qquad
-      \mathcal{L}_z = \operatorname{mean}\left[\left(\log \textstyle\sum_e e^{(Wx)_e}\right)^2\right]$$
-
-    f_e share of first picks to expert e, P_e mean router probability (Eq. 4 of Fedus et al. 2021, arXiv 2101.03961); z-loss
-    is Eq. 5 of Zoph et al. 2022. Padding is never routed and counts nowhere, unless `route_padding` (the report's variant).
-    density: "wanted" counts f_e before capacity, as mesh-tensorflow does; "kept" after it, as st-moe-pytorch does.
+    In place of an encoder block's feed-forward layer it is the experts and the dropout alone: that block has norm and residual.
+    dense: width of one dense layer in place of the experts, in multiples of an expert's (the controls).
     """
 
-    def __init__(self, dim: int, experts: int, top_n: int = 2, threshold: float = 0.2, capacity_train: float = 1.25,
-                 capacity_eval: float = 2.0, eval_routing: str = "threshold", route_padding: bool = False, density: str = "wanted"):
+    def __init__(self, dim: int, p: Layer, dense: float | None = None):
         super().__init__()
-        self.experts, self.top_n, self.threshold = experts, top_n, threshold
-        self.capacity_train, self.capacity_eval, self.eval_routing = capacity_train, capacity_eval, eval_routing
-        self.route_padding, self.density = route_padding, density
-        self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(experts, dim), a=5 ** 0.5))
+        hidden = int(dim * 8 / 3 * p.width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Routed:
-        """x: (B, T, D); mask: (B, T), 1 for tokens, 0 for padding."""
-        mask = torch.ones_like(mask) if self.route_padding else mask
-        real = mask.to(torch.float32).unsqueeze(-1)                            # (B, T, 1)
-        with torch.autocast(x.device.type, enabled=False):                     # a router in bf16 routes rounding errors
-            logits = F.linear(x.float(), self.weight.float())                  # (B, T, E)
-        p = logits.softmax(-1)
-        gate, expert = p.topk(self.top_n)                                      # (B, T, N)
-        gate = gate / gate.sum(-1, keepdim=True).clamp(min=1e-9)
-        if self.training or self.eval_routing == "random":
-            routed = torch.rand(self.top_n, *gate.shape[:2], device=x.device).permute(1, 2, 0) < gate / self.threshold
-        else:
-            routed = gate > self.threshold
-        routed = (routed | (torch.arange(self.top_n, device=x.device) == 0)) & real.bool()
-        factor = self.capacity_train if self.training else self.capacity_eval
-        tokens = real.sum((1, 2))                                              # (B,)
-        capacity = torch.minimum((tokens * factor / self.experts).floor(), tokens).clamp(min=MIN_CAPACITY)
-        picks = F.one_hot(expert, self.experts) * routed.unsqueeze(-1)         # (B, T, N, E)
-        kept, taken = [], torch.zeros_like(picks[:, :1, 0])                    # (B, 1, E)
-        for n in range(self.top_n):
-            place = picks[:, :, n].cumsum(1) - picks[:, :, n] + taken          # (B, T, E) tokens before this one
-            fits = picks[:, :, n] * (place < capacity.view(-1, 1, 1))
-            taken = taken + fits.sum(1, keepdim=True)
-            kept.append(fits)
-        kept = torch.stack(kept, 2)                                            # (B, T, N, E)
-        fits = kept.sum(-1).bool()                                             # (B, T, N)
-        first = (kept if self.density == "kept" else picks)[:, :, 0].float()
-        share, mean = ((v * real).sum(1) / real.sum(1) for v in (first, p))    # (B, E) each
-        balance = self.experts * (share * mean).sum(-1).mean()
-        z = (logits.logsumexp(-1).square() * real.squeeze(-1)).sum() / real.sum()
-        load = kept.sum((0, 1, 2)).float()
-        return Routed(expert.masked_fill(~fits, self.experts), gate * fits, balance, z, load / load.sum().clamp(min=1),
-                      1 - fits.sum() / routed.sum().clamp(min=1))
+        def feed_forward(where: str) -> nn.Module | None:
+            asked = p.place == "after" and p.feed_forward in (where, "both")
+            return nn.Sequential(nn.RMSNorm(dim, eps=1e-12), Expert(dim, int(dim * 8 / 3))) if asked else None
 
+        routing = p.model_dump(include={"top_n", "threshold", "capacity_train", "capacity_eval", "eval_routing",
+                                        "route_padding", "density"})
+        self.experts = MoE(dim, p.experts, hidden, p.expert_dropout, **routing) if dense is None else \
+            Expert(dim, round(hidden * dense), p.expert_dropout)
+        self.norm = nn.RMSNorm(dim, eps=1e-12) if p.norm and p.place == "after" else nn.Identity()
+        self.before, self.after, self.residual = feed_forward("before"), feed_forward("after"), p.place == "after"
+        self.drop_in, self.drop_out = (nn.Dropout(p.layer_dropout * (p.dropout_at in (where, "both")))
+                                       for where in ("before", "after"))
+        self.mask: Tensor | None = None              # (B, T), which the model sets: encoder blocks pass no mask on
 
-class Expert(nn.Module):
-    r"""A feed-forward layer with a gated activation: what each token is sent to, and alone the dense control.
-
-    $$\mathrm{FFN}(x) = W_2\left(b \odot \operatorname{gelu}(W_1^g x) \odot W_1^v x\right)$$
-
-    b: a learned multiplicative bias, 1 at the start. Weights and biases U(±out^-0.5), as st-moe-pytorch.
-    """
-
-    def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
-        super().__init__()
-        self.w1, self.w2 = nn.Linear(dim, 2 * hidden), nn.Linear(hidden, dim)
-        self.scale = nn.Parameter(torch.ones(hidden))
-        self.dropout = nn.Dropout(dropout)
-        for linear in (self.w1, self.w2):
-            for parameter in linear.parameters():
-                nn.init.uniform_(parameter, -linear.out_features ** -0.5, linear.out_features ** -0.5)
+    @property
+    def sparse(self) -> bool:
+        return isinstance(self.experts, MoE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (…, D) → (…, D)."""
-        value, gate = self.w1(x).chunk(2, -1)                                  # (…, hidden) each
-        return self.w2(self.dropout(F.gelu(gate) * value * self.scale))
+        """x: (B, T, D) → (B, T, D)."""
+        x = self.drop_in(x)
+        if self.before is not None:
+            x = x + self.before(x)
+        y = self.norm(x)
+        y = self.experts(y, self.mask) if self.sparse else self.experts(y)
+        y = x + y if self.residual else y
+        if self.after is not None:
+            y = y + self.after(y)
+        return self.drop_out(y)
 
 
-class MoE(nn.Module):
-    """Sparse mixture of experts: route, compute what was routed, combine."""
+class ExBERT(encoders.SpanModel):
+    r"""A span model with an ST-MoE block after its encoder, or in place of the last block's feed-forward layer.
 
-    def __init__(self, dim: int, experts: int, hidden: int | None = None, dropout: float = 0.0, **routing):
-        super().__init__()
-        self.router = Router(dim, experts, **routing)
-        self.experts = nn.ModuleList(Expert(dim, hidden or int(dim * 8 / 3), dropout) for _ in range(experts))
-        self.routed: Routed | None = None            # of the last forward pass
+    $$\mathcal{L} = \mathcal{L}_\text{span} + \beta\,\mathcal{L}_\text{balance} + \zeta\,\mathcal{L}_z$$
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: (B, T, D), mask: (B, T) → (B, T, D), zero where no expert took the token."""
-        self.routed = routed = self.router(x, mask)
-        expert, gate = routed.expert.flatten(), routed.gate.flatten()                           # (B·T·N,)
-        counts = expert.bincount(minlength=self.router.experts + 1).tolist()                    # the dropped come last
-        order = expert.argsort(stable=True)[:expert.numel() - counts.pop()]                     # (K,)
-        token = order // self.router.top_n
-        weight = gate[order].unsqueeze(-1)
-        # value 1, gradient of the gate: the router also learns through what an expert is given (st-moe-pytorch)
-        given = x.reshape(-1, x.shape[-1])[token] * (1 + weight - weight.detach()).to(x.dtype)
-        out = torch.cat([f(part) for f, part in zip(self.experts, given.split(counts), strict=True)]) * weight
-        return torch.zeros_like(x, dtype=out.dtype).reshape(-1, x.shape[-1]).index_add(0, token, out).reshape(x.shape)
+    The auxiliary losses are for training only. `tally`: picks of each expert since it was last set to 0, at evaluation.
+    """
+
+    def __init__(self, encoder: nn.Module, head_dropout: float, p: Layer, dense: float | None = None):
+        super().__init__(encoder, head_dropout)      # first, so that a seed gives every model the same head
+        self.p, self.tally, block = p, 0, Block(encoder.config.hidden_size, p, dense)
+        if p.place == "after":
+            self.block = block
+        elif hasattr(last := encoders.layers(encoder)[-1], "ffn"):               # DistilBERT
+            last.ffn = block
+        else:
+            last.intermediate, last.output.dense = nn.Identity(), block
+
+    @property
+    def layer(self) -> Block:
+        return next(m for m in self.modules() if isinstance(m, Block))
+
+    @property
+    def routed(self) -> Routed | None:
+        """What the router did in the last forward pass; None where the layer is dense."""
+        return self.layer.experts.routed if self.layer.sparse else None
+
+    def active_parameters(self) -> int:
+        """Parameters that a token meets: of the experts only top_n."""
+        every, p = sum(x.numel() for x in self.parameters()), self.p
+        experts = sum(x.numel() for x in self.layer.experts.experts.parameters()) if self.layer.sparse else 0
+        return every - experts * (p.experts - p.top_n) // p.experts
+
+    def states(self, **inputs) -> Tensor:
+        self.layer.mask = inputs["attention_mask"]
+        hidden = super().states(**inputs)
+        return self.block(hidden) if self.p.place == "after" else hidden
+
+    def forward(self, start_positions=None, end_positions=None, **inputs) -> encoders.SpanOutput:
+        """As SpanModel; in training the loss has the auxiliary losses in it."""
+        out = super().forward(start_positions, end_positions, **inputs)
+        if (routed := self.routed) is None:
+            return out
+        if not self.training:
+            self.tally = self.tally + routed.expert.flatten().bincount(minlength=self.p.experts + 1)[:-1]
+        elif out.loss is not None:
+            out = out._replace(loss=out.loss + self.p.balance * routed.balance_loss + self.p.router_z * routed.z_loss)
+        return out
+
+
+def mutual_information(share: pd.DataFrame) -> float:
+    r"""Bits that the expert a pick went to tells about its domain, the domains counted alike; share: tables.routing of one run.
+
+    $$I(D; E) = \sum_{d,e} p(d)\,p(e \mid d)\,\log_2 \frac{p(e \mid d)}{p(e)}$$
+    """
+    p = share.pivot(index="set", columns="expert", values="share").to_numpy()                  # (domains, E), p(e | d)
+    whole = np.broadcast_to(p.mean(0), p.shape)
+    return float((p[p > 0] * np.log2(p[p > 0] / whole[p > 0])).sum() / len(p))
+
+
+# ---- the runs of the report ----
+
+EXPERIMENTS = ("headline", "ratios", "untuned", "order", "single", "dense", "blocks", "experts", "rates", "dropout", "balance")
+HEADLINE, DENSE = ("v-db", "exbert-tuned", "plain-tuned"), ("dense-compute", "dense-parameters")
+
+
+def variants(p: Exbert) -> dict[str, dict]:
+    """The models that are compared: fields of their runs, with the report's rates and epochs."""
+    layer = Layer(**p.model_dump(include=set(Layer.model_fields)))
+    front = layer.model_copy(update={"dropout_at": p.tuned_dropout})
+    tuned = {"blocks": p.tuned_blocks, "learning_rate": p.tuned_rate, "epochs": p.tuned_epochs}
+    return {"v-db": {}, "exbert": {"layer": layer}, "exbert-tuned": tuned | {"layer": front},
+            "plain-tuned": tuned,                                                            # (a) all but the layer
+            "dense-compute": tuned | {"layer": front, "dense": float(layer.top_n)},          # (b) what a token meets
+            "dense-parameters": tuned | {"layer": front, "dense": float(layer.experts)}}     # (b) as many weights
 
 
 def plan(p: Exbert) -> list[Spec]:
-    """Every run of the report at these parameters.
+    """Every run of the report at these parameters, each once under each of its names.
 
-    With `start`, all runs go on from one that learnt the span head on another dataset (profile quick: so that
-    short runs can learn at all).
+    With arm `tuned` its trials, and what follows from them once they are recorded. With `start`, all runs go on from one that
+    learnt the span head on another dataset (profile quick: so that short runs can learn at all).
+    Raises UserError for an experiment that does not exist.
     """
-    shared = p.model_dump(include=set(Spec.model_fields)) | {
-        "folder": p.data, "weights": encoders.weights(p.encoder), "variant": "v-db"}
+    if unknown := set(p.experiments) - set(EXPERIMENTS):
+        raise UserError(f"experiments: '{min(unknown)}' is not one; known: {', '.join(EXPERIMENTS)}")
+    shared = p.model_dump(include=set(Spec.model_fields)) | {"folder": p.data, "weights": encoders.weights(p.encoder)}
 
     def domains(names: list[str]) -> dict:
         return {"domains": names, "tests": names, "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]}
 
-    runs = []
-    if p.start:
-        runs.append(Spec(**shared | domains([p.start]) | {"variant": "start"}, seed=0, rows=[p.start_rows]))
-    shared |= domains(p.domains) | {"parents": runs[:1]}
-    for seed in p.seeds:
-        for ratio in p.ratios:
-            first = round(p.train_rows * ratio)
-            runs.append(Spec(**shared, ratio=ratio, seed=seed, rows=[first, p.train_rows - first]))
-    return runs
+    start = [Spec(**shared | domains([p.start]) | {"variant": "start", "learning_rate": p.start_rate}, seed=0,
+                  rows=[p.start_rows])] if p.start else []
+    shared |= domains(p.domains) | {"parents": start}
+
+    def specs(variant: str, ratios: list[float], seeds: list[int], rows: int = p.train_rows, **fields) -> list[Spec]:
+        return [Spec(**shared | {"rows": [round(rows * r), rows - round(rows * r)], "variant": variant, "ratio": r, "seed": s}
+                     | fields) for r in ratios for s in seeds]
+
+    found = [s for arm in p.arms for s in (printed(p, specs) if arm == "printed" else tuned(p, specs))]
+    return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
+
+
+def compared(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
+    """The models over the mixtures (Fig. 6), with the controls."""
+    runs_, others = [], [r for r in p.ratios if r != p.centre]
+    for name in HEADLINE if "headline" in p.experiments else []:
+        ratios = [r for r in others if name != "plain-tuned" or r in p.control_ratios]
+        runs_ += specs(name, [p.centre], p.seeds, **models[name]) + specs(name, ratios, p.side_seeds, **models[name])
+    for name in DENSE if "dense" in p.experiments else []:
+        runs_ += specs(name, p.control_ratios, p.side_seeds, **models[name])
+    return runs_
+
+
+def curves(p: Exbert, specs: Callable, **fields) -> list[Spec]:
+    """A run of a sweep: the same schedule for all, losses after each epoch. `fields` of the run or of the layer."""
+    layer = {k: fields.pop(k) for k in list(fields) if k in Layer.model_fields}
+    fields |= {"layer": variants(p)["exbert"]["layer"].model_copy(update=layer)}
+    return specs("exbert-curve", [p.centre], p.side_seeds, epochs=p.curve_epochs, **fields)
+
+
+def printed(p: Exbert, specs: Callable) -> list[Spec]:
+    """Arm `printed`: the report's own rates, epochs and sweeps."""
+    models, five, four = variants(p), {"learning_rate": p.tuned_rate}, {"blocks": p.tuned_blocks}
+    runs_, seeds = compared(p, specs, models), p.side_seeds
+    if "ratios" in p.experiments:
+        runs_ += specs("v-db", p.ratios, seeds)
+    if "untuned" in p.experiments:
+        runs_ += [s for m in ("v-db", "exbert") for s in specs(m, p.ratios, seeds, **models[m])]
+    if "order" in p.experiments:
+        mixtures = [r for r in p.control_ratios if 0 < r < 1]
+        runs_ += [s for m in ("v-db", "exbert") for o in ["trainer", *p.orders]
+                  for s in specs(m, mixtures, seeds, **models[m], order=o)]
+    if "single" in p.experiments:
+        for m in ("v-db", "exbert"):
+            for ratio, rows in zip((1.0, 0.0), p.full_rows, strict=True):
+                runs_ += specs(f"{m}-full", [ratio], seeds, rows, **models[m])
+        runs_ += [s for rows in p.sizes for s in specs("v-db-size", [1.0], seeds, rows)]
+    sweeps = {
+        "blocks": [{"blocks": b} for b in p.sweep_blocks],
+        "experts": [{"experts": e} for e in p.sweep_experts],
+        "rates": [four | {"learning_rate": rounded(m * p.learning_rate)} for m in p.sweep_rates],
+        "dropout": [four | five | {"dropout_at": a} for a in p.sweep_dropout]
+        + [four | five | {"dropout_at": p.tuned_dropout, "layer_dropout": d} for d in p.sweep_dropout_rates]
+        + [four | {"learning_rate": rounded(p.learning_rate / 2), "dropout_at": "both", "layer_dropout": 0.3}],   # slow, dropped
+        "balance": [four | five | {"dropout_at": p.tuned_dropout, "balance": b} for b in p.sweep_balance]}
+    runs_ += [s for name, points in sweeps.items() if name in p.experiments for at in points for s in curves(p, specs, **at)]
+    if "rates" in p.experiments:
+        runs_ += [s for rate in (p.learning_rate, p.tuned_rate)
+                  for s in specs("v-db-curve", [p.centre], seeds, epochs=p.curve_epochs, learning_rate=rate)]
+    return runs_
+
+
+def tuned(p: Exbert, specs: Callable) -> list[Spec]:
+    """Arm `tuned`: the same trials for every model, on validation, one seed, at the centre; then what the best of them say.
+
+    While a model's best rate lies on the grid's edge, all models get the next rate too (half, or twice).
+    """
+    models = {m: f for m, f in variants(p).items() if m in HEADLINE or m in DENSE and "dense" in p.experiments}
+    rates = sorted(p.trial_rates)
+    while True:
+        trials = {m: [s for rate, epochs in product(rates, p.trial_epochs) for s in specs(
+                      f"{m}-trial", [p.centre], p.seeds[:1], arm="tuned", tests=[],
+                      **fields | {"learning_rate": rate, "epochs": epochs})] for m, fields in models.items()}
+        every = [s for ts in trials.values() for s in ts]
+        records = {s.hash: runs.find(s) for s in every}
+        if not all(records.values()):
+            return every
+        best = {m: max(ts, key=lambda s: [(h["validation_em"], -h["validation_loss"]) for h in records[s.hash]["history"]][-1])
+                for m, ts in trials.items()}
+        edge = {s.learning_rate for s in best.values()}
+        if not {rates[0], rates[-1]} & edge:
+            break
+        rates = ([rates[0] / 2] if rates[0] in edge else []) + rates + ([rates[-1] * 2] if rates[-1] in edge else [])
+    frozen = {m: models[m] | {"learning_rate": s.learning_rate, "epochs": s.epochs, "arm": "tuned"} for m, s in best.items()}
+    runs_ = every + compared(p, specs, frozen)
+    if "rates" in p.experiments:
+        runs_ += [s for m in p.sweep_rates for s in curves(p, specs, arm="tuned", blocks=p.tuned_blocks,
+                                                           learning_rate=rounded(m * best["v-db"].learning_rate))]
+    return runs_
+
+
+def rounded(rate: float) -> float:
+    """A rate as one would write it: 3 × 1e-4 is 3e-4, so that runs of the same rate are the same run."""
+    return float(f"{rate:.6g}")

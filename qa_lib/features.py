@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, disable_progress_bars, load_from_disk
 from torch.utils.data import Sampler
 
-from qa_lib.params import canonical
+from qa_lib.spec import canonical
 
 MAX_QUESTION = 64  # tokens; longer questions are cut so that a window always has room for context (google-research/electra)
 disable_progress_bars()

@@ -80,6 +80,12 @@ def exact(answer: str, gold: str) -> float:
     return 100.0 * (normalise(answer) == normalise(gold))
 
 
+def contains(answer: str, golds: list[str]) -> bool:
+    """Whether a gold answer stands, word for word, in a longer one."""
+    words = f" {normalise(answer)} "
+    return any(f" {g} " in words and f" {g} " != words for g in map(normalise, golds) if g)
+
+
 def f1(answer: str, gold: str) -> float:
     """Harmonic mean of precision and recall over the words both answers have."""
     a, g = normalise(answer).split(), normalise(gold).split()

@@ -1,30 +1,23 @@
-"""Parameters: strict models, YAML files, the identity of a run.
+"""Parameters: strict models, YAML files, command lines.
 
 * `Exbert`    one model per report: flat scalars and lists, the same names in YAML, notebook and command line
 * `Dataset`   where a dataset's rows come from and how they are split (params/datasets.yaml)
-* `Spec`      one training with one seed; `spec.hash` is what the run store looks it up by
 * `UserError` one sentence for a user's mistake: what is wrong, where, what to do
 """
 import argparse
 import contextlib
 import difflib
-import hashlib
-import json
 import os
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "real", "paper")
-
-# Raised by hand when a report's training changes in a way its parameters do not show.
-RECIPE = {"exbert": 1}
-
 
 class UserError(Exception):
     """A user's mistake, told in one sentence; command lines exit 2 with it, notebooks show it alone."""
@@ -110,83 +103,72 @@ class Study(Strict):
         return self
 
 
-class Exbert(Study):
-    """Bring in the ExBERT: mixtures of two domains."""
+class Layer(Strict):
+    """The sparse ST-MoE block between encoder and head (qa_lib/exbert.py). Defaults: the report's, or st-moe-pytorch's."""
+    place: Literal["after", "feed_forward"] = "after"   # after the encoder, or in place of its last block's feed-forward layer
+    experts: int = Field(16, ge=1)
+    width: float = Field(1.0, gt=0)                     # of an expert, in multiples of 8/3 of the encoder's width
+    top_n: int = Field(2, ge=1)                         # experts a token is sent to
+    threshold: float = Field(0.2, gt=0)                 # weight below which a further expert is drawn, or left out
+    capacity_train: float = Field(1.25, gt=0)           # tokens an expert takes, in multiples of an even share
+    capacity_eval: float = Field(2.0, gt=0)
+    eval_routing: Literal["threshold", "random"] = "threshold"
+    route_padding: bool = False
+    density: Literal["wanted", "kept"] = "wanted"
+    balance: float = Field(1e-2, ge=0)                  # coefficient of the balance loss
+    router_z: float = Field(1e-3, ge=0)                 # coefficient of the router z-loss
+    norm: bool = True                                   # RMSNorm in front
+    feed_forward: Literal["none", "before", "after", "both"] = "after"
+    expert_dropout: float = Field(0.0, ge=0, lt=1)
+    dropout_at: Literal["none", "before", "after", "both"] = "none"
+    layer_dropout: float = Field(0.1, ge=0, lt=1)       # at the places of dropout_at
+
+    @model_validator(mode="after")
+    def _top(self):
+        if self.top_n > self.experts:
+            raise ValueError(f"top_n: {self.top_n} is more than the {self.experts} experts there are")
+        return self
+
+
+class Exbert(Layer, Study):
+    """Bring in the ExBERT: mixtures of two domains, a sparse layer, and what could explain its gain."""
     report: Literal["exbert"]
     domains: list[str] = Field(min_length=2, max_length=2)
-    ratios: list[float]                   # share of the first domain in the training mixture
+    experiments: list[str] = Field(min_length=1)        # parts of the study that are run: names in exbert.EXPERIMENTS
+    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
+    ratios: list[float] = Field(min_length=1)           # share of the first domain in the training mixture
+    control_ratios: list[float]                         # those of the controls and of the order
+    centre: float = Field(ge=0, le=1)                   # the mixture of sweeps and trials, of `ratios` the one with all seeds
+    side_seeds: list[int] = Field(min_length=1)         # of all runs but V-DB, tuned ExBERT and (a) at the centre
+    orders: list[Literal["sequential", "shuffled"]]     # beside the trainer's
     start: str | None = None              # dataset that a run shared by all others is trained on first; None: none is
     start_rows: int = Field(gt=0)         # its examples
+    start_rate: float = Field(gt=0)       # its learning rate
+    full_rows: list[int]                  # training rows of each domain alone
+    sizes: list[int]                      # training rows of the first domain alone
+    tuned_blocks: int = Field(gt=0)       # ExBERT as the report tunes it
+    tuned_rate: float = Field(gt=0)
+    tuned_epochs: float = Field(gt=0)
+    tuned_dropout: Literal["none", "before", "after", "both"]
+    curve_epochs: float = Field(gt=0)
+    sweep_blocks: list[int]
+    sweep_experts: list[int]
+    sweep_rates: list[float]              # multiples of the plain rate
+    sweep_dropout: list[Literal["none", "before", "after", "both"]]
+    sweep_dropout_rates: list[float]
+    sweep_balance: list[float]
+    trial_rates: list[float]              # arm tuned: the same trials for every model
+    trial_epochs: list[float]
 
     @model_validator(mode="after")
     def _ratios(self):
-        if bad := [r for r in self.ratios if not 0 <= r <= 1]:
-            raise ValueError(f"ratios: {bad[0]} is not a share between 0 and 1")
+        for name in ("ratios", "control_ratios"):
+            if bad := [r for r in getattr(self, name) if not 0 <= r <= 1]:
+                raise ValueError(f"{name}: {bad[0]} is not a share between 0 and 1")
         return self
 
 
 REPORTS: dict[str, type[Study]] = {"exbert": Exbert}
-
-
-class Spec(Strict):
-    """One training with one seed. Fields marked `label` do not change its numbers and are not hashed."""
-    report: str
-    variant: str                          # label
-    profile: str                          # label
-    size: str                             # label
-    ratio: float | None = None            # label: share of the first domain
-    model: Literal["span"] = "span"
-    seed: int
-    source: str                           # label
-    folder: str | None = None             # label
-    domains: list[str]                    # label
-    fingerprints: list[str]               # of the domains: their definition and their files
-    rows: list[int]                       # training rows of each domain
-    validation_rows: int
-    tests: list[str]                      # label: a run may be scored on more sets later
-    order: Literal["trainer", "sequential", "shuffled"] = "trainer"
-    bad_rows: Literal["stop", "skip"] = "stop"
-    encoder: str                          # label
-    weights: str                          # the encoder's hash
-    blocks: int | None = None
-    head_dropout: float = 0.1
-    max_length: int
-    stride: int
-    batch_size: int
-    learning_rate: float
-    epochs: float
-    warmup: float
-    weight_decay: float
-    clip: float
-    precision: Literal["fp32", "bf16"]
-    threads: int | Literal["cuda"]
-    parents: list["Spec"] = []
-
-    LABELS: ClassVar = frozenset({"variant", "profile", "size", "ratio", "source", "folder", "domains", "tests",
-                        "encoder", "parents"})
-
-    @property
-    def hash(self) -> str:
-        """sha256 over what changes the numbers; fields at their default are left out, so that a new
-        field orphans no record."""
-        fields = self.model_dump(exclude=set(self.LABELS), exclude_defaults=True)
-        fields |= {"recipe": RECIPE[self.report], "parents": [p.hash for p in self.parents]}
-        return hashlib.sha256(canonical(fields).encode()).hexdigest()
-
-    @property
-    def run(self) -> str:
-        """The run's name: variant, mixture, seed and eight digits of the hash."""
-        mix = "" if self.ratio is None else f"-{round(100 * self.ratio)}-{100 - round(100 * self.ratio)}"
-        return f"{self.variant}{mix}-s{self.seed}-{self.hash[:8]}"
-
-    def on_gpu(self) -> "Spec":
-        """The same training on a GPU, where the thread count plays no part."""
-        return self.model_copy(update={"threads": "cuda", "parents": [p.on_gpu() for p in self.parents]})
-
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
@@ -259,9 +241,10 @@ def from_names(slug: str, names: dict[str, Any]) -> Any:
     Papermill only warns about a parameter it does not know; this refuses it.
     """
     plain = (str, int, float, type(None))
-    given = {k: v for k, v in names.items() if not k.startswith("_") and k != "In"
-             and (isinstance(v, plain) or isinstance(v, list) and v and all(isinstance(x, plain) for x in v))}
-    return validate(REPORTS[slug], given, {k: "notebook parameter " for k in given})
+    model = REPORTS[slug]
+    given = {k: v for k, v in names.items() if not k.startswith("_") and k != "In" and (
+             isinstance(v, plain) or isinstance(v, list) and (v or k in model.model_fields) and all(isinstance(x, plain) for x in v))}
+    return validate(model, given, {k: "notebook parameter " for k in given})
 
 
 def default_profile() -> str:

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 
-from qa_lib import params, runs
-from qa_lib.params import ROOT, Spec, UserError
+from qa_lib import runs
+from qa_lib.params import ROOT, UserError
+from qa_lib.spec import Spec
 
 PROFILES = {  # what a page's numbers are worth, and the colour of its tag
     "quick": ("generated text, small encoder: shows that the study works; no number here is a "
               "result", "#8a4b00"),
     "real": ("real data, small encoder: a result for this encoder and these sizes", "#00605a"),
     "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f")}
-MODELS = {"v-db": ("V-DB", "#0072b2")}  # variant: name, its one colour (Okabe and Ito's palette)
-NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB"}
+NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB", "tokens": "tokens an answer",
+         "contains": "gold within a longer answer, %", "d": "difference", "mi": "mutual information, bits"}
 
 plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 
@@ -39,52 +39,6 @@ class Markdown(str):
     """Markdown that a notebook displays."""
     _repr_markdown_ = str.__str__
     __repr__ = object.__repr__
-
-
-def named(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40")."""
-    ratios = sorted(frame["ratio"].dropna().unique())
-    text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
-    mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
-    return frame.assign(model=[MODELS[v][0] for v in frame["variant"]], mixture=mixture)
-
-
-def shades(variant: str, n: int) -> list:
-    """The model's one colour and n − 1 lighter shades of it, where a figure splits one model."""
-    return sns.light_palette(MODELS[variant][1], n + 1, reverse=True)[:n]
-
-
-def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
-    """Mean and sd over seeds: a row for each group of `by`, with test rows n, seeds and runs."""
-    rows = []
-    for key, group in ledger.groupby(by, sort=True, observed=True):
-        values = group.groupby("metric")["value"].agg(["mean", "std"])
-        scores = {k: v for m in metrics for k, v in zip((m, f"{m}_sd"), values.loc[m], strict=True)}
-        count = {"n": group["n"].iloc[0], "seeds": group["seed"].nunique()}
-        rows.append(dict(zip(by, key, strict=True)) | scores | count
-                    | {"run": tuple(group["run"].unique())})
-    return pd.DataFrame(rows)
-
-
-def recorded(specs: list[Spec]) -> pd.DataFrame:
-    """A row for each run: labels, rows of each domain, what its record says of data and cost."""
-    costs = ("seconds", "tokens_per_second", "peak_memory_mb")
-    return named(pd.DataFrame([
-        runs.labels(s, r) | dict(zip(s.domains, s.rows, strict=True)) | r["data"]
-        | {k: r[k] for k in costs} for s, r in runs.records(specs)]))
-
-
-def datasets(P, specs: list[Spec]) -> pd.DataFrame:
-    """A row for each domain: rows trained and tested on, and what the encoder had seen of it."""
-    found, rows = runs.records(specs), []
-    unknown = "no: generated" if P.source == "embedded" else "not stated"
-    for i, name in enumerate(P.domains):
-        known, scores = params.datasets(P.source)[name], found[0][1]["metrics"][name]
-        rows.append({"dataset": name, "training rows, at most": max(s.rows[i] for s in specs),
-                     "test rows": scores["n"], "from": f"{scores['clusters']:,} {known.cluster}s",
-                     "seen by the encoder": known.seen_by.get(P.encoder, unknown),
-                     "run": tuple(r["run"] for _, r in found)})
-    return pd.DataFrame(rows)
 
 
 def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1) -> Html:
@@ -150,6 +104,11 @@ def header(P) -> Html:
     text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
             f"examples a run; {seeds}.")
     return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>')
+
+
+def absent(part: str) -> Html:
+    """What stands in the place of a table or figure whose runs are not part of this page."""
+    return Html(f"<p>The experiment or arm “{escape(part)}” is not part of the study at this profile and size.</p>")
 
 
 def provenance(P, specs: list[Spec]) -> Html:

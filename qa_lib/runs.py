@@ -6,7 +6,7 @@
                         checkpoints/        only while the run is going on
     records/<report>/runs.jsonl, examples-*.parquet     the same, committed
 
-Lookup is by hash (params.Spec.hash); the variant is a label that the plan gives. Records are portable: copied to
+Lookup is by hash (spec.Spec.hash); the variant is a label that the plan gives. Records are portable: copied to
 another machine they give every table, figure and page without a GPU and without data.
 
     python -m qa_lib.runs land REPORT …     completed runs of profile real → records/
@@ -24,7 +24,8 @@ from pathlib import Path
 import pandas as pd
 
 from qa_lib import params
-from qa_lib.params import ROOT, Spec, UserError, canonical
+from qa_lib.params import ROOT, UserError
+from qa_lib.spec import Spec, canonical
 
 RUNS = Path(os.environ.get("QA_RUNS", ROOT / "runs"))
 RECORDS = Path(os.environ.get("QA_RECORDS", ROOT / "records"))
@@ -140,16 +141,18 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
 
 def labels(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
-    fields = {k: v for k, v in spec.model_dump(exclude={"parents", "folder", "fingerprints", "tests", "weights"}).items()
+    fields = {k: v for k, v in spec.model_dump(exclude={"parents", "folder", "fingerprints", "tests", "weights", "layer"}).items()
               if not isinstance(v, list)}
-    return {"run": record["run"], **fields, "encoder": shown(spec.encoder), "device": record["environment"]["device"]}
+    layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
+    return {"run": record["run"], **fields, **layer, "rows": sum(spec.rows), "encoder": shown(spec.encoder),
+            "device": record["environment"]["device"]}
 
 
 def ledger(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test set × metric: the labels, set, metric, value (percent), n (rows scored)."""
     return pd.DataFrame([{**labels(s, r), "set": name, "metric": metric, "value": value, "n": int(scores["n"])}
                          for s, r in records(specs) for name in s.tests for scores in [r["metrics"][name]]
-                         for metric, value in scores.items() if metric not in ("n", "clusters")])
+                         for metric, value in scores.items() if metric not in ("n", "clusters", "overflowed")])
 
 
 def histories(specs: list[Spec]) -> pd.DataFrame:
@@ -208,7 +211,8 @@ def land(report: str, specs: list[Spec]) -> int:
     """Append completed runs to the committed records; returns how many were new."""
     target, known = RECORDS / report, committed(report)
     found = [r for s in specs for r in [_read(folder(s)) or _read(folder(s.on_gpu()))] if r]
-    new = {r["hash"]: r for r in found if r["hash"] not in known}
+    # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
+    new = {r["hash"]: r for r in found if r["hash"] not in known or set(r["metrics"]) > set(known[r["hash"]]["metrics"])}
     if not new:
         return 0
     target.mkdir(parents=True, exist_ok=True)
@@ -221,7 +225,7 @@ def land(report: str, specs: list[Spec]) -> int:
             if file.stat().st_size <= LIMIT:
                 break
         frames, part = frames[size:], part + 1
-    lines = [canonical({k: v for k, v in r.items() if k != "folder"}) for r in [*known.values(), *new.values()]]
+    lines = [canonical({k: v for k, v in r.items() if k != "folder"}) for r in (known | new).values()]
     write(target / "runs.jsonl", "\n".join(sorted(lines, key=lambda x: json.loads(x)["run"])) + "\n")
     committed.cache_clear()
     _landed_files.cache_clear()

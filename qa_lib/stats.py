@@ -1,10 +1,16 @@
-r"""Intervals, tests and verdicts: a report's claims (qa_lib/claims.py), tested on what the ledger holds.
+r"""Statistics: a report's claims (qa_lib/claims.py), estimated from what the ledger holds, and judged.
 
     verdicts(claims, ledger, examples, …)   a row for each claim: difference, interval, p, verdict, runs
     curves(histories)                       ledger rows of losses and of the epoch with the lowest
 
 Seeds s = 1 … n are paired: $d_s$ is the contrast of the runs with seed s, in the direction that the claim says. Two things make
 its mean uncertain, and both are in its interval: other seeds ($s^2/n$) and other test questions ($v$).
+
+Where the design has $t_\nu\sqrt{s^2/n + v}$ with $\nu = \sum_c (n_c - 1)$ and v the variance of the seed mean, the interval
+counts shared runs once in ν, gives each variance its own quantile, and takes for v what two seeds have in common.
+Simulated, s² estimated, n of 3 and 5, pools of 1 to 12 contrasts on one baseline, exact match and normal scores: the design's
+95 % interval holds the truth in 93 % (pool of 12, seeds alone) to 100 % (questions alone), Welch and Satterthwaite's effective ν in
+its place in 92 to 96 %, this one in 94.8 to 97.7 % (tests/test_stats.py, -k coverage -s).
 """
 from dataclasses import dataclass
 from itertools import product
@@ -14,20 +20,19 @@ import pandas as pd
 from scipy import stats as distributions
 from statsmodels.stats.multitest import multipletests
 
-from qa_lib.claims import Claim, Contrast, claims
+from qa_lib.claims import ENOUGH, Claim, Contrast, claims, interval, p_value, verdict
 from qa_lib.params import UserError
 
-ALPHA, ENOUGH, MOST = 0.05, 3, 1000   # level; seeds below which nothing is reproduced; seeds that nobody will run
 PER_EXAMPLE = ("em", "f1", "tokens")  # metrics that runs.examples holds for every test row
 QUICK = "generated text shows that the study works; no number of it is a result"
-SMALLER = "reproduced in direction, smaller"
 
 
 def curves(histories: pd.DataFrame) -> pd.DataFrame:
     """Ledger rows (set `validation`) from runs.histories: lowest validation_loss and its best_epoch, validation_loss_<epoch>,
     and of the last epoch train_loss and loss_gap (validation less training)."""
     rows, no_labels = [], ["epoch", "step", "train_loss", "validation_loss", "validation_em", "validation_f1"]
-    for (name, _), run in histories.groupby(["run", "variant"], sort=False):
+    names = [c for c in ("run", "variant", "arm") if c in histories]   # a run may stand under several
+    for (name, *_), run in histories.groupby(names, sort=False):
         run = run.sort_values("epoch")
         if run["validation_loss"].isna().any():
             raise UserError(f"{name}: the validation loss of an epoch is not a number; train it again")
@@ -46,17 +51,18 @@ def bootstrap(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray, cluster
     r"""Scores (B, R) of R runs when whole clusters are drawn again (Davison and Hinkley 1997, 3.8).
 
     sums (K, R), counts (K,): score and rows of each cluster; weights (B, K): how often each cluster is drawn.
-    $y_{br} = \sum_k w_{bk} S_{kr} / \sum_k w_{bk} m_k$, or, means of clusters first, $\frac1K \sum_k w_{bk} S_{kr}/m_k$
+    $y_{br} = \sum_k w_{bk} S_{kr} / \sum_k w_{bk} m_k$; means of clusters first: $S_{kr}/m_k$ for $S_{kr}$, 1 for $m_k$.
     """
     if clusters_first:
-        return weights @ (sums / counts[:, None]) / len(counts)      # (B, K) (K, R) → (B, R)
-    return weights @ sums / (weights @ counts)[:, None]
+        sums, counts = sums / counts[:, None], np.ones(len(counts))
+    return weights @ sums / (weights @ counts)[:, None]              # (B, K) (K, R) → (B, R)
 
 
 def resample(ledger: pd.DataFrame, examples: pd.DataFrame, times: int = 1000, seed: int = 0) -> dict[tuple, np.ndarray]:
     """(run, set, metric) → its score in each resample, (B,). A set's resamples are the same for all runs: pairs stay pairs.
 
-    Whether rows or clusters are averaged is what gives the recorded score; UserError where neither does.
+    K − 1 of K clusters are drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988). Whether rows or
+    clusters are averaged is what gives the recorded score; UserError where neither does.
     """
     rng, found = np.random.default_rng(seed), {}
     for name, recorded in ledger[ledger["metric"].isin(PER_EXAMPLE)].groupby("set"):
@@ -68,7 +74,9 @@ def resample(ledger: pd.DataFrame, examples: pd.DataFrame, times: int = 1000, se
         if (odd := (count.sub(count.iloc[:, 0], axis=0).abs() > 1e-9).any()).any():
             raise UserError(f"{odd.idxmax()} was tested on other rows of {name} than {count.columns[0]}; test both on one set")
         K, m, total = len(count), count.iloc[:, 0].to_numpy(), rows.groupby("run", observed=True).size()
-        weights = rng.multinomial(K, np.full(K, 1 / K), size=times).astype(float)   # (B, K)
+        if K < 2:
+            raise UserError(f"all examples of {name} are of one cluster, so that nothing is known of others; test on more")
+        weights = rng.multinomial(K - 1, np.full(K, 1 / K), size=times).astype(float)   # (B, K)
         for metric, values in recorded.groupby("metric"):
             if (bad := rows[metric].isna()).any():
                 raise UserError(f"{rows['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; train it again")
@@ -93,10 +101,11 @@ class Part:
     """One contrast of single cells or of means of cells."""
     label: str
     d: np.ndarray                 # (n,), over the seeds that all its sides have
-    dropped: tuple[int, ...]      # seeds that some side lacks
-    v: float                      # variance of the mean of d over test questions
-    rounding: float               # the same for a metric without questions: it shrinks with n
-    runs: tuple[str, ...]
+    dropped: tuple[int, ...]      # seeds that some side lacks, or has from another device
+    v: float                      # variance over test questions, common to all seeds
+    clusters: float               # K, of the smallest of its test sets
+    rounding: float               # variance of the mean of d, for a metric without questions: it shrinks with n
+    weights: pd.DataFrame         # (n, runs), of each run in each d
     key: tuple                    # parts with the same key share a variance
 
 
@@ -112,143 +121,135 @@ def statistic(c: Contrast, y: list[np.ndarray]) -> np.ndarray:
 
 
 def cell(ledger: pd.DataFrame, want: dict) -> dict[int, tuple]:
-    """Seed → (run, set, metric) of a cell; KeyError where it is empty, UserError where several runs of a seed fit."""
-    rows = ledger
+    """Seed → (run, set, metric) of a cell. Raises UserError where several runs of a seed fit."""
+    fits = np.ones(len(ledger), bool)
     for column, value in want.items():
-        x = rows[column] if column in rows else pd.Series(np.nan, rows.index)
-        close = isinstance(value, float) and np.isclose(pd.to_numeric(x, errors="coerce").to_numpy(float), value, rtol=1e-6, atol=0)
-        rows = rows[x.isna() if value is None else close if isinstance(value, float) else x == value]
-    shown = ", ".join(f"{k} {v}" for k, v in want.items() if k not in ("set", "metric"))
-    if rows.empty:
-        raise KeyError(f"no run of {shown} with {want['metric']} on {want['set']}")
+        x = ledger[column] if column in ledger else pd.Series(np.nan, ledger.index)
+        if isinstance(value, float):
+            fits &= np.isclose(pd.to_numeric(x, errors="coerce").to_numpy(float), value, rtol=1e-6, atol=0)
+        else:
+            fits &= (x.isna() if value is None else x == value).to_numpy(bool)
+    rows = ledger.loc[fits]
     rows = rows.drop_duplicates(["run", "seed"])
     if rows["seed"].duplicated().any():
         differ = [c for c in rows if c not in ("run", "seed", "value") and rows[c].astype(str).nunique() > 1]
+        shown = ", ".join(f"{k} {v}" for k, v in want.items() if k not in ("set", "metric"))
         raise UserError(f"several runs of one seed fit {shown}: the contrast must say which {' or '.join(differ) or 'run'}")
     return {s: (r, want["set"], want["metric"]) for s, r in zip(rows["seed"], rows["run"], strict=True)}
 
 
-def part(c: Contrast, label: str, sides: list[dict], ledger: pd.DataFrame, draws: dict[tuple, np.ndarray], times: int) -> Part:
-    """Paired differences of one part, and their variance over test questions."""
-    cells = [[cell(ledger, dict(zip(side, values, strict=True)))
-              for values in product(*(v if isinstance(v, list) else [v] for v in side.values()))] for side in sides]
-    every = [set(x) for side in cells for x in side]
-    seeds = sorted(set.intersection(*every))
-    if not seeds:
-        raise KeyError("no seed that all sides have")
-    keys = [[[x[s] for s in seeds] for x in side] for side in cells]   # side → (cells, n) of (run, set, metric)
+def part(c: Contrast, label: str, sides: list[dict], ledger: pd.DataFrame, draws: dict[tuple, np.ndarray],
+         clusters: dict[str, int]) -> Part:
+    r"""Paired differences of one part, and their variance over test questions.
+
+    $v = \frac{1}{n(n-1)} \sum_{s \ne s'} \operatorname{cov}(d_s^*, d_{s'}^*)$ over the resamples: what seeds do not average out
+    (Obuchowski and Rockette 1995; their seeds are readers). A seed's own noise over questions is in $s^2$ already.
+
+    Raises KeyError with what is missing: cells without a run, or a sentence.
+    """
+    wanted = [[dict(zip(side, x, strict=True)) for x in product(*(v if isinstance(v, list) else [v] for v in side.values()))]
+              for side in sides]
+    cells = [[cell(ledger, want) for want in side] for side in wanted]
+    if empty := [w for ws, xs in zip(wanted, cells, strict=True) for w, x in zip(ws, xs, strict=True) if not x]:
+        raise KeyError(*empty)
+    every = [x for side in cells for x in side]
+    if not (seeds := sorted(set.intersection(*map(set, every)))):
+        raise KeyError("no seed that all its sides have")
+    if "device" in ledger:
+        cpu = dict(zip(ledger["run"], ledger["device"].str.startswith("CPU"), strict=True))
+        if not (seeds := [s for s in seeds if len({cpu[x[s][0]] for x in every}) == 1]):
+            raise KeyError("its sides were trained on different devices")
+    keys, n = [[[x[s] for s in seeds] for x in side] for side in cells], len(seeds)   # side → (cells, n) of (run, set, metric)
     used = [sorted({k for x in side for k in x}) for side in keys]
     if len(used) > 1 and used[0] == used[1]:
         raise UserError(f"{used[0][0][0]} is compared with itself: name the column in which the sides differ")
-    names = {k[0] for side in used for k in side}
-    value = {(x.run, x.set, x.metric): x.value for x in ledger[ledger["run"].isin(names)].itertuples()}
+    rows = [(s, k[0], sign / len(side)) for sign, side in zip((1, -1, -1, 1), keys, strict=False)
+            for x in side for s, k in zip(seeds, x, strict=True)]
+    weights = pd.DataFrame(rows).pivot_table(index=0, columns=1, values=2, aggfunc="sum", fill_value=0.0)
+    scores = ledger.loc[ledger["run"].isin(weights), ["run", "set", "metric", "value"]]
+    value = {(run, name, metric): x for run, name, metric, x in scores.itertuples(index=False)}
+    times = len(next(iter(draws.values()), [0, 0]))
     mean = [np.array([[value[k] for k in x] for x in side]).mean(0) for side in keys]                # (cells, n) → (n,)
     drawn = [np.array([[draws.get(k, np.full(times, value[k])) for k in x] for x in side]).mean(0) for side in keys]   # (n, B)
     with np.errstate(divide="ignore", invalid="ignore"):
-        d, v = statistic(c, mean), statistic(c, drawn).mean(0).var(ddof=1)
-    if not (np.isfinite(d).all() and np.isfinite(v)):
-        raise UserError(f"a difference of {sorted(names)[0]} is not a number: percent of nothing?")
+        d, cov = statistic(c, mean), np.atleast_2d(np.cov(statistic(c, drawn)))                      # (n,), (n, n)
+    if not (np.isfinite(d).all() and np.isfinite(cov).all()):
+        raise UserError(f"a difference of {min(weights)} is not a number: percent of nothing?")
     asked = any(k[2] in PER_EXAMPLE for side in used for k in side)
+    common = max((cov.sum() - cov.trace()) / (n * (n - 1)), 0.0) if n > 1 else cov.sum()   # one seed: its own noise is in it too
     key = (c.scale, *((len(x), *sorted({k[1:] for k in u})) for x, u in zip(cells, used, strict=True)))
-    return Part(label, d, tuple(sorted(set.union(*every) - set(seeds))), float(v * asked), float(v * (not asked)),
-                tuple(sorted(names)), key)
+    return Part(label, d, tuple(sorted(set().union(*every) - set(seeds))), float(common * asked),
+                min((clusters[k[1]] for side in used for k in side if k[1] in clusters), default=np.inf),
+                float(cov.mean() * (not asked)), weights, key)
 
 
-def seed_variance(parts: list[Part]) -> dict[int, tuple[float, int, float]]:
+def lacking(what: list) -> str:
+    """Why a claim has no estimate, from what its parts lack: sentences, and cells without a run, with their mixtures."""
+    texts, cells = [x for x in what if isinstance(x, str)], {}
+    for want in what:
+        if isinstance(want, dict):
+            found = cells.setdefault((want.get("variant"), want.get("order")), {})
+            ratio = want.get("ratio")
+            labels = want | {"ratio": None if ratio is None else f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"}
+            for column, value in labels.items():
+                found.setdefault(column, {})[value] = 1
+    for found in cells.values():
+        mixtures, scores, sets = (", ".join(filter(None, found.pop(k))) for k in ("ratio", "metric", "set"))
+        name = ", ".join(f"{k} {' or '.join(map(str, v))}" for k, v in found.items())
+        texts.append(f"no run of {name}{' at ' * bool(mixtures)}{mixtures} with {scores} on {sets}")
+    return "; ".join(dict.fromkeys(texts))
+
+
+def seed_variance(parts: list[Part]) -> dict[int, tuple[float, float, float]]:
     r"""id(part) → ($s^2$, ν, p of Levene's test): the variance of $d_s$ over seeds, pooled over contrasts c of the same kind.
 
-    $s^2 = \sum_c \sum_s (d_{cs} - \bar d_c)^2 / \nu$, $\nu = \sum_c (n_c - 1)$
+    $s^2 = \sum_c \sum_s (d_{cs} - \bar d_c)^2 / \sum_c (n_c - 1)$, and, counting what contrasts share once (Satterthwaite 1946;
+    Box 1954), $\nu = \operatorname{tr}(ZZ^\top)^2 / \operatorname{tr}(ZZ^\top ZZ^\top)$: rows of Z are the weights of all runs
+    in each $d_{cs} - \bar d_c$. For contrasts without a common run that is $\sum_c (n_c - 1)$.
 
     Contrasts of the same runs count once. Each has a variance of its own where Levene's test (from medians: Brown and
-    Forsythe 1974; contrasts of at least three seeds) gives p < .01.
+    Forsythe 1974; contrasts of at least three seeds) gives p < .01. Simulated: where one contrast of six varies 10 times
+    as much as the others, it fires in 0 % (n = 3) and 52 % (n = 5); the pooled interval of one that varies twice as much covers
+    78 %, three times 69 %. Over all contrasts of a pool it covers 93 % or more (log sd with an sd of up to 0.75).
     """
     kinds, found = {}, {}
     for x in parts:
-        kinds.setdefault(x.key, {}).setdefault(x.runs, []).append(x)
+        kinds.setdefault(x.key, {}).setdefault(tuple(sorted(x.weights)), []).append(x)
     for same in kinds.values():
-        d = [xs[0].d for xs in same.values()]
-        tested, level = [x for x in d if len(x) >= ENOUGH], 1.0
+        first, level = [xs[0] for xs in same.values()], 1.0
+        tested = [x.d for x in first if len(x.d) >= ENOUGH]
         if len(tested) > 1 and any(np.ptp(x) > 0 for x in tested):
             level = float(distributions.levene(*tested, center="median").pvalue)
         for xs in same.values():
-            pool = [xs[0].d] if level < 0.01 else d
-            nu = sum(len(x) - 1 for x in pool)
-            s2 = sum(((x - x.mean()) ** 2).sum() for x in pool) / nu if nu else np.nan
-            found |= {id(x): (float(s2), nu, level) for x in xs}
+            pool = xs[:1] if level < 0.01 else first
+            Z = pd.concat([x.weights - x.weights.mean() for x in pool]).fillna(0).to_numpy()          # (Σ n_c, runs)
+            nu = (Z ** 2).sum() ** 2 / ((Z @ Z.T) ** 2).sum() if Z.any() else 0.0
+            s2 = sum(((x.d - x.d.mean()) ** 2).sum() for x in pool) / sum(len(x.d) - 1 for x in pool) if nu else np.nan
+            found |= {id(x): (float(s2), float(nu), level) for x in xs}
     return found
 
 
-# ---- interval, test, verdict; numbers or arrays ----
-
-def interval(d, s2, nu, v, n, level: float = 1 - ALPHA) -> tuple[np.ndarray, np.ndarray]:
-    r"""Ends of the interval of a mean difference: $\bar d \pm t_\nu \sqrt{s^2/n + v}$"""
-    half = distributions.t.ppf((1 + level) / 2, nu) * np.sqrt(s2 / n + v)
-    return d - half, d + half
-
-
-def p_value(claim: Claim, d, s2, nu, v, n) -> np.ndarray:
-    r"""p of no effect in the claim's direction: two-sided, and 1 in the other direction; for equivalence the larger of the
-    one-sided p of $d \le -m$ and of $d \ge m$ (Schuirmann 1987), which is ≤ .05 where the 90 % interval lies in ±m."""
-    se = np.maximum(np.sqrt(s2 / n + v), 1e-12)     # 0: every seed and question says the same
-    if claim.kind == "equivalence":
-        return distributions.t.sf((claim.margin - np.abs(d)) / se, nu)
-    return np.where(d > 0, 2 * distributions.t.sf(np.abs(d) / se, nu), 1.0)
-
-
-def rules(claim: Claim, d, s2, nu, v, n, factor: float = 1.0, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(holds, fails) of one part. Neither: inconclusive; both: the direction is as printed, the size is not.
-
-    factor: Holm's, by which p is raised. A claim of several parts holds if each does (no adjustment: Berger 1982), and fails
-    if one does at ALPHA / parts.
-    """
-    low, high = interval(d, s2, nu, v, n)
-    least, most = interval(d, s2, nu, v, n, 1 - ALPHA / parts)
-    holds = p_value(claim, d, s2, nu, v, n) * factor <= ALPHA
-    if claim.kind == "equivalence":
-        return holds, (least > claim.margin) | (most < -claim.margin)
-    if claim.kind == "superiority":
-        return holds, most < claim.effect / 2
-    a, b = claim.range
-    return holds & (low >= a / 2) & (high <= 2 * b), (most < a) | (least > b)
-
-
-def verdict(claim: Claim, estimates: list[tuple], factor: float = 1.0) -> str:
-    """The verdict on a claim from (d, s², ν, v, n) of each of its parts.
-
-    What limits an inconclusive one: seeds, with the smallest n that would decide it if d, s² and v stayed as they are; the
-    test questions, where no n would.
-    """
-    words, needs = [], []
-    for d, s2, nu, v, n in estimates:
-        holds, fails = rules(claim, d, s2, nu, v, n, factor, len(estimates)) if nu else (False, False)
-        if holds and n >= ENOUGH:
-            words.append(SMALLER if fails and (claim.kind == "superiority" or d < claim.range[0]) else "reproduced")
-        elif fails and not holds:
-            words.append("not reproduced")
-        else:
-            words.append("inconclusive")
-            more = np.append(np.arange(max(n, ENOUGH), MOST + 1), 10**9)
-            decided = np.any(rules(claim, d, s2, nu + more - n, v, more, factor, len(estimates)), 0) if nu else more == ENOUGH
-            needs.append(more[decided.argmax()] if decided.any() else np.inf)
-    if not needs or "not reproduced" in words:
-        return next(w for w in ("not reproduced", SMALLER, "reproduced") if w in words)
-    if (n := max(needs)) > MOST:
-        return "inconclusive: test questions (no n suffices)" if np.isinf(n) else f"inconclusive: seeds (needs n>{MOST})"
-    return f"inconclusive: seeds (needs n={n:.0f})"
-
+# ---- claims, judged ----
 
 def estimated(listed: list[Claim], ledger: pd.DataFrame, examples: pd.DataFrame, times: int) -> dict[str, tuple]:
     """Claim → (size, [(part, s², ν, Levene's p)], why there is none). Sizes are never pooled: the largest one in which every
     part has three seeds, else the one with most."""
-    found = {c.id: (None, [], "no run could test it") for c in listed}
+    found = {c.id: (None, [], "there are no runs") for c in listed}
+    clusters = examples.groupby("set")["cluster"].nunique().to_dict()
     for size in sorted(ledger["size"].unique()):                         # full, then small
         rows, parts = ledger[ledger["size"] == size], {}
         draws = resample(rows, examples, times)
         for c in listed:
-            try:
-                parts[c.id] = [part(c.contrast, *x, rows, draws, times) for x in (c.contrast.parts() if c.contrast else [])]
-            except KeyError as e:
-                found[c.id] = found[c.id] if found[c.id][1] else (size, [], e.args[0])
+            able, lacks = [], []
+            for x in c.contrast.parts() if c.contrast else []:
+                try:
+                    able.append(part(c.contrast, *x, rows, draws, clusters))
+                except KeyError as e:
+                    lacks += e.args
+            if not lacks:                                                # one part without runs: the claim is not tested
+                parts[c.id] = able
+            elif not found[c.id][1]:
+                found[c.id] = (size, [], lacking(lacks))
         spread = seed_variance([x for xs in parts.values() for x in xs])
         for name, xs in parts.items():
             before = min((len(x[0].d) for x in found[name][1]), default=0)
@@ -275,18 +276,18 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
     for c in listed:
         size, parts, why = found[c.id]
         why = why if profile in c.profiles else c.untestable.get(profile, QUICK)
-        estimates = [(x.d.mean(), s2 + len(x.d) * x.rounding, nu, x.v, len(x.d)) for x, s2, nu, _ in parts]
-        p = [float(p_value(c, *e)) if e[2] else 1.0 for e in estimates]
+        estimates = [(x.d.mean(), s2 + len(x.d) * x.rounding, nu, x.v, len(x.d), x.clusters) for x, s2, nu, _ in parts]
+        p = [p_value(c, *e) if e[2] else 1.0 for e in estimates]
         row = {**c.model_dump(include={"id", "where", "says", "kind", "primary", "printed", "unit"}), "size": size, "n": 0,
                "run": (), "estimates": estimates, "verdict": f"not tested at this profile: {why}" if why else None}
         if parts:
             worst = min(range(len(p)), key=lambda i: (-p[i], estimates[i][0]))
-            (x, _, nu, levene), (d, s2, _, v, _) = parts[worst], estimates[worst]
+            (x, _, nu, levene), (d, s2, _, v, *_) = parts[worst], estimates[worst]
             low, high = interval(*estimates[worst]) if nu else (np.nan, np.nan)
-            row |= {"part": x.label, "parts": len(parts), "n": min(e[-1] for e in estimates), "d": d, "low": low, "high": high,
-                    "p": p[worst] if nu else np.nan, "s2": s2, "nu": nu, "v": v, "levene": levene,
+            row |= {"part": x.label, "parts": len(parts), "n": min(e[4] for e in estimates), "d": d, "low": low, "high": high,
+                    "p": p[worst] if nu else np.nan, "s2": s2, "nu": nu, "v": v, "clusters": x.clusters, "levene": levene,
                     "dropped": tuple(sorted({s for y in parts for s in y[0].dropped})),
-                    "run": tuple(sorted({r for y in parts for r in y[0].runs}))}
+                    "run": tuple(sorted({r for y in parts for r in y[0].weights}))}
         table.append(row)
     if primary := [r for r in table if r["primary"] and not r["verdict"] and np.isfinite(r["p"])]:
         for r, p in zip(primary, multipletests([r["p"] for r in primary], method="holm")[1], strict=True):
@@ -296,4 +297,4 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
         r["verdict"] = r["verdict"] or verdict(c, r["estimates"], factor)
     return pd.DataFrame(table).reindex(columns=[
         "id", "where", "says", "kind", "primary", "printed", "unit", "size", "part", "parts", "n", "dropped", "d", "low", "high",
-        "p", "p_holm", "s2", "nu", "v", "levene", "verdict", "run"])
+        "p", "p_holm", "s2", "nu", "v", "clusters", "levene", "verdict", "run"])

@@ -20,7 +20,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from qa_lib import data, encoders, params, runs
-from qa_lib.params import Spec, UserError
+from qa_lib.params import UserError
+from qa_lib.spec import Spec
 
 HOURS = 12          # above this a study stops unless told YES=1
 CHARACTERS = 4.4    # of English text per word piece, for the estimate
@@ -73,11 +74,12 @@ def work(spec: Spec) -> float:
 
 def rate(spec: Spec) -> float:
     """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
-    encoder, _ = encoders.load(spec.encoder, spec.blocks)
+    from qa_lib import train  # after the choice of threads
+
     device = "cuda" if spec.threads == "cuda" else "cpu"
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    model = encoders.SpanModel(encoder).to(device)
+    model = train.build(spec.model_copy(update={"parents": []}))[0].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(1000, 2000, (spec.batch_size, 128), device=device)
     for step in range(3):
@@ -94,12 +96,17 @@ def rate(spec: Spec) -> float:
     return 2 * ids.numel() / (time.monotonic() - began)
 
 
+def kind(spec: Spec) -> tuple:
+    """Runs alike in this are alike in speed."""
+    return spec.weights, spec.blocks, spec.batch_size, bool(spec.layer), spec.dense
+
+
 def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
     """(tokens of each run, hours in all, disk in GB). Raises UserError where the disk is too small."""
     tokens = {s.hash: work(s) for s in todo}
-    kinds = {(s.weights, s.blocks, s.batch_size): s for s in todo}
-    speed = {kind: rate(s) for kind, s in kinds.items()}
-    hours = sum(tokens[s.hash] / speed[s.weights, s.blocks, s.batch_size] for s in todo) / 3600
+    kinds = {kind(s): s for s in todo}
+    speed = {k: rate(s) for k, s in kinds.items()}
+    hours = sum(tokens[s.hash] / speed[kind(s)] for s in todo) / 3600
     size = 4 * max(sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values())
     disk = (2 * 3 * size * workers + size * len(parents(todo)) + 20 * sum(tokens.values())) / 1e9  # checkpoints, weights, features
     free = shutil.disk_usage(runs.RUNS).free / 1e9
@@ -149,6 +156,9 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
                 tokens = _announce(todo, workers := workers or at_once(todo), yes)
                 if not dry_run:
                     _train(todo, tokens, workers, parents(todo), live)
+        specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
+        if not dry_run and missing(specs, fresh):  # what trials have decided
+            return run(p, workers, fresh, yes, dry_run, live)
     return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if s in todo else "found"}
                          for s in specs if (r := runs.find(s, fresh))])
 

@@ -9,7 +9,6 @@ A run killed at any moment goes on from its last complete checkpoint and ends wi
 import argparse
 import ctypes
 import datetime
-import hashlib
 import math
 import os
 import platform
@@ -26,66 +25,36 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from qa_lib import data, encoders, features, metrics, params, runs
-from qa_lib.params import ROOT, Spec, UserError
+from qa_lib import data, encoders, exbert, features, params, runs, scoring
+from qa_lib.params import ROOT, UserError
+from qa_lib.spec import Spec
 
-CACHE = runs.RUNS / "cache"
+EXAMPLES = pd.DataFrame({"set": [], "id": []})   # of a run without test sets
 
 
 def keep_freed_memory():
     """glibc gives large blocks back at once and faults them in again at the next step; tell it to keep them.
 
-    mallopt(M_MMAP_THRESHOLD, 32 MB), mallopt(M_TRIM_THRESHOLD, 2 GB); elsewhere than on Linux nothing happens.
+    mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2 GB); elsewhere than on Linux nothing happens. (A higher M_MMAP_THRESHOLD
+    alone is not enough: it is at most 32 MB, and attention of long windows asks for more.)
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 * 2**20)
+        libc.mallopt(-4, 0)
         libc.mallopt(-1, 2**31 - 1)
 
 
 def build(spec: Spec):
-    """(model, tokenizer) of a run before training: encoder, head by the run's seed, a parent's weights if it has one."""
+    """(model, tokenizer) of a run before training: encoder, head and layer by the run's seed, a parent's weights if it has one."""
     set_seed(spec.seed)
     encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
-    model = encoders.SpanModel(encoder, spec.head_dropout)
-    for parent in spec.parents:  # fine-tuning goes on from the parent's weights
-        model.load_state_dict(load_file(runs.folder(parent) / "model.safetensors"))
+    model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
+        encoders.SpanModel(encoder, spec.head_dropout)
+    for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
+        found = model.load_state_dict(load_file(runs.folder(parent) / "model.safetensors"), strict=False)
+        if lacks := [k for k in found.missing_keys if not k.startswith("block.")]:
+            raise UserError(f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks")
     return model, tokenizer
-
-
-def logits(model, windows, collate, precision: str) -> tuple[list[np.ndarray], list[np.ndarray], float]:
-    """Start and end logits of each window, (T,) each, and the mean loss. Longest first, in batches of like length."""
-    device = next(model.parameters()).device
-    lengths = [len(ids) for ids in windows["input_ids"]]
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    budget = 65536 if device.type == "cuda" else 4096                        # tokens a batch
-    start, end, total, at = [None] * len(order), [None] * len(order), 0.0, 0
-    model.eval()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        while at < len(order):
-            part = order[at:at + max(1, budget // lengths[order[at]])]
-            batch = {k: v.to(device) for k, v in collate([windows[i] for i in part]).items()}
-            out = model(**batch)
-            total += out.loss.item() * len(part)
-            s, e = out.start_logits.cpu().numpy(), out.end_logits.cpu().numpy()
-            for row, i in enumerate(part):
-                start[i], end[i] = s[row, :lengths[i]], e[row, :lengths[i]]
-            at += len(part)
-    return start, end, total / max(1, len(order))
-
-
-def score(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple[list[dict], dict, float]:
-    """Answers, their EM and F1 (metrics.SpanScore), and the mean loss of a model on rows."""
-    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, CACHE)
-    start, end, loss = logits(model, windows, collate(model, tokenizer), spec.precision)
-    answers = metrics.predict(rows, windows, start, end, null_answers=any(r["is_impossible"] for r in rows))
-    scores = metrics.SpanScore(keep_in_memory=True).compute(
-        predictions=[a["text"] for a in answers], references=[r["answers"]["text"] for r in rows])
-    return answers, scores, loss
-
-
-def collate(model, tokenizer) -> features.Collate:
-    return features.Collate(tokenizer.pad_token_id, model.encoder.config.model_type != "distilbert")
 
 
 class SpanTrainer(Trainer):
@@ -93,15 +62,25 @@ class SpanTrainer(Trainer):
 
     def __init__(self, spec: Spec, rows: list[dict], tokenizer, **kwargs):
         self.spec, self.tokenizer = spec, tokenizer
-        self.domains = [r["domain"] for r in rows]
+        self.domains, self.routed = [r["domain"] for r in rows], []
         super().__init__(**kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         out = model(**inputs)
+        if routed := getattr(self.accelerator.unwrap_model(model), "routed", None):
+            losses = torch.stack([routed.balance_loss, routed.z_loss, routed.dropped])
+            self.routed.append(torch.cat([losses, routed.load]).detach())
         return (out.loss, out) if return_outputs else out.loss
 
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Beside the loss: both auxiliary losses, the share of dropped picks and each expert's load, means since the last."""
+        if "loss" in logs and self.routed:
+            logs["balance_loss"], logs["z_loss"], logs["dropped"], *logs["load"] = torch.stack(self.routed).mean(0).tolist()
+            self.routed.clear()
+        super().log(logs, start_time)
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        _, scores, loss = score(self.model, self.tokenizer, self.spec, self.eval_dataset)
+        _, scores, loss = scoring.score(self.model, self.tokenizer, self.spec, self.eval_dataset)
         found = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
         self.log(found)
         return found
@@ -178,6 +157,11 @@ def history(log: list[dict]) -> list[dict]:
     return rows
 
 
+def routing(log: list[dict]) -> list[dict]:
+    """What the router did, one row per logging step; none where the model has no router."""
+    return [{k: entry[k] for k in ("step", "balance_loss", "z_loss", "dropped", "load")} for entry in log if "load" in entry]
+
+
 def environment(spec: Spec) -> dict:
     """What made a run: the machine, the versions, the commit. No host name, no path."""
     git = ["git", "-C", str(ROOT)]
@@ -207,13 +191,13 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
     try:
         model, tokenizer = build(spec)
         rows, validation, counts = data.mixture(spec)
-        windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, CACHE)
+        windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
         resume = last_checkpoint(at / "checkpoints")
         spent = earlier(at / "checkpoints")
         trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=windows, eval_dataset=validation,
                               args=arguments(spec, math.ceil(len(windows) / spec.batch_size)),
-                              data_collator=collate(model, tokenizer), callbacks=[Keeper(spec, progress)])
+                              data_collator=scoring.collate(model, tokenizer), callbacks=[Keeper(spec, progress)])
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper
         if resume:
@@ -223,40 +207,29 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         fit = time.monotonic() - fit + spent
         if not trainer.is_world_process_zero():
             return None
-        scores, frames = {}, []
+        scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, [EXAMPLES]
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
-            scores[name], frame = examine(model, tokenizer, spec, d, test)
+            model.tally = 0
+            scores[name], frame = scoring.examine(model, tokenizer, spec, d, test)
             frames.append(frame.assign(set=name))
+            load |= {name: model.tally.tolist()} if torch.is_tensor(model.tally) else {}
         if keep_weights:
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, at / "model.safetensors")
         tokens = sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
         peak = torch.cuda.max_memory_allocated() / 2**20 if spec.threads == "cuda" else \
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        runs.save(spec, {"metrics": scores, "history": history(trainer.state.log_history), "load": {}, "data": dict(counts),
-                         "environment": environment(spec), "parameters": sum(p.numel() for p in model.parameters()),
+        runs.save(spec, {"metrics": scores, "history": history(trainer.state.log_history), "load": load, "data": dict(counts),
+                         "environment": environment(spec), "parameters": (parameters := sum(p.numel() for p in model.parameters())),
+                         "active_parameters": model.active_parameters() if spec.layer else parameters,
                          "tokens": tokens, "training_seconds": fit, "seconds": time.monotonic() - began + spent,
                          "tokens_per_second": tokens / fit, "peak_memory_mb": peak,
                          "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
-                  pd.concat(frames, ignore_index=True))
+                  pd.concat(frames[len(frames) > 1:], ignore_index=True))
         runs.discard(spec, "checkpoints")
         return runs.find(spec)
     finally:
         torch.set_num_threads(before)
-
-
-def examine(model, tokenizer, spec: Spec, d: params.Dataset, rows: list[dict]) -> tuple[dict, pd.DataFrame]:
-    """Scores of a test set and one row per example: ids, scores and character spans, never text."""
-    answers, scored, loss = score(model, tokenizer, spec, rows)
-    clusters = [hashlib.sha256(data.normalised(r[d.cluster]).encode()).hexdigest()[:12] for r in rows]
-    by = clusters if d.average == "clusters" else None
-    frame = pd.DataFrame({"id": [r["id"] for r in rows], "cluster": clusters, "em": scored["em_rows"].astype(np.float32),
-                          "f1": scored["f1_rows"].astype(np.float32), "start": [a["start"] for a in answers],
-                          "end": [a["end"] for a in answers], "tokens": [a["tokens"] for a in answers]})
-    frame = frame.astype({"start": np.int32, "end": np.int32, "tokens": np.int16})
-    return {"em": metrics.average(scored["em_rows"], by), "f1": metrics.average(scored["f1_rows"], by),
-            "em_rows": scored["exact_match"], "f1_rows": scored["f1"], "loss": loss, "tokens": float(frame["tokens"].mean()),
-            "n": len(rows), "clusters": len(set(clusters))}, frame
 
 
 def main() -> int:

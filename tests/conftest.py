@@ -5,8 +5,8 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest  # noqa: E402
 
-TINY = {"train_rows": 48, "validation_rows": 8, "epochs": 1.0, "ratios": [0.5], "seeds": [0], "max_length": 128,
-        "stride": 32, "blocks": 1, "batch_size": 8, "start": None}
+TINY = {"train_rows": 48, "validation_rows": 8, "epochs": 1.0, "ratios": [0.5], "seeds": [0], "experiments": ["ratios"],
+        "max_length": 128, "stride": 32, "blocks": 1, "batch_size": 8, "start": None}
 
 
 @pytest.fixture(autouse=True)
@@ -36,4 +36,9 @@ def tiny():
     """Parameters of a training that takes seconds; keyword arguments change them."""
     from qa_lib import params
 
-    return lambda **changes: params.load("exbert", "quick", TINY | changes)
+    def load(**changes):
+        p = TINY | changes
+        same = {"side_seeds": p["seeds"], "centre": p["ratios"][0], "control_ratios": p["ratios"]}
+        return params.load("exbert", "quick", same | p)
+
+    return load

@@ -22,11 +22,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports what stands above it, and siblings; the reports import no sibling.
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
-CORE = [{"params"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics"}, {"encoders"}, IDEAS,
-        {"train"}, {"study"}]
-APART = {"runs": {"params"}, "claims": {"params"}, "stats": {"claims", "params"}, "report": {"runs", "claims", "stats", "params"},
-         "render": {"report", "runs", "claims", "stats", "params"}, "__init__": set()}
-MAY_ALSO = {"train": {"runs"}, "study": {"runs"}}
+CORE = [{"params"}, {"spec"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics"}, {"encoders", "stmoe"}, IDEAS,
+        {"scoring"}, {"train"}, {"study"}]
+APART = {"runs": {"params", "spec"}, "claims": {"params"}, "stats": {"claims", "params"}, "__init__": set(),
+         "verify": {"claims", "stats", "runs", "params", "spec"}, "tables": {"runs", "params", "spec"}, "figures": {"tables"},
+         "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"}}
+MAY_ALSO = {name: {"runs"} for name in IDEAS | {"scoring", "train", "study"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
 IMAGE = {"torch", "transformers", "accelerate", "numpy", "pandas", "scipy", "pyarrow",

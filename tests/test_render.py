@@ -130,4 +130,4 @@ def test_contrast():
         for ink in set(scheme) - {"page", "box", "line"}:
             assert min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5, ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
-    assert all(contrast("#ffffff", colour) >= 3 for _, colour in report.MODELS.values())
+    assert all(contrast("#ffffff", colour) >= 3 for _, colour in tables.MODELS.values())

@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from qa_lib import encoders, params, report, runs
+from qa_lib import encoders, params, report, runs, tables
 from qa_lib.params import UserError
 
 P = params.load("exbert", "quick")
@@ -43,7 +43,7 @@ def test_a_number_without_a_run_is_never_drawn(folder):
 
 def test_the_same_numbers_give_the_same_bytes(folder):
     def write() -> dict[str, bytes]:
-        report.save_table(P, "table_x", report.by_seed(ledger(), ["ratio", "set"]), "A caption.")
+        report.save_table(P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption.")
         draw(ledger())
         return {f.name: f.read_bytes() for f in folder.iterdir()}
 
@@ -54,7 +54,7 @@ def test_the_same_numbers_give_the_same_bytes(folder):
 
 
 def test_mean_sd_seeds_and_runs_are_shown(folder):
-    shown = report.save_table(P, "table_x", report.by_seed(ledger(), ["ratio", "set"]), "A caption.")
+    shown = report.save_table(P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption.")
     for text in ("QUICK", "n = 2 seeds.", "40.5 ± 0.7", "1,234", "10ab 11ab", "v-db-60%-s1-21ab",
                  '<th scope="col" class=number>EM</th>', '<th scope="row" class=number>0.0</th>'):
         assert text in shown
@@ -65,7 +65,7 @@ def test_mean_sd_seeds_and_runs_are_shown(folder):
 
 
 def test_one_seed_is_marked():
-    one = report.by_seed(ledger(seeds=[0]), ["ratio", "set"])
+    one = tables.by_seed(ledger(seeds=[0]), ["ratio", "set"])
     shown = report.save_table(P, "table_x", one, "A caption.")
     assert "n = 1 seed: no spread." in shown and "<td>1 of 2, no spread</td>" in shown
     assert "±" not in shown
@@ -90,7 +90,7 @@ def test_dataset_text_is_never_markup(folder):
 
 
 def test_mixtures_stand_in_order():
-    assert list(report.named(ledger())["mixture"].cat.categories) == ["0:100", "60:40", "100:0"]
+    assert list(tables.named(ledger())["mixture"].cat.categories) == ["0:100", "60:40", "100:0"]
 
 
 def test_source_shows_the_librarys_lines():

@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering
 
-from qa_lib import data, encoders, runs, study, train
+from qa_lib import data, encoders, runs, scoring, study, train
 from qa_lib.params import ROOT, UserError
 
 
@@ -107,7 +107,7 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
 
 CHILD = """
 import json, sys
-from qa_lib import data, params, runs, train
+from qa_lib import data, params, runs, scoring, train
 whole = data.tests
 data.tests = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
 p = params.load("exbert", "quick", json.loads(sys.argv[1]))
@@ -229,8 +229,8 @@ def test_logits_do_not_depend_on_the_batch(tiny):
     model, tokenizer = train.build(spec)
     rows = data.splits("encyclopaedia", "embedded").test[:12]
     from qa_lib import features
-    windows = features.windows(rows, tokenizer, 128, 32, train.CACHE)
-    start, _, _ = train.logits(model, windows, train.collate(model, tokenizer), "fp32")
+    windows = features.windows(rows, tokenizer, 128, 32, scoring.CACHE)
+    start, _, _ = scoring.logits(model, windows, scoring.collate(model, tokenizer), "fp32")
     for i in (0, 5):
-        alone, _, _ = train.logits(model, windows.select([i]), train.collate(model, tokenizer), "fp32")
+        alone, _, _ = scoring.logits(model, windows.select([i]), scoring.collate(model, tokenizer), "fp32")
         np.testing.assert_allclose(alone[0], start[i], atol=1e-4)

@@ -5,15 +5,15 @@ import pytest
 import torch
 from st_moe_pytorch import MoE as Peer
 
-from qa_lib import exbert
+from qa_lib import stmoe
 
 B, T, D, E = 3, 37, 16, 4
 REPORT = {"eval_routing": "random", "route_padding": True, "density": "kept"}      # the report's variant
 
 
-def layer(**changes) -> exbert.MoE:
+def layer(**changes) -> stmoe.MoE:
     torch.manual_seed(0)
-    return exbert.MoE(D, **{"experts": E} | changes)
+    return stmoe.MoE(D, **{"experts": E} | changes)
 
 
 def tokens(seed: int = 1) -> torch.Tensor:
@@ -58,13 +58,13 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
 
 
 @torch.no_grad()
-def loop(moe: exbert.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def loop(moe: stmoe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Evaluation routing by definition: token by token, pick by pick, in float64."""
     r, experts = moe.router, copy.deepcopy(moe.experts).double()
     out = torch.zeros_like(x, dtype=torch.float64)
     for b in range(x.shape[0]):
         length = int(mask[b].sum())
-        capacity = max(exbert.MIN_CAPACITY, min(length, int(length * r.capacity_eval / r.experts)))
+        capacity = max(stmoe.MIN_CAPACITY, min(length, int(length * r.capacity_eval / r.experts)))
         p = (x[b].double() @ r.weight.double().T).softmax(-1)
         taken = [0] * r.experts
         for n in range(r.top_n):
@@ -109,6 +109,22 @@ def test_gradients_reach_the_router_and_every_expert():
     (moe(tokens(), ones()).square().sum() + moe.routed.balance_loss + moe.routed.z_loss).backward()
     assert moe.router.weight.grad.abs().sum(1).all()
     assert all(parameter.grad.any() for parameter in moe.experts.parameters())
+
+
+def test_bf16_autocast_changes_only_the_rounding():
+    """Same routing, an expert without tokens included; outputs and gradients within bf16 of fp32, gradients in fp32."""
+    found, x, mask = [], tokens().abs(), ones()
+    for autocast in (False, True):
+        moe, given = layer(threshold=1e9), x.clone().requires_grad_()      # no second pick: no draw decides
+        with torch.no_grad():
+            moe.router.weight[0] = -1.0                                    # x > 0: nobody wants expert 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = moe(given, mask)
+        assert not moe.routed.load[0]
+        out.square().sum().backward()
+        found.append([out.detach(), given.grad, *(p.grad for p in moe.parameters())])
+    for full, half in zip(*found, strict=True):
+        assert half.dtype == torch.float32 and (half - full).norm() <= 0.02 * full.norm()
 
 
 def test_one_expert_with_room_is_the_dense_layer():

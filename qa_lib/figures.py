@@ -1,0 +1,65 @@
+"""The figures that several experiments share: scores over mixtures, losses over epochs, a model as a stack of boxes."""
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from qa_lib.tables import MODELS
+
+DASHES = {name: dash for (name, _), dash in zip(MODELS.values(), ["", (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1), (2, 2)], strict=True)}
+COLOURS = dict(MODELS.values())
+
+
+def shades(variant: str, n: int) -> list:
+    """The model's one colour and n − 1 lighter shades of it, where a figure splits one model."""
+    return sns.light_palette(MODELS[variant][1], n + 1, reverse=True)[:n]
+
+
+def by_mixture(P, ledger: pd.DataFrame):
+    """EM over mixtures, a panel for each test set, a line for each model; bands: sd over seeds."""
+    em = ledger[ledger["metric"] == "em"]
+    grid = sns.relplot(em, x="mixture", y="value", hue="model", style="model", col="set", col_order=P.domains, kind="line",
+                       markers=True, dashes=DASHES, palette=COLOURS, errorbar="sd", err_style="bars", height=2.9, aspect=1.05)
+    grid.set_titles("tested on {col_name}").set(xlabel=f"mixture, {' : '.join(P.domains)}", ylabel="EM (percent)")
+    sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
+    return grid
+
+
+def losses(history: pd.DataFrame, by: str, words: str):
+    """Training and validation loss over epochs, a panel for each value of `by`; a ring marks the lowest validation loss."""
+    known = history.rename(columns=lambda c: c.removesuffix("_loss")).assign(variant=history["variant"])
+    long = known.melt([by, "epoch", "run", "seed"], ["train", "validation"], "loss on")
+    n = known[by].nunique()
+    grid = sns.relplot(long, x="epoch", y="value", hue="loss on", style="loss on", col=by, col_wrap=min(n, 4), kind="line",
+                       markers=True, errorbar="sd", palette=shades("exbert-tuned", 2), height=2.1, aspect=0.95)
+    mean = known.groupby([by, "epoch"], observed=True)["validation"].mean()
+    for value, axes in grid.axes_dict.items():
+        axes.scatter(mean[value].idxmin(), mean[value].min(), s=110, facecolors="none", edgecolors="0.2", zorder=5)
+    grid.set_titles(f"{words} {{col_name}}").set(ylabel="loss", xticks=sorted(long["epoch"].unique()))
+    sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
+    return grid
+
+
+def stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
+    """A model drawn from bottom to top: boxes of (name, what it does, whether it is the new part).
+
+    wide: the experts, drawn side by side in the new part.
+    """
+    fig, axes = plt.subplots(figsize=(6.0, 0.62 * len(boxes) + 0.9))
+    y = 0.0
+    for name, does, new in boxes:
+        tall = 1.7 if new and wide else 0.8
+        axes.add_patch(plt.Rectangle((0, y), 10, tall, facecolor="#fbe3d6" if new else "#e8eef4", edgecolor="0.35"))
+        axes.text(0.2, y + tall - 0.4, name, va="center", weight="bold")
+        axes.text(9.8, y + tall - 0.4, does, va="center", ha="right", color="0.25", fontsize=9)
+        if new and wide:
+            step = 9.6 / len(wide)
+            for i, text in enumerate(wide):
+                axes.add_patch(plt.Rectangle((0.2 + i * step, y + 0.12), 0.86 * step, 0.62, facecolor="white", edgecolor="#d55e00"))
+                axes.text(0.2 + (i + 0.43) * step, y + 0.43, text, ha="center", va="center", fontsize=8)
+        y += tall
+        if (name, does, new) != boxes[-1]:
+            axes.annotate("", (5, y + 0.28), (5, y), arrowprops={"arrowstyle": "->", "color": "0.35"})
+        y += 0.28
+    axes.set(xlim=(-0.1, 10.1), ylim=(-0.1, y))
+    axes.axis("off")
+    return fig

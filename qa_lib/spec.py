@@ -1,0 +1,75 @@
+"""One training with one seed: everything that decides its numbers, and the hash it is looked up by."""
+import hashlib
+import json
+from typing import Any, ClassVar, Literal
+
+from qa_lib.params import Layer, Strict
+
+# Raised by hand when a report's training changes in a way its parameters do not show.
+RECIPE = {"exbert": 1}
+
+
+class Spec(Strict):
+    """One training with one seed. Fields marked `label` do not change its numbers and are not hashed."""
+    report: str
+    variant: str                          # label
+    profile: str                          # label
+    size: str                             # label
+    arm: str = "printed"                  # label: whose rate and epochs, the report's or those that trials found
+    ratio: float | None = None            # label: share of the first domain
+    model: Literal["span"] = "span"
+    seed: int
+    source: str                           # label
+    folder: str | None = None             # label
+    domains: list[str]                    # label
+    fingerprints: list[str]               # of the domains: their definition and their files
+    rows: list[int]                       # training rows of each domain
+    validation_rows: int
+    tests: list[str]                      # label: a run may be scored on more sets later
+    order: Literal["trainer", "sequential", "shuffled"] = "trainer"
+    bad_rows: Literal["stop", "skip"] = "stop"
+    encoder: str                          # label
+    weights: str                          # the encoder's hash
+    blocks: int | None = None
+    layer: Layer | None = None            # between encoder and head
+    dense: float | None = None            # width of a dense layer in place of the experts, in multiples of an expert's
+    head_dropout: float = 0.1
+    max_length: int
+    stride: int
+    batch_size: int
+    learning_rate: float
+    epochs: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    precision: Literal["fp32", "bf16"]
+    threads: int | Literal["cuda"]
+    parents: list["Spec"] = []
+
+    LABELS: ClassVar = frozenset({"variant", "profile", "size", "arm", "ratio", "source", "folder", "domains", "tests",
+                        "encoder", "parents"})
+
+    @property
+    def hash(self) -> str:
+        """sha256 over what changes the numbers; fields at their default are left out, so that a new
+        field orphans no record."""
+        fields = self.model_dump(exclude=set(self.LABELS), exclude_defaults=True)
+        fields |= {"recipe": RECIPE[self.report], "parents": [p.hash for p in self.parents]}
+        return hashlib.sha256(canonical(fields).encode()).hexdigest()
+
+    @property
+    def run(self) -> str:
+        """The run's name: variant, mixture, seed and eight digits of the hash."""
+        mix = "" if self.ratio is None else f"-{round(100 * self.ratio)}-{100 - round(100 * self.ratio)}"
+        return f"{self.variant}{mix}-s{self.seed}-{self.hash[:8]}"
+
+    def on_gpu(self) -> "Spec":
+        """The same training on a GPU, where the thread count plays no part."""
+        return self.model_copy(update={"threads": "cuda", "parents": [p.on_gpu() for p in self.parents]})
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+

@@ -1,0 +1,109 @@
+"""Frames of a page, from run records: one column `run` in each, so that every number has its evidence."""
+import pandas as pd
+
+from qa_lib import params, runs
+from qa_lib.params import UserError
+from qa_lib.spec import Spec
+
+MODELS = {  # variant: name, its one colour everywhere (Okabe and Ito's palette), in the order of every figure
+    "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT, untuned", "#e69f00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
+    "plain-tuned": ("(a) ExBERT's settings, no experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#cc79a7"),
+    "dense-parameters": ("(b) dense, equal parameters", "#56b4e9")}
+
+
+def model(variant: str) -> str:
+    """The model behind a variant: v-db-full, v-db-curve … are V-DB on other rows or epochs."""
+    return variant if variant in MODELS else variant.rsplit("-", 1)[0]
+
+
+def named(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40"), both in their order."""
+    ratios = sorted(frame["ratio"].dropna().unique())
+    text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
+    mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
+    names = [MODELS[model(v)][0] for v in frame["variant"]]
+    known = [name for name, _ in MODELS.values() if name in set(names)]
+    return frame.assign(model=pd.Categorical(names, known, ordered=True), mixture=mixture)
+
+
+def select(frame: pd.DataFrame, **columns) -> pd.DataFrame:
+    """The rows with these values (one, or a list of some). Raises UserError where there are none."""
+    found = frame
+    for column, value in columns.items():
+        found = found[found[column].isin(value if isinstance(value, list) else [value])]
+    if found.empty:
+        asked = ", ".join(f"{k} {v}" for k, v in columns.items())
+        raise UserError(f"no run of {asked}: the parameters `experiments` and `arms` say which parts of the study are run")
+    return found.assign(**{c: found[c].cat.remove_unused_categories() for c in ("model", "mixture") if c in found})
+
+
+def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
+    """Mean and sd over seeds: a row for each group of `by`, with test rows n, seeds and runs."""
+    rows = []
+    for key, group in ledger.groupby(by, sort=True, observed=True):
+        values = group.groupby("metric")["value"].agg(["mean", "std"])
+        scores = {k: v for m in metrics for k, v in zip((m, f"{m}_sd"), values.loc[m], strict=True)}
+        count = {"n": group["n"].iloc[0], "seeds": group["seed"].nunique()}
+        rows.append(dict(zip(by, key, strict=True)) | scores | count | {"run": tuple(group["run"].unique())})
+    return pd.DataFrame(rows)
+
+
+def recorded(specs: list[Spec]) -> pd.DataFrame:
+    """A row for each run: labels, rows of each domain, what its record says of data, size and cost."""
+    costs = ("seconds", "training_seconds", "tokens_per_second", "peak_memory_mb", "parameters", "active_parameters")
+    return named(pd.DataFrame([
+        runs.labels(s, r) | dict(zip(s.domains, s.rows, strict=True)) | r["data"]
+        | {k: r[k] for k in costs} for s, r in runs.records(specs)]))
+
+
+def datasets(P, specs: list[Spec]) -> pd.DataFrame:
+    """A row for each domain: rows trained and tested on, rows of several windows, what the encoder had seen of it."""
+    found, rows = runs.records(specs), []
+    unknown = "no: generated" if P.source == "embedded" else "not stated"
+    for i, name in enumerate(P.domains):
+        known, scores = params.datasets(P.source)[name], found[0][1]["metrics"][name]
+        rows.append({"dataset": name, "training rows, at most": max(s.rows[i] for s in specs),
+                     "test rows": scores["n"], "from": f"{scores['clusters']:,} {known.cluster}s",
+                     "of several windows": scores["overflowed"], "seen by the encoder": known.seen_by.get(P.encoder, unknown),
+                     "run": tuple(r["run"] for _, r in found)})
+    return pd.DataFrame(rows)
+
+
+def routing(specs: list[Spec]) -> pd.DataFrame:
+    """Where the test sets' tokens went: a row for each run, set and expert, with its share of the set's routed picks."""
+    return named(pd.DataFrame([
+        runs.labels(s, r) | {"set": name, "expert": i + 1, "share": n / sum(r["load"][name])}
+        for s, r in runs.records(specs) for name in s.tests for i, n in enumerate(r["load"][name])]))
+
+
+def routed(specs: list[Spec]) -> pd.DataFrame:
+    """What the router did in training: a row for each run and logging step, with both losses, the share of dropped picks and
+    the largest expert's load in multiples of an even share."""
+    return named(pd.DataFrame([
+        runs.labels(s, r) | {k: step[k] for k in ("step", "balance_loss", "z_loss", "dropped")}
+        | {"largest load": max(step["load"]) * len(step["load"])}
+        for s, r in runs.records(specs) for step in r["load"]["training"]]))
+
+
+def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
+    """Answers of two runs to the same question, chosen by rule: of each test set, ids in order, the first two that only `ours`
+    answers exactly, the first two that only `theirs` does, the first that neither does."""
+    pair = [examples[examples["run"] == run].set_index(["set", "id"]) for run in (ours, theirs)]
+    both = pair[0].join(pair[1], lsuffix="_ours", rsuffix="_theirs").sort_index().reset_index()
+    case = both["em_ours"].gt(0).astype(int) - both["em_theirs"].gt(0)
+    kinds = {"only ours": (case == 1, 2), "only theirs": (case == -1, 2),
+             "neither": ((case == 0) & both["em_ours"].eq(0), 1)}
+    parts = [both[rows].groupby("set", sort=False).head(n).assign(case=name) for name, (rows, n) in kinds.items()]
+    return pd.concat(parts).assign(run=[(ours, theirs)] * sum(map(len, parts))).sort_values(["set", "id"])
+
+
+def answers(found: pd.DataFrame, tests: dict) -> pd.DataFrame:
+    """The answers of `sides` as text, beside the question and the gold answer; tests: data.tests of the runs."""
+    rows = {(name, r["id"]): r for name, (_, every) in tests.items() for r in every}
+    own = [rows[key] for key in zip(found["set"], found["id"], strict=True)]
+
+    def text(whose: str) -> list[str]:
+        return [r["context"][a:b] for r, a, b in zip(own, found[f"start_{whose}"], found[f"end_{whose}"], strict=True)]
+
+    return pd.DataFrame({"set": found["set"], "question": [r["question"] for r in own],
+                         "gold": [r["answers"]["text"][0] for r in own], "V-DB": text("theirs"), "ExBERT, tuned": text("ours"), "run": found["run"]})

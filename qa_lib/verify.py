@@ -1,0 +1,107 @@
+"""The verdicts of a report, from its records: as a frame, as claims.csv, as printed lines.
+
+    python -m qa_lib.verify REPORT [--profile P] [--size S] [--data DIR]
+
+Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not what the records say.
+"""
+import argparse
+
+import numpy as np
+import pandas as pd
+
+from qa_lib import claims, params, runs, stats
+
+UNTESTED = "not tested at this profile"
+
+
+def table(P) -> pd.DataFrame:
+    """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), n, verdict, tuned, control, primary, run.
+
+    ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. tuned: the
+    verdict in the arm in which every model had the same trials; control: on the effect that the claim's control leaves.
+    """
+    specs, listed = runs.plan(P), claims.claims(P.report)
+    ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
+    examples = runs.examples(specs)
+
+    def judged(which: list[claims.Claim], arm: str) -> pd.DataFrame:
+        return stats.verdicts(which, ledger, examples, P.profile, P.domains, arm).set_index("id")
+
+    printed, tuned = judged(listed, "printed"), judged(listed, "tuned")
+    controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
+    control, rows = judged(list(controlled.values()), "printed"), []
+    for c in listed:
+        found = printed.loc[c.id]
+        ours = [found["d"], found["low"], found["high"]]
+        if c.contrast and c.contrast.against is None:
+            ours = [c.contrast.target + x if c.contrast.direction == "higher" else c.contrast.target - x for x in ours]
+        rows.append({"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "ours": ours[0],
+                     "printed": "–" if c.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(c.range)),
+                     "low": min(ours[1:]), "high": max(ours[1:]), "n": found["n"], "verdict": found["verdict"],
+                     "tuned": tuned["verdict"][c.id], "primary": c.primary, "run": found["run"],
+                     "control": f"{c.control}: {control['verdict'][controlled[c.id].id]}" if c.id in controlled else ""})
+    return pd.DataFrame(rows)[["claim", "where", "says", "printed", "unit", "ours", "low", "high", "n", "verdict", "tuned",
+                               "control", "primary", "run"]]
+
+
+def counts(frame: pd.DataFrame) -> str:
+    """One sentence: how many claims got which verdict."""
+    found = frame["verdict"].str.split(":").str[0].value_counts()
+    words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
+    return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
+
+
+def power(P) -> pd.DataFrame:
+    """A row a claim: could one run a model, as in the report, have seen the printed effect (claims.power)?
+
+    The report does not say how many questions it tested on; ours are taken: rows, or clusters where those are averaged.
+    """
+    scores = next(r["metrics"] for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests))
+    known = params.datasets(P.source)
+    sizes = [scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in P.domains]
+    rows = []
+    for c in claims.claims(P.report):
+        names = {str(x) for side in (c.contrast.sides() if c.contrast else []) for x in np.ravel(side["set"])}
+        asked = [n for name, n in zip(("first", "second"), sizes, strict=True) if name in names] or sizes
+        both = c.contrast and "set" not in c.contrast.each   # the mean over two sets: as many questions as give its variance
+        questions = len(asked) ** 2 / sum(1 / n for n in asked) if both else min(asked)
+        rows.append({"claim": c.id, "printed": c.printed, "unit": c.unit, **claims.power(c, round(questions))})
+    return pd.DataFrame(rows).drop(columns="id")
+
+
+def disagreement(P) -> str:
+    """The first run about which results.csv on disk and the records differ; empty where none does, or no file is there."""
+    file = runs.FIGURES / P.report / P.profile / "results.csv"
+    if not file.exists():
+        return ""
+    kept = file.read_text().splitlines()
+    ours = runs.ledger(runs.plan(P)).to_csv(index=False, float_format="%.4f", lineterminator="\n").splitlines()
+    differ = set(kept) ^ set(ours)
+    return next((line.split(",")[0] for line in kept + ours if line in differ), "")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    params.add_arguments(parser)
+    P = runs.settle(parser.parse_args())
+    frame = table(P)
+    for row in frame.itertuples():
+        low_high = f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.n else "–"
+        print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {low_high}, n={row.n}: {row.verdict}"
+              f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
+    print(counts(frame))
+    text = frame.assign(run=frame["run"].str.join(" ")).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    file = runs.FIGURES / P.report / P.profile / "claims.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runs.write(file, text)
+    print(file)
+    for name in claims.changed(P.report):
+        print(f"{name} is not as it was frozen (params/claims/FROZEN)")
+    if run := disagreement(P):
+        print(f"results.csv and the records disagree, first about {run}; make train-{P.report} writes it from the records")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    params.main(main)
