@@ -242,8 +242,8 @@ def from_names(slug: str, names: dict[str, Any]) -> Any:
     """
     plain = (str, int, float, type(None))
     model = REPORTS[slug]
-    given = {k: v for k, v in names.items() if not k.startswith("_") and k != "In" and (
-             isinstance(v, plain) or isinstance(v, list) and (v or k in model.model_fields) and all(isinstance(x, plain) for x in v))}
+    given = {k: v for k, v in names.items() if not k.startswith("_") and k != "In" and (isinstance(v, plain) or isinstance(v, list)
+             and (v or k in model.model_fields) and all(isinstance(x, plain) for x in v))}
     return validate(model, given, {k: "notebook parameter " for k in given})
 
 

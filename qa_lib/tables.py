@@ -5,10 +5,10 @@ from qa_lib import params, runs
 from qa_lib.params import UserError
 from qa_lib.spec import Spec
 
-MODELS = {  # variant: name, its one colour everywhere (Okabe and Ito's palette), in the order of every figure
-    "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT, untuned", "#e69f00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
-    "plain-tuned": ("(a) ExBERT's settings, no experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#cc79a7"),
-    "dense-parameters": ("(b) dense, equal parameters", "#56b4e9")}
+MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dark enough on white), in the order of every figure
+    "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT, untuned", "#b87a00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
+    "plain-tuned": ("(a) ExBERT's settings, no experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
+    "dense-parameters": ("(b) dense, equal parameters", "#6a5acd")}
 
 
 def model(variant: str) -> str:
@@ -106,4 +106,5 @@ def answers(found: pd.DataFrame, tests: dict) -> pd.DataFrame:
         return [r["context"][a:b] for r, a, b in zip(own, found[f"start_{whose}"], found[f"end_{whose}"], strict=True)]
 
     return pd.DataFrame({"set": found["set"], "question": [r["question"] for r in own],
-                         "gold": [r["answers"]["text"][0] for r in own], "V-DB": text("theirs"), "ExBERT, tuned": text("ours"), "run": found["run"]})
+                         "gold": [r["answers"]["text"][0] for r in own],
+                         "V-DB": text("theirs"), "ExBERT, tuned": text("ours"), "run": found["run"]})

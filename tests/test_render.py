@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from qa_lib import params, render, report
+from qa_lib import params, render, report, tables
 from qa_lib.params import UserError
 
 TITLE = "# A study\n\nThe claim."
