@@ -114,8 +114,20 @@ class Claim(Strict):
         return self.margin if self.kind == "equivalence" else self.delta or self.range[0] or 1.0
 
 
-def claims(slug: str) -> list[Claim]:
-    """The claims of a report. Raises UserError with file, line and id for an entry that is wrong."""
+def claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> list[Claim]:
+    """The claims of a report. Raises UserError with file, line and id for an entry that is wrong.
+
+    ratios: those between 0 and 1 are what the word `mixtures` means in a list of ratios.
+    """
+    mixtures = [r for r in ratios if 0 < r < 1]
+
+    def spelled(value):
+        if isinstance(value, dict):
+            return {k: spelled(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [x for v in value for x in (mixtures if v == "mixtures" else [v])]
+        return value
+
     file = ROOT / "params" / "claims" / f"{slug}.yaml"
     values, lines = params.read_yaml(file)
     found = []
@@ -125,7 +137,7 @@ def claims(slug: str) -> list[Claim]:
             raise UserError(f"{place}an entry is a mapping of where, says, printed, …")
         given = {"id": name} | fields
         if isinstance(given.get("contrast"), dict):
-            given["contrast"] = params.validate(Contrast, given["contrast"],
+            given["contrast"] = params.validate(Contrast, spelled(given["contrast"]),
                                                 dict.fromkeys([*Contrast.model_fields, *given["contrast"]], f"{place}contrast: "))
         found.append(params.validate(Claim, given, dict.fromkeys([*Claim.model_fields, *given], place)))
         if unknown := set(found[-1].contradicts) - set(values):
@@ -169,14 +181,14 @@ def power(claim: Claim, questions: int, n: int = 1, level: float = 50.0, alike: 
 def changed(slug: str) -> list[str]:
     """Files of params/claims/FROZEN (in sha256sum's format) that are gone or not as they were; none where nothing is frozen.
 
-    Of the claims only the report's own count: the rules are common to all.
+    Of claims and arms (params/<slug>.yaml) only the report's own count: the rules are common to all.
     """
     file, found = ROOT / "params" / "claims" / "FROZEN", []
     for line in file.read_text().splitlines() if file.exists() else []:
         sha, name = line.split(maxsplit=1)
         path = ROOT / name.lstrip("*")
         whole = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
-        if not whole and (path.parent != file.parent or path.stem == slug):
+        if not whole and (path.suffix == ".py" or path.stem == slug):
             found.append(name.lstrip("*"))
     return found
 

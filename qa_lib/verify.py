@@ -20,7 +20,7 @@ def table(P) -> pd.DataFrame:
     ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. tuned: the
     verdict in the arm in which every model had the same trials; control: on the effect that the claim's control leaves.
     """
-    specs, listed = runs.plan(P), claims.claims(P.report)
+    specs, listed = runs.plan(P), claims.claims(P.report, P.ratios)
     ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
     examples = runs.examples(specs)
 
@@ -60,7 +60,7 @@ def power(P) -> pd.DataFrame:
     known = params.datasets(P.source)
     sizes = [scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in P.domains]
     rows = []
-    for c in claims.claims(P.report):
+    for c in claims.claims(P.report, P.ratios):
         names = {str(x) for side in (c.contrast.sides() if c.contrast else []) for x in np.ravel(side["set"])}
         asked = [n for name, n in zip(("first", "second"), sizes, strict=True) if name in names] or sizes
         both = c.contrast and "set" not in c.contrast.each   # the mean over two sets: as many questions as give its variance

@@ -11,8 +11,9 @@ from qa_lib.params import ROOT, UserError
 NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
 SECTIONS = ["The idea", "Data", "Train", "Results", "Deviations", "Provenance"]
 TINY = {"train_rows": 32, "validation_rows": 8, "ratios": [0.6], "seeds": [0], "epochs": 1.0, "tuned_epochs": 1.0,
-        "curve_epochs": 1.0, "blocks": 2, "tuned_blocks": 1, "sweep_blocks": [1, 2], "sweep_experts": [4, 8], "sweep_rates": [1.0, 2.0],
-        "sweep_balance": [0.1], "full_rows": [32, 32], "sizes": [32], "precision": "fp32", "start_rows": 16}
+        "curve_epochs": 1.0, "blocks": 2, "tuned_blocks": 1, "sweep_blocks": [1, 2], "sweep_experts": [4, 8],
+        "sweep_rates": [1.0, 2.0], "sweep_balance": [0.1], "full_rows": [32, 32], "sizes": [16, 32], "precision": "fp32",
+        "start_rows": 16}
 each = pytest.mark.parametrize("slug", NOTEBOOKS)
 
 

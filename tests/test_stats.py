@@ -499,7 +499,8 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
     assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("plain-tuned: ")
     assert verify.table(recorded.model_copy(update={"arms": ["printed"]}))["tuned"].iloc[-1].endswith("there are no runs")
-    assert "at 40:60, 60:40" in table["verdict"]["headline"] and table["printed"]["headline"] == "9 to 13"
+    assert not table["verdict"]["headline"].startswith("not tested") and table["printed"]["headline"] == "9 to 13"
+    assert "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]      # the mixtures of this size do, the domains alone do not
     fifty = verify.table(recorded).set_index("claim").loc["fifty-on-1600"]
     assert np.isnan(fifty["ours"]) and fifty["run"] == ()
     assert told[len(listed)] == verify.counts(verify.table(recorded)) and told[len(listed)].startswith(f"{len(listed)} claims: ")
@@ -509,7 +510,7 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
     """A claim about a score, not a difference: ours stands in the unit of what is printed, whatever its direction."""
     both = {"against": None, "ours": {"variant": "v-db", "order": "trainer"}, "target": 40.0}
     listed = [claim("equivalence", both, id="higher"), claim("equivalence", both | {"direction": "lower"}, id="lower")]
-    monkeypatch.setattr(claims_module, "claims", lambda slug: listed)
+    monkeypatch.setattr(claims_module, "claims", lambda slug, ratios: listed)
     a, b = (x for _, x in verify.table(recorded).iterrows())
     values = [r["metrics"]["squad"]["em"] for s, r in runs.records(runs.plan(recorded))
               if (s.variant, s.ratio, s.arm) == ("v-db", 0.8, "printed")]

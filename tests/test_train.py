@@ -111,14 +111,15 @@ from qa_lib import data, params, runs, scoring, train
 whole = data.tests
 data.tests = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
 p = params.load("exbert", "quick", json.loads(sys.argv[1]))
-train.train(runs.plan(p)[0], progress=lambda line: print(line, flush=True))
+train.train(runs.plan(p)[-1], progress=lambda line: print(line, flush=True))
 """
 
 
 def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
-    """Killed behind a checkpoint inside the second epoch, started again: the numbers of an undisturbed run."""
-    p = tiny(epochs=2.0)
-    spec = runs.plan(p)[0]
+    """ExBERT killed behind a checkpoint inside the second epoch, started again: the numbers of an undisturbed run."""
+    p = tiny(epochs=2.0, experiments=["untuned"])
+    spec = runs.plan(p)[-1]
+    assert spec.layer
     undisturbed = train.train(spec, progress=lambda line: None)
     (store / "runs").rename(store / "undisturbed")
     env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
@@ -140,6 +141,7 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     assert scores(again) == scores(undisturbed)
     for ours, theirs in zip(again["history"], undisturbed["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
+    assert again["load"] == undisturbed["load"]                           # routing too: the router draws in training
 
 
 def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
@@ -159,13 +161,14 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
 
 
 def test_two_workers_give_the_same_numbers_as_one(tiny, store):
-    p = tiny(seeds=[0, 1], train_rows=16, domains=["encyclopaedia", "biomedicine"])
+    p = tiny(experiments=["untuned"], train_rows=16)
     table = study.run(p, workers=2, live=False)
     assert list(table.trained) == ["now", "now"]
-    record = runs.find(runs.plan(p)[0])
+    spec = runs.plan(p)[-1]
+    record = runs.find(spec)
     (store / "runs").rename(store / "apart")
-    alone = train.train(runs.plan(p)[0], progress=lambda line: None)
-    assert alone["history"] == record["history"]
+    alone = train.train(spec, progress=lambda line: None)
+    assert alone["history"] == record["history"] and alone["load"] == record["load"]
 
 
 def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
