@@ -3,7 +3,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from qa_lib.tables import MODELS
+from qa_lib.tables import MODELS, model
 
 DASHES = {name: dash for (name, _), dash in zip(MODELS.values(), ["", (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1), (2, 2)], strict=True)}
 COLOURS = dict(MODELS.values())
@@ -16,25 +16,28 @@ def shades(variant: str, n: int) -> list:
 
 def by_mixture(P, ledger: pd.DataFrame):
     """EM over mixtures, a panel for each test set, a line for each model; bands: sd over seeds."""
-    em = ledger[ledger["metric"] == "em"]
+    em = ledger[ledger["metric"] == "em"].assign(model=lambda d: d["model"].cat.remove_unused_categories())
     grid = sns.relplot(em, x="mixture", y="value", hue="model", style="model", col="set", col_order=P.domains, kind="line",
                        markers=True, dashes=DASHES, palette=COLOURS, errorbar="sd", err_style="bars", height=2.9, aspect=1.05)
-    grid.set_titles("tested on {col_name}").set(xlabel=f"mixture, {' : '.join(P.domains)}", ylabel="EM (percent)")
+    grid.set_titles("tested on {col_name}").set_axis_labels("", "EM (percent)")
+    grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.07, va="top", size=11)
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
     return grid
 
 
 def losses(history: pd.DataFrame, by: str, words: str):
     """Training and validation loss over epochs, a panel for each value of `by`; a ring marks the lowest validation loss."""
-    known = history.rename(columns=lambda c: c.removesuffix("_loss")).assign(variant=history["variant"])
+    known, colours = history.rename(columns=lambda c: c.removesuffix("_loss")), shades(model(history["variant"].iloc[0]), 2)
+    if known[by].dtype == "category":
+        known[by] = known[by].cat.remove_unused_categories()  # or each would have an empty panel
     long = known.melt([by, "epoch", "run", "seed"], ["train", "validation"], "loss on")
     n = known[by].nunique()
     grid = sns.relplot(long, x="epoch", y="value", hue="loss on", style="loss on", col=by, col_wrap=min(n, 4), kind="line",
-                       markers=True, errorbar="sd", palette=shades("exbert-tuned", 2), height=2.1, aspect=0.95)
+                       markers=True, errorbar="sd", palette=colours, height=2.1, aspect=0.95)
     mean = known.groupby([by, "epoch"], observed=True)["validation"].mean()
     for value, axes in grid.axes_dict.items():
-        axes.scatter(mean[value].idxmin(), mean[value].min(), s=110, facecolors="none", edgecolors="0.2", zorder=5)
-    grid.set_titles(f"{words} {{col_name}}").set(ylabel="loss", xticks=sorted(long["epoch"].unique()))
+        axes.scatter(mean[value].idxmin(), mean[value].min(), s=110, facecolors="none", edgecolors="0.2", zorder=5, clip_on=False)
+    grid.set_titles(f"{words} {{col_name}}").set(xticks=sorted(long["epoch"].unique())).set_axis_labels("epoch", "loss")
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
     return grid
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from PIL import Image
 
 from qa_lib import runs
 from qa_lib.params import ROOT, UserError
@@ -81,6 +82,9 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
     ids, fig = evidence(name, frame), getattr(fig, "figure", fig)
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         fig.savefig(file := io.BytesIO(), format=kind, metadata=metadata)
+        if kind == "png":  # 128 colours are enough and a third of the bytes
+            picture = Image.open(file).convert("RGB").quantize(128)
+            picture.save(file := io.BytesIO(), format=kind, optimize=True)
         _write(P, f"{name}.{kind}", image := file.getvalue())
     plt.close(fig)  # or JupyterLab draws it a second time
     width, height = (int.from_bytes(image[i:i + 4]) // 2 for i in (16, 20))  # PNG at 2 pixels a dot
@@ -100,7 +104,9 @@ def source(thing) -> Markdown:
 
 def header(P) -> Html:
     """What the page is: profile, encoder, data, seeds."""
+    sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
+    seeds += f" ({sides} of sweeps and controls)" if sides != len(P.seeds) else ""
     text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
             f"examples a run; {seeds}.")
     return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>')
@@ -113,7 +119,7 @@ def absent(part: str) -> Html:
 
 def provenance(P, specs: list[Spec]) -> Html:
     """Commit, data, machine, versions, runs and time behind a page, from the runs' records."""
-    found, made = [record for _, record in runs.records(specs)], {}
+    found, made = list({record["hash"]: record for _, record in runs.records(specs)}.values()), {}
     for record in found:
         e = record["environment"]
         dirty = " with uncommitted changes, so not exactly that code" if e["dirty"] else ""
@@ -187,8 +193,8 @@ def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
         value, sd = values[column], values.get(f"{column}_sd")
         value = value.item() if hasattr(value, "item") else value
         if column == "seeds":
-            missing = f" of {len(P.seeds)}" if value < len(P.seeds) else ""
-            return f"{value}{missing}" + (", no spread" if value == 1 else "")
+            least = min(len(P.seeds), len(getattr(P, "side_seeds", P.seeds)))
+            return f"{value}" + f" of {least}" * (value < least) + " (no sd)" * (value == 1)
         if isinstance(value, float):
             spread = "" if sd is None or pd.isna(sd) else f" ± {sd:.{digits}f}"
             return "–" if pd.isna(value) else f"{value:,.{digits}f}{spread}"

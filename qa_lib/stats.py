@@ -162,7 +162,7 @@ def part(c: Contrast, label: str, sides: list[dict], ledger: pd.DataFrame, draws
     keys, n = [[[x[s] for s in seeds] for x in side] for side in cells], len(seeds)   # side → (cells, n) of (run, set, metric)
     used = [sorted({k for x in side for k in x}) for side in keys]
     if len(used) > 1 and used[0] == used[1]:
-        raise UserError(f"{used[0][0][0]} is compared with itself: name the column in which the sides differ")
+        raise KeyError("its two sides are the same runs at these sizes")
     rows = [(s, k[0], sign / len(side)) for sign, side in zip((1, -1, -1, 1), keys, strict=False)
             for x in side for s, k in zip(seeds, x, strict=True)]
     weights = pd.DataFrame(rows).pivot_table(index=0, columns=1, values=2, aggfunc="sum", fill_value=0.0)

@@ -142,7 +142,8 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
     """
     specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
     todo = missing(specs, fresh)
-    print(f"study {p.report}, profile {p.profile}, size {p.size}: {len(specs)} runs, {len(todo)} to train", flush=True)
+    known = len({s.hash for s in specs})
+    print(f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train", flush=True)
     if todo:
         runs.RUNS.mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs.RUNS / f"{p.report}.lock")

@@ -1,14 +1,14 @@
 """Frames of a page, from run records: one column `run` in each, so that every number has its evidence."""
+import numpy as np
 import pandas as pd
 
 from qa_lib import params, runs
-from qa_lib.params import UserError
 from qa_lib.spec import Spec
 
 MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dark enough on white), in the order of every figure
-    "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT, untuned", "#b87a00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
-    "plain-tuned": ("(a) ExBERT's settings, no experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
-    "dense-parameters": ("(b) dense, equal parameters", "#6a5acd")}
+    "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT", "#b87a00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
+    "plain-tuned": ("(a) without experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
+    "dense-parameters": ("(b) dense, equal weights", "#6a5acd")}
 
 
 def model(variant: str) -> str:
@@ -17,24 +17,19 @@ def model(variant: str) -> str:
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40"), both in their order."""
+    """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40"), both in their order; `rate`
+    and `dropout` as text."""
     ratios = sorted(frame["ratio"].dropna().unique())
     text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
     mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
     names = [MODELS[model(v)][0] for v in frame["variant"]]
     known = [name for name, _ in MODELS.values() if name in set(names)]
-    return frame.assign(model=pd.Categorical(names, known, ordered=True), mixture=mixture)
-
-
-def select(frame: pd.DataFrame, **columns) -> pd.DataFrame:
-    """The rows with these values (one, or a list of some). Raises UserError where there are none."""
-    found = frame
-    for column, value in columns.items():
-        found = found[found[column].isin(value if isinstance(value, list) else [value])]
-    if found.empty:
-        asked = ", ".join(f"{k} {v}" for k, v in columns.items())
-        raise UserError(f"no run of {asked}: the parameters `experiments` and `arms` say which parts of the study are run")
-    return found.assign(**{c: found[c].cat.remove_unused_categories() for c in ("model", "mixture") if c in found})
+    rates = sorted(frame["learning_rate"].unique()) if "learning_rate" in frame else []
+    shown = [np.format_float_scientific(r, trim="-", exp_digits=1) for r in rates]
+    text = {"rate": pd.Categorical(frame["learning_rate"].map(dict(zip(rates, shown, strict=True))), shown)} if rates else {}
+    if "dropout_at" in frame:
+        text["dropout"] = frame["dropout_at"] + frame["layer_dropout"].map(" {:g}".format).where(frame["dropout_at"] != "none", "")
+    return frame.assign(model=pd.Categorical(names, known, ordered=True), mixture=mixture, **text)
 
 
 def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
@@ -100,6 +95,7 @@ def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
 def answers(found: pd.DataFrame, tests: dict) -> pd.DataFrame:
     """The answers of `sides` as text, beside the question and the gold answer; tests: data.tests of the runs."""
     rows = {(name, r["id"]): r for name, (_, every) in tests.items() for r in every}
+    found = found[[key in rows for key in zip(found["set"], found["id"], strict=True)]]   # test sets may have been made smaller
     own = [rows[key] for key in zip(found["set"], found["id"], strict=True)]
 
     def text(whose: str) -> list[str]:

@@ -44,11 +44,31 @@ def table(P) -> pd.DataFrame:
                                "control", "primary", "run"]]
 
 
+def shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `table` for which there are runs, as a page shows them; what is not tested here says so without its reason."""
+    rows = frame[frame["run"].map(len) > 0]
+
+    def short(column: str) -> pd.Series:
+        return rows[column].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
+
+    ours = [f"{x.ours:.1f}" + f" [{x.low:.1f}, {x.high:.1f}]" * bool(np.isfinite(x.low)) for x in rows.itertuples()]
+    return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + ")",
+                         "printed": rows["printed"] + " " + rows["unit"], "ours": ours, "seeds": rows["n"],
+                         "verdict": short("verdict"), "equal trials": short("tuned"), "control": short("control"),
+                         "run": rows["run"]})
+
+
 def counts(frame: pd.DataFrame) -> str:
     """One sentence: how many claims got which verdict."""
     found = frame["verdict"].str.split(":").str[0].value_counts()
     words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
     return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
+
+
+def notice(report: str) -> str:
+    """One sentence where claims, arms or rules are not as they were frozen; empty where they are."""
+    changed = claims.changed(report)
+    return f"Changed since they were frozen: {', '.join(changed)}." if changed else ""
 
 
 def power(P) -> pd.DataFrame:
@@ -95,8 +115,7 @@ def main() -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     runs.write(file, text)
     print(file)
-    for name in claims.changed(P.report):
-        print(f"{name} is not as it was frozen (params/claims/FROZEN)")
+    print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):
         print(f"results.csv and the records disagree, first about {run}; make train-{P.report} writes it from the records")
         return 1

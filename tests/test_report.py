@@ -67,7 +67,7 @@ def test_mean_sd_seeds_and_runs_are_shown(folder):
 def test_one_seed_is_marked():
     one = tables.by_seed(ledger(seeds=[0]), ["ratio", "set"])
     shown = report.save_table(P, "table_x", one, "A caption.")
-    assert "n = 1 seed: no spread." in shown and "<td>1 of 2, no spread</td>" in shown
+    assert "n = 1 seed: no spread." in shown and "<td>1 (no sd)</td>" in shown
     assert "±" not in shown
     assert "n = 1 seed: no spread." in draw(ledger(seeds=[0]))
 
@@ -109,7 +109,8 @@ def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
 
 def test_provenance_is_read_from_the_records(monkeypatch):
     found = [record(), record(), record(dirty=True, created="2026-11-22T10:00:00+00:00")]
-    monkeypatch.setattr(runs, "records", lambda specs: [(None, r) for r in found])
+    found = [r | {"hash": str(i)} for i, r in enumerate(found)]
+    monkeypatch.setattr(runs, "records", lambda specs: [(None, r) for r in [*found, found[0]]])   # one under two names
     text = report.provenance(P, [])
     assert ("2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
             "(Chip 1, Linux) with Python 3.11.2, torch 2.13 and transformers 5.23.") in text

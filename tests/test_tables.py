@@ -1,0 +1,83 @@
+"""Frames and shared figures of a page, from planted records."""
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from qa_lib import figures, metrics, params, runs, tables, verify
+
+P = params.load("exbert", "quick")
+
+
+def examples(em: dict[str, list[int]]) -> pd.DataFrame:
+    return pd.DataFrame([{"run": run, "set": name, "id": f"q{i}", "em": 100.0 * x, "start": 4 * i, "end": 4 * i + 3, "tokens": 1}
+                         for run, marks in em.items() for name in P.domains for i, x in enumerate(marks)])
+
+
+def test_answers_side_by_side_are_chosen_by_rule():
+    found = tables.sides(examples({"a": [1, 1, 1, 0, 0, 0, 1], "b": [0, 0, 0, 1, 0, 0, 1]}), "a", "b")
+    assert len(found) == 2 * (2 + 1 + 1)
+    one = found[found["set"] == P.domains[0]]
+    assert dict(zip(one["id"], one["case"], strict=True)) == {"q0": "only ours", "q1": "only ours", "q3": "only theirs",
+                                                             "q4": "neither"}
+    assert set(found["run"]) == {("a", "b")}
+    context = "one two six ten ant bee cat"
+    rows = [{"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}} for i in (0, 3)]
+    text = tables.answers(found, {P.domains[0]: (None, rows)})            # of the test rows that there are
+    assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"] and list(text["question"]) == ["0?", "3?"]
+
+
+def test_contains_is_whole_words_and_more_than_the_answer():
+    assert metrics.contains("The torn ACL of the knee", ["torn ACL"])
+    assert not metrics.contains("a torn ACL", ["torn ACL"])               # exact, once articles are gone
+    assert not metrics.contains("acltorn", ["acl"]) and not metrics.contains("", ["x"]) and not metrics.contains("x", [""])
+
+
+def history() -> pd.DataFrame:
+    return tables.named(pd.DataFrame([
+        {"run": f"r{rate}", "variant": "v-db-curve", "ratio": 0.6, "seed": 0, "learning_rate": rate, "epoch": e,
+         "train_loss": 3.0 - e, "validation_loss": 2.0 - e / 10} for rate in (3e-4, 2e-5) for e in (1.0, 2.0)]))
+
+
+def test_names_of_models_mixtures_and_rates():
+    frame = history()
+    assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
+    assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]         # in the order of the numbers
+    assert tables.model("exbert-tuned") == "exbert-tuned" and tables.model("exbert-full") == "exbert"
+
+
+def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
+    grid = figures.losses(history(), "rate", "rate")
+    assert [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat] == ["rate 2e-5", "rate 3e-4"]
+    ledger = tables.named(pd.DataFrame([
+        {"run": f"{v}{r}", "variant": v, "ratio": r, "seed": 0, "set": d, "metric": "em", "value": 10 * r}
+        for v in ("v-db", "exbert") for r in P.ratios for d in P.domains]))
+    grid = figures.by_mixture(P, ledger)
+    assert len(grid.axes.flat) == 2 and [t.get_text() for t in grid.legend.get_texts()] == ["V-DB", "ExBERT"]
+    assert len(figures.stack([("a", "b", False), ("c", "d", True)], ["1", "2"]).axes[0].patches) == 4
+    plt.close("all")
+
+
+@pytest.fixture
+def routed(monkeypatch):
+    p = P.model_copy(update={"experiments": ["untuned"], "ratios": [0.6], "start": None})
+    spec = next(s for s in runs.plan(p) if s.layer)
+    load = {"training": [{"step": 1, "balance_loss": 1.0, "z_loss": 4.0, "dropped": 0.25, "load": [0.5, 0.25, 0.25, 0]}],
+            P.domains[0]: [30, 10, 0, 0], P.domains[1]: [10, 30, 0, 0]}
+    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "load": load, "environment": {"device": "CPU"}})])
+    return spec
+
+
+def test_routing_frames(routed):
+    share = tables.routing([routed])
+    assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0] and set(share["expert"]) == {1, 2, 3, 4}
+    step = tables.routed([routed]).iloc[0]
+    assert step["largest load"] == 2.0 and step["dropped"] == 0.25
+
+
+def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
+    row = {"claim": "c", "where": "3", "says": "It gains", "printed": "9 to 13", "unit": "EM", "ours": 1.25, "low": -1.0,
+           "high": 3.5, "n": 3, "verdict": "inconclusive: seeds (needs n=9)", "tuned": f"{verify.UNTESTED}: why",
+           "control": "", "run": ("a",)}
+    shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | {"low": float("nan"), "n": 1}]))
+    assert list(shown["ours"]) == ["1.2 [-1.0, 3.5]", "1.2"] and list(shown["equal trials"]) == ["not tested"] * 2
+    assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
