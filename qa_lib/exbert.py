@@ -152,8 +152,8 @@ def plan(p: Exbert) -> list[Spec]:
     def domains(names: list[str]) -> dict:
         return {"domains": names, "tests": names, "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]}
 
-    start = [Spec(**shared | domains([p.start]) | {"variant": "start", "learning_rate": p.start_rate}, seed=0,
-                  rows=[p.start_rows])] if p.start else []
+    start = [Spec(**shared | domains([p.start]) | {"variant": "start", "learning_rate": p.start_rate,
+                  "threads": p.start_threads}, seed=0, rows=[p.start_rows])] if p.start else []
     shared |= domains(p.domains) | {"parents": start}
 
     def specs(variant: str, ratios: list[float], seeds: list[int], rows: int = p.train_rows, **fields) -> list[Spec]:

@@ -144,6 +144,7 @@ class Exbert(Layer, Study):
     start: str | None = None              # dataset that a run shared by all others is trained on first; None: none is
     start_rows: int = Field(gt=0)         # its examples
     start_rate: float = Field(gt=0)       # its learning rate
+    start_threads: int = Field(1, gt=0)   # it trains alone: more than `threads` where there are more cores
     full_rows: list[int]                  # training rows of each domain alone
     sizes: list[int]                      # training rows of the first domain alone
     tuned_blocks: int = Field(gt=0)       # ExBERT as the report tunes it

@@ -117,11 +117,12 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
 
 
 def at_once(specs: list[Spec]) -> int:
-    """Runs to train at once where nobody said: on CPU as many as fill the cores, at most four, 5 GB of memory each."""
+    """Runs to train at once where nobody said: on CPU as many as fill the cores and the memory, at most four."""
     if torch.cuda.is_available() or not specs:
         return 1
-    memory = psutil.virtual_memory().available // (5 * 2**30)
-    return int(max(1, min(os.cpu_count() // specs[0].threads, memory, 4, len(specs))))
+    need = max(2.5 + 5 * s.batch_size * s.max_length / (16 * 384) for s in specs)  # GB: 5.2 and 7.4 were seen at batch 8 and 16
+    memory = psutil.virtual_memory().available / 2**30 // need
+    return int(max(1, min(os.cpu_count() // min(s.threads for s in specs), memory, 4, len(specs))))
 
 
 def fetch(p):
