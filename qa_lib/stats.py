@@ -174,7 +174,7 @@ def part(c: Contrast, label: str, sides: list[dict], ledger: pd.DataFrame, draws
     with np.errstate(divide="ignore", invalid="ignore"):
         d, cov = statistic(c, mean), np.atleast_2d(np.cov(statistic(c, drawn)))                      # (n,), (n, n)
     if not (np.isfinite(d).all() and np.isfinite(cov).all()):
-        raise UserError(f"a difference of {min(weights)} is not a number: percent of nothing?")
+        raise KeyError("it is a percentage of a score that is 0")
     asked = any(k[2] in PER_EXAMPLE for side in used for k in side)
     common = max((cov.sum() - cov.trace()) / (n * (n - 1)), 0.0) if n > 1 else cov.sum()   # one seed: its own noise is in it too
     key = (c.scale, *((len(x), *sorted({k[1:] for k in u})) for x, u in zip(cells, used, strict=True)))

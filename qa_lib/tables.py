@@ -84,7 +84,7 @@ def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
     """Answers of two runs to the same question, chosen by rule: of each test set, ids in order, the first two that only `ours`
     answers exactly, the first two that only `theirs` does, the first that neither does."""
     pair = [examples[examples["run"] == run].set_index(["set", "id"]) for run in (ours, theirs)]
-    both = pair[0].join(pair[1], lsuffix="_ours", rsuffix="_theirs").sort_index().reset_index()
+    both = pair[0].add_suffix("_ours").join(pair[1].add_suffix("_theirs")).sort_index().reset_index()
     case = both["em_ours"].gt(0).astype(int) - both["em_theirs"].gt(0)
     kinds = {"only ours": (case == 1, 2), "only theirs": (case == -1, 2),
              "neither": ((case == 0) & both["em_ours"].eq(0), 1)}
