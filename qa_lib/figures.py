@@ -42,6 +42,16 @@ def losses(history: pd.DataFrame, by: str, words: str):
     return grid
 
 
+def routed(steps: pd.DataFrame):
+    """The largest load and the share of dropped picks over training steps, a line for each coefficient of the balance loss."""
+    long = steps.rename(columns={"balance": "coefficient"})
+    long = long.melt(["coefficient", "step", "run"], ["largest load", "dropped"], "what")
+    grid = sns.relplot(long, x="step", y="value", hue="coefficient", style="coefficient", col="what", kind="line", errorbar="sd",
+                       palette=shades("exbert-tuned", long["coefficient"].nunique()), height=2.6, aspect=1.1,
+                       facet_kws={"sharey": False})
+    return grid.set_titles("{col_name}").set_axis_labels("step", "")
+
+
 def stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
     """A model drawn from bottom to top: boxes of (name, what it does, whether it is the new part).
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pandas as pd
 
-from qa_lib import params, runs
+from qa_lib import params, runs, stats
 from qa_lib.spec import Spec
 
 MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dark enough on white), in the order of every figure
@@ -92,9 +92,19 @@ def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
     return pd.concat(parts).assign(run=[(ours, theirs)] * sum(map(len, parts))).sort_values(["set", "id"])
 
 
-def answers(found: pd.DataFrame, tests: dict) -> pd.DataFrame:
-    """The answers of `sides` as text, beside the question and the gold answer; tests: data.tests of the runs."""
-    rows = {(name, r["id"]): r for name, (_, every) in tests.items() for r in every}
+def answers(P, central: dict[str, Spec], tests) -> pd.DataFrame:
+    """Table 1: the answers of V-DB and tuned ExBERT that `sides` chooses; central: the runs by variant, tests: data.tests.
+
+    As text beside question and gold answer where the text is ours; else as character spans, since real text is not published.
+    """
+    pair = [central["exbert-tuned"], central["v-db"]]
+    found = sides(runs.examples(pair), *(record["run"] for _, record in runs.records(pair)))
+    if P.source != "embedded":
+        spans = {name: found[f"start_{side}"].astype(str) + "–" + found[f"end_{side}"].astype(str)
+                 for name, side in (("V-DB", "theirs"), ("ExBERT, tuned", "ours"))}
+        right = found["case"].map({"only ours": "ExBERT", "only theirs": "V-DB", "neither": "neither"})
+        return pd.DataFrame({"set": found["set"], "id": found["id"], "right": right, **spans, "run": found["run"]})
+    rows = {(name, r["id"]): r for name, (_, every) in tests(central["v-db"]).items() for r in every}
     found = found[[key in rows for key in zip(found["set"], found["id"], strict=True)]]   # test sets may have been made smaller
     own = [rows[key] for key in zip(found["set"], found["id"], strict=True)]
 
@@ -104,3 +114,13 @@ def answers(found: pd.DataFrame, tests: dict) -> pd.DataFrame:
     return pd.DataFrame({"set": found["set"], "question": [r["question"] for r in own],
                          "gold": [r["answers"]["text"][0] for r in own],
                          "V-DB": text("theirs"), "ExBERT, tuned": text("ours"), "run": found["run"]})
+
+
+def lowest(specs: list[Spec]) -> pd.DataFrame:
+    """A row for each setting of the sweeps: epoch of the lowest validation loss, that loss, training loss of the last epoch."""
+    frame = named(stats.curves(runs.histories(specs)))
+    frame = frame.fillna({"dropout": "none"}).assign(
+        layer=frame["experts"].map("{:.0f} experts".format).replace("nan experts", "none"),
+        balance=frame["balance"].map("{:g}".format).replace("nan", "–"))
+    return by_seed(frame, ["model", "blocks", "layer", "rate", "dropout", "balance"],
+                   ("best_epoch", "validation_loss", "train_loss"))

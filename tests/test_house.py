@@ -25,8 +25,8 @@ IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
 CORE = [{"params"}, {"spec"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics"}, {"encoders", "stmoe"}, IDEAS,
         {"scoring"}, {"train"}, {"study"}]
 APART = {"runs": {"params", "spec"}, "claims": {"params"}, "stats": {"claims", "params"}, "__init__": set(),
-         "verify": {"claims", "stats", "runs", "params", "spec"}, "tables": {"runs", "params", "spec"}, "figures": {"tables"},
-         "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"}}
+         "verify": {"claims", "stats", "runs", "params", "spec"}, "tables": {"runs", "stats", "params", "spec"},
+         "figures": {"tables"}, "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"}}
 MAY_ALSO = {name: {"runs"} for name in IDEAS | {"scoring", "train", "study"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.

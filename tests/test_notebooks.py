@@ -86,6 +86,13 @@ def test_run_all_with_tiny_parameters(slug, store):
 
 
 @each
+def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
+    p = params.load(slug, "quick", TINY | {"experiments": ["headline"]})
+    page = render.page(render.execute(read(slug), slug, p.model_dump()), p)
+    assert "“order” is not part of the study" in page and '<figure id="fig6_tuned">' in page and '<figure id="fig4' not in page
+
+
+@each
 def test_a_mistyped_parameter_is_one_sentence(slug, store):
     with pytest.raises(UserError, match="^notebook parameter ratio is not a parameter; did you mean ratios"):
         render.execute(read(slug), slug, {"ratio": 0.5})

@@ -20,9 +20,16 @@ def test_answers_side_by_side_are_chosen_by_rule():
     assert dict(zip(one["id"], one["case"], strict=True)) == {"q0": "only ours", "q1": "only ours", "q3": "only theirs",
                                                              "q4": "neither"}
     assert set(found["run"]) == {("a", "b")}
-    context = "one two six ten ant bee cat"
+
+
+def test_answers_are_text_where_the_text_is_ours_and_spans_elsewhere(monkeypatch):
+    monkeypatch.setattr(runs, "examples", lambda specs: examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]}))
+    monkeypatch.setattr(runs, "records", lambda specs: [(None, {"run": "a"}), (None, {"run": "b"})])
+    context, central = "one two six ten ant bee cat", {"exbert-tuned": None, "v-db": None}
     rows = [{"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}} for i in (0, 3)]
-    text = tables.answers(found, {P.domains[0]: (None, rows)})            # of the test rows that there are
+    text = tables.answers(P, central, lambda spec: {P.domains[0]: (None, rows)})     # of the test rows that there are
+    spans = tables.answers(P.model_copy(update={"source": "folder"}), central, None)
+    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"} and set(spans["right"]) == {"ExBERT", "V-DB", "neither"}
     assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"] and list(text["question"]) == ["0?", "3?"]
 
 
