@@ -478,7 +478,8 @@ def test_coverage_with_the_seed_variance_estimated(n, contrasts, seed_sd, questi
 def recorded(planned, monkeypatch, tmp_path):
     """Records of a small study with both arms, its results.csv, and its command line."""
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "figures")
-    changes = {"seeds": [0, 1, 2], "side_seeds": [0, 1, 2], "ratios": [0.2, 0.8], "control_ratios": [0.8], "trial_epochs": [1]}
+    changes = {"seeds": [0, 1, 2], "side_seeds": [0, 1, 2], "ratios": [0.2, 0.8], "control_ratios": [0.8],
+               "trial_epochs": [1], "arms": ["printed", "tuned"]}
     p, specs = planned("real", "small", **changes)
     while missing := [s for s in specs if runs.find(s) is None]:                        # trials, then what they choose
         for spec in missing:
