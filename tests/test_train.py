@@ -218,7 +218,8 @@ def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, st
 
 def test_ctrl_c_says_how_to_go_on(store):
     child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick"], cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # a shell's background job ignores Ctrl-C
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for line in child.stdout:
         if " step " in line:
             break
