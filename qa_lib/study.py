@@ -10,9 +10,10 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import pandas as pd
 import psutil
@@ -195,6 +196,13 @@ def _one(spec: Spec, keep: bool, live: bool | None):
         print(flush=True)
 
 
+def _worker():
+    """In a worker process: Ctrl-C is the study's to answer; a study that was killed takes its workers with it, so that
+    none writes beside the next study."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
+
+
 def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[str], live: bool | None):
     """Train runs, parents before children, and drop a parent's weights when its last child is done."""
     began, done, waiting = time.monotonic(), [], list(todo)
@@ -213,8 +221,7 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
             _one(spec, spec.hash in keep, live)
             finished(spec)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=signal.signal,
-                               initargs=(signal.SIGINT, signal.SIG_IGN))  # Ctrl-C is this process's to answer
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker)
     going = {}
     try:
         while waiting or going:

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -216,16 +217,21 @@ def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, st
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_ctrl_c_says_how_to_go_on(store):
-    child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick"], cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,  # a shell's background job ignores Ctrl-C
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, stop):
+    child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick", "--workers", "2"], cwd=ROOT,
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in a background job
     for line in child.stdout:
         if " step " in line:
             break
-    child.send_signal(signal.SIGINT)
+    workers = psutil.Process(child.pid).children()
+    child.send_signal(stop)
+    gone, alive = psutil.wait_procs(workers, timeout=60)
     _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130 and "the same command goes on from here" in errors and "Traceback" not in errors
+    assert gone and not alive
+    if stop is signal.SIGINT:
+        assert child.returncode == 130 and "the same command goes on from here" in errors and "Traceback" not in errors
 
 
 def test_logits_do_not_depend_on_the_batch(tiny):
