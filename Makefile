@@ -45,7 +45,7 @@ inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).y
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
 .PHONY: FORCE environment $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
-        help profile verify test test-notebooks test-browser bench lint data check-data pin lab lock clean
+        help profile verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 help: ## this list (the default)
 	@echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'
@@ -84,6 +84,9 @@ $(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
 figures/%: $$(@D)/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))
 	@touch -c $@
+
+power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
+	@$(PY) -m qa_lib.power
 
 # ---- set-up ----
 

@@ -4,8 +4,7 @@ r"""What a report says (params/claims/<slug>.yaml), and the rules by which it co
     controlled(claim)       the same statement against the control that could refute it
     interval, p_value       of a contrast, from (d, s², ν, v, n, K): qa_lib/stats.py estimates them from runs
     rules, verdict          what they say of a claim
-    power(claim, …)         what the report's own seeds and test questions could have seen
-    changed(slug)           frozen files that are not as they were frozen
+    changed(slug)           files that are not as they were frozen for the report
 """
 import hashlib
 from itertools import product
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from qa_lib import params
 from qa_lib.params import ROOT, Strict, UserError
@@ -152,44 +151,27 @@ def controlled(claim: Claim) -> Claim:
     c = claim.contrast
     against = {**(c.ours if c.against is None else c.against), "variant": claim.control}
     contrast = c.model_copy(update={"against": against, "target": c.target if c.against else 0.0})
+    contrast = contrast.model_copy(update={"each": [x for x in c.each if any(isinstance(s[x], list) for s in contrast.sides())]})
     return claim.model_copy(update={
         "id": f"{claim.id}/{claim.control}", "kind": "superiority", "primary": False, "contrast": contrast,
         "delta": 1.0 if claim.kind == "equivalence" else claim.effect})
 
 
-def power(claim: Claim, questions: int, n: int = 1, level: float = 50.0, alike: float = 0.0, seed_sd: float = 0.0) -> dict:
-    r"""What n seeds and a test set of so many independent questions could have seen of a printed effect in EM.
-
-    $\text{s.e.}^2 = k\,q(1-q)(1-\rho)/Q + \sigma^2/n$, k sides with a share q of right answers on Q questions; seen with 80 %
-    power at the two-sided 5 % level: $(z_{.975} + z_{.8})$ s.e.; equality within a margin: $(z_{.95} + z_{.9})$ s.e.
-
-    level: EM about which the scores lie. alike: ρ, the correlation of the sides' right answers (0: the cautious end).
-    seed_sd: σ of the difference between seeds, in EM (0: only questions count, so that less could be seen than is said).
-    """
-    c = claim.contrast
-    if c is None or c.metric not in ("em", "f1"):
-        return {"id": claim.id, "note": f"no rule for {c.metric}" if c else "nothing is compared"}
-    k, q, effect = len(c.sides()), level / 100, claim.effect * (level / 100 if c.scale == "relative" else 1)
-    se = 100 * (k * q * (1 - q) * (1 - (alike if k > 1 else 0)) / questions + (seed_sd / 100) ** 2 / n) ** 0.5
-    sees = se * (norm.ppf(0.95) + norm.ppf(0.9) if claim.kind == "equivalence" else norm.ppf(0.975) + norm.ppf(0.8))
-    note = (f"{'could' if sees <= effect else 'could not'} see {effect:.3g} EM with n = {n} and {questions:,} questions: "
-            f"s.e. {se:.1f}, smallest {sees:.1f} (scores near {level:g} EM, correlation {alike:g}, "
-            + (f"sd over seeds {seed_sd:g})" if seed_sd else "variation over seeds left out)"))
-    return {"id": claim.id, "se": se, "sees": sees, "effect": effect, "could": sees <= effect, "note": note}
-
-
 def changed(slug: str) -> list[str]:
-    """Files of params/claims/FROZEN (in sha256sum's format) that are gone or not as they were; none where nothing is frozen.
+    """Files that are gone or not as they were when the report's claims were frozen; none where they were not.
 
-    Of claims and arms (params/<slug>.yaml) only the report's own count: the rules are common to all.
+    params/claims/FROZEN has sha256sum's format. A line `# slug, slug, …` stands above the files frozen for these reports: claims,
+    arms (params/<slug>.yaml) and rules.
     """
-    file, found = ROOT / "params" / "claims" / "FROZEN", []
+    file, found, ours = ROOT / "params" / "claims" / "FROZEN", [], False
     for line in file.read_text().splitlines() if file.exists() else []:
-        sha, name = line.split(maxsplit=1)
-        path = ROOT / name.lstrip("*")
-        whole = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
-        if not whole and (path.suffix == ".py" or path.stem == slug):
-            found.append(name.lstrip("*"))
+        if line.startswith("#"):
+            ours = slug in line.lstrip("# ").split(", ")
+        elif ours:
+            sha, name = line.split(maxsplit=1)
+            path = ROOT / name
+            if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha:
+                found.append(name)
     return found
 
 

@@ -102,14 +102,15 @@ def source(thing) -> Markdown:
     return Markdown(f"`{file}`, line {first}:\n\n```python\n{code}```\n")
 
 
-def header(P) -> Html:
-    """What the page is: profile, encoder, data, seeds."""
+def header(P, verdicts: str = "") -> Html:
+    """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
     sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
     seeds += f" ({sides} of sweeps and controls)" if sides != len(P.seeds) else ""
     text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
             f"examples a run; {seeds}.")
-    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>')
+    verdicts = verdicts or "The verdicts on its claims need runs that are not there yet; they stand at the end once they are."
+    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{escape(verdicts)}</p>')
 
 
 def absent(part: str) -> Html:

@@ -22,8 +22,8 @@ from statsmodels.stats.multitest import multipletests
 
 from qa_lib.claims import ENOUGH, Claim, Contrast, claims, interval, p_value, verdict
 from qa_lib.params import UserError
+from qa_lib.resample import PER_EXAMPLE, resample
 
-PER_EXAMPLE = ("em", "f1", "tokens")  # metrics that runs.examples holds for every test row
 QUICK = "generated text shows that the study works; no number of it is a result"
 
 
@@ -43,55 +43,6 @@ def curves(histories: pd.DataFrame) -> pd.DataFrame:
         labels = last.drop(no_labels, errors="ignore").to_dict() | {"set": "validation", "n": last.get("validation_rows", 0)}
         rows += [labels | {"metric": k, "value": float(x)} for k, x in found.items()]
     return pd.DataFrame(rows)
-
-
-# ---- other test questions ----
-
-def bootstrap(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray, clusters_first: bool) -> np.ndarray:
-    r"""Scores (B, R) of R runs when whole clusters are drawn again (Davison and Hinkley 1997, 3.8).
-
-    sums (K, R), counts (K,): score and rows of each cluster; weights (B, K): how often each cluster is drawn.
-    $y_{br} = \sum_k w_{bk} S_{kr} / \sum_k w_{bk} m_k$; means of clusters first: $S_{kr}/m_k$ for $S_{kr}$, 1 for $m_k$.
-    """
-    if clusters_first:
-        sums, counts = sums / counts[:, None], np.ones(len(counts))
-    return weights @ sums / (weights @ counts)[:, None]              # (B, K) (K, R) → (B, R)
-
-
-def resample(ledger: pd.DataFrame, examples: pd.DataFrame, times: int = 1000, seed: int = 0) -> dict[tuple, np.ndarray]:
-    """(run, set, metric) → its score in each resample, (B,). A set's resamples are the same for all runs: pairs stay pairs.
-
-    K − 1 of K clusters are drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988). Whether rows or
-    clusters are averaged is what gives the recorded score; UserError where neither does.
-    """
-    rng, found = np.random.default_rng(seed), {}
-    for name, recorded in ledger[ledger["metric"].isin(PER_EXAMPLE)].groupby("set"):
-        rows = examples[(examples["set"] == name) & examples["run"].isin(recorded["run"])]
-        count = rows.groupby(["cluster", "run"], observed=True).size().unstack(fill_value=0)
-        if lacks := sorted(set(recorded["run"]) - set(count)):
-            raise UserError(f"{lacks[0]} has a score on {name} but no examples of it; train it again")
-        count = count / count.sum()   # shares: a run that the plan lists under two labels is here twice
-        if (odd := (count.sub(count.iloc[:, 0], axis=0).abs() > 1e-9).any()).any():
-            raise UserError(f"{odd.idxmax()} was tested on other rows of {name} than {count.columns[0]}; test both on one set")
-        K, m, total = len(count), count.iloc[:, 0].to_numpy(), rows.groupby("run", observed=True).size()
-        if K < 2:
-            raise UserError(f"all examples of {name} are of one cluster, so that nothing is known of others; test on more")
-        weights = rng.multinomial(K - 1, np.full(K, 1 / K), size=times).astype(float)   # (B, K)
-        for metric, values in recorded.groupby("metric"):
-            if (bad := rows[metric].isna()).any():
-                raise UserError(f"{rows['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; train it again")
-            S = rows.astype({metric: float}).groupby(["cluster", "run"], observed=True)[metric].sum().unstack() / total   # (K, R)
-            value = values.drop_duplicates("run").set_index("run")["value"][S.columns].to_numpy()
-            for clusters_first in (False, True):
-                off = np.abs(bootstrap(S.to_numpy(), m, np.ones((1, K)), clusters_first)[0] - value)   # (R,)
-                if off.max() < 0.01:
-                    break
-            else:
-                raise UserError(f"{S.columns[off.argmax()]}: ledger and examples disagree about {metric} on {name}")
-            found |= zip([(run, name, metric) for run in S], bootstrap(S.to_numpy(), m, weights, clusters_first).T, strict=True)
-    for x in ledger[ledger["metric"] == "best_epoch"].drop_duplicates("run").itertuples():
-        found[x.run, x.set, x.metric] = x.value + rng.uniform(-0.5, 0.5, times)   # the lowest loss lies within that epoch
-    return found
 
 
 # ---- paired differences ----
@@ -268,7 +219,8 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
     listed = claims(report) if isinstance(report, str) else report
     if arm and "arm" in ledger:
         ledger = ledger[ledger["arm"] == arm]
-    place = dict(zip(domains, ("first", "second"), strict=False))
+    named = {x for c in listed if c.contrast for side in c.contrast.sides() for x in np.ravel(side["set"])}
+    place = dict(zip(domains, ("first", "second"), strict=False)) if named & {"first", "second"} else {}
     ledger, examples = (x.assign(set=x["set"].map(lambda name: place.get(name, name))) for x in (ledger, examples))
     if not (finite := np.isfinite(ledger["value"].astype(float))).all():
         raise UserError("{run}: {metric} on {set} is not a number; train it again".format(**ledger[~finite].iloc[0]))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from qa_lib import claims, params, runs, stats
+from qa_lib import power as decidable
 
 UNTESTED = "not tested at this profile"
 
@@ -32,9 +33,10 @@ def table(P) -> pd.DataFrame:
     control, rows = judged(list(controlled.values()), "printed"), []
     for c in listed:
         found = printed.loc[c.id]
-        ours = [found["d"], found["low"], found["high"]]
+        sign = 1 if c.contrast and c.contrast.direction == "higher" else -1
+        ours = [x + sign * (c.contrast.target if c.contrast else 0) for x in (found["d"], found["low"], found["high"])]
         if c.contrast and c.contrast.against is None:
-            ours = [c.contrast.target + x if c.contrast.direction == "higher" else c.contrast.target - x for x in ours]
+            ours = [sign * x for x in ours]
         rows.append({"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "ours": ours[0],
                      "printed": "–" if c.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(c.range)),
                      "low": min(ours[1:]), "high": max(ours[1:]), "n": found["n"], "verdict": found["verdict"],
@@ -65,28 +67,27 @@ def counts(frame: pd.DataFrame) -> str:
     return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
 
 
+def summary(P) -> str:
+    """For a page's head: how many claims got which verdict, what changed since the freeze; empty while runs are missing."""
+    if not all(runs.find(s) for s in runs.plan(P)):
+        return ""
+    return f"{counts(table(P))} {notice(P.report)}".strip()
+
+
 def notice(report: str) -> str:
     """One sentence where claims, arms or rules are not as they were frozen; empty where they are."""
     changed = claims.changed(report)
-    return f"Changed since they were frozen: {', '.join(changed)}." if changed else ""
+    return f"Changed since they were frozen: {', '.join(changed)} (LOG.md says what)." if changed else ""
 
 
 def power(P) -> pd.DataFrame:
-    """A row a claim: could one run a model, as in the report, have seen the printed effect (claims.power)?
-
-    The report does not say how many questions it tested on; ours are taken: rows, or clusters where those are averaged.
-    """
-    scores = next(r["metrics"] for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests))
-    known = params.datasets(P.source)
+    """The table of qa_lib/power.py with our own test sets, as a page shows it: rows, or clusters where those are averaged."""
+    record = next(r for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests))
+    known, scores = params.datasets(P.source), record["metrics"]
     sizes = [scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in P.domains]
-    rows = []
-    for c in claims.claims(P.report, P.ratios):
-        names = {str(x) for side in (c.contrast.sides() if c.contrast else []) for x in np.ravel(side["set"])}
-        asked = [n for name, n in zip(("first", "second"), sizes, strict=True) if name in names] or sizes
-        both = c.contrast and "set" not in c.contrast.each   # the mean over two sets: as many questions as give its variance
-        questions = len(asked) ** 2 / sum(1 / n for n in asked) if both else min(asked)
-        rows.append({"claim": c.id, "printed": c.printed, "unit": c.unit, **claims.power(c, round(questions))})
-    return pd.DataFrame(rows).drop(columns="id")
+    ours = dict(zip(P.domains, sizes, strict=True)) | dict(zip(("first", "second"), sizes, strict=False))
+    frame = decidable.table(P.report, ours, P.ratios)
+    return decidable.shown(frame).assign(run=[(record["run"],)] * len(frame))
 
 
 def disagreement(P) -> str:

@@ -24,8 +24,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
 CORE = [{"params"}, {"spec"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics"}, {"encoders", "stmoe"}, IDEAS,
         {"scoring"}, {"train"}, {"study"}]
-APART = {"runs": {"params", "spec"}, "claims": {"params"}, "stats": {"claims", "params"}, "__init__": set(),
-         "verify": {"claims", "stats", "runs", "params", "spec"}, "tables": {"runs", "stats", "params", "spec"},
+APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
+        "power": {"claims", "params"}, "__init__": set(),
+         "verify": {"claims", "power", "stats", "runs", "params", "spec"}, "tables": {"runs", "stats", "params", "spec"},
          "figures": {"tables"}, "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"}}
 MAY_ALSO = {name: {"runs"} for name in IDEAS | {"scoring", "train", "study"}}
 
