@@ -167,7 +167,7 @@ def examples(specs: list[Spec]) -> pd.DataFrame:
         frame = pd.read_parquet(record["folder"] / "examples.parquet") if record["folder"] else _landed(spec, record)
         frame = frame[frame["set"].isin(spec.tests)]
         frames.append(frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([f for f in frames if len(f)], ignore_index=True)
 
 
 @cache
@@ -200,7 +200,7 @@ def settle(args: argparse.Namespace):
 def write_ledger(p, specs: list[Spec]) -> Path:
     """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
     file = FIGURES / p.report / p.profile / "results.csv"
-    text = ledger(specs).to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    text = ledger(specs).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     if not file.exists() or file.read_text() != text:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file, text)
@@ -216,7 +216,8 @@ def land(report: str, specs: list[Spec]) -> int:
     if not new:
         return 0
     target.mkdir(parents=True, exist_ok=True)
-    frames = [pd.read_parquet(r["folder"] / "examples.parquet").assign(run=r["run"]) for r in new.values()]
+    read = [pd.read_parquet(r["folder"] / "examples.parquet").assign(run=r["run"]) for r in new.values()]
+    frames = [f for f in read if len(f)]                # a trial has no examples, and its empty columns no types
     part = len(list(target.glob("examples-*.parquet")))
     while frames:                                       # files of at most LIMIT bytes, a whole number of runs in each
         for size in range(len(frames), 0, -1):

@@ -46,6 +46,15 @@ def table(P) -> pd.DataFrame:
                                "control", "primary", "run"]]
 
 
+def saved(P) -> pd.DataFrame:
+    """The table, written to claims.csv beside the page."""
+    frame, file = table(P), runs.FIGURES / P.report / P.profile / "claims.csv"
+    text = frame.assign(run=frame["run"].str.join(" ")).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runs.write(file, text)
+    return frame
+
+
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `table` for which there are runs, as a page shows them; what is not tested here says so without its reason."""
     rows = frame[frame["run"].map(len) > 0]
@@ -96,7 +105,7 @@ def disagreement(P) -> str:
     if not file.exists():
         return ""
     kept = file.read_text().splitlines()
-    ours = runs.ledger(runs.plan(P)).to_csv(index=False, float_format="%.4f", lineterminator="\n").splitlines()
+    ours = runs.ledger(runs.plan(P)).to_csv(index=False, float_format="%.6g", lineterminator="\n").splitlines()
     differ = set(kept) ^ set(ours)
     return next((line.split(",")[0] for line in kept + ours if line in differ), "")
 
@@ -105,17 +114,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     params.add_arguments(parser)
     P = runs.settle(parser.parse_args())
-    frame = table(P)
+    frame = saved(P)
     for row in frame.itertuples():
         low_high = f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.n else "–"
         print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {low_high}, n={row.n}: {row.verdict}"
               f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
     print(counts(frame))
-    text = frame.assign(run=frame["run"].str.join(" ")).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    file = runs.FIGURES / P.report / P.profile / "claims.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write(file, text)
-    print(file)
+    print(runs.FIGURES / P.report / P.profile / "claims.csv")
     print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):
         print(f"results.csv and the records disagree, first about {run}; make train-{P.report} writes it from the records")

@@ -1,6 +1,6 @@
 """The sparse layer beside dense ones that do as many token–expert products, forward and backward, bf16 on CPU.
 
-    python tests/benchmarks/moe_layer.py [threads]     2 unless told; with 1 it counts CPU time, which other programs do not add to
+    python tests/benchmarks/stmoe_layer.py [threads]     2 unless told; with 1 it counts CPU time, free of other programs
 
 sparse: stmoe.MoE; routes B·T tokens to at most 2 of 16 experts, K products in all.
 dense:  one gated feed-forward layer, of one expert's size, applied to K rows: as many products with 1/16 of the parameters.
