@@ -10,8 +10,9 @@ import pytest
 from qa_lib import claims as claims_module
 from qa_lib import encoders, exbert, params, power, runs, stats, verify
 from qa_lib.claims import SMALLER, Claim, Contrast, changed, claims, controlled, interval, rules, verdict
-from qa_lib.params import ROOT, Layer, UserError
-from qa_lib.resample import correlation, resample
+from qa_lib.params import ROOT, UserError
+from qa_lib.resample import correlation, mean, resample
+from qa_lib.settings import Layer
 from qa_lib.spec import Spec
 
 FILES = sorted((ROOT / "params" / "claims").glob("*.yaml"))
@@ -515,6 +516,41 @@ def test_all_reports_are_frozen():
     for file in FILES:
         assert f"params/claims/{file.name}" in told
         assert not [f for f in changed(file.stem) if f.endswith(".yaml")]
+
+
+def coverage(n, contrasts, seed_sd, question_sd, noise, replicates=2000, K=100, gain=1.0, rng=0) -> tuple[float, float]:
+    """How often the 95 % interval holds the truth, and how often a true null is found in the claimed direction.
+
+    Contrasts share one baseline. question_sd is common to the seeds of a model, noise is not.
+    """
+    rng, models = np.random.default_rng(rng), contrasts + 1
+    rows = {c: pd.DataFrame({f"{m}-{s}": w * (np.arange(n) == s) for m, w in ((c, 1.0), (0, -1.0)) for s in range(n)})
+            for c in range(1, models)}
+    parts = [stats.Part("", rng.normal(size=n), (), 0.0, K, 0.0, w, ()) for w in rows.values()]
+    nu = stats.seed_variance(parts)[id(parts[0])][1]
+    y = rng.normal(0, seed_sd, (replicates, models, n, 1)) + rng.normal(0, question_sd, (replicates, models, 1, K)) \
+        + rng.normal(0, noise, (replicates, models, n, K))
+    x = y[:, 1:] - y[:, :1]                                                            # (replicates, contrasts, n, K)
+    s2, d = x.mean(3).var(2, ddof=1).mean(1), x[:, 0].mean((1, 2))
+    weights = rng.multinomial(K - 1, np.full(K, 1 / K), size=400).astype(float)
+    scores = x[:, 0].reshape(-1, K).T
+    draws = mean(np.stack([np.ones_like(scores), scores]), weights).reshape(400, replicates, n)
+    cov = np.einsum("bri,brj->rij", draws - draws.mean(0), draws - draws.mean(0)) / 399
+    v = np.maximum(cov.sum((1, 2)) - np.trace(cov, axis1=1, axis2=2), 0) / (n * (n - 1))
+    low, high = interval(gain + d, s2, nu, v, n, K)
+    return float(((low <= gain) & (gain <= high)).mean()), float(rules(claim(), d, s2, nu, v, n, K)[0].mean())
+
+
+@pytest.mark.parametrize("n, contrasts, seed_sd, question_sd, noise", [
+    (3, 1, 1.0, 0.1, 0.1), (3, 1, 1.0, 5.0, 5.0), (3, 1, 0.0, 5.0, 10.0), (3, 1, 0.2, 10.0, 5.0),
+    (3, 4, 1.0, 0.1, 0.1), (3, 4, 1.0, 5.0, 5.0), (3, 4, 0.0, 5.0, 10.0), (3, 4, 0.2, 10.0, 5.0), (3, 12, 1.0, 5.0, 5.0),
+    (5, 4, 1.0, 5.0, 5.0), (5, 4, 0.2, 10.0, 5.0), (5, 1, 1.0, 1.0, 1.0)])
+def test_coverage_with_the_seed_variance_estimated(n, contrasts, seed_sd, question_sd, noise, record_property):
+    covered, wrong = coverage(n, contrasts, seed_sd, question_sd, noise)
+    record_property("coverage", covered)
+    print(f"n={n} contrasts={contrasts} sd of seeds {seed_sd}, questions {question_sd}, noise {noise}: "
+          f"covered {100 * covered:.1f} %, false in the claimed direction {100 * wrong:.1f} %")
+    assert 0.94 <= covered <= 0.985 and wrong <= 0.03      # nominal 95 %, and 2.5 %: two-sided p, one direction
 
 
 # ---- verify ----
