@@ -7,7 +7,7 @@ SHELL := bash
 .NOTPARALLEL:
 # WORKERS=n is the parallelism, not make -j.
 
-REPORTS  := exbert
+REPORTS  := moe exbert
 PROFILES := quick real paper
 
 # Profile: paper with a CUDA device, quick without. PROFILE= overrides.

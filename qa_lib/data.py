@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from qa_lib import corpora, params
-from qa_lib.params import Dataset, UserError
+from qa_lib.params import UserError
+from qa_lib.settings import Dataset
 from qa_lib.sources import check, known_files, read, read_hub, revision, sha256
 from qa_lib.spec import Spec, canonical
 
@@ -45,13 +46,15 @@ def fingerprint(name: str, source: str, folder: str | None) -> str:
     """Identity of a dataset: its definition (less the choice of a test sample) and its content. A file listed in
     DATA.md is known by the sha256 there, so that a machine without the data can look its records up."""
     d = dataset(name, source)
-    if source == "embedded":
+    if d.pool:
+        content = [fingerprint(n, source, folder) for n in d.pool]
+    elif source == "embedded":
         content = [corpora.VERSION]
     elif source == "hub":
         content = [revision(s.split(":")[0]) for s in d.train + d.test]
     else:
         content = []
-        for file in d.train + d.test:
+        for file in d.train + d.test + d.apart_from:
             path = Path(folder or "") / file
             if file in known_files():
                 content.append(known_files()[file][1])
@@ -74,20 +77,24 @@ def dataset(name: str, source: str) -> Dataset:
 def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "stop") -> Splits:
     """Train, validation and test rows of a dataset; validation and a carved test hold whole units."""
     d, counts = dataset(name, source), Counter()
+    if d.pool:
+        return Splits([], [], [r for n in d.pool for r in splits(n, source, folder, bad_rows).test], counts)
     if source == "folder" and not folder:
         raise UserError("profile real reads real datasets from a folder; name it with DATA=path/to/data (see DATA.md)")
 
+    label = d.part_of or name
+
     def rows(sources: list[str]) -> list[dict]:
         if source == "embedded":
-            return [r for s in sources for r in corpora.qa(s, d.rows)]
+            return [{**r, "domain": label} for s in sources for r in corpora.qa(s, d.rows)]
         if source == "hub":
-            return [r for s in sources for r in read_hub(s, name, counts)]
+            return [r for s in sources for r in read_hub(s, label, counts)]
         for s in sources:
             path = Path(folder) / s
             if path.exists() and s in known_files() and sha256(path.resolve()) != known_files()[s][1]:
                 raise UserError(f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
                                 "your own data another name")
-        return [r for s in sources for r in read(Path(folder) / s, name, bad_rows, counts)]
+        return [r for s in sources for r in read(Path(folder) / s, label, bad_rows, counts)]
 
     pool, test = rows(d.train), rows(d.test)
     units = sorted({normalised(r[d.unit]) for r in pool})
@@ -108,6 +115,12 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
     for key, value in d.leave_out.items():
         counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
         train, validation = ([r for r in part if r.get(key) != value] for part in (train, validation))
+    if d.scored == "validation":
+        validation, test = [], validation
+    if d.apart_from:
+        others = {normalised(r["context"]) for r in rows(d.apart_from)}
+        clean = [r for r in train if normalised(r["context"]) not in others]
+        counts["contexts of other test sets dropped"], train = len(train) - len(clean), clean
     taken = {pair(r) for r in test}
     clean = [r for r in validation if pair(r) not in taken]
     taken |= {pair(r) for r in clean}

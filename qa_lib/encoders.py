@@ -14,12 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from qa_lib import features
 from qa_lib.params import UserError
 from qa_lib.sources import offline, revision, sha256
 
@@ -99,6 +102,29 @@ def layers(encoder: nn.Module) -> nn.ModuleList:
     return (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
 
 
+def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"):
+    """The top blocks start anew, in place (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
+
+    source: random, linear weights N(0, initializer_range), biases 0, layer norms 1 and 0; lower, the weights of the blocks
+    that stay, in turn. The draws are the seed's own, so that head and dropout are what they are without.
+    Raises UserError where the encoder has no more blocks than that.
+    """
+    stack = layers(encoder)
+    if top >= len(stack):
+        raise UserError(f"reinit: {top} of {len(stack)} blocks would leave nothing of it; ask for at most {len(stack) - 1}")
+    kept, draws = len(stack) - top, torch.Generator().manual_seed(seed)
+    for i, block in enumerate(stack[kept:]):
+        if source == "lower":
+            block.load_state_dict(stack[i % kept].state_dict())
+            continue
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=encoder.config.initializer_range, generator=draws)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+
 class SpanOutput(NamedTuple):
     loss: Tensor | None       # scalar; None without labels
     start_logits: Tensor      # (B, T)
@@ -123,6 +149,17 @@ class SpanModel(nn.Module):
         self.head = nn.Linear(encoder.config.hidden_size, 2)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
+        """What the collator reads: the windows themselves."""
+        return windows
+
+    def explained(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
+        """What a model can say of each window beside logits, (W,) each."""
+        return {}
+
+    def collate(self, tokenizer) -> features.Collate:
+        return features.Collate(tokenizer.pad_token_id, self.encoder.config.model_type != "distilbert")
 
     def states(self, **inputs) -> Tensor:
         """What the head reads, (B, T, D)."""

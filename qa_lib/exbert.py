@@ -11,7 +11,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from qa_lib import data, encoders, runs
-from qa_lib.params import Exbert, Layer, UserError
+from qa_lib.params import UserError
+from qa_lib.settings import Exbert, Layer
 from qa_lib.spec import Spec
 from qa_lib.stmoe import Expert, MoE, Routed
 

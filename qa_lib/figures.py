@@ -1,11 +1,13 @@
 """The figures that several experiments share: scores over mixtures, losses over epochs, a model as a stack of boxes."""
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
 from qa_lib.tables import MODELS, model
 
-DASHES = {name: dash for (name, _), dash in zip(MODELS.values(), ["", (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1), (2, 2)], strict=True)}
+DASHES = dict(zip((name for name, _ in MODELS.values()), cycle(["", (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1), (2, 2)]), strict=False))
 COLOURS = dict(MODELS.values())
 
 

@@ -39,14 +39,15 @@ def best_spans(start: np.ndarray, end: np.ndarray, context: np.ndarray, one_toke
 
 def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.ndarray], one_token: bool = True,
             null_answers: bool = False) -> list[dict]:
-    """One answer a row: {text, start, end (characters), tokens, score}; text "" where no span is valid.
+    """One answer a row: {text, start, end (characters), tokens, score, window}; text "" where no span is valid.
 
     start, end: logits of each window, (T,) each, in the order of `windows` (features.windows).
     null_answers: answer "" where the [CLS] pair beats the best span in every window (SQuAD 2.0).
     """
-    answers = [{"text": "", "start": 0, "end": 0, "tokens": 0, "score": -np.inf} for _ in rows]
-    null = np.full(len(rows), np.inf)
     offsets, row_of = windows["offsets"], windows["row"]
+    first_of = {row: i for i, row in reversed(list(enumerate(row_of)))}
+    answers = [{"text": "", "start": 0, "end": 0, "tokens": 0, "score": -np.inf, "window": first_of[i]} for i in range(len(rows))]
+    null = np.full(len(rows), np.inf)
     for at in range(0, len(start), 512):                      # windows of like place, padded to the chunk's longest
         part = range(at, min(at + 512, len(start)))
         width = max(len(start[i]) for i in part)
@@ -62,11 +63,11 @@ def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.nda
             if score > answers[row]["score"]:
                 begin, stop = int(offsets[i][2 * first]), int(offsets[i][2 * last + 1])
                 answers[row] = {"text": rows[row]["context"][begin:stop], "start": begin, "end": stop,
-                                "tokens": int(last - first + 1), "score": float(score)}
+                                "tokens": int(last - first + 1), "score": float(score), "window": i}
     if null_answers:
         for i, answer in enumerate(answers):
             if null[i] > answer["score"]:
-                answers[i] = {"text": "", "start": 0, "end": 0, "tokens": 0, "score": float(null[i])}
+                answers[i] |= {"text": "", "start": 0, "end": 0, "tokens": 0, "score": float(null[i])}
     return answers
 
 

@@ -54,21 +54,24 @@ def resample(ledger: pd.DataFrame, examples: pd.DataFrame, times: int = 1000, se
         paired = "gold" in rows and rows["gold"].notna().all()
         for metric, values in recorded.groupby("metric"):
             pair = paired and metric in ("pearson", "score")
-            x = rows[["predicted", "gold"] if pair else ["accuracy" if metric == "score" else metric]].astype(float)
+            scored = rows[rows["run"].isin(values["run"])]                              # not every run has every metric
+            x = scored[["predicted", "gold"] if pair else ["accuracy" if metric == "score" else metric]].astype(float)
             if (bad := x.isna().any(axis=1)).any():
-                raise UserError(f"{rows['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; train it again")
+                raise UserError(f"{scored['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; train it again")
             if pair:
                 x = pd.concat([x, x ** 2, x.prod(axis=1)], axis=1)
-            sums = [column.groupby([rows["cluster"], rows["run"]], observed=True).sum().unstack() for _, column in x.items()]
-            S = np.stack([count, *sums]).astype(float)                                  # (2 or 6, K, R)
-            value = values.drop_duplicates("run").set_index("run")["value"][count.columns].to_numpy()
+            by = [scored["cluster"], scored["run"]]
+            sums = [column.groupby(by, observed=True).sum().unstack() for _, column in x.items()]
+            names = list(sums[0])
+            S = np.stack([count[names], *sums]).astype(float)                           # (2 or 6, K, R)
+            value = values.drop_duplicates("run").set_index("run")["value"][names].to_numpy()
             ways = [(correlation, S)] if pair else [(mean, S), (mean, np.stack([np.ones_like(S[0]), S[1] / S[0]]))]
             off = [np.abs(way(moments, np.ones((1, K)))[0] - value) for way, moments in ways]   # (R,) each
             best = min(range(len(ways)), key=lambda i: off[i].max())
             if not off[best].max() < 0.01:
-                raise UserError(f"{count.columns[off[best].argmax()]}: ledger and examples disagree about {metric} on {name}")
+                raise UserError(f"{names[off[best].argmax()]}: ledger and examples disagree about {metric} on {name}")
             way, moments = ways[best]
-            found |= zip([(run, name, metric) for run in count], way(moments, weights).T, strict=True)
+            found |= zip([(run, name, metric) for run in names], way(moments, weights).T, strict=True)
     for x in ledger[ledger["metric"] == "best_epoch"].drop_duplicates("run").itertuples():
         found[x.run, x.set, x.metric] = x.value + rng.uniform(-0.5, 0.5, times)   # the lowest loss lies within that epoch
     return found

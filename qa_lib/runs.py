@@ -151,7 +151,8 @@ def labels(spec: Spec, record: dict) -> dict:
 def ledger(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test set × metric: the labels, set, metric, value (percent), n (rows scored)."""
     return pd.DataFrame([{**labels(s, r), "set": name, "metric": metric, "value": value, "n": int(scores["n"])}
-                         for s, r in records(specs) for name in s.tests for scores in [r["metrics"][name]]
+                         for s, r in records(specs) for name in [*s.tests, *{"training"} & set(r["metrics"])]
+                         for scores in [r["metrics"][name]]
                          for metric, value in scores.items() if metric not in ("n", "clusters", "overflowed")])
 
 

@@ -3,10 +3,10 @@ import hashlib
 import json
 from typing import Any, ClassVar, Literal
 
-from qa_lib.params import Layer, Strict
+from qa_lib.settings import Gate, Layer, Strict
 
 # Raised by hand when a report's training changes in a way its parameters do not show.
-RECIPE = {"exbert": 1}
+RECIPE = {"exbert": 1, "moe": 1}
 
 
 class Spec(Strict):
@@ -33,12 +33,20 @@ class Spec(Strict):
     blocks: int | None = None
     layer: Layer | None = None            # between encoder and head
     dense: float | None = None            # width of a dense layer in place of the experts, in multiples of an expert's
+    reinit: int = 0                       # top blocks that start anew
+    reinit_from: Literal["random", "lower"] = "random"   # from random weights, or from those of lower blocks
+    gate: Gate | None = None              # a mixture of the parents, which stay as they are
     head_dropout: float = 0.1
     max_length: int
     stride: int
     batch_size: int
     learning_rate: float
     epochs: float
+    schedule: Literal["linear", "constant"] = "linear"
+    checkpoint: Literal["last", "best"] = "last"         # best: by F1 on validation, looked at `looks` times an epoch
+    looks: int = 1
+    watched: int = 0                      # label: training rows whose EM is measured at each look
+    starter: bool = False                 # label: scored by the starter code's rule too, which knows no answer of one token
     warmup: float
     weight_decay: float
     clip: float
@@ -47,7 +55,7 @@ class Spec(Strict):
     parents: list["Spec"] = []
 
     LABELS: ClassVar = frozenset({"variant", "profile", "size", "arm", "ratio", "source", "folder", "domains", "tests",
-                        "encoder", "parents"})
+                        "encoder", "watched", "starter", "parents"})
 
     @property
     def hash(self) -> str:

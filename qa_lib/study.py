@@ -65,6 +65,8 @@ def parents(specs: list[Spec]) -> set[str]:
 def work(spec: Spec) -> float:
     """Tokens a run has to go through, a token that is only scored counting a third. Loads and so checks its data."""
     train, validation, _ = data.mixture(spec)
+    if spec.gate:                         # on what its experts said, once for all
+        return sum(len(r["context"]) for r in train) / CHARACTERS / 10
 
     def tokens(rows: list[dict]) -> float:
         return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
@@ -75,12 +77,12 @@ def work(spec: Spec) -> float:
 
 def rate(spec: Spec) -> float:
     """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
-    from qa_lib import train  # after the choice of threads
+    from qa_lib import build  # after the choice of threads
 
     device = "cuda" if spec.threads == "cuda" else "cpu"
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    model = train.build(spec.model_copy(update={"parents": []}))[0].to(device)
+    model = build.build(spec.model_copy(update={"parents": []}))[0].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(1000, 2000, (spec.batch_size, 128), device=device)
     for step in range(3):
@@ -99,13 +101,13 @@ def rate(spec: Spec) -> float:
 
 def kind(spec: Spec) -> tuple:
     """Runs alike in this are alike in speed."""
-    return spec.weights, spec.blocks, spec.batch_size, bool(spec.layer), spec.dense
+    return spec.weights, spec.blocks, spec.batch_size, bool(spec.layer), spec.dense, bool(spec.gate)
 
 
 def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
     """(tokens of each run, hours in all, disk in GB). Raises UserError where the disk is too small."""
     tokens = {s.hash: work(s) for s in todo}
-    kinds = {kind(s): s for s in todo}
+    kinds = {kind(s): s.parents[0] if s.gate else s for s in todo}
     speed = {k: rate(s) for k, s in kinds.items()}
     hours = sum(tokens[s.hash] / speed[kind(s)] for s in todo) / 3600
     size = 4 * max(sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values())
@@ -190,7 +192,7 @@ def _one(spec: Spec, keep: bool, live: bool | None):
         if e.errno == 28:
             raise UserError(f"the disk of {runs.RUNS} is full; make room, the same command goes on from here") from None
         raise
-    scores = ", ".join(f"{name} EM {m['em']:.1f}" for name, m in record["metrics"].items())
+    scores = ", ".join(f"{name} EM {m['em']:.1f}" for name in spec.tests for m in [record["metrics"][name]])
     progress(f"{spec.run}  {record['seconds']:.0f} s  {scores}")
     if progress.live:
         print(flush=True)

@@ -8,12 +8,18 @@ from qa_lib.spec import Spec
 MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dark enough on white), in the order of every figure
     "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT", "#b87a00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
     "plain-tuned": ("(a) without experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
-    "dense-parameters": ("(b) dense, equal weights", "#6a5acd")}
+    "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
+    "baseline": ("Baseline", "#0072b2"), "baseline-4": ("4 epochs", "#4a4a4a"), "baseline-5": ("5 epochs", "#8a8a8a"),
+    "few-shot": ("Baseline, few-shot", "#6a5acd"), "expert": ("Expert", "#b87a00"), "moe": ("MoE", "#d55e00"),
+    "moe-probabilities": ("MoE, probabilities", "#e69f5a"), "reinit": ("Reinit", "#009e73"), "reload": ("Reload", "#56b48c"),
+    "moe-reinit": ("MoE + Reinit", "#b5578c"), "uniform-weights": ("Equal weights", "#7a6a00"),
+    "best-single": ("Best expert on validation", "#8c5a00"), "told-dataset": ("Told the dataset", "#a03c00"),
+    "own-expert": ("Own expert", "#5a7a00"), "other-experts": ("Other experts", "#9a9a3c"), "oracle": ("Oracle", "#222222")}
 
 
 def model(variant: str) -> str:
     """The model behind a variant: v-db-full, v-db-curve … are V-DB on other rows or epochs."""
-    return variant if variant in MODELS else variant.rsplit("-", 1)[0]
+    return variant if variant in MODELS else model(variant.rsplit("-", 1)[0])
 
 
 def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -52,12 +58,13 @@ def recorded(specs: list[Spec]) -> pd.DataFrame:
 
 
 def datasets(P, specs: list[Spec]) -> pd.DataFrame:
-    """A row for each domain: rows trained and tested on, rows of several windows, what the encoder had seen of it."""
+    """A row for each test set: rows trained and tested on, rows of several windows, what the encoder had seen of it."""
     found, rows = runs.records(specs), []
     unknown = "no: generated" if P.source == "embedded" else "not stated"
-    for i, name in enumerate(P.domains):
+    for name in specs[0].tests:
         known, scores = params.datasets(P.source)[name], found[0][1]["metrics"][name]
-        rows.append({"dataset": name, "training rows, at most": max(s.rows[i] for s in specs),
+        most = max(n for s in specs for d, n in [(None, 0), *zip(s.domains, s.rows, strict=True)] if d in (name, None))
+        rows.append({"dataset": name, "training rows, at most": most,
                      "test rows": scores["n"], "from": f"{scores['clusters']:,} {known.cluster}s",
                      "of several windows": scores["overflowed"], "seen by the encoder": known.seen_by.get(P.encoder, unknown),
                      "run": tuple(r["run"] for _, r in found)})
@@ -124,3 +131,39 @@ def lowest(specs: list[Spec]) -> pd.DataFrame:
         balance=frame["balance"].map("{:g}".format).replace("nan", "–"))
     return by_seed(frame, ["model", "blocks", "layer", "rate", "dropout", "balance"],
                    ("best_epoch", "validation_loss", "train_loss"))
+
+
+def parts(specs: list[Spec]) -> pd.DataFrame:
+    """EM of each run on the datasets that its pooled test sets are made of: a row for each run, set and dataset."""
+    rows = runs.examples(specs)
+    em = rows[rows["part"].notna()].groupby(["run", "variant", "seed", "set", "part"], as_index=False)["em"].agg(["mean", "size"])
+    return named(em.rename(columns={"mean": "value", "size": "n"}).assign(metric="em", ratio=np.nan))
+
+
+def weights(P, specs: list[Spec]) -> pd.DataFrame:
+    """What mixtures trust: the mean weight of each expert, a row for each run, dataset and expert."""
+    rows = runs.examples(specs)
+    rows = rows.assign(dataset=rows["part"].fillna(rows["set"]))
+    rows = rows.rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
+    mean = rows.groupby(["run", "variant", "seed", "dataset"], as_index=False)[P.domains].mean()
+    return named(mean.melt(["run", "variant", "seed", "dataset"], P.domains, "expert", "weight").assign(ratio=np.nan))
+
+
+def overruled(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
+    """Table 3 by rule: of each dataset of the first pool, ids in order, the first two questions on which the mixture is wrong, the
+    expert with the largest weight is wrong and another is right; and a sentence that counts them, and the reverse."""
+    experts = runs.examples([e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents])
+    rows = runs.examples([mixture])
+    rows = rows[rows["set"] == P.pools[0]].set_index("id").sort_index()
+    right = pd.DataFrame({d: experts[(experts["variant"].str.endswith(d)) & (experts["set"] == P.pools[0])].set_index("id")["em"]
+                          for d in P.domains}).loc[rows.index].gt(0)
+    gate = rows[[f"gate_{k + 1}" for k in range(len(P.domains))]].set_axis(P.domains, axis=1)
+    trusted = pd.Series(right.to_numpy()[np.arange(len(rows)), gate.to_numpy().argmax(1)], rows.index)
+    lost, won = ~trusted & right.any(axis=1) & rows["em"].eq(0), trusted & (right.sum(axis=1) == 1) & rows["em"].gt(0)
+    shown = rows[lost].groupby("part", sort=False).head(2).sort_values("part").index
+    cells = {d: gate.loc[shown, d].map("{:.2f}".format) + right.loc[shown, d].map({True: ", right", False: ", wrong"})
+             for d in P.domains}
+    runs_ = tuple(dict.fromkeys([*rows["run"], *experts["run"]]))
+    text = (f"Of {len(rows)} questions the mixture gets {lost.sum()} wrong where it trusts a wrong expert most and one is right, "
+            f"and {won.sum()} right where it trusts the only right expert most.")
+    return pd.DataFrame({"dataset": rows.loc[shown, "part"], "id": shown, **cells, "run": [runs_] * len(shown)}), text

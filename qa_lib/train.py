@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from safetensors.torch import save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_lib import data, encoders, exbert, features, params, runs, scoring
+from qa_lib import build, data, features, moe, params, runs, scoring
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec
 
@@ -44,25 +44,13 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)
 
 
-def build(spec: Spec):
-    """(model, tokenizer) of a run before training: encoder, head and layer by the run's seed, a parent's weights if it has one."""
-    set_seed(spec.seed)
-    encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
-    model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
-        encoders.SpanModel(encoder, spec.head_dropout)
-    for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
-        found = model.load_state_dict(load_file(runs.folder(parent) / "model.safetensors"), strict=False)
-        if lacks := [k for k in found.missing_keys if not k.startswith("block.")]:
-            raise UserError(f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks")
-    return model, tokenizer
-
-
 class SpanTrainer(Trainer):
     """The Trainer with our loss, our validation score and our order of examples."""
 
     def __init__(self, spec: Spec, rows: list[dict], tokenizer, **kwargs):
         self.spec, self.tokenizer = spec, tokenizer
         self.domains, self.routed = [r["domain"] for r in rows], []
+        self.watched = rows[::math.ceil(len(rows) / spec.watched)] if spec.watched else []
         super().__init__(**kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -82,6 +70,9 @@ class SpanTrainer(Trainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         _, scores, loss = scoring.score(self.model, self.tokenizer, self.spec, self.eval_dataset)
         found = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
+        if self.watched:
+            _, scores, _ = scoring.score(self.model, self.tokenizer, self.spec, self.watched)
+            found |= {"eval_train_em": scores["exact_match"], "eval_train_f1": scores["f1"]}
         self.log(found)
         return found
 
@@ -130,12 +121,17 @@ def arguments(spec: Spec, steps_per_epoch: int) -> TrainingArguments:
     total, processes = math.ceil(steps_per_epoch * spec.epochs), int(os.environ.get("WORLD_SIZE", 1))  # accelerate launch
     if spec.batch_size % processes:
         raise UserError(f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them")
+    looks = {"eval_strategy": "epoch" if spec.validation_rows else "no", "save_strategy": "no"}
+    if spec.looks > 1:
+        looks |= {"eval_strategy": "steps", "eval_steps": max(1, steps_per_epoch // spec.looks)}
+    if spec.checkpoint == "best":
+        looks |= {"save_strategy": "best", "load_best_model_at_end": True, "metric_for_best_model": "f1"}
     return TrainingArguments(
         output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size // processes, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
-        lr_scheduler_type="linear", warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
+        lr_scheduler_type=spec.schedule, warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
         max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16", tf32=spec.threads == "cuda" or None,
-        use_cpu=spec.threads != "cuda", eval_strategy="epoch", save_strategy="no", save_total_limit=2,
+        use_cpu=spec.threads != "cuda", save_total_limit=2, **looks,
         logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 10), logging_nan_inf_filter=False,
         report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=spec.threads == "cuda")
 
@@ -152,9 +148,20 @@ def history(log: list[dict]) -> list[dict]:
             rows.append({"epoch": round(entry["epoch"], 4), "step": entry["step"],
                          "train_loss": float(np.average(losses, weights=steps)) if losses else None,
                          "validation_loss": entry["eval_loss"], "validation_em": entry["eval_em"],
-                         "validation_f1": entry["eval_f1"]})
+                         "validation_f1": entry["eval_f1"],
+                         **{k.removeprefix("eval_"): entry[k] for k in ("eval_train_em", "eval_train_f1") if k in entry}})
             losses, steps = [], []
     return rows
+
+
+def curve(past: list[dict]) -> dict[str, float]:
+    """How fast training EM rises: after a tenth of all steps, and the share of steps (percent) after which it stays within 1 EM of
+    its end."""
+    steps, em = ([row[k] for row in past] for k in ("step", "train_em"))
+    moving = [step for step, x in zip(steps, em, strict=True) if abs(x - em[-1]) > 1]
+    flat = next(step for step in steps if step > max(moving, default=-1))
+    return {"train_em_early": float(np.interp(0.1 * steps[-1], [0, *steps], [0.0, *em])), "plateau": 100 * flat / steps[-1],
+            "train_em": em[-1], "train_f1": past[-1]["train_f1"], "n": len(past)}
 
 
 def routing(log: list[dict]) -> list[dict]:
@@ -176,6 +183,10 @@ def environment(spec: Spec) -> dict:
             "dirty": bool(dirty), **{p: version(p) for p in ("torch", "transformers", "accelerate", "tokenizers", "numpy")}}
 
 
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: bool = False) -> dict | None:
     """Train (or go on training) one run, score it on its test sets, and write its record.
 
@@ -189,24 +200,33 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
     try:
-        model, tokenizer = build(spec)
+        if spec.gate and spec.gate.rule in moe.COMBINED:
+            scores, frame = moe.combined(spec)
+            nothing = dict.fromkeys(("parameters", "active_parameters", "tokens", "training_seconds", "tokens_per_second",
+                                     "peak_memory_mb"), 0)
+            runs.save(spec, {"metrics": scores, "history": [], "load": {}, "data": {}, "environment": environment(spec), **nothing,
+                             "seconds": time.monotonic() - began, "created": now()}, frame)
+            return runs.find(spec)
+        model, tokenizer = build.build(spec)
         rows, validation, counts = data.mixture(spec)
         windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
         resume = last_checkpoint(at / "checkpoints")
         spent = earlier(at / "checkpoints")
-        trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=windows, eval_dataset=validation,
-                              args=arguments(spec, math.ceil(len(windows) / spec.batch_size)),
-                              data_collator=scoring.collate(model, tokenizer), callbacks=[Keeper(spec, progress)])
+        trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=model.prepare(windows, rows),
+                              eval_dataset=validation, args=arguments(spec, math.ceil(len(windows) / spec.batch_size)),
+                              data_collator=model.collate(tokenizer), callbacks=[Keeper(spec, progress)])
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper
         if resume:
             progress(f"{spec.run}  goes on from {resume.name}")
         fit = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if any(p.requires_grad for p in model.parameters()):   # a mixture with given weights has nothing to learn
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         fit = time.monotonic() - fit + spent
         if not trainer.is_world_process_zero():
             return None
+        past = history(trainer.state.log_history)
         scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, [EXAMPLES]
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
@@ -219,12 +239,14 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         tokens = sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
         peak = torch.cuda.max_memory_allocated() / 2**20 if spec.threads == "cuda" else \
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        runs.save(spec, {"metrics": scores, "history": history(trainer.state.log_history), "load": load, "data": dict(counts),
-                         "environment": environment(spec), "parameters": (parameters := sum(p.numel() for p in model.parameters())),
-                         "active_parameters": model.active_parameters() if spec.layer else parameters,
+        if spec.watched and past:
+            scores["training"] = curve(past)
+        every, active = build.size(model, spec)
+        runs.save(spec, {"metrics": scores, "history": past, "load": load, "data": dict(counts), "environment": environment(spec),
+                         "parameters": every, "active_parameters": active, "chosen_step": trainer.state.best_global_step,
                          "tokens": tokens, "training_seconds": fit, "seconds": time.monotonic() - began + spent,
                          "tokens_per_second": tokens / fit, "peak_memory_mb": peak,
-                         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
+                         "created": now()},
                   pd.concat(frames[len(frames) > 1:], ignore_index=True))
         runs.discard(spec, "checkpoints")
         return runs.find(spec)

@@ -15,13 +15,18 @@ from qa_lib import power as decidable
 UNTESTED = "not tested at this profile"
 
 
+def mixtures(P) -> tuple[float, ...]:
+    """The ratios that claims over mixtures mean; none where a report mixes nothing."""
+    return tuple(getattr(P, "ratios", ()))
+
+
 def table(P) -> pd.DataFrame:
     """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), n, verdict, tuned, control, primary, run.
 
     ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. tuned: the
     verdict in the arm in which every model had the same trials; control: on the effect that the claim's control leaves.
     """
-    specs, listed = runs.plan(P), claims.claims(P.report, P.ratios)
+    specs, listed = runs.plan(P), claims.claims(P.report, mixtures(P))
     ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
     examples = runs.examples(specs)
 
@@ -91,11 +96,11 @@ def notice(report: str) -> str:
 
 def power(P) -> pd.DataFrame:
     """The table of qa_lib/power.py with our own test sets, as a page shows it: rows, or clusters where those are averaged."""
-    record = next(r for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests))
+    spec, record = next((s, r) for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests))
     known, scores = params.datasets(P.source), record["metrics"]
-    sizes = [scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in P.domains]
-    ours = dict(zip(P.domains, sizes, strict=True)) | dict(zip(("first", "second"), sizes, strict=False))
-    frame = decidable.table(P.report, ours, P.ratios)
+    sizes = {d: scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in spec.tests}
+    ours = sizes | dict(zip(("first", "second"), (sizes[d] for d in P.domains), strict=False))
+    frame = decidable.table(P.report, ours, mixtures(P))
     return decidable.shown(frame).assign(run=[(record["run"],)] * len(frame))
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from qa_lib import data, params, runs, sources
-from qa_lib.params import Dataset, UserError
+from qa_lib.params import UserError
+from qa_lib.settings import Dataset
 
 
 def row(i: int, **changes) -> dict:

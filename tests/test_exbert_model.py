@@ -5,8 +5,9 @@ from st_moe_pytorch import MoE as PeerMoE
 from st_moe_pytorch import SparseMoEBlock
 from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig
 
-from qa_lib import encoders, exbert, runs, stmoe, train
-from qa_lib.params import Layer, UserError
+from qa_lib import build, encoders, exbert, runs, stmoe, train
+from qa_lib.params import UserError
+from qa_lib.settings import Layer
 
 REPORT = Layer(experts=4, eval_routing="random", route_padding=True, density="kept", feed_forward="both")
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -100,7 +101,7 @@ def test_dense_controls_have_the_compute_and_the_weights_they_are_named_for():
 
 def test_a_seed_gives_every_model_the_same_head(tiny):
     p = tiny(experiments=["headline", "dense"], tuned_blocks=1, tuned_epochs=1.0)
-    heads = [train.build(s)[0].head.weight for s in runs.plan(p)]
+    heads = [build.build(s)[0].head.weight for s in runs.plan(p)]
     assert len(heads) == 5 and all(torch.equal(h, heads[0]) for h in heads)
 
 
@@ -120,7 +121,7 @@ def test_going_on_from_fewer_blocks_is_refused(tiny):
     child = first.model_copy(update={"parents": [first], "blocks": 2})
     train.train(first, progress=lambda line: None, keep_weights=True)
     with pytest.raises(UserError, match="cannot go on from v-db.*ask for no more blocks"):
-        train.build(child)
+        build.build(child)
 
 
 def test_mutual_information():

@@ -10,10 +10,14 @@ from qa_lib.params import ROOT, UserError
 
 NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
 SECTIONS = ["The idea", "Data", "Train", "Results", "Deviations", "Provenance"]
-TINY = {"train_rows": 32, "validation_rows": 8, "ratios": [0.6], "seeds": [0], "epochs": 1.0, "tuned_epochs": 1.0,
-        "curve_epochs": 1.0, "blocks": 2, "tuned_blocks": 1, "sweep_blocks": [1, 2], "sweep_experts": [4, 8],
-        "sweep_rates": [1.0, 2.0], "sweep_balance": [0.1], "full_rows": [32, 32], "sizes": [16, 32], "precision": "fp32",
-        "start_rows": 16}
+SMALL = {"train_rows": 32, "validation_rows": 8, "seeds": [0], "epochs": 1.0, "blocks": 2, "precision": "fp32", "start_rows": 16}
+TINY = {"exbert": SMALL | {"ratios": [0.6], "tuned_epochs": 1.0, "curve_epochs": 1.0, "tuned_blocks": 1, "sweep_blocks": [1, 2],
+                           "sweep_experts": [4, 8], "sweep_rates": [1.0, 2.0], "sweep_balance": [0.1], "full_rows": [32, 32],
+                           "sizes": [16, 32]},
+        "moe": SMALL | {"domains": ["encyclopaedia", "news"], "pools": ["out-of-domain"], "train_rows": 12, "precision": "bf16",
+                        "max_length": 128, "stride": 32, "watched": 4, "looks": 1, "longer": [2], "reinit_epochs": 1.0,
+                        "reinit_blocks": 1, "sweep_reinit": [1], "gate_epochs": 1.0, "sweep_layers": [1], "sweep_inputs": ["cls"]}}
+FEW = {"exbert": ("headline", "order", "fig6_tuned"), "moe": ("mixture", "reinit", "fig_weights")}   # one part, one absent
 each = pytest.mark.parametrize("slug", NOTEBOOKS)
 
 
@@ -75,7 +79,7 @@ def store(tmp_path, monkeypatch):
 
 @each
 def test_run_all_with_tiny_parameters(slug, store):
-    p = params.load(slug, "quick", TINY)
+    p = params.load(slug, "quick", TINY[slug])
     nb = render.execute(read(slug), slug, p.model_dump())
     page = render.page(nb, p)
     assert "<math" in page and len(page) < 1_200_000
@@ -87,15 +91,17 @@ def test_run_all_with_tiny_parameters(slug, store):
 
 @each
 def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
-    p = params.load(slug, "quick", TINY | {"experiments": ["headline"]})
+    part, absent, figure = FEW[slug]
+    p = params.load(slug, "quick", TINY[slug] | {"experiments": [part]})
     page = render.page(render.execute(read(slug), slug, p.model_dump()), p)
-    assert "“order” is not part of the study" in page and '<figure id="fig6_tuned">' in page and '<figure id="fig4' not in page
+    assert f"“{absent}” is not part of the study" in page and f'<figure id="{figure}">' in page
+    assert '<figure id="fig4' not in page and '<figure id="fig_reinit' not in page
 
 
 @each
 def test_a_mistyped_parameter_is_one_sentence(slug, store):
-    with pytest.raises(UserError, match="^notebook parameter ratio is not a parameter; did you mean ratios"):
-        render.execute(read(slug), slug, {"ratio": 0.5})
+    with pytest.raises(UserError, match="^notebook parameter seed is not a parameter; did you mean seeds"):
+        render.execute(read(slug), slug, {"seed": 0})
     assert not (store / "QA_RUNS").exists()
 
 

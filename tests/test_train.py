@@ -15,7 +15,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering
 
-from qa_lib import data, encoders, runs, scoring, study, train
+from qa_lib import build, data, encoders, runs, scoring, study, train
 from qa_lib.params import ROOT, UserError
 
 
@@ -152,7 +152,7 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     train.train(parent, progress=lambda line: None, keep_weights=True)
     assert study.missing([parent, child]) == [child]                      # the record and the weights are there
     weights = load_file(runs.folder(parent) / "model.safetensors")
-    model, _ = train.build(child)
+    model, _ = build.build(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     runs.discard(parent, "model.safetensors")
     assert study.missing([parent, child]) == [parent, child]              # complete as a record, missing for a child
@@ -236,11 +236,11 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
 
 def test_logits_do_not_depend_on_the_batch(tiny):
     spec = runs.plan(tiny(precision="fp32"))[0]
-    model, tokenizer = train.build(spec)
+    model, tokenizer = build.build(spec)
     rows = data.splits("encyclopaedia", "embedded").test[:12]
     from qa_lib import features
     windows = features.windows(rows, tokenizer, 128, 32, scoring.CACHE)
-    start, _, _ = scoring.logits(model, windows, scoring.collate(model, tokenizer), "fp32")
+    start, _, _ = scoring.logits(model, windows, model.collate(tokenizer), "fp32")
     for i in (0, 5):
-        alone, _, _ = scoring.logits(model, windows.select([i]), scoring.collate(model, tokenizer), "fp32")
+        alone, _, _ = scoring.logits(model, windows.select([i]), model.collate(tokenizer), "fp32")
         np.testing.assert_allclose(alone[0], start[i], atol=1e-4)

@@ -1,0 +1,77 @@
+"""A run's model before training: encoder, head and layer by its seed; or a mixture of what its parents say."""
+from functools import partial
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from qa_lib import data, encoders, exbert, frozen, moe, runs, scoring
+from qa_lib.params import UserError
+from qa_lib.spec import Spec
+
+
+def build(spec: Spec):
+    """(model, tokenizer) of a run before training, with the weights that a parent left."""
+    set_seed(spec.seed)
+    if spec.gate:
+        return mixture(spec)
+    encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
+    model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
+        encoders.SpanModel(encoder, spec.head_dropout)
+    for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
+        found = model.load_state_dict(load_file(runs.folder(parent) / "model.safetensors"), strict=False)
+        if lacks := [k for k in found.missing_keys if not k.startswith("block.")]:
+            raise UserError(f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks")
+    if spec.reinit:
+        encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
+    return model, tokenizer
+
+
+def trained(spec: Spec) -> encoders.SpanModel:
+    """The model that a run left behind."""
+    model, _ = build(spec.model_copy(update={"parents": []}))
+    model.load_state_dict(load_file(runs.folder(spec) / "model.safetensors"))
+    return model.to("cuda" if spec.threads == "cuda" else "cpu")
+
+
+def mixture(spec: Spec):
+    """(mixture, tokenizer) of the parents, which are its frozen experts."""
+    encoder, tokenizer = encoders.load(spec.encoder)
+    p, experts = spec.gate, spec.parents
+    dim = len(spec.domains) if p.input == "dataset" else encoder.config.hidden_size
+    plain = partial(encoders.SpanModel, encoder)
+
+    def prepare(windows, rows: list[dict], best: int = 0) -> moe.Frozen:
+        said = [frozen.outputs(e.hash, windows, tokenizer, partial(trained, e), spec.precision) for e in experts]
+        names = [rows[i]["domain"] for i in windows["row"]]
+        if p.input == "dataset":
+            x = np.array([[name == d for d in spec.domains] for name in names], np.float32)
+        elif p.input == "experts":
+            x = np.mean([o.mean for o in said], axis=0, dtype=np.float32)
+        else:
+            x = getattr(frozen.outputs(spec.weights, windows, tokenizer, plain, spec.precision), p.input)
+        return moe.Frozen(windows, [o.start for o in said], [o.end for o in said], x, fixed(names, best))
+
+    def fixed(names: list[str], best: int) -> np.ndarray:
+        """The weights of a rule, (W, E)."""
+        if p.rule == "own":
+            return np.array([[name in e.domains for e in experts] for name in names], np.float32)
+        if p.rule == "best":
+            return np.tile(np.eye(len(experts), dtype=np.float32)[best], (len(names), 1))
+        return np.full((len(names), len(experts)), 1 / len(experts), np.float32)
+
+    if p.rule == "best":                          # the one with the highest EM on the validation rows of all
+        alone = [moe.Mixture(None, p.mixed, partial(prepare, best=k)) for k in range(len(experts))]
+        ems = [scoring.score(m, tokenizer, spec, data.mixture(spec)[1])[1]["exact_match"] for m in alone]
+        return alone[int(np.argmax(ems))], tokenizer
+    gate = moe.MLP(dim, len(experts), p) if p.rule == "learned" else None
+    return moe.Mixture(gate, p.mixed, prepare), tokenizer
+
+
+def size(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
+    """Parameters of a run's model, and those that a token meets; of a mixture also its experts', which all do."""
+    own = sum(p.numel() for p in model.parameters())
+    others = sum(p.numel() for e in spec.parents for p in build(e.model_copy(update={"parents": []}))[0].parameters()) \
+        if spec.gate else 0
+    return own + others, (model.active_parameters() if spec.layer else own) + others

@@ -1,0 +1,194 @@
+r"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts, each fine-tuned on one dataset, mixed by a gate.
+
+The experts are plain span models (encoders.SpanModel), trained one by one and frozen. What they say of a window is computed once
+(qa_lib/frozen.py); a mixture weighs it. The list of the report's runs closes the file.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qa_lib import data, encoders, metrics, runs
+from qa_lib.encoders import SpanOutput
+from qa_lib.params import UserError
+from qa_lib.settings import Gate, Moe
+from qa_lib.spec import Spec
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+class MLP(nn.Sequential):
+    r"""The gate: g(x) = softmax(W_L relu(… relu(W_1 x))), (B, D) → (B, E); `layers` linear layers of width `hidden`."""
+
+    def __init__(self, dim: int, experts: int, p: Gate):
+        widths = [dim, *[p.hidden] * (p.layers - 1), experts]
+        parts = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        super().__init__(*parts[:-1], nn.Softmax(dim=-1))
+
+
+class Mixture(nn.Module):
+    r"""Frozen experts' logits, weighed by a gate or by given weights.
+
+    $$s(x) = \sum_k g_k(x)\, s_k(x), \qquad \sum_k g_k(x) = 1$$
+
+    and the same for the ends: a product of experts, as the report does it. `mixed: probabilities` is its equation, a mixture:
+    $p(i \mid x) = \sum_k g_k(x)\, p_k(i \mid x)$. Only the gate has parameters.
+    """
+
+    def __init__(self, gate: MLP | None, mixed: str, prepare: Callable):
+        super().__init__()
+        self.gate, self.mixed, self.prepare = gate, mixed, prepare
+
+    def explained(self, windows, rows: list[dict]) -> dict[str, np.ndarray]:
+        """The weight of each expert on each window, (W,)."""
+        frozen = self.prepare(windows, rows)
+        with torch.inference_mode():
+            g = self.gate(torch.from_numpy(np.asarray(frozen.x, np.float32))).numpy() if self.gate else frozen.weights
+        return {f"gate_{k + 1}": g[:, k] for k in range(g.shape[1])}
+
+    def collate(self, tokenizer) -> "Collate":
+        return Collate()
+
+    def forward(self, starts: Tensor, ends: Tensor, attention_mask: Tensor, x: Tensor, weights: Tensor,
+                start_positions: Tensor | None = None, end_positions: Tensor | None = None) -> SpanOutput:
+        """starts, ends: (B, E, T); x: (B, D), what the gate sees; weights: (B, E), used where there is no gate."""
+        loss = None
+        with torch.autocast(starts.device.type, enabled=False):                             # half precision would round the logits
+            g = self.gate(x) if self.gate else weights                                      # (B, E)
+            start, end = (self.mix(g, logits, attention_mask) for logits in (starts, ends))     # (B, T)
+        if start_positions is not None:
+            loss = (F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)) / 2
+        return SpanOutput(loss, start, end)
+
+    def mix(self, g: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
+        """g: (B, E), logits: (B, E, T), mask: (B, T) → logits (B, T)."""
+        if self.mixed == "probabilities":
+            logits = logits.masked_fill(mask[:, None] == 0, LOWEST).log_softmax(-1)
+            mixed = torch.logsumexp(logits + g.clamp_min(1e-30).log()[:, :, None], dim=1)
+        else:
+            mixed = torch.einsum("be,bet->bt", g, logits)
+        return mixed.masked_fill(mask == 0, LOWEST)
+
+
+@dataclass
+class Frozen:
+    """Windows with what the experts say of them; indexed like the windows."""
+    windows: object                  # features.windows
+    starts: list[np.ndarray]         # of each expert, (N,)
+    ends: list[np.ndarray]
+    x: np.ndarray                    # (W, D), what the gate sees
+    weights: np.ndarray              # (W, E)
+
+    def __post_init__(self):
+        self.at = np.cumsum([0, *(len(ids) for ids in self.windows["input_ids"])])
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, key: int | str):
+        if isinstance(key, str):
+            return self.windows[key]
+        cut, window = slice(self.at[key], self.at[key + 1]), self.windows[int(key)]
+        return {"starts": np.stack([s[cut] for s in self.starts]), "ends": np.stack([e[cut] for e in self.ends]),   # (E, T)
+                "x": self.x[key], "weights": self.weights[key],
+                **{k: window[k] for k in ("start_positions", "end_positions")}}
+
+
+class Collate:
+    """Windows of a Frozen → one batch, padded to the longest."""
+
+    def __call__(self, windows: list[dict]) -> dict[str, Tensor]:
+        lengths = [w["starts"].shape[1] for w in windows]
+        starts, ends = (torch.zeros(len(windows), len(windows[0]["starts"]), max(lengths)) for _ in range(2))   # (B, E, T)
+        mask = torch.zeros(len(windows), max(lengths), dtype=torch.long)
+        for i, (w, n) in enumerate(zip(windows, lengths, strict=True)):
+            starts[i, :, :n], ends[i, :, :n], mask[i, :n] = torch.from_numpy(w["starts"]), torch.from_numpy(w["ends"]), 1
+        batch = {"starts": starts, "ends": ends, "attention_mask": mask}
+        batch |= {k: torch.from_numpy(np.stack([w[k] for w in windows])).float() for k in ("x", "weights")}
+        return batch | {k: torch.tensor([w[k] for w in windows]) for k in ("start_positions", "end_positions")}
+
+
+COMBINED = ("others", "oracle")   # rules that need no mixture: scores of the experts' own answers
+
+
+def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
+    """Scores on each test set, and its examples. others: the mean of the experts of other datasets; oracle: of each question the
+    best expert's, which no gate can pass."""
+    every, frames, scores = runs.examples([e.model_copy(update={"tests": spec.tests}) for e in spec.parents]), [], {}
+    own = {runs.find(e)["run"]: e.domains[0] for e in spec.parents}
+    for name in spec.tests:
+        rows = every[(every["set"] == name) & ((spec.gate.rule != "others") | (every["run"].map(own) != name))]
+        values = rows.groupby(["set", "id", "cluster"], sort=False)[[c for c in rows if c.startswith(("em", "f1"))]]
+        frame = (values.mean() if spec.gate.rule == "others" else values.max()).reset_index()
+        d = data.dataset(name, spec.source)
+        by = frame["cluster"].tolist() if d.average == "clusters" else None
+        scores[name] = {c: metrics.average(frame[c].to_numpy(), by) for c in frame if c.startswith(("em", "f1"))}
+        scores[name] |= {"n": len(frame), "clusters": frame["cluster"].nunique(), "overflowed": 0}
+        frames.append(frame)
+    return scores, pd.concat(frames, ignore_index=True)
+
+
+# ---- the runs of the report ----
+
+EXPERIMENTS = ("mixture", "controls", "gates", "longer", "reinit", "few-shot")
+
+
+def plan(p: Moe) -> list[Spec]:
+    """Every run of the report at these parameters. Raises UserError for an experiment that does not exist."""
+    if unknown := set(p.experiments) - set(EXPERIMENTS):
+        raise UserError(f"experiments: '{min(unknown)}' is not one; known: {', '.join(EXPERIMENTS)}")
+    shared = p.model_dump(include=set(Spec.model_fields)) | {
+        "folder": p.data, "weights": encoders.weights(p.encoder), "tests": [*p.domains, *p.pools], "starter": True}
+    start = [Spec(**shared | {"variant": "start", "seed": 0, "domains": [p.start], "rows": [p.start_rows], "tests": [p.start],
+                  "fingerprints": [data.fingerprint(p.start, p.source, p.data)], "learning_rate": p.start_rate, "watched": 0,
+                  "schedule": "linear", "checkpoint": "last", "looks": 1, "threads": p.start_threads,
+                  "epochs": 2})] if p.start else []
+    found = [s for seed in p.seeds for s in of_seed(p, shared | {"seed": seed, "parents": start})]
+    return start + list({s.hash: s for s in found}.values())
+
+
+def of_seed(p: Moe, shared: dict) -> list[Spec]:
+    """The runs of one seed: the baseline, experts and their mixtures, and what is compared with them."""
+    def spec(variant: str, domains: list[str] | None = None, rows: int = p.train_rows, **fields) -> Spec:
+        names = domains or p.domains
+        return Spec(**shared | {"variant": variant, "domains": names, "rows": [rows] * len(names),
+                                "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]} | fields)
+
+    def mixture(variant: str, experts: list[Spec], few: bool = False, **gate) -> Spec:
+        given = {"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | gate
+        learnt = {"learning_rate": p.gate_rate, "epochs": p.gate_epochs, "batch_size": p.gate_batch, "checkpoint": "last"}
+        if few:
+            return spec(variant, p.few_shot, p.few_rows, gate=Gate(**given), parents=experts, **learnt, looks=1, watched=0,
+                        validation_rows=0)
+        within = {"tests": p.domains} if gate.get("rule") in ("own", "others") else {}   # a new domain has no expert of its own
+        return spec(variant, gate=Gate(**given), parents=experts, **learnt, **within)
+
+    found, top = [spec("baseline")], p.reinit_blocks
+    experts = [spec(f"expert-{d}", [d]) for d in p.domains]
+    if "mixture" in p.experiments:
+        found += [*experts, mixture("moe", experts)]
+    if "controls" in p.experiments:
+        found += [mixture(name, experts, rule=rule, layers=1) for name, rule in
+                  (("uniform-weights", "uniform"), ("best-single", "best"), ("own-expert", "own"), ("other-experts", "others"),
+                   ("oracle", "oracle"))]
+        found += [mixture("told-dataset", experts, few=True, input="dataset", layers=1)]
+    if "gates" in p.experiments:
+        found += [mixture("moe-probabilities", experts, mixed="probabilities")]
+        found += [mixture(f"moe-layers-{n}", experts, layers=n) for n in p.sweep_layers]
+        found += [mixture(f"moe-input-{x}", experts, input=x) for x in p.sweep_inputs]
+    if "longer" in p.experiments:
+        found += [spec(f"baseline-{e}" + "-last" * (c == "last"), epochs=e, checkpoint=c)
+                  for e in p.longer for c in ("best", "last")]
+        found += [spec("baseline-last", checkpoint="last")]
+    if "reinit" in p.experiments:
+        again = [spec(f"expert-reinit-{top}-{d}", [d], reinit=top, epochs=p.reinit_epochs) for d in p.domains]
+        found += [spec(f"reinit-{n}", reinit=n) for n in p.sweep_reinit]
+        found += [spec(f"reload-{top}", reinit=top, reinit_from="lower"), *again, mixture(f"moe-reinit-{top}", again)]
+    if "few-shot" in p.experiments:
+        found += [spec("few-shot", p.few_shot, p.few_rows, parents=[spec("baseline")], looks=1, watched=0, validation_rows=0,
+                       checkpoint="last", epochs=p.few_epochs)]
+    return found

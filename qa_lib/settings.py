@@ -1,0 +1,184 @@
+"""The parameters there are: of a dataset, of every report, of each report and its parts. Strict: what is unknown or of another
+type is refused (qa_lib/params.py says where it was written).
+"""
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Dataset(Strict):
+    """One dataset: sources, splits, and the unit its examples repeat in.
+
+    Validation is carved from training by whole `unit`s; without a test source the test split is carved
+    too: `train_rows` rows of whole units train, `validation_share` of the other units validate, the rest test.
+    """
+    train: list[str] = []                 # register | files under DATA | hub "repo:split"
+    test: list[str] = []
+    pool: list[str] = []                  # test rows are those of these datasets together; nothing trains
+    part_of: str | None = None            # the dataset whose other test set this is: its rows carry that name
+    scored: Literal["test", "validation"] = "test"   # the held-out part that is the test set
+    apart_from: list[str] = []            # no training row shares a context with a row of these
+    rows: int | None = None               # embedded only: how many are generated
+    leave_out: dict[str, str] = {}        # training rows in which this field has this value are left out
+    unit: Literal["title", "question", "context"] = "title"
+    train_rows: int | None = None
+    validation_share: float = 0.5
+    validation_rows: int | None = None
+    test_rows: int | None = None          # a fixed sample of whole contexts; None: all
+    cluster: Literal["title", "question", "context"] = "context"
+    average: Literal["rows", "clusters"] = "rows"   # EM: mean over rows, or within clusters first
+    split_seed: int = 0
+    seen_by: dict[str, str] = {}          # encoder -> what its card says it saw of this dataset
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _splits(self):
+        if not (self.test or self.pool) and self.train_rows is None:
+            raise ValueError("a dataset without a test source needs train_rows")
+        return self
+
+
+class Study(Strict):
+    """Parameters every report has; the fields a notebook's parameters cell lists."""
+    report: str
+    profile: Literal["quick", "real", "paper"]
+    size: Literal["small", "full"]
+    source: Literal["embedded", "folder", "hub"]
+    data: str | None = None               # the folder that `source: folder` reads
+    encoder: str                          # minilm | a folder | a hub id
+    domains: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    train_rows: int = Field(gt=0)
+    validation_rows: int = Field(gt=0)
+    order: Literal["trainer", "sequential", "shuffled"]
+    blocks: int | None = Field(None, gt=0)          # encoder blocks kept; None: all
+    max_length: int = Field(ge=32)
+    stride: int = Field(ge=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    epochs: float = Field(gt=0)
+    warmup: float = Field(ge=0, lt=1)               # share of the steps
+    weight_decay: float = Field(ge=0)
+    clip: float = Field(gt=0)
+    precision: Literal["fp32", "bf16"]
+    threads: int = Field(gt=0)                      # on CPU; a GPU counts as "cuda"
+    bad_rows: Literal["stop", "skip"]
+
+    @model_validator(mode="after")
+    def _lengths(self):
+        if self.stride >= self.max_length // 2:
+            raise ValueError(f"stride: {self.stride} must be below half of max_length {self.max_length}")
+        return self
+
+
+class Layer(Strict):
+    """The sparse ST-MoE block between encoder and head (qa_lib/exbert.py). Defaults: the report's, or st-moe-pytorch's."""
+    place: Literal["after", "feed_forward"] = "after"   # after the encoder, or in place of its last block's feed-forward layer
+    experts: int = Field(16, ge=1)
+    width: float = Field(1.0, gt=0)                     # of an expert, in multiples of 8/3 of the encoder's width
+    top_n: int = Field(2, ge=1)                         # experts a token is sent to
+    threshold: float = Field(0.2, gt=0)                 # weight below which a further expert is drawn, or left out
+    capacity_train: float = Field(1.25, gt=0)           # tokens an expert takes, in multiples of an even share
+    capacity_eval: float = Field(2.0, gt=0)
+    eval_routing: Literal["threshold", "random"] = "threshold"
+    route_padding: bool = False
+    density: Literal["wanted", "kept"] = "wanted"
+    balance: float = Field(1e-2, ge=0)                  # coefficient of the balance loss
+    router_z: float = Field(1e-3, ge=0)                 # coefficient of the router z-loss
+    norm: bool = True                                   # RMSNorm in front
+    feed_forward: Literal["none", "before", "after", "both"] = "after"
+    expert_dropout: float = Field(0.0, ge=0, lt=1)
+    dropout_at: Literal["none", "before", "after", "both"] = "none"
+    layer_dropout: float = Field(0.1, ge=0, lt=1)       # at the places of dropout_at
+
+    @model_validator(mode="after")
+    def _top(self):
+        if self.top_n > self.experts:
+            raise ValueError(f"top_n: {self.top_n} is more than the {self.experts} experts there are")
+        return self
+
+
+class Start(Strict):
+    """A run that all others go on from, so that short runs can learn at all (profile quick)."""
+    start: str | None = None              # the dataset it is trained on; None: there is none
+    start_rows: int = Field(1, gt=0)      # its examples
+    start_rate: float = Field(1e-4, gt=0)   # its learning rate
+    start_threads: int = Field(1, gt=0)   # it trains alone: more than `threads` where there are more cores
+
+
+class Gate(Strict):
+    """How a mixture weighs its frozen experts (qa_lib/moe.py)."""
+    rule: Literal["learned", "uniform", "best", "own", "others", "oracle"] = "learned"
+    input: Literal["mean", "cls", "experts", "dataset"] = "mean"   # what a learned gate sees of a window
+    layers: int = Field(3, ge=1)                        # linear layers, ReLU between them
+    hidden: int = Field(768, ge=1)
+    mixed: Literal["logits", "probabilities"] = "logits"
+
+
+class Exbert(Layer, Start, Study):
+    """Bring in the ExBERT: mixtures of two domains, a sparse layer, and what could explain its gain."""
+    report: Literal["exbert"]
+    domains: list[str] = Field(min_length=2, max_length=2)
+    experiments: list[str] = Field(min_length=1)        # parts of the study that are run: names in exbert.EXPERIMENTS
+    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
+    ratios: list[float] = Field(min_length=1)           # share of the first domain in the training mixture
+    control_ratios: list[float]                         # those of the controls and of the order
+    centre: float = Field(ge=0, le=1)                   # the mixture of sweeps and trials, of `ratios` the one with all seeds
+    side_seeds: list[int] = Field(min_length=1)         # of all runs but V-DB, tuned ExBERT and (a) at the centre
+    orders: list[Literal["sequential", "shuffled"]]     # beside the trainer's
+    full_rows: list[int]                  # training rows of each domain alone
+    sizes: list[int]                      # training rows of the first domain alone
+    tuned_blocks: int = Field(gt=0)       # ExBERT as the report tunes it
+    tuned_rate: float = Field(gt=0)
+    tuned_epochs: float = Field(gt=0)
+    tuned_dropout: Literal["none", "before", "after", "both"]
+    curve_epochs: float = Field(gt=0)
+    sweep_blocks: list[int]
+    sweep_experts: list[int]
+    sweep_rates: list[float]              # multiples of the plain rate
+    sweep_dropout: list[Literal["none", "before", "after", "both"]]
+    sweep_dropout_rates: list[float]
+    sweep_balance: list[float]
+    trial_rates: list[float]              # arm tuned: the same trials for every model
+    trial_epochs: list[float]
+
+    @model_validator(mode="after")
+    def _ratios(self):
+        for name in ("ratios", "control_ratios"):
+            if bad := [r for r in getattr(self, name) if not 0 <= r <= 1]:
+                raise ValueError(f"{name}: {bad[0]} is not a share between 0 and 1")
+        return self
+
+
+class Moe(Start, Study):
+    """Sesame Street Ensemble: an expert for each dataset, a gate that mixes them, re-initialised blocks."""
+    report: Literal["moe"]
+    domains: list[str] = Field(min_length=2)            # in-domain datasets, one expert each
+    few_shot: list[str]                                 # out-of-domain datasets with few training examples
+    pools: list[str]                                    # test sets of several datasets together
+    experiments: list[str] = Field(min_length=1)        # parts of the study that are run: names in moe.EXPERIMENTS
+    few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
+    few_epochs: float = Field(gt=0)
+    schedule: Literal["linear", "constant"]
+    checkpoint: Literal["last", "best"]                 # best: by F1 on in-domain validation
+    looks: int = Field(gt=0)                            # at validation, an epoch
+    watched: int = Field(ge=0)                          # training examples whose EM and F1 are measured at each look
+    longer: list[int]                                   # epochs of longer baselines
+    reinit_blocks: int = Field(gt=0)                    # of the experts that are re-initialised
+    reinit_epochs: float = Field(gt=0)
+    sweep_reinit: list[int]                             # blocks of re-initialised baselines
+    gate_input: Literal["mean", "cls", "experts"]
+    gate_layers: int = Field(gt=0)
+    gate_hidden: int = Field(gt=0)
+    gate_rate: float = Field(gt=0)
+    gate_epochs: float = Field(gt=0)
+    gate_batch: int = Field(gt=0)
+    sweep_layers: list[int]
+    sweep_inputs: list[Literal["mean", "cls", "experts"]]
+
+
+REPORTS: dict[str, type[Study]] = {"exbert": Exbert, "moe": Moe}
