@@ -11,10 +11,10 @@ MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dar
     "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
     "baseline": ("Baseline", "#0072b2"), "baseline-4": ("4 epochs", "#4a4a4a"), "baseline-5": ("5 epochs", "#8a8a8a"),
     "few-shot": ("Baseline, few-shot", "#6a5acd"), "expert": ("Expert", "#b87a00"), "moe": ("MoE", "#d55e00"),
-    "moe-probabilities": ("MoE, probabilities", "#e69f5a"), "reinit": ("Reinit", "#009e73"), "reload": ("Reload", "#56b48c"),
+    "moe-probabilities": ("MoE, probabilities", "#b8722c"), "reinit": ("Reinit", "#009e73"), "reload": ("Reload", "#3c8c6a"),
     "moe-reinit": ("MoE + Reinit", "#b5578c"), "uniform-weights": ("Equal weights", "#7a6a00"),
     "best-single": ("Best expert on validation", "#8c5a00"), "told-dataset": ("Told the dataset", "#a03c00"),
-    "own-expert": ("Own expert", "#5a7a00"), "other-experts": ("Other experts", "#9a9a3c"), "oracle": ("Oracle", "#222222")}
+    "own-expert": ("Own expert", "#5a7a00"), "other-experts": ("Other experts", "#80802c"), "oracle": ("Oracle", "#222222")}
 
 
 def model(variant: str) -> str:
