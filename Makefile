@@ -109,7 +109,7 @@ environment:
 # ---- tests, data, upkeep ----
 
 test: | $(SETUP) ## the fast tests
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -m 'not slow'
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-notebooks: | $(SETUP) ## Run All on the untouched notebooks
 	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/test_notebooks.py
