@@ -32,7 +32,11 @@ def trained(spec: Spec) -> encoders.SpanModel:
     """The model that a run left behind."""
     model, _ = build(spec.model_copy(update={"parents": []}))
     model.load_state_dict(load_file(runs.folder(spec) / "model.safetensors"))
-    return model.to("cuda" if spec.threads == "cuda" else "cpu")
+    return model.to(device(spec))
+
+
+def device(spec: Spec) -> str:
+    return "cuda" if spec.threads == "cuda" else "cpu"
 
 
 def mixture(spec: Spec):
@@ -40,7 +44,9 @@ def mixture(spec: Spec):
     encoder, tokenizer = encoders.load(spec.encoder)
     p, experts = spec.gate, spec.parents
     dim = len(spec.domains) if p.input == "dataset" else encoder.config.hidden_size
-    plain = partial(encoders.SpanModel, encoder)
+
+    def plain() -> encoders.SpanModel:
+        return encoders.SpanModel(encoder).to(device(spec))
 
     def prepare(windows, rows: list[dict], best: int = 0) -> moe.Frozen:
         said = [frozen.outputs(e.hash, windows, tokenizer, partial(trained, e), spec.precision) for e in experts]

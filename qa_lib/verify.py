@@ -118,7 +118,11 @@ def disagreement(P) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     params.add_arguments(parser)
-    P = runs.settle(parser.parse_args())
+    args = parser.parse_args()
+    if not (runs.committed(args.report) or (runs.RUNS / args.report).exists()):
+        print(f"{args.report}: no run has been recorded, so none of its {len(claims.claims(args.report))} claims is tested")
+        return 0
+    P = runs.settle(args)
     frame = saved(P)
     for row in frame.itertuples():
         low_high = f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.n else "–"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qa_lib import build, data, encoders, features, frozen, metrics, moe, params, runs, scoring, study, train
+from qa_lib.claims import claims
 from qa_lib.params import UserError
 from qa_lib.settings import Gate, Moe
 
@@ -203,6 +204,16 @@ def test_the_report_s_settings():
     p = params.load("moe", "paper")
     assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (16, 3, 3e-5, 384, 128)
     assert (p.schedule, p.checkpoint, p.gate_layers, p.gate_hidden, p.reinit_blocks) == ("constant", "best", 3, 768, 4)
+
+
+def test_the_real_plan_covers_the_claims():
+    """Every variant and set that a claim testable at real names has runs in the full plan."""
+    specs = whole_plan("real", "full", data="data")
+    names, sets = {s.variant for s in specs}, {t for s in specs for t in s.tests} | {"training"}
+    for c in claims("moe"):
+        for side in c.contrast.sides() if c.contrast and "real" in c.profiles else []:
+            assert set(np.ravel(side["variant"])) <= names and set(np.ravel(side["set"])) <= sets, c.id
+        assert not c.control or c.control in names, c.id
 
 
 def test_no_out_of_domain_test_text_is_ever_trained_on():

@@ -614,6 +614,12 @@ def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
     assert verify.main() == 0                                                           # nothing on disk, nothing that disagrees
 
 
+def test_a_report_without_runs_has_no_verdicts(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", "real"])
+    assert verify.main() == 0
+    assert "moe: no run has been recorded, so none of its 41 claims is tested" in capsys.readouterr().out
+
+
 def test_power_with_our_own_test_sets(recorded):
     table = verify.power(recorded)
     assert "seeds, ours" in table and (table["run"].map(len) == 1).all()
