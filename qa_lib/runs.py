@@ -141,8 +141,8 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
 
 def labels(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
-    fields = {k: v for k, v in spec.model_dump(exclude={"parents", "folder", "fingerprints", "tests", "weights", "layer", "gate"}).items()
-              if not isinstance(v, list)}
+    apart = {"parents", "folder", "fingerprints", "tests", "weights", "layer", "gate"}
+    fields = {k: v for k, v in spec.model_dump(exclude=apart).items() if not isinstance(v, list)}
     layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
     gate = spec.gate.model_dump() if spec.gate else {}
     return {"run": record["run"], **fields, **layer, **gate, "rows": sum(spec.rows), "encoder": shown(spec.encoder),
