@@ -79,7 +79,7 @@ def rate(spec: Spec) -> float:
     """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
     from qa_lib import build  # after the choice of threads
 
-    device = "cuda" if spec.threads == "cuda" else "cpu"
+    device = build.device(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
     model = build.build(spec.model_copy(update={"parents": []}))[0].to(device)
