@@ -4,13 +4,12 @@ The block and the model; who routes where; and the list of the report's runs: V-
 ExBERT, the controls that could explain its gain, sweeps, and equal trials for all.
 """
 from collections.abc import Callable
-from itertools import product
 
 import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from qa_lib import data, encoders, runs
+from qa_lib import data, encoders, trials
 from qa_lib.params import UserError
 from qa_lib.settings import Exbert, Layer
 from qa_lib.spec import Spec
@@ -216,31 +215,21 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
 
 
 def tuned(p: Exbert, specs: Callable) -> list[Spec]:
-    """Arm `tuned`: the same trials for every model, on validation, one seed, at the centre; then what the best of them say.
-
-    While a model's best rate lies on the grid's edge, all models get the next rate too (half, or twice).
-    """
+    """Arm `tuned`: the same trials for every model (qa_lib/trials.py), one seed, at the centre; then what the best of them say."""
     models = {m: f for m, f in variants(p).items() if m in HEADLINE or m in DENSE and "dense" in p.experiments}
-    rates = sorted(p.trial_rates)
-    while True:
-        trials = {m: [s for rate, epochs in product(rates, p.trial_epochs) for s in specs(
-                      f"{m}-trial", [p.centre], p.seeds[:1], arm="tuned", tests=[],
-                      **fields | {"learning_rate": rate, "epochs": epochs})] for m, fields in models.items()}
-        every = [s for ts in trials.values() for s in ts]
-        records = {s.hash: runs.find(s) for s in every}
-        if not all(records.values()):
-            return every
-        best = {m: max(ts, key=lambda s: [(h["validation_em"], -h["validation_loss"]) for h in records[s.hash]["history"]][-1])
-                for m, ts in trials.items()}
-        edge = {s.learning_rate for s in best.values()}
-        if not {rates[0], rates[-1]} & edge:
-            break
-        rates = ([rates[0] / 2] if rates[0] in edge else []) + rates + ([rates[-1] * 2] if rates[-1] in edge else [])
-    frozen = {m: models[m] | {"learning_rate": s.learning_rate, "epochs": s.epochs, "arm": "tuned"} for m, s in best.items()}
+
+    def trial(model: str, rate: float, epochs: float) -> Spec:
+        return specs(f"{model}-trial", [p.centre], p.seeds[:1], arm="tuned", tests=[],
+                     **models[model] | {"learning_rate": rate, "epochs": epochs})[0]
+
+    every, best = trials.chosen(list(models), trial, p.trial_rates, p.trial_epochs)
+    if not best:
+        return every
+    frozen = {m: models[m] | {"learning_rate": rate, "epochs": epochs, "arm": "tuned"} for m, (rate, epochs) in best.items()}
     runs_ = every + compared(p, specs, frozen)
     if "rates" in p.experiments:
         runs_ += [s for m in p.sweep_rates for s in curves(p, specs, arm="tuned", blocks=p.tuned_blocks,
-                                                           learning_rate=rounded(m * best["v-db"].learning_rate))]
+                                                           learning_rate=rounded(m * best["v-db"][0]))]
     return runs_
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_lib import data, encoders, metrics, runs
+from qa_lib import data, encoders, metrics, runs, trials
 from qa_lib.encoders import SpanOutput
 from qa_lib.params import UserError
 from qa_lib.settings import Gate, Moe
@@ -134,11 +134,13 @@ def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
 
 # ---- the runs of the report ----
 
-EXPERIMENTS = ("mixture", "controls", "gates", "longer", "reinit", "few-shot")
+EXPERIMENTS = ("mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside", "clusters")
+RULES = {"uniform-weights": "uniform", "best-single": "best", "own-expert": "own", "other-experts": "others", "oracle": "oracle"}
 
 
 def plan(p: Moe) -> list[Spec]:
-    """Every run of the report at these parameters. Raises UserError for an experiment that does not exist."""
+    """Every run of the report at these parameters; with arm `tuned` its trials, and what follows from them once they are
+    recorded. Raises UserError for an experiment that does not exist."""
     if unknown := set(p.experiments) - set(EXPERIMENTS):
         raise UserError(f"experiments: '{min(unknown)}' is not one; known: {', '.join(EXPERIMENTS)}")
     shared = p.model_dump(include=set(Spec.model_fields)) | {
@@ -147,48 +149,92 @@ def plan(p: Moe) -> list[Spec]:
                   "fingerprints": [data.fingerprint(p.start, p.source, p.data)], "learning_rate": p.start_rate, "watched": 0,
                   "schedule": "linear", "checkpoint": "last", "looks": 1, "threads": p.start_threads,
                   "epochs": 2})] if p.start else []
-    found = [s for seed in p.seeds for s in of_seed(p, shared | {"seed": seed, "parents": start})]
-    return start + list({s.hash: s for s in found}.values())
+    shared["parents"] = start
+    found = [s for seed in p.seeds for s in printed(p, shared | {"seed": seed})] if "printed" in p.arms else []
+    found += tuned(p, shared | {"arm": "tuned"}) if "tuned" in p.arms else []
+    return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
 
 
-def of_seed(p: Moe, shared: dict) -> list[Spec]:
-    """The runs of one seed: the baseline, experts and their mixtures, and what is compared with them."""
-    def spec(variant: str, domains: list[str] | None = None, rows: int = p.train_rows, **fields) -> Spec:
-        names = domains or p.domains
-        return Spec(**shared | {"variant": variant, "domains": names, "rows": [rows] * len(names),
-                                "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]} | fields)
+def trained(p: Moe, shared: dict, variant: str, domains: dict[str, int] | None = None, **fields) -> Spec:
+    """A run on so many rows of each domain; by default on all in-domain ones."""
+    names = domains or dict.fromkeys(p.domains, p.train_rows)
+    return Spec(**shared | {"variant": variant, "domains": list(names), "rows": list(names.values()),
+                            "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]} | fields)
 
-    def mixture(variant: str, experts: list[Spec], few: bool = False, **gate) -> Spec:
-        given = {"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | gate
-        learnt = {"learning_rate": p.gate_rate, "epochs": p.gate_epochs, "batch_size": p.gate_batch, "checkpoint": "last"}
-        if few:
-            return spec(variant, p.few_shot, p.few_rows, gate=Gate(**given), parents=experts, **learnt, looks=1, watched=0,
-                        validation_rows=0)
-        within = {"tests": p.domains} if gate.get("rule") in ("own", "others") else {}   # a new domain has no expert of its own
-        return spec(variant, gate=Gate(**given), parents=experts, **learnt, **within)
 
-    found, top = [spec("baseline")], p.reinit_blocks
-    experts = [spec(f"expert-{d}", [d]) for d in p.domains]
+def mixed(p: Moe, shared: dict, variant: str, experts: list[Spec], gate: dict | None = None, **fields) -> Spec:
+    """A mixture of experts; its gate learns on what the baseline learns on."""
+    given = {"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {})
+    return trained(p, shared, variant, gate=Gate(**given), parents=experts, **{
+        "learning_rate": p.gate_rate, "epochs": p.gate_epochs, "batch_size": p.gate_batch, "checkpoint": "last"} | fields)
+
+
+FEW = {"looks": 1, "watched": 0, "validation_rows": 0, "checkpoint": "last"}   # too few rows to set any aside
+
+
+def compared(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
+    """One of the report's four models, last in the list, after its experts; `fields` of what is fine-tuned."""
+    anew = {"reinit": p.reinit_blocks} if "reinit" in model else {}
+    if "moe" not in model:
+        return [trained(p, shared, model, **anew | fields)]
+    fields = ({"epochs": p.reinit_epochs} if anew else {}) | anew | fields
+    experts = [trained(p, shared, f"{model.replace('moe', 'expert')}-{d}", {d: p.train_rows}, **fields) for d in p.domains]
+    return [*experts, mixed(p, shared, model, experts)]
+
+
+def printed(p: Moe, shared: dict) -> list[Spec]:
+    """Arm `printed`, one seed: the report's rate and epochs; baseline, experts and their mixtures, and what is compared with them."""
+    def run(*args, **fields) -> Spec:
+        return trained(p, shared, *args, **fields)
+
+    found, top, few_rows = compared(p, shared, "baseline"), p.reinit_blocks, dict.fromkeys(p.few_shot, p.few_rows)
+    *experts, moe = compared(p, shared, "moe")
     if "mixture" in p.experiments:
-        found += [*experts, mixture("moe", experts)]
+        found += [*experts, moe]
     if "controls" in p.experiments:
-        found += [mixture(name, experts, rule=rule, layers=1) for name, rule in
-                  (("uniform-weights", "uniform"), ("best-single", "best"), ("own-expert", "own"), ("other-experts", "others"),
-                   ("oracle", "oracle"))]
-        found += [mixture("told-dataset", experts, few=True, input="dataset", layers=1)]
+        for name, rule in RULES.items():
+            within = {"tests": p.domains} if rule in ("own", "others") else {}   # a new domain has no expert of its own
+            found += [mixed(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
+        found += [mixed(p, shared, "told-dataset", experts, {"input": "dataset", "layers": 1}, domains=few_rows, **FEW)]
     if "gates" in p.experiments:
-        found += [mixture("moe-probabilities", experts, mixed="probabilities")]
-        found += [mixture(f"moe-layers-{n}", experts, layers=n) for n in p.sweep_layers]
-        found += [mixture(f"moe-input-{x}", experts, input=x) for x in p.sweep_inputs]
+        found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
+        found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]
+        found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
     if "longer" in p.experiments:
-        found += [spec(f"baseline-{e}" + "-last" * (c == "last"), epochs=e, checkpoint=c)
-                  for e in p.longer for c in ("best", "last")]
-        found += [spec("baseline-last", checkpoint="last")]
+        found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
+    if "last" in p.experiments:
+        found += [run("baseline-last", checkpoint="last")] + [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
     if "reinit" in p.experiments:
-        again = [spec(f"expert-reinit-{top}-{d}", [d], reinit=top, epochs=p.reinit_epochs) for d in p.domains]
-        found += [spec(f"reinit-{n}", reinit=n) for n in p.sweep_reinit]
-        found += [spec(f"reload-{top}", reinit=top, reinit_from="lower"), *again, mixture(f"moe-reinit-{top}", again)]
-    if "few-shot" in p.experiments:
-        found += [spec("few-shot", p.few_shot, p.few_rows, parents=[spec("baseline")], looks=1, watched=0, validation_rows=0,
-                       checkpoint="last", epochs=p.few_epochs)]
+        found += [run(f"reinit-{n}", reinit=n) for n in p.sweep_reinit] + [run(f"reload-{top}", reinit=top, reinit_from="lower")]
+        found += compared(p, shared, f"moe-reinit-{top}")
+    few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
+    if "few-shot" in p.experiments:           # as many steps with altered copies as without
+        found += [run("few-shot", **few), run("few-shot-augmented", **few | {
+            "augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)})]
+    if "outside" in p.experiments:
+        more = [run(f"outside-{d}", **few | {"domains": {d: p.few_rows}}) for d in p.few_shot]
+        every = dict.fromkeys(p.domains, p.train_rows) | few_rows
+        found += [*experts, *more, mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW)]
+    if "clusters" in p.experiments:
+        alike = [run(f"expert-cluster-{k + 1}", clusters=p.clusters, cluster=k) for k in range(p.clusters)]
+        found += [*alike, mixed(p, shared, "moe-clusters", alike)]
     return found
+
+
+def tuned(p: Moe, shared: dict) -> list[Spec]:
+    """Arm `tuned`: the same trials for each of the report's four models (qa_lib/trials.py), one seed; then what they chose.
+
+    A trial of a mixture trains all its experts at one rate; its gate learns as always.
+    """
+    models = ["baseline", "moe", f"reinit-{p.reinit_blocks}", f"moe-reinit-{p.reinit_blocks}"]
+    parts: list[Spec] = []
+
+    def trial(model: str, rate: float, epochs: float) -> Spec:
+        specs = compared(p, shared | {"seed": p.seeds[0], "tests": []}, model, learning_rate=rate, epochs=epochs)
+        parts.extend(specs)
+        return specs[-1].model_copy(update={"variant": f"{model}-trial"})
+
+    every, best = trials.chosen(models, trial, p.trial_rates, p.trial_epochs)
+    every = [s.model_copy(update={"variant": f"{s.variant}-trial"}) for s in parts if s.variant not in models] + every
+    return every + [s for seed in p.seeds for m, (rate, epochs) in best.items()
+                    for s in compared(p, shared | {"seed": seed}, m, learning_rate=rate, epochs=epochs)]

@@ -161,8 +161,11 @@ class Moe(Start, Study):
     few_shot: list[str]                                 # out-of-domain datasets with few training examples
     pools: list[str]                                    # test sets of several datasets together
     experiments: list[str] = Field(min_length=1)        # parts of the study that are run: names in moe.EXPERIMENTS
+    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
     few_epochs: float = Field(gt=0)
+    augment_copies: int = Field(gt=0)                   # altered copies of each of them
+    clusters: int = Field(ge=2)                         # experts by clusters of questions
     schedule: Literal["linear", "constant"]
     checkpoint: Literal["last", "best"]                 # best: by F1 on in-domain validation
     looks: int = Field(gt=0)                            # at validation, an epoch
@@ -179,6 +182,8 @@ class Moe(Start, Study):
     gate_batch: int = Field(gt=0)
     sweep_layers: list[int]
     sweep_inputs: list[Literal["mean", "cls", "experts"]]
+    trial_rates: list[float]                            # arm tuned: the same trials for every model
+    trial_epochs: list[float]
 
 
 REPORTS: dict[str, type[Study]] = {"exbert": Exbert, "moe": Moe}

@@ -191,7 +191,7 @@ def test_the_quick_plan():
     trained = [s for s in specs if not s.gate or s.gate.rule == "learned"]
     assert len(trained) <= 24
     names = {s.variant for s in specs}
-    assert names >= {"baseline", "moe", "moe-probabilities", "baseline-4", "reinit-2", "reinit-4", "reload-4", "moe-reinit-4",
+    assert names >= {"baseline", "moe", "moe-probabilities", "baseline-4", "reinit-4", "reload-4", "moe-reinit-4",
                      "uniform-weights", "best-single", "told-dataset", "own-expert", "other-experts", "oracle"}
     moe_run = next(s for s in specs if s.variant == "moe")
     assert [e.domains for e in moe_run.parents] == [[d] for d in moe_run.domains] and moe_run.gate == Gate()

@@ -1,0 +1,34 @@
+"""The same trials for every model: learning rates × epochs, judged on validation rows."""
+from collections.abc import Callable
+from itertools import product
+
+from qa_lib import runs
+from qa_lib.spec import Spec
+
+
+def kept(spec: Spec, record: dict) -> dict:
+    """The row of a record's history that its weights are of."""
+    rows = record["history"]
+    return max(rows, key=lambda row: row["validation_f1"]) if spec.checkpoint == "best" else rows[-1]
+
+
+def chosen(models: list[str], trial: Callable[[str, float, float], Spec], rates: list[float],
+           epochs: list[float]) -> tuple[list[Spec], dict[str, tuple[float, float]]]:
+    """All trials, and of each model the (rate, epochs) with the highest validation EM, of equals the lowest loss.
+
+    trial: the run of a model at a rate and epochs. While a model's best rate lies on the grid's edge, all models get the next
+    rate too (half, or twice). Nothing is chosen until every trial is recorded.
+    """
+    rates = sorted(rates)
+    while True:
+        tried = {m: {at: trial(m, *at) for at in product(rates, epochs)} for m in models}
+        every = [s for specs in tried.values() for s in specs.values()]
+        rows = {s.hash: kept(s, record) for s in every if (record := runs.find(s))}
+        if len(rows) < len({s.hash for s in every}):
+            return every, {}
+        best = {m: max(specs, key=lambda at: [(row["validation_em"], -row["validation_loss"]) for row in [rows[specs[at].hash]]])
+                for m, specs in tried.items()}
+        edge = {rate for rate, _ in best.values()}
+        if not {rates[0], rates[-1]} & edge:
+            return every, best
+        rates = [rates[0] / 2] * (rates[0] in edge) + rates + [rates[-1] * 2] * (rates[-1] in edge)
