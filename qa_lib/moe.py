@@ -216,7 +216,7 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
         every = dict.fromkeys(p.domains, p.train_rows) | few_rows
         found += [*experts, *more, mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW)]
     if "clusters" in p.experiments:
-        alike = [run(f"expert-cluster-{k + 1}", clusters=p.clusters, cluster=k) for k in range(p.clusters)]
+        alike = [run(f"expert-cluster-{k + 1}", cluster=[k, p.clusters]) for k in range(p.clusters)]
         found += [*alike, mixed(p, shared, "moe-clusters", alike)]
     return found
 

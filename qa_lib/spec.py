@@ -36,8 +36,7 @@ class Spec(Strict):
     reinit: int = 0                       # top blocks that start anew
     reinit_from: Literal["random", "lower"] = "random"   # from random weights, or from those of lower blocks
     augment: int = 0                      # altered copies of each training row (qa_lib/augment.py)
-    clusters: int = 0                     # the training rows are cut into so many clusters of questions …
-    cluster: int = 0                      # … and this one trains (qa_lib/questions.py)
+    cluster: list[int] | None = None      # [k, n]: of n clusters of questions the k-th trains (qa_lib/questions.py)
     gate: Gate | None = None              # a mixture of the parents, which stay as they are
     head_dropout: float = 0.1
     max_length: int

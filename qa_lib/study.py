@@ -72,7 +72,8 @@ def work(spec: Spec) -> float:
         return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
 
     scored = sum(tokens(rows) for _, rows in data.tests(spec).values())
-    return spec.epochs * (tokens(train) + tokens(validation) / 3) + scored / 3
+    share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
+    return spec.epochs * share * (tokens(train) + tokens(validation) / 3) + scored / 3
 
 
 def rate(spec: Spec) -> float:

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_lib import build, data, features, moe, params, runs, scoring
+from qa_lib import augment, build, data, features, moe, params, questions, runs, scoring
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec
 
@@ -209,6 +209,11 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             return runs.find(spec)
         model, tokenizer = build.build(spec)
         rows, validation, counts = data.mixture(spec)
+        if spec.cluster:
+            rows, validation = questions.of_cluster(spec, rows, validation)
+            counts["rows of the cluster"] = len(rows)
+        if spec.augment:
+            rows = rows + augment.copies(rows, spec.augment, spec.seed)
         windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
         resume = last_checkpoint(at / "checkpoints")

@@ -1,0 +1,118 @@
+"""MoE beyond the report: altered copies, out-of-domain experts, experts by clusters of questions, equal trials."""
+import math
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from qa_lib import augment, data, moe, params, questions, runs, scoring, study
+from qa_lib.spec import Spec
+from tests.test_moe import load, whole_plan
+
+
+def few() -> list[dict]:
+    return [r for name in ("plots", "exams", "dialogue") for r in data.splits(name, "embedded").train]
+
+
+def test_altered_copies_keep_their_answers():
+    rows, copies = few(), augment.copies(few(), 3, seed=0)
+    assert len(copies) == 3 * len(rows) and len({r["id"] for r in rows + copies}) == 4 * len(rows)
+    assert copies == augment.copies(few(), 3, seed=0) != augment.copies(few(), 3, seed=1)
+    moved = 0
+    for i, new in enumerate(copies):
+        old = rows[i // 3]
+        for text, start in zip(new["answers"]["text"], new["answers"]["answer_start"], strict=True):
+            assert new["context"][start:start + len(text)] == text
+        assert new["answers"]["text"] == old["answers"]["text"] and new["domain"] == old["domain"]
+        parts = [Counter(augment.SENTENCE.split(r["context"])) for r in (old, new)]
+        assert parts[0] == parts[1]
+        words = [r["question"].split() for r in (old, new)]
+        assert not Counter(words[1]) - Counter(words[0]) and words[0][0] == words[1][0] and len(words[1]) < len(words[0])
+        moved += old["context"] != new["context"]
+    assert moved > len(copies) / 2
+
+
+def test_answers_that_cross_or_repeat_stay():
+    """Over random texts: a sentence that holds any part of an answer keeps its place, whatever separates sentences."""
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choice(["ab", "c d", "e", "Mr. f"]) + rng.choice([". ", "! ", ".\n\n", " ", "?"]) for _ in range(8))
+        spans = [sorted(rng.sample(range(len(text)), 2)) for _ in range(rng.randint(1, 3))]
+        row = {"id": "x", "context": text, "question": "q", "answers": {"text": [text[a:b] for a, b in spans],
+                                                                         "answer_start": [a for a, _ in spans]}}
+        new = augment.shuffled(row, rng)
+        for said, start in zip(new["answers"]["text"], new["answers"]["answer_start"], strict=True):
+            assert new["context"][start:start + len(said)] == said, (text, spans)
+        assert sorted(re.sub(r"\s", "", new["context"])) == sorted(re.sub(r"\s", "", text))
+
+
+def test_clusters_share_out_the_rows():
+    specs = [s for s in whole_plan(experiments=["clusters"]) if s.cluster]
+    rows, validation, _ = data.mixture(specs[0])
+    found = [questions.of_cluster(s, rows, validation) for s in specs]
+    assert len(specs) == 3 and len({s.hash for s in specs}) == 3
+    for k, whole in enumerate((rows, validation)):
+        ids = [r["id"] for part in found for r in part[k]]
+        assert sorted(ids) == sorted(r["id"] for r in whole)
+    x = questions.states("minilm", [r["question"] for r in rows])
+    assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
+    place = {r["id"]: i for i, r in enumerate(rows)}
+    means = [x[[place[r["id"]] for r in part[0]]].mean(0) for part in found]     # k-means: nearest to the mean of one's own
+    nearest = [np.argmin([np.linalg.norm(x[place[r["id"]]] - m) for m in means]) == k for k, part in enumerate(found) for r in part[0]]
+    assert np.mean(nearest) > 0.98
+
+
+def test_altered_copies_get_as_many_steps():
+    by = {s.variant: s for s in whole_plan(experiments=["few-shot"])}
+    plain, more = by["few-shot"], by["few-shot-augmented"]
+    assert plain.parents == more.parents == [by["baseline"]]
+    assert plain.epochs * sum(plain.rows) == pytest.approx(more.epochs * sum(more.rows) * (1 + more.augment))
+
+
+def test_equal_trials(monkeypatch):
+    """Four models, each with every rate and epochs, experts at the trial's rate; then what the best of them say."""
+    monkeypatch.setattr(moe.data, "fingerprint", lambda *a: "f")
+    p = params.load("moe", "real", {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}, "full")
+    best = {"baseline": (1e-4, 3), "moe": (1e-4, 4), "reinit-4": (3e-4, 3), "moe-reinit-4": (1e-4, 4)}
+
+    def at(spec: Spec) -> tuple[float, float]:
+        own = spec.parents[0] if spec.gate else spec
+        return own.learning_rate, own.epochs
+
+    def find(spec, fresh=False):
+        if spec.variant.startswith("expert"):
+            return None                                       # whether experts are recorded changes no choice
+        right = best[spec.variant.removesuffix("-trial")] == at(spec)
+        kept = {"validation_f1": 60.0, "validation_em": 40.0 + right, "validation_loss": 1.0}
+        other = kept | {"validation_f1": 50.0, "validation_em": 90.0}                     # a look whose weights were not kept
+        return {"history": [kept, other] if spec.checkpoint == "best" else [other, kept]}
+
+    monkeypatch.setattr(runs, "find", lambda spec, fresh=False: None)
+    trials = runs.plan(p)
+    deciding = [s for s in trials if not s.variant.startswith("expert")]
+    assert len(deciding) == 4 * 3 * 2 and not any(s.tests for s in trials) and all(s.variant.endswith("-trial") for s in trials)
+    assert all(e.hash in {s.hash for s in trials} for s in deciding for e in s.parents)
+    monkeypatch.setattr(runs, "find", find)
+    specs = runs.plan(p)
+    assert max(s.learning_rate for s in specs if not s.gate) == 6e-4               # reinit-4's best lay on the edge
+    final = [s for s in specs if not s.variant.endswith("-trial")]
+    assert {s.variant: at(s) for s in final if not s.variant.startswith("expert")} == best
+    assert {s.seed for s in final} == {0, 1} and all(s.arm == "tuned" and s.tests for s in final)
+
+
+def test_the_new_experts_to_the_end(store, monkeypatch):
+    """Fine-tuned on few examples and on altered ones; mixed with out-of-domain experts; experts by clusters of questions."""
+    monkeypatch.setattr(scoring, "CACHE", store / "cache")
+    p = load(experiments=["few-shot", "outside", "clusters"], few_epochs=5.0, max_length=96, train_rows=12)
+    study.run(p, workers=1, live=False)
+    found = {s.variant: runs.find(s) for s in runs.plan(p)}
+    assert all(found.values()) and {"moe-outside", "moe-clusters", "few-shot", "few-shot-augmented"} <= set(found)
+    assert sum(found[f"expert-cluster-{k}"]["data"]["rows of the cluster"] for k in (1, 2, 3)) == 36
+    outside = next(s for s in runs.plan(p) if s.variant == "moe-outside")
+    assert [e.domains[0] for e in outside.parents] == [*p.domains, *p.few_shot]
+    examples = runs.examples([outside])
+    assert np.allclose(examples[[f"gate_{k}" for k in range(1, 7)]].sum(axis=1), 1, atol=1e-5)
+    windows = found["few-shot-augmented"]["data"]["windows"]
+    assert windows >= 3 * 8 * 5 and math.isclose(found["few-shot"]["data"]["windows"], windows / 5, rel_tol=0.3)
