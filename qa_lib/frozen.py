@@ -2,7 +2,6 @@
 
 A gate is trained on these instead of on live experts: the same numbers, without their forward passes.
 """
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from filelock import FileLock
 
 from qa_lib import encoders, scoring
 
@@ -30,15 +30,15 @@ def outputs(key: str, windows: Dataset, tokenizer, make: Callable[[], encoders.S
     key: what the model's weights are, e.g. its run's hash.
     """
     at = scoring.CACHE / "frozen" / f"{key[:16]}-{precision}-{Path(windows.cache_files[0]['filename']).parent.name}"
-    if not at.exists():                       # written beside and renamed: a reader never sees half of it
-        half = at.with_name(f"{at.name}.{os.getpid()}")
-        half.mkdir(parents=True, exist_ok=True)
-        for name, values in computed(make(), windows, tokenizer, precision).items():
-            np.save(half / f"{name}.npy", values.astype(np.float16))
-        try:
+    at.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{at}.lock"):              # another worker may want the same: it waits instead of computing it too
+        if not at.exists():
+            half = at.with_name(f"{at.name}.half")
+            shutil.rmtree(half, ignore_errors=True)           # of a worker that was killed
+            half.mkdir()
+            for name, values in computed(make(), windows, tokenizer, precision).items():
+                np.save(half / f"{name}.npy", values.astype(np.float16))
             half.rename(at)
-        except OSError:                       # another worker was first
-            shutil.rmtree(half)
     return Outputs(**{name: np.load(at / f"{name}.npy", mmap_mode="r") for name in Outputs.__annotations__})
 
 

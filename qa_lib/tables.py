@@ -4,13 +4,16 @@ import pandas as pd
 
 from qa_lib import params, runs, stats
 from qa_lib.spec import Spec
+from qa_lib.trials import kept
 
 MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dark enough on white), in the order of every figure
     "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT", "#b87a00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
     "plain-tuned": ("(a) without experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
     "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
     "baseline": ("Baseline", "#0072b2"), "baseline-4": ("4 epochs", "#4a4a4a"), "baseline-5": ("5 epochs", "#8a8a8a"),
-    "few-shot": ("Baseline, few-shot", "#6a5acd"), "expert": ("Expert", "#b87a00"), "moe": ("MoE", "#d55e00"),
+    "few-shot": ("Baseline, few-shot", "#6a5acd"), "few-shot-augmented": ("Baseline, few-shot, altered copies", "#8878c8"),
+    "moe-outside": ("MoE, out-of-domain experts too", "#9a4a1a"), "moe-clusters": ("MoE, experts by clusters", "#a8642c"),
+    "outside": ("Out-of-domain expert", "#94762a"), "expert": ("Expert", "#b87a00"), "moe": ("MoE", "#d55e00"),
     "moe-probabilities": ("MoE, probabilities", "#b8722c"), "reinit": ("Reinit", "#009e73"), "reload": ("Reload", "#3c8c6a"),
     "moe-reinit": ("MoE + Reinit", "#b5578c"), "uniform-weights": ("Equal weights", "#7a6a00"),
     "best-single": ("Best expert on validation", "#8c5a00"), "told-dataset": ("Told the dataset", "#a03c00"),
@@ -133,6 +136,16 @@ def lowest(specs: list[Spec]) -> pd.DataFrame:
                    ("best_epoch", "validation_loss", "train_loss"))
 
 
+def trials(specs: list[Spec]) -> pd.DataFrame:
+    """A row for each trial of a model: rate and epochs, of a mixture its experts', and the validation score of what it kept."""
+    own = {True: lambda s: s.parents[0], False: lambda s: s}
+    rows = [runs.labels(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, "validation EM": h["validation_em"],
+                                 "validation_loss": h["validation_loss"]}
+            for s, r in runs.records(specs) for e in [own[bool(s.gate)](s)] for h in [kept(s, r)]]
+    return named(pd.DataFrame(rows))[["model", "rate", "epochs", "validation EM", "validation_loss", "run"]].sort_values(
+        ["model", "rate", "epochs"])
+
+
 def parts(specs: list[Spec]) -> pd.DataFrame:
     """EM of each run on the datasets that its pooled test sets are made of: a row for each run, set and dataset."""
     rows = runs.examples(specs)
@@ -147,6 +160,27 @@ def weights(P, specs: list[Spec]) -> pd.DataFrame:
     rows = rows.rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
     mean = rows.groupby(["run", "variant", "seed", "dataset"], as_index=False)[P.domains].mean()
     return named(mean.melt(["run", "variant", "seed", "dataset"], P.domains, "expert", "weight").assign(ratio=np.nan))
+
+
+def calibration(P, mixture: Spec, bins: int = 10) -> pd.DataFrame:
+    """Is a gate's weight a probability? Pairs of question and expert in bins of equal width of the weight: their mean weight, and
+    the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
+    experts = runs.examples([e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents])
+    right = experts.assign(expert=experts["run"].map({runs.find(e)["run"]: e.domains[0] for e in mixture.parents}))
+    rows = runs.examples([mixture]).rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
+    pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
+        right[["set", "id", "expert", "em"]], on=["set", "id", "expert"])
+    inside = pairs["set"].isin(P.domains)
+    own = pairs[inside].assign(of="in domain: is it the expert's own dataset?", share=pairs["set"] == pairs["expert"])
+    far = pairs[pairs["set"] == P.pools[0]].assign(of=f"{P.pools[0]}: is the expert right?", share=pairs["em"].gt(0))
+    both = pd.concat([own, far]).assign(bin=lambda d: np.minimum((d["weight"] * bins).astype(int), bins - 1))
+    return both.groupby(["of", "bin"], as_index=False, sort=False).agg(
+        weight=("weight", "mean"), share=("share", "mean"), pairs=("share", "size"), run=("run", "first")).sort_values(["of", "bin"])
+
+
+def miscalibrated(bins: pd.DataFrame) -> float:
+    r"""Expected calibration error of `calibration`'s bins (Guo et al. 2017, eq. 5): $\sum_b \frac{n_b}{N} |share_b - weight_b|$."""
+    return float(np.average((bins["share"] - bins["weight"]).abs(), weights=bins["pairs"]))
 
 
 def overruled(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
