@@ -88,3 +88,42 @@ def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
     shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | {"low": float("nan"), "n": 1}]))
     assert list(shown["ours"]) == ["1.2 [-1.0, 3.5]", "1.2"] and list(shown["equal trials"]) == ["not tested"] * 2
     assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
+
+
+def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
+    """A gate that says 0.7 and is right in 7 of 10 has no calibration error; one that says 1.0 has 0.3."""
+    p = params.load("moe", "quick")
+    a, b = p.domains[:2]
+    experts = [Expert(f"e{d}", [d]) for d in (a, b)]
+
+    def examples(sure: float) -> dict[str, pd.DataFrame]:
+        sets = [a] * 7 + [b] * 3 + [p.pools[0]] * 10
+        base = pd.DataFrame({"set": sets, "id": [f"q{i}" for i in range(20)]})
+        said = base.assign(run="m", gate_1=sure, gate_2=1 - sure)
+        own = [base.assign(run=f"e{d}", em=[100.0 * (k == 0)] * 20) for k, d in enumerate((a, b))]
+        return {"m": said, "e": pd.concat(own)}
+
+    monkeypatch.setattr(runs, "find", lambda e: {"run": e.run})
+    for sure, error in ((0.7, 0.0), (1.0, 0.3)):
+        found = examples(sure)
+        monkeypatch.setattr(runs, "examples", lambda specs, found=found: found["m" if isinstance(specs[0], Mixed) else "e"])
+        bins = tables.calibration(p.model_copy(update={"domains": [a, b]}), Mixed(experts))
+        inside = bins[bins["of"].str.startswith("in domain")]
+        assert tables.miscalibrated(inside) == pytest.approx(error) and inside["pairs"].sum() == 20
+        far = bins[bins["of"].str.startswith(p.pools[0])].set_index("weight")["share"]
+        assert list(far) == [0.0, 1.0]                                    # the trusted expert is right, the other wrong
+
+
+class Expert:
+    def __init__(self, run: str, domains: list[str]):
+        self.run, self.domains = run, domains
+
+    def model_copy(self, update: dict) -> "Expert":
+        return self
+
+
+class Mixed:
+    tests: list[str] = []
+
+    def __init__(self, parents: list[Expert]):
+        self.parents = parents
