@@ -264,6 +264,8 @@ def test_a_small_study_to_the_end(store, monkeypatch):
     record = runs.find(next(s for s in specs if s.variant == "baseline"))
     best = max(record["history"], key=lambda h: (h["validation_f1"], -h["step"]))
     assert record["chosen_step"] == best["step"]
+    steps = [h["step"] for h in record["history"]]
+    assert steps == sorted(set(steps)) and all(h["train_loss"] for h in record["history"])       # no look twice
     moe_run = runs.find(next(s for s in specs if s.variant == "moe"))
     assert moe_run["parameters"] > 3 * record["parameters"]
     table = study.run(p, workers=1, live=False)
