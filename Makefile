@@ -45,7 +45,7 @@ inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).y
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
 .PHONY: FORCE environment $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
-        help profile verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
+        help profile reproduce overview readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 help: ## this list (the default)
 	@echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'
@@ -59,6 +59,14 @@ profile: ## print the profile in use, and why
 
 # ---- train, collect, report ----
 
+reproduce: $(REPORTS:%=reproduce-%) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
+	@cp figures/index-$(PROFILE).html figures/index.html
+	@echo 'page: figures/index.html'
+
+overview: profile | $(SETUP) ## draw figures/index.html from the pages there are
+	$(PY) -m qa_lib.overview --profile $(PROFILE)
+	@cp figures/index-$(PROFILE).html figures/index.html
+
 $(REPORTS:%=reproduce-%): reproduce-%: profile figures/%/$(PROFILE)/report.html ## train what is missing, then render the page
 	@echo 'page: $(word 2,$^)'
 
@@ -70,6 +78,9 @@ $(REPORTS:%=report-%): report-%: profile | $(SETUP) ## render the page alone
 $(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed real runs into records/
 	$(PY) -m qa_lib.runs land $* $(FLAGS)
 
+readme: | $(SETUP) ## write the verdicts on real data into README.md
+	$(PY) -m qa_lib.overview --readme
+
 verify: profile | $(SETUP) ## print the verdict on every claim, from records alone; fails where results.csv disagrees
 	@for r in $(REPORTS); do $(PY) -m qa_lib.verify $$r $(FLAGS); done
 
@@ -80,6 +91,9 @@ $(FOLDERS:%=%/results.csv): $(SETUP) FORCE
 $(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS)
 	@touch -c $@
+
+$(PROFILES:%=figures/index-%.html): figures/index-%.html: $(REPORTS:%=figures/%/$$*/report.html) notebooks/00_overview.ipynb
+	$(PY) -m qa_lib.overview --profile $*
 
 figures/%: $$(@D)/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))

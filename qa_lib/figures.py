@@ -46,10 +46,12 @@ def losses(history: pd.DataFrame, by: str, words: str):
 
 def calibrated(bins: pd.DataFrame):
     """Share over weight (tables.calibration), a panel for each question asked; points grow with the number of pairs."""
-    grid = sns.relplot(bins, x="weight", y="share", col="of", size="pairs", sizes=(15, 150), color=COLOURS["MoE"], height=2.9, aspect=1.15)
+    grid = sns.relplot(bins, x="weight", y="share", col="of", size="pairs", sizes=(15, 150), color=COLOURS["MoE"], height=2.9,
+                       aspect=1.15)
     for axes in grid.axes.flat:
         axes.axline((0, 0), slope=1, color="0.3", ls="--", lw=1)
-    return grid.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)).set_titles("{col_name}").set_axis_labels("weight of the gate", "share of pairs")
+    grid.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)).set_titles("{col_name}")
+    return grid.set_axis_labels("weight of the gate", "share of pairs")
 
 
 def routed(steps: pd.DataFrame):

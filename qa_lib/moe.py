@@ -183,7 +183,7 @@ def compared(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
 
 
 def printed(p: Moe, shared: dict) -> list[Spec]:
-    """Arm `printed`, one seed: the report's rate and epochs; baseline, experts and their mixtures, and what is compared with them."""
+    """Arm `printed`, one seed: the report's rate and epochs; baseline, experts, mixtures, and what is compared with them."""
     def run(*args, **fields) -> Spec:
         return trained(p, shared, *args, **fields)
 
@@ -203,7 +203,8 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
     if "longer" in p.experiments:
         found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
     if "last" in p.experiments:
-        found += [run("baseline-last", checkpoint="last")] + [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
+        found += [run("baseline-last", checkpoint="last")]
+        found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
     if "reinit" in p.experiments:
         found += [run(f"reinit-{n}", reinit=n) for n in p.sweep_reinit] + [run(f"reload-{top}", reinit=top, reinit_from="lower")]
         found += compared(p, shared, f"moe-reinit-{top}")

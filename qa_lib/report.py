@@ -42,10 +42,12 @@ class Markdown(str):
     __repr__ = object.__repr__
 
 
-def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1) -> Html:
+def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
+               links: dict[str, str] | None = None) -> Html:
     """Write <name>.csv, .md and .tex; return the table for display.
 
-    Columns `x` and `x_sd` are shown as "mean ± sd"; `seeds` says where one seed means no spread.
+    Columns `x` and `x_sd` are shown as "mean ± sd"; `seeds` says where one seed means no spread. links: text of cells →
+    address.
     Raises UserError where a row names no run.
     """
     ids, caption = evidence(name, frame), f"{caption} {_seeds(frame)}".strip()
@@ -59,11 +61,14 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1)
     _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
     number = [all(re.fullmatch(r"[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c]) for c in shown]
 
+    def linked(cell: str) -> str:
+        return f'<a href="{escape(links[cell])}">{escape(cell)}</a>' if links and cell in links else escape(cell)
+
     def row(cells, heads: str) -> str:
         kinds = [("th", f' scope="{heads}"')] + [("th", ' scope="col"') if heads == "col" else
                                                  ("td", "")] * (len(shown.columns) - 1)
         return "<tr>" + "".join(
-            f"<{kind}{scope}{' class=number' * right}>{escape(cell)}</{kind}>"
+            f"<{kind}{scope}{' class=number' * right}>{linked(cell)}</{kind}>"
             for (kind, scope), right, cell in zip(kinds, number, cells, strict=True)) + "</tr>\n"
 
     title = f'aria-labelledby="{name}-title"'
@@ -144,9 +149,11 @@ def provenance(P, specs: list[Spec]) -> Html:
 
 
 def evidence(name: str, frame: pd.DataFrame) -> list[str]:
-    """The runs that a frame comes from. Raises UserError where a row names none."""
+    """The runs that a frame comes from. Raises UserError where a row names none, unless it has no result: – under `ours`."""
     ids = [_tuple(r) for r in frame["run"]] if "run" in frame else []
-    if not ids or not all(r and all(isinstance(x, str) and x for x in r) for r in ids):
+    nothing = frame["ours"].eq("–") if "ours" in frame else [False] * len(frame)
+    if not ids or not all(r and all(isinstance(x, str) and x for x in r) or (none and not r)
+                          for r, none in zip(ids, nothing, strict=True)):
         raise UserError(f"{name} is not drawn: its frame, or a row of it, names no run; build it "
                         "from runs.ledger(specs), so that every number has a record")
     return list(dict.fromkeys(x for r in ids for x in r))

@@ -117,6 +117,15 @@ def committed(report: str) -> dict[str, dict]:
     return found
 
 
+def stored(report: str) -> list[dict]:
+    """Every complete record of a report, committed or in the store."""
+    found = dict(committed(report))
+    for at in sorted((RUNS / report).glob("*/metrics.json")):
+        if record := _read(at.parent):
+            found.setdefault(record["hash"], record)
+    return list(found.values())
+
+
 def find(spec: Spec, fresh: bool = False) -> dict | None:
     """The complete record of a training, or None.
 

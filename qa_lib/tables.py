@@ -174,8 +174,8 @@ def calibration(P, mixture: Spec, bins: int = 10) -> pd.DataFrame:
     own = pairs[inside].assign(of="in domain: is it the expert's own dataset?", share=pairs["set"] == pairs["expert"])
     far = pairs[pairs["set"] == P.pools[0]].assign(of=f"{P.pools[0]}: is the expert right?", share=pairs["em"].gt(0))
     both = pd.concat([own, far]).assign(bin=lambda d: np.minimum((d["weight"] * bins).astype(int), bins - 1))
-    return both.groupby(["of", "bin"], as_index=False, sort=False).agg(
-        weight=("weight", "mean"), share=("share", "mean"), pairs=("share", "size"), run=("run", "first")).sort_values(["of", "bin"])
+    return both.groupby(["of", "bin"], as_index=False).agg(weight=("weight", "mean"), share=("share", "mean"),
+                                                           pairs=("share", "size"), run=("run", "first"))
 
 
 def miscalibrated(bins: pd.DataFrame) -> float:

@@ -60,7 +60,8 @@ def test_clusters_share_out_the_rows():
     assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     place = {r["id"]: i for i, r in enumerate(rows)}
     means = [x[[place[r["id"]] for r in part[0]]].mean(0) for part in found]     # k-means: nearest to the mean of one's own
-    nearest = [np.argmin([np.linalg.norm(x[place[r["id"]]] - m) for m in means]) == k for k, part in enumerate(found) for r in part[0]]
+    nearest = [np.argmin([np.linalg.norm(x[place[r["id"]]] - m) for m in means]) == k
+               for k, part in enumerate(found) for r in part[0]]
     assert np.mean(nearest) > 0.98
 
 

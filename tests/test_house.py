@@ -27,7 +27,8 @@ CORE = [{"settings"}, {"params"}, {"spec"}, {"corpora", "sentences", "sources"},
 APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
         "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
          "verify": {"claims", "power", "stats", "runs", "params", "spec"}, "tables": {"runs", "stats", "trials", "params", "spec"},
-         "figures": {"tables"}, "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"}}
+         "figures": {"tables"}, "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"},
+         "overview": {"claims", "render", "report", "runs", "params"}}
 MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
@@ -107,7 +108,8 @@ def test_files_are_short_and_flat(module):
 def test_the_readme_lists_every_module():
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^      (\w+)\.py ", readme, re.M)) == set(LIBRARY) - {"__init__"}
-    assert len(readme.splitlines()) <= 160
+    written = re.sub(r"<!-- verdicts -->.*<!-- /verdicts -->", "", readme, flags=re.S)      # the rest is generated
+    assert len(written.splitlines()) <= 160
 
 
 UNSAFE = (r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_code ?= ?True"

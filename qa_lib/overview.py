@@ -1,0 +1,150 @@
+"""All reports on one page: what they claim, what was found, at what cost; and the README's table of verdicts.
+
+    python -m qa_lib.overview --profile quick     figures/index-quick.html, from each report's page and claims.csv at that profile
+    python -m qa_lib.overview --readme            the verdicts on real data, between the README's markers
+
+A report that has not been run at the profile is listed as such.
+"""
+import argparse
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from qa_lib import claims, params, render, report, runs
+from qa_lib.params import ROOT, UserError
+
+TITLES = {"moe": "Sesame Street Ensemble", "exbert": "Bring in the ExBERT", "road": "ROaD-ELECTRA",
+          "smart": "Walk Less and Only Down Smooth Valleys"}
+VERDICTS = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", "not tested"]
+MARKS = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What report.py asks of a page's parameters."""
+    profile: str
+    report: str = "overview"
+    size: str = ""
+    seeds: tuple[int, ...] = ()
+
+
+def chosen(names: dict) -> Page:
+    """The page of a notebook's names. Raises UserError for a profile that does not exist."""
+    if names["profile"] not in params.PROFILES:
+        raise UserError(f"profile: '{names['profile']}' is not one; known: {', '.join(params.PROFILES)}")
+    return Page(names["profile"])
+
+
+def board(profile: str) -> pd.DataFrame:
+    """Every claim of every report: report, claim, says, where, printed, unit, primary; ours, low, high (95 %), n, verdict, rows
+    (trained on), run where the report was run at the profile, else NaN, 0, "not tested", "" and ()."""
+    parts = []
+    for slug in TITLES:
+        listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
+                                "printed": "–" if c.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(c.range))}
+                               for c in claims.claims(slug)])
+        found = runs.FIGURES / slug / profile / "claims.csv"
+        empty = dict.fromkeys(("ours", "low", "high"), math.nan) | {"n": 0, "verdict": "not tested: not run at this profile",
+                                                                    "rows": "", "run": ""}
+        if found.exists():
+            own = pd.read_csv(found, keep_default_na=False, na_values={k: "" for k in ("ours", "low", "high")},
+                              dtype=dict.fromkeys(("where", "printed", "verdict", "run"), str))
+            rows = pd.read_csv(found.with_name("results.csv"), usecols=["run", "rows"]).drop_duplicates().set_index("run")["rows"]
+            listed = listed[["claim", "primary"]].merge(own.drop(columns="primary"), on="claim")
+            listed["rows"] = [" to ".join(f"{n:,}" for n in sorted({rows[r].min() for r in ids.split()})) for ids in listed["run"]]
+        parts.append(listed.assign(**{} if found.exists() else empty, report=slug))
+    frame = pd.concat(parts, ignore_index=True)
+    kind = frame["verdict"].str.replace("not tested at this profile", "not tested").str.split(":").str[0]
+    return frame.assign(kind=pd.Categorical(kind, VERDICTS), run=[tuple(r.split()) for r in frame["run"]])
+
+
+def found(row) -> str:
+    """Ours with its interval, as text."""
+    return "–" if math.isnan(row.ours) else f"{row.ours:.1f}" + f" [{row.low:.1f}, {row.high:.1f}]" * (not math.isnan(row.low))
+
+
+def printed(row) -> str:
+    return "–" if row.printed == "–" else f"{row.printed} {row.unit}"
+
+
+def shown(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the board as a page shows them."""
+    return pd.DataFrame({"report": rows["report"], "says": rows["says"] + " (" + rows["where"] + ")",
+                         "printed": [printed(r) for r in rows.itertuples()], "ours": [found(r) for r in rows.itertuples()],
+                         "training rows": rows["rows"].replace("", "–"), "n seeds": rows["n"].map(lambda n: f"{n}" if n else "–"),
+                         "verdict": rows["kind"].astype(str),
+                         "primary": rows["primary"].map({True: "primary", False: ""}), "run": rows["run"]})
+
+
+def links(profile: str) -> dict[str, str]:
+    """The address of each report's page, where it has one, as index.html names it."""
+    return {slug: f"{slug}/{profile}/report.html" for slug in TITLES if (runs.FIGURES / slug / profile / "report.html").exists()}
+
+
+def pages(profile: str) -> report.Html:
+    """The reports and where their pages are, or what makes them."""
+    known, items = links(profile), []
+    for slug, title in TITLES.items():
+        make = f"no page at this profile yet; make reproduce-{slug} PROFILE={profile} makes it" if slug in params.REPORTS else \
+            "not built yet; its claims are listed"
+        items.append(f'<a href="{known[slug]}">{title}</a> ({slug})' if slug in known else f"{title} ({slug}): {make}")
+    return report.Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
+
+
+def tally(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many claims of each report got which verdict."""
+    count = frame.groupby(["report", "kind"], observed=False).size().unstack()
+    count = count.loc[[s for s in TITLES if s in count.index]]
+    behind = frame.groupby("report")["run"].agg(lambda ids: tuple(dict.fromkeys(x for r in ids for x in r)))
+    return count.reset_index().assign(claims=count.sum(axis=1).to_numpy(), run=behind.loc[count.index].to_numpy())
+
+
+def cost(profile: str) -> pd.DataFrame:
+    """Runs, hours of work and devices of the reports that were run at the profile."""
+    rows = []
+    for slug in params.REPORTS:
+        own = [r for r in runs.stored(slug) if r["spec"]["profile"] == profile]
+        rows += [{"report": slug, "runs recorded": len(own), "hours of work": sum(r["seconds"] for r in own) / 3600,
+                  "devices": ", ".join(sorted({r["environment"]["device"] for r in own})),
+                  "run": tuple(r["run"] for r in own)}] * bool(own)
+    return pd.DataFrame(rows)
+
+
+def readme() -> str:
+    """The verdicts on real data, as Markdown: counts, and the decided and the primary claims of each report that was run."""
+    frames = [board(profile).assign(profile=profile) for profile in ("real", "paper")]
+    done = pd.concat([f[f["report"].isin(f["report"][f["run"].map(len) > 0])] for f in frames])
+    rest = ", ".join(f"`{s}`" for s in TITLES if s not in set(done["report"]))
+    count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
+                    for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
+    told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])].sort_values("kind", kind="stable")
+    lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {printed(r)} | {found(r)} | {r.rows or '–'} | {r.n or '–'} | "
+                    f"{r.kind} |\n" for r in told.itertuples())
+    return (f"| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
+            "Claims with a verdict, and the primary ones; in brackets the 95 % interval, which one seed does not give.\n\n"
+            f"| report | says | printed | ours | training rows | seeds | verdict |\n|{'---|' * 7}\n{lines}\n"
+            + f"Not yet run on real data: {rest}.\n" * bool(rest))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", help=" | ".join(params.PROFILES))
+    parser.add_argument("--readme", action="store_true", help="write the verdicts on real data into README.md")
+    args = parser.parse_args()
+    if args.readme:
+        file = ROOT / "README.md"
+        before, rest = file.read_text().split(MARKS[0])
+        runs.write(file, before + MARKS[0] + readme() + MARKS[1] + rest.split(MARKS[1])[1])
+        return 0
+    p = chosen({"profile": args.profile or params.default_profile()})
+    nb = render.execute(render.load_notebook_node(str(ROOT / "notebooks" / "00_overview.ipynb")), "00_overview.ipynb",
+                        {"profile": p.profile})
+    page = runs.FIGURES / f"index-{p.profile}.html"
+    runs.write(page, render.page(nb, p))
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    params.main(main)

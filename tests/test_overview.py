@@ -1,0 +1,57 @@
+"""The page about all reports, and the README's verdicts."""
+import nbformat
+import pandas as pd
+import pytest
+
+from qa_lib import claims, overview, params, render, report, runs
+from qa_lib.params import ROOT, UserError
+
+
+def test_the_readme_has_the_verdicts_of_the_committed_pages():
+    block = (ROOT / "README.md").read_text().split(overview.MARKS[0])[1].split(overview.MARKS[1])[0]
+    assert block == overview.readme(), "make readme writes it"
+
+
+def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    frame = overview.board("real")
+    assert list(zip(frame["report"], frame["claim"], strict=True)) == [(s, c.id) for s in overview.TITLES for c in claims.claims(s)]
+    assert set(frame["kind"]) == {"not tested"} and set(overview.shown(frame)["ours"]) == {"–"} and not frame["run"].map(len).any()
+
+
+def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    ids = [c.id for c in claims.claims("moe")]
+    (tmp_path / "moe" / "real").mkdir(parents=True)
+    shared = {"where": "1", "says": "x", "printed": "1", "unit": "EM", "n": 3, "tuned": "", "control": "", "primary": False}
+    one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
+    other, folder = {"verdict": "not tested at this profile: why", "run": ""}, tmp_path / "moe" / "real"
+    rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]
+    pd.DataFrame(rows).to_csv(folder / "claims.csv", index=False)
+    pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]}).to_csv(folder / "results.csv", index=False)
+    frame = overview.board("real")
+    first = overview.shown(frame).iloc[0]
+    shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
+    assert shown == ["2.0 [1.0, 3.0]", "3", "1,000 to 3,000", "reproduced"]
+    count = overview.tally(frame).set_index("report")
+    assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [1, len(ids) - 1, len(ids)]
+    assert "| moe |" in overview.readme() and "`exbert`, `road`, `smart`" in overview.readme()
+
+
+def test_rows_without_a_result_need_no_run_and_others_do():
+    frame = pd.DataFrame({"ours": ["–", "1.0"], "run": [(), ("a",)]})
+    assert report.evidence("t", frame) == ["a"]
+    with pytest.raises(UserError, match="names no run"):
+        report.evidence("t", frame.assign(ours="1.0"))
+
+
+def test_a_profile_without_any_report_says_so(store, monkeypatch):
+    """The whole notebook, where nothing was run."""
+    monkeypatch.setenv("QA_FIGURES", str(store / "figures"))
+    nb = nbformat.read(ROOT / "notebooks" / "00_overview.ipynb", nbformat.NO_CONVERT)
+    text = render.page(render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper"))
+    assert "make reproduce-moe PROFILE=paper" in text and "not built yet" in text and "No run so far" in text
+    assert text.count("<tr>") > sum(len(claims.claims(s)) for s in overview.TITLES)
+    with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
+        overview.chosen({"profile": "papper"})
+    assert list(params.REPORTS)
