@@ -34,7 +34,8 @@ def of_cluster(spec: Spec, rows: list[dict], *others: list[dict]) -> list[list[d
     found = []
     for part in (rows, *others):
         nearest = vq(states(spec.encoder, [r["question"] for r in part]), centres)[0] if part else []
-        found.append([r for r, k in zip(part, nearest, strict=True) if k == which])
+        own = [r for r, k in zip(part, nearest, strict=True) if k == which]
+        found.append(own if part is rows else own or part)              # few validation rows: all of them rather than none
     if not found[0]:
         raise UserError(f"clusters: of {clusters} clusters of questions one is empty; lower clusters or raise train_rows")
     return found

@@ -1,5 +1,4 @@
 """MoE beyond the report: altered copies, out-of-domain experts, experts by clusters of questions, equal trials."""
-import math
 import random
 import re
 from collections import Counter
@@ -7,9 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qa_lib import augment, data, moe, params, questions, runs, scoring, study
+from qa_lib import augment, data, moe, params, questions, runs
 from qa_lib.spec import Spec
-from tests.test_moe import load, whole_plan
+from tests.test_moe import whole_plan
 
 
 def few() -> list[dict]:
@@ -56,6 +55,7 @@ def test_clusters_share_out_the_rows():
     for k, whole in enumerate((rows, validation)):
         ids = [r["id"] for part in found for r in part[k]]
         assert sorted(ids) == sorted(r["id"] for r in whole)
+    assert questions.of_cluster(specs[0], rows, found[1][1][:1], [])[1:] == [found[1][1][:1], []]     # all rather than none
     x = questions.states("minilm", [r["question"] for r in rows])
     assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     place = {r["id"]: i for i, r in enumerate(rows)}
@@ -103,17 +103,10 @@ def test_equal_trials(monkeypatch):
     assert {s.seed for s in final} == {0, 1} and all(s.arm == "tuned" and s.tests for s in final)
 
 
-def test_the_new_experts_to_the_end(store, monkeypatch):
-    """Fine-tuned on few examples and on altered ones; mixed with out-of-domain experts; experts by clusters of questions."""
-    monkeypatch.setattr(scoring, "CACHE", store / "cache")
-    p = load(experiments=["few-shot", "outside", "clusters"], few_epochs=5.0, max_length=96, train_rows=12)
-    study.run(p, workers=1, live=False)
-    found = {s.variant: runs.find(s) for s in runs.plan(p)}
-    assert all(found.values()) and {"moe-outside", "moe-clusters", "few-shot", "few-shot-augmented"} <= set(found)
-    assert sum(found[f"expert-cluster-{k}"]["data"]["rows of the cluster"] for k in (1, 2, 3)) == 36
-    outside = next(s for s in runs.plan(p) if s.variant == "moe-outside")
-    assert [e.domains[0] for e in outside.parents] == [*p.domains, *p.few_shot]
-    examples = runs.examples([outside])
-    assert np.allclose(examples[[f"gate_{k}" for k in range(1, 7)]].sum(axis=1), 1, atol=1e-5)
-    windows = found["few-shot-augmented"]["data"]["windows"]
-    assert windows >= 3 * 8 * 5 and math.isclose(found["few-shot"]["data"]["windows"], windows / 5, rel_tol=0.3)
+def test_out_of_domain_experts_go_on_from_the_baseline():
+    specs = whole_plan(experiments=["outside"])
+    by = {s.variant: s for s in specs}
+    mixture = by["moe-outside"]
+    assert [e.domains for e in mixture.parents] == [[d] for d in mixture.domains] and len(mixture.parents) == 6
+    assert [e.parents[0].variant for e in mixture.parents] == ["start"] * 3 + ["baseline"] * 3
+    assert mixture.validation_rows == 0 and mixture.rows == [64] * 3 + [24] * 3       # few-shot validation rows are test rows

@@ -17,7 +17,8 @@ TINY = {"exbert": SMALL | {"ratios": [0.6], "tuned_epochs": 1.0, "curve_epochs":
         "moe": SMALL | {"domains": ["encyclopaedia", "news"], "pools": ["out-of-domain"], "train_rows": 12, "precision": "bf16",
                         "max_length": 128, "stride": 32, "watched": 4, "looks": 1, "longer": [2], "reinit_epochs": 1.0,
                         "reinit_blocks": 1, "sweep_reinit": [1], "gate_epochs": 1.0, "sweep_layers": [1], "sweep_inputs": ["cls"]}}
-FEW = {"exbert": ("headline", "order", "fig6_tuned"), "moe": ("mixture", "reinit", "fig_weights")}   # one part, one absent
+FEW = {"exbert": (["headline"], "order", "fig6_tuned"),                    # some parts, one absent, what is drawn of them
+       "moe": (["mixture", "few-shot", "outside", "clusters"], "reinit", "table_future")}
 each = pytest.mark.parametrize("slug", NOTEBOOKS)
 
 
@@ -91,8 +92,8 @@ def test_run_all_with_tiny_parameters(slug, store):
 
 @each
 def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
-    part, absent, figure = FEW[slug]
-    p = params.load(slug, "quick", TINY[slug] | {"experiments": [part]})
+    parts, absent, figure = FEW[slug]
+    p = params.load(slug, "quick", TINY[slug] | {"experiments": parts})
     page = render.page(render.execute(read(slug), slug, p.model_dump()), p)
     assert f"“{absent}” is not part of the study" in page and f'<figure id="{figure}">' in page
     assert '<figure id="fig4' not in page and '<figure id="fig_reinit' not in page
