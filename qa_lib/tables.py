@@ -171,8 +171,8 @@ def calibration(P, mixture: Spec, bins: int = 10) -> pd.DataFrame:
     pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
         right[["set", "id", "expert", "em"]], on=["set", "id", "expert"])
     inside = pairs["set"].isin(P.domains)
-    own = pairs[inside].assign(of="in domain: is it the expert's own dataset?", share=pairs["set"] == pairs["expert"])
-    far = pairs[pairs["set"] == P.pools[0]].assign(of=f"{P.pools[0]}: is the expert right?", share=pairs["em"].gt(0))
+    own = pairs[inside].assign(of="in domain, its own dataset", share=pairs["set"] == pairs["expert"])
+    far = pairs[pairs["set"] == P.pools[0]].assign(of=f"{P.pools[0]}, right answer", share=pairs["em"].gt(0))
     both = pd.concat([own, far]).assign(bin=lambda d: np.minimum((d["weight"] * bins).astype(int), bins - 1))
     return both.groupby(["of", "bin"], as_index=False).agg(weight=("weight", "mean"), share=("share", "mean"),
                                                            pairs=("share", "size"), run=("run", "first"))
