@@ -118,8 +118,8 @@ test-notebooks: | $(SETUP) ## Run All on the untouched notebooks
 AXE := 4.13.0
 AXE_FILE := .cache/node/axe-core-$(AXE)/node_modules/axe-core/axe.min.js
 
-test-browser: $(AXE_FILE) | $(SETUP) browser ## open the rendered pages in headless Chromium, axe-core and all
-	$(PY) -m pytest tests/test_browser.py
+test-browser: $(AXE_FILE) | $(SETUP) browser ## open the rendered pages, and a notebook in JupyterLab, in headless Chromium
+	$(PY) -m pytest tests/test_browser.py tests/test_lab.py
 
 browser:
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
