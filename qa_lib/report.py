@@ -58,7 +58,7 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1)
         index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
     _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
     looks = [" class=number" if all(re.fullmatch(r"-?[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c]) else
-             " class=words" * any(len(x) > 40 for x in shown[c]) for c in shown]
+             " class=words" * any(len(x) > 60 for x in shown[c]) for c in shown]
 
     def row(cells, heads: str) -> str:
         kinds = [("th", f' scope="{heads}"')] + [("th", ' scope="col"') if heads == "col" else
