@@ -44,7 +44,7 @@ TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(FRESH), --fresh)
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
-.PHONY: FORCE environment $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
+.PHONY: FORCE environment browser $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
         help profile reproduce overview readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 help: ## this list (the default)
@@ -128,8 +128,21 @@ test: | $(SETUP) ## the fast tests
 test-notebooks: | $(SETUP) ## Run All on the untouched notebooks
 	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/test_notebooks.py
 
-test-browser: | $(SETUP) ## open the rendered pages in headless Chromium
-	$(PY) -m pytest tests/test_browser.py
+# What these need beside Python: Chromium, and axe-core, pinned here and kept in .cache/.
+AXE := 4.13.0
+AXE_FILE := .cache/node/axe-core-$(AXE)/node_modules/axe-core/axe.min.js
+
+test-browser: $(AXE_FILE) | $(SETUP) browser ## open the rendered pages, and a notebook in JupyterLab, in headless Chromium
+	$(PY) -m pytest tests/test_browser.py tests/test_lab.py
+
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	{ echo 'no Chromium on the path: asking apt-get for it'; apt-get install -qq -y chromium >/dev/null 2>&1; } || \
+	{ echo 'error: test-browser needs Chromium; install the package chromium (as root), or Google Chrome, and start again' >&2; exit 2; }
+
+$(AXE_FILE):
+	@command -v npm >/dev/null || { echo 'error: test-browser needs npm to fetch axe-core; install the package npm' >&2; exit 2; }
+	npm install --no-save --ignore-scripts --silent --prefix .cache/node/axe-core-$(AXE) axe-core@$(AXE)
 
 bench: | $(SETUP) ## measure what is claimed to be fast, beside what it replaces
 	@for f in tests/benchmarks/[a-z]*.py; do echo "== $$f"; $(PY) $$f; done
@@ -160,4 +173,4 @@ lock: | $(SETUP) ## pin what pyproject.toml asks for (torch stays; HOLD=torch==x
 	mv requirements.new requirements.lock
 
 clean: ## remove quick pages and caches; never runs/
-	rm -rf figures/*/quick .pytest_cache .ruff_cache
+	rm -rf figures/*/quick .cache .pytest_cache .ruff_cache

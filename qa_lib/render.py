@@ -3,11 +3,14 @@
     python -m qa_lib.render exbert --profile quick    figures/exbert/quick/report.html and all on it
     python -m qa_lib.render exbert --profile quick --only fig3_ratios           that figure alone
 
-The page makes no request and holds no script: maths is MathML, images are embedded, and a content
-policy in its head refuses the rest. A notebook that fails leaves the earlier page as it was.
+The page makes no request: maths is MathML, images are embedded, and a content policy in its head
+refuses the rest. Its one script, page/sort.js, lets a reader sort the tables; the policy names it by its
+hash and refuses any other. A notebook that fails leaves the earlier page as it was.
 """
 import argparse
+import base64
 import copy
+import hashlib
 import os
 import re
 import sys
@@ -24,6 +27,8 @@ from papermill.iorw import load_notebook_node, write_ipynb
 from qa_lib import params, report, runs
 from qa_lib.params import ROOT, UserError
 
+SCRIPT = Path(__file__).parent / "page" / "sort.js"
+
 
 def mathml(latex: str, display: str = "inline") -> str:
     """LaTeX as MathML, with the space after log and the limits of a sum where LaTeX has them."""
@@ -37,10 +42,13 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 class Renderer(IPythonRenderer):
-    """Markdown to HTML: maths as MathML, headings with an anchor, markup in the text escaped."""
+    """Markdown to HTML: maths as MathML, headings with an anchor, markup in the text escaped; what is wide scrolls."""
 
     def block_math(self, body):
-        return f'<div class="scroll" tabindex="0">{mathml(body, "block")}</div>'
+        return f'<div class="scroll" tabindex="0" role="group" aria-label="Equation">{mathml(body, "block")}</div>'
+
+    def block_code(self, code, info=None):
+        return f'<div class="scroll" tabindex="0" role="group" aria-label="Code">{super().block_code(code, info)}</div>\n'
 
     def inline_math(self, body):
         return mathml(body)
@@ -52,6 +60,13 @@ class Renderer(IPythonRenderer):
         anchor = re.sub(r"\W+", "-", re.sub(r"<[^>]*>|&\w+;", "", text).lower()).strip("-")
         return f'<h{level} id="{anchor}">{text}</h{level}>\n'
 
+    def table(self, text):
+        return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">\n<table>{text}</table></div>\n'
+
+    def table_cell(self, text, align=None, head=False):
+        right = ' class="number"' if align == "right" else ""
+        return f'<th scope="col"{right}>{text}</th>\n' if head else f"<td{right}>{text}</td>\n"
+
 
 def markdown(source: str) -> str:
     renderer = Renderer(escape=True, allow_harmful_protocols=False)
@@ -59,7 +74,7 @@ def markdown(source: str) -> str:
 
 
 class Page(HTMLExporter):
-    """nbconvert with our template; resources["page"] holds tag, title and contents."""
+    """nbconvert with our template; resources["page"] holds tag, title, contents and script."""
 
     def __init__(self):
         super().__init__(template_name="page",
@@ -76,9 +91,11 @@ def page(nb, p) -> str:
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
+    script = SCRIPT.read_text()
     return Page().from_notebook_node(nb, {"page": {
         "title": title, "name": re.search(r"^# (.+)$", title, re.M)[1], "tag": report.tag(p),
-        "meaning": meaning, "colour": colour,
+        "meaning": meaning, "colour": colour, "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "contents": re.findall(r'<h2 id="(.*?)">(.*?)</h2>', text)}})[0]
 
 

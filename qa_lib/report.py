@@ -59,7 +59,8 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
     tex = shown.drop(columns="runs").rename(columns=_tex).map(_tex).to_latex(
         index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
     _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
-    number = [all(re.fullmatch(r"[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c]) for c in shown]
+    looks = [" class=number" if all(re.fullmatch(r"-?[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c]) else
+             " class=words" * any(len(x) > 60 for x in shown[c]) for c in shown]
 
     def linked(cell: str) -> str:
         return f'<a href="{escape(links[cell])}">{escape(cell)}</a>' if links and cell in links else escape(cell)
@@ -68,8 +69,8 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
         kinds = [("th", f' scope="{heads}"')] + [("th", ' scope="col"') if heads == "col" else
                                                  ("td", "")] * (len(shown.columns) - 1)
         return "<tr>" + "".join(
-            f"<{kind}{scope}{' class=number' * right}>{linked(cell)}</{kind}>"
-            for (kind, scope), right, cell in zip(kinds, number, cells, strict=True)) + "</tr>\n"
+            f"<{kind}{scope}{look}>{linked(cell)}</{kind}>"
+            for (kind, scope), look, cell in zip(kinds, looks, cells, strict=True)) + "</tr>\n"
 
     title = f'aria-labelledby="{name}-title"'
     return Html(f'<figure id="{name}"><figcaption id="{name}-title">{_badge(P)} {escape(caption)}'

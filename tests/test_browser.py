@@ -1,98 +1,159 @@
-"""Every rendered page in headless Chromium, on a phone and a desk, light and dark: no request, no
-console error, every image decoded and described, nothing wider than the window.
+"""Every rendered page in headless Chromium, on a phone and a desk, light and dark: no request, no console message,
+every image decoded and described, nothing wider than the window, tables that sort, nothing serious from axe-core.
 
-`make test-browser`; QA_SHOTS=folder keeps screenshots to look at.
+`make test-browser` also installs axe-core; QA_SHOTS=folder keeps screenshots and a PDF to look at.
 """
 import base64
-import itertools
-import json
 import os
-import shutil
-import subprocess
-import urllib.request
 from pathlib import Path
 
 import pytest
-import websocket  # jupyter_server's
+from devtools import CHROMIUM, Tab
 
 from qa_lib import runs
+from qa_lib.params import ROOT
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PAGES = sorted(runs.FIGURES.glob("*/*/report.html"))
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-         "--disable-background-networking --disable-component-update --remote-debugging-port=0 "
-         "--remote-allow-origins=*").split()
-CHECK = """JSON.stringify({
+AXE = next((ROOT / ".cache" / "node").glob("*/node_modules/axe-core/axe.min.js"), None)
+SHOTS = Path(os.environ.get("QA_SHOTS", ""))
+CHECK = """(() => { const look = getComputedStyle(document.body), window = document.documentElement;
+const grey = colour => colour.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0) / 3;
+return {
   images: [...document.images].filter(i => !i.complete || !i.naturalWidth || !i.alt).length,
-  wider: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-  dead: [...document.querySelectorAll("a[href^='#']")].filter(
-      a => !document.getElementById(a.hash.slice(1))).length,
+  wider: window.scrollWidth - window.clientWidth,
+  loose: [...document.querySelectorAll("table")].filter(t => !t.closest(".scroll")).length,
+  dead: [...document.querySelectorAll("a[href^='#']")].filter(a => !document.getElementById(a.hash.slice(1))).length,
+  contents: document.querySelectorAll("nav a").length,
   maths: document.querySelectorAll("math").length,
-  height: document.documentElement.scrollHeight})"""
+  ground: grey(look.backgroundColor), ink: grey(look.color),
+  height: window.scrollHeight}; })()"""
+TABLE = """(() => { const table = [...document.querySelectorAll("table:has(button)")].at(-1);
+const head = [...table.tHead.rows[0].cells].findIndex(h => h.classList.contains("number"));
+return {table, head: table.tHead.rows[0].cells[head],
+        column: [...table.tBodies[0].rows].map(r => r.cells[head].textContent)}; })()"""
+STATE = f"(() => {{ const t = {TABLE}; return [t.head.getAttribute('aria-sort'), t.column]; }})()"
+SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations.filter(v => ["serious", "critical"].includes(v.impact))
+  .map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200)]))"""
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
               pytest.mark.skipif(not PAGES, reason="no page yet; make reproduce-exbert")]
-
-
-class Tab:
-    """One tab of a browser of our own, spoken to over the DevTools protocol."""
-
-    def __init__(self, profile: Path):
-        self.browser = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}",
-                                         "about:blank"],
-                                        stderr=subprocess.PIPE, text=True)
-        line = next(x for x in self.browser.stderr if "DevTools listening" in x)
-        with urllib.request.urlopen(f"http://{line.split('/')[2]}/json") as f:
-            target = next(t for t in json.load(f) if t["type"] == "page")
-        self.socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=60)
-        self.ids, self.events = itertools.count(1), []
-        for domain in ("Page", "Network", "Log", "Runtime"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **values) -> dict:
-        number = next(self.ids)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": values}))
-        while (message := json.loads(self.socket.recv())).get("id") != number:
-            self.events.append(message)
-        return message["result"]
-
-    def open(self, page: Path, width: int, scheme: str) -> dict:
-        self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900,
-                  deviceScaleFactor=1, mobile=width < 500)
-        self.call("Emulation.setEmulatedMedia",
-                  features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url=page.as_uri())
-        while not self.seen("Page.loadEventFired"):
-            self.events.append(json.loads(self.socket.recv()))
-        return json.loads(self.call("Runtime.evaluate", expression=CHECK)["result"]["value"])
-
-    def seen(self, *methods: str) -> list[dict]:
-        return [e["params"] for e in self.events if e.get("method") in methods]
+each = pytest.mark.parametrize("page", PAGES, ids=lambda p: "-".join(p.parts[-3:-1]))
 
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
-    tab = Tab(tmp_path_factory.mktemp("chromium"))
-    yield tab
-    tab.browser.terminate()
-    tab.browser.wait()
+    with Tab(tmp_path_factory.mktemp("chromium")) as tab:
+        yield tab
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: "-".join(p.parts[-3:-1]))
+@each
 def test_page(tab, page, width, scheme):
-    found = tab.open(page, width, scheme)
-    requests = {e["request"]["url"] for e in tab.seen("Network.requestWillBeSent")}
-    if folder := os.environ.get("QA_SHOTS"):
-        area = {"x": 0, "y": 0, "width": width, "height": found["height"], "scale": 1}
-        shot = tab.call("Page.captureScreenshot", captureBeyondViewport=True, clip=area)
-        name = "-".join([*page.parts[-3:-1], str(width), scheme]) + ".png"
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / name).write_bytes(base64.b64decode(shot["data"]))
-    assert {u for u in requests if not u.startswith("data:")} == {page.as_uri()}
+    tab.open(page.as_uri(), width, scheme)
+    found = tab.value(CHECK)
+    if SHOTS.name:
+        tab.shot(SHOTS / ("-".join([*page.parts[-3:-1], str(width), scheme]) + ".png"), width, found["height"])
+    assert tab.requests() == {page.as_uri()}
+    assert page.stat().st_size < 1_200_000 and found["maths"] > 0 and found["contents"] > 3
+    assert [found[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]
+    dark, light = sorted((found["ground"], found["ink"]))
+    assert dark < 40 and light > 220 and (found["ground"] == dark) == (scheme == "dark")
+    if AXE:  # evaluated through DevTools, which the page's content policy does not bind
+        tab.value(AXE.read_text() + ";0")
+        assert tab.value(SERIOUS) == []
     assert tab.seen("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
-    assert page.stat().st_size < 1_200_000 and found["maths"] > 0
-    assert (found["images"], found["dead"], found["wider"]) == (0, 0, 0)
+
+
+@pytest.mark.skipif(AXE is None, reason="no axe-core; make test-browser installs it")
+def test_axe_finds_a_planted_fault(tab, tmp_path):
+    (tmp_path / "bad.html").write_text("<!DOCTYPE html><html><title>x</title><img src='data:,'><button></button></html>")
+    tab.open((tmp_path / "bad.html").as_uri(), 390, "light")
+    tab.value(AXE.read_text() + ";0")
+    assert {"image-alt", "button-name", "html-has-lang"} <= {x[0] for x in tab.value(SERIOUS)}
+
+
+def number(text: str) -> float:
+    return float(text.split(" ")[0].replace(",", ""))
+
+
+@each
+def test_a_table_sorts_by_mouse_and_by_keyboard(tab, page):
+    tab.open(page.as_uri(), 1400, "light")
+    first, drawn = tab.value(STATE)
+    there = sorted((x for x in drawn if x != "–"), key=number)
+    missing = ["–"] * drawn.count("–")
+    assert first is None and len(drawn) > 1
+    x, y = tab.value(f"""(() => {{ const b = {TABLE}.head.firstChild; b.scrollIntoView({{block: "center"}});
+        const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
+    for kind in ("mousePressed", "mouseReleased"):
+        tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    assert tab.value(STATE) == ["ascending", there + missing]
+    if SHOTS.name:
+        tab.shot(SHOTS / ("-".join(page.parts[-3:-1]) + "-sorted.png"), 1400, tab.value(CHECK)["height"])
+    assert tab.value("document.activeElement.tagName") == "BUTTON"
+    tab.press("Enter", 13, "\r")
+    state, column = tab.value(STATE)
+    assert state == "descending" and [*map(number, column[:len(there)])] == [*map(number, reversed(there))]
+    assert column[len(there):] == missing
+    tab.press(" ", 32, " ")
+    assert tab.value(STATE) == [None, drawn]
+
+
+PLANTED = """# A title
+
+| a | b | c |
+|---|---|---|
+| x10 | 1,234 | 80:20 |
+| x9 | – | 5:95 |
+| X1 | 12.3 ± 0.4 | 100:0 |
+| y | -3 | 20:80 |
+| z | 5e-1 | 40:60 |
+"""
+
+
+def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
+    from nbformat.v4 import new_markdown_cell, new_notebook
+
+    from qa_lib import params, render
+    nb = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell(PLANTED)])
+    (tmp_path / "page.html").write_text(render.page(nb, params.load("exbert", "quick")))
+    tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
+    sort = """(i => { const t = document.querySelector("table"); t.querySelectorAll("button")[i].click();
+              return [...t.tBodies[0].rows].map(r => r.cells[i].textContent); })"""
+    assert tab.value(f"{sort}(1)") == ["-3", "5e-1", "12.3 ± 0.4", "1,234", "–"]
+    assert tab.value(f"{sort}(1)") == ["1,234", "12.3 ± 0.4", "5e-1", "-3", "–"]
+    assert tab.value(f"{sort}(2)") == ["5:95", "20:80", "40:60", "80:20", "100:0"]
+    assert tab.value(f"{sort}(0)") == ["X1", "x9", "x10", "y", "z"]
+    assert tab.value("document.querySelectorAll('[aria-sort]').length") == 1
+
+
+def test_a_script_of_the_text_does_not_run(tab, tmp_path):
+    """The policy names one script by its hash; another one, had it got past the escaping, is refused."""
+    from nbformat.v4 import new_markdown_cell, new_notebook
+
+    from qa_lib import params, render
+    text = render.page(new_notebook(cells=[new_markdown_cell("# Title")]), params.load("exbert", "quick"))
+    evil = "<script>document.title = 'run'</script><img src='data:,' onerror=\"document.title = 'run'\"></main>"
+    (tmp_path / "page.html").write_text(text.replace("</main>", evil))
+    tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
+    refused = [e["entry"]["text"] for e in tab.seen("Log.entryAdded")]
+    assert tab.value("document.title") != "run" and len(refused) == 2 and all("Content Security Policy" in x for x in refused)
+
+
+@each
+def test_paper(tab, page, tmp_path):
+    """In print: black on white even where the screen is dark, no contents, no code, no button, no table cut off."""
+    tab.open(page.as_uri(), 700, "dark")  # a sheet's width
+    tab.value(f"{TABLE}.head.firstChild.click()")
+    tab.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    found = tab.value(CHECK)
+    assert (found["ground"], found["ink"]) == (255, 0)
+    assert tab.value("[...document.querySelectorAll('nav, details, .skip')].every(e => !e.offsetParent)")
+    assert tab.value("getComputedStyle(document.querySelector('th[aria-sort] button'), '::after').display") == "none"
+    assert tab.value("[...document.querySelectorAll('table, img, math')].filter(e => e.getBoundingClientRect().right > 701)"
+                     ".map(e => e.closest('[id]').id)") == []
+    if SHOTS.name:
+        (SHOTS / ("-".join(page.parts[-3:-1]) + ".pdf")).write_bytes(
+            base64.b64decode(tab.call("Page.printToPDF", preferCSSPageSize=True)["data"]))

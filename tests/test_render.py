@@ -1,4 +1,6 @@
 """A planted notebook as a page: self-contained, accessible, safe; failures; one table alone."""
+import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -16,6 +18,10 @@ MATHS = """## The *idea*
 For $x_i < y$, with <script>alert(1)</script> and [a link](javascript:alert(1)):
 
 $$\\mathcal{L} = -\\sum_{i=1}^{T} \\log p_i$$
+
+| symbol | value |
+|---|--:|
+| T | 3 |
 """
 DRAW = """import matplotlib.pyplot as plt, pandas as pd
 fig = plt.figure(figsize=(1, 1))
@@ -55,18 +61,25 @@ def test_page(plant):
                    code("'<script>alert(2)</script>'"), new_markdown_cell("## Data & more"))
     text = (folder / "report.html").read_text()
     soup = bs4.BeautifulSoup(text, "html.parser")
-    # nothing is requested, nothing runs
-    assert not soup.find_all(["script", "iframe", "object", "embed"])
+    # nothing is requested, nothing runs but the one script, as it stands in the library
+    assert not soup.find_all(["iframe", "object", "embed"]) and not re.findall(r"<[^>]* on\w+=", text)
+    script = (Path(render.__file__).parent / "page" / "sort.js").read_text()
+    assert [(s.attrs, s.text) for s in soup.find_all("script")] == [({}, script)]
     addresses = [e[a] for e in soup.find_all(True) for a in ("src", "href", "action", "data") if e.has_attr(a)]
     assert all(a.startswith(("data:", "#")) for a in addresses), addresses
     assert "@import" not in text and "url(" not in text and "javascript:" not in text
-    assert "default-src 'none'" in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
+    policy = dict(x.split(" ", 1) for x in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"].split("; "))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy["script-src"] == f"'sha256-{digest}'"
+    assert {policy[x] for x in ("default-src", "base-uri", "form-action")} == {"'none'"}
     # structure
     assert soup.html["lang"] == "en" and len(soup.find_all("h1")) == 1
     assert soup.find("header").strong.text == "QUICK" and "A study [QUICK]" == soup.title.text
     assert [a["href"] for a in soup.nav.find_all("a")] == ["#the-idea", "#data-more"]
     assert all(soup.find(id=a["href"][1:]) for a in soup.nav.find_all("a"))
     assert soup.find("a", class_="skip")["href"] == "#main" and soup.main["id"] == "main"
+    assert [e.name for e in soup.body.find_all(["header", "nav", "main", "footer"])] == ["header", "nav", "main", "footer"]
+    assert all(th["scope"] for th in soup.find_all("th")) and len(soup.find_all("th")) == 2
     # maths, image, code, output
     assert {m.get("display") for m in soup.find_all("math")} == {"inline", "block"}
     assert soup.munderover and "$" not in soup.main.text
