@@ -28,6 +28,11 @@ class Page:
     size: str = ""
     seeds: tuple[int, ...] = ()
 
+    @property
+    def beside(self) -> str:
+        """Where its tables lie, from figures/."""
+        return f"overview/{self.profile}/"
+
 
 def chosen(names: dict) -> Page:
     """The page of a notebook's names. Raises UserError for a profile that does not exist."""

@@ -77,7 +77,7 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
                 f'</figcaption>\n<div class="scroll" tabindex="0" role="region" {title}>\n'
                 f"<table {title}><thead>{row(shown, 'col')}</thead><tbody>"
                 + "".join(row(r, "row") for r in shown.itertuples(index=False))
-                + f"</tbody></table></div>{_list(ids)}</figure>")
+                + f"</tbody></table></div>{_files(P, name, 'csv', 'md', 'tex')}{_list(ids)}</figure>")
 
 
 def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) -> Html:
@@ -97,7 +97,7 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
     return Html(f'<figure id="{name}"><div class="scroll" tabindex="0"><img width="{width}" '
                 f'height="{height}" alt="{escape(alt)}" src="data:image/png;base64,'
                 f'{base64.b64encode(image).decode()}"></div><figcaption>{_badge(P)} '
-                f"{escape(caption)} {_seeds(frame)}</figcaption>{_list(ids)}</figure>")
+                f"{escape(caption)} {_seeds(frame)}</figcaption>{_files(P, name, 'svg', 'png')}{_list(ids)}</figure>")
 
 
 def source(thing) -> Markdown:
@@ -176,6 +176,12 @@ def _tuple(run) -> tuple:
 
 def _count(found) -> str:
     return f"{len(found)} run{'s' * (len(found) > 1)}"
+
+
+def _files(P, name: str, *kinds: str) -> str:
+    """Links to the files beside the page, or in its folder `beside`; hidden in a notebook, which has none beside it."""
+    links = (f'<a href="{getattr(P, "beside", "")}{name}.{kind}" aria-label="{name} as {kind}">{kind}</a>' for kind in kinds)
+    return f'<span class="files" hidden>{" ".join(links)}</span>'
 
 
 def _list(ids: list[str]) -> str:
