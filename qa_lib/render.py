@@ -130,7 +130,7 @@ def execute(nb, name: str, values: dict):
 
 def render(p, name: str | None = None):
     """Write a report's report.ipynb and report.html and all on it, or only the files of `name`."""
-    start, folder = time.time(), runs.FIGURES / p.report / p.profile
+    start, folder = time.time(), runs.page(p)
     file = next((ROOT / "notebooks").glob(f"*_{p.report}.ipynb"))
     nb = load_notebook_node(str(file))
     nb = execute(only(nb, name) if name else nb, file.name, p.model_dump())

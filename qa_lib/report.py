@@ -23,7 +23,9 @@ PROFILES = {  # what a page's numbers are worth, and the colour of its tag
     "quick": ("generated text, small encoder: shows that the study works; no number here is a "
               "result", "#8a4b00"),
     "real": ("real data, small encoder: a result for this encoder and these sizes", "#00605a"),
-    "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f")}
+    "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f"),
+    "own": ("your own two domains: a result for them, this encoder and these sizes; the report's claims are not judged by it",
+            "#6b2d73")}
 NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB", "tokens": "tokens an answer",
          "contains": "gold within a longer answer, %", "d": "difference", "mi": "mutual information, bits"}
 
@@ -215,7 +217,7 @@ def _tex(text: str) -> str:
 
 
 def _write(P, file: str, content: str | bytes):
-    path = runs.FIGURES / P.report / P.profile / file
+    path = runs.page(P) / file
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{file}")
     half.write_bytes(content.encode() if isinstance(content, str) else content)
