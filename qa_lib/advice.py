@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from qa_lib import claims, runs, stats
+from qa_lib.params import UserError
 from qa_lib.tables import MODELS
 
-OURS, CONTROL, ROOM = "exbert-tuned", "plain-tuned", 1.0   # ROOM: EM, the gain that counts and the loss that is borne
-WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data"
+OURS, CONTROL, PLAIN = "exbert-tuned", "plain-tuned", "v-db"
+ROOM = 1.0   # ROOM: EM, the gain that counts and the loss that is borne
+WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data or seeds"
 
 
 def rule(low, high) -> str:
@@ -53,26 +55,32 @@ def estimates(P) -> pd.DataFrame:
     return found
 
 
-def table(P) -> pd.DataFrame:
-    """A row a domain, as a page shows it."""
-    found = estimates(P)
+def scores(P) -> pd.DataFrame:
+    """(domain, variant) → mean EM over seeds and n, the test rows: at the centre mixture, in the arm with equal trials."""
     ledger = runs.ledger([s for s in runs.plan(P) if s.arm == "tuned" and s.ratio == P.centre and s.tests])
-    em = ledger[ledger["metric"] == "em"].groupby(["set", "variant"])[["value", "n"]].agg({"value": "mean", "n": "first"})
+    return ledger[ledger["metric"] == "em"].groupby(["set", "variant"]).agg(value=("value", "mean"), n=("n", "first"))
+
+
+def table(P) -> pd.DataFrame:
+    """A row a domain, as a page shows it. Raises UserError where there is nothing to compare."""
+    if not len(found := estimates(P)):
+        raise UserError(sentence(P))
+    em = scores(P)
     ends = ["–" if np.isnan(x.low) else f"{signed(x.low)} to {signed(x.high)}" for x in found.itertuples()]
     return pd.DataFrame({"tested on": found["domain"], "test rows": [int(em["n"][d, OURS]) for d in P.domains],
-                         **{MODELS[m][0]: [em["value"][d, m] for d in P.domains] for m in (OURS, CONTROL)},
-                         "difference": found["d"], "95 % interval": ends, "seeds": found["n"].astype(int), "run": found["run"]})
+                         **{MODELS[m][0]: [em["value"][d, m] for d in P.domains] for m in (OURS, CONTROL, PLAIN)},
+                         "difference, (a)": [signed(x) for x in found["d"]], "its 95 % interval": ends, "seeds": found["n"].astype(int), "run": found["run"]})
 
 
 def lacks(found: pd.DataFrame, most: int = 100) -> str:
     """What would decide an open advice: the smallest number of seeds, if d, s² and v stayed as they are, or test questions."""
     if (found["n"] < claims.ENOUGH).any() or not (found["nu"] > 0).all():
-        return f'Nothing is decided below {claims.ENOUGH} seeds: PARAMS="seeds=[0,1,2]" (`seeds` are those of the centre mixture).'
+        return f'Nothing is decided below {claims.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
     for n in [*range(int(found["n"].max()) + 1, most + 1), 10**9]:
         ends = claims.interval(found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"])
         if rule(*ends) != OPEN:
-            return f"About {n} seeds would decide it, if the differences stayed as they are." if n <= most else \
-                f"More than {most} seeds would be needed: the difference is too near to {ROOM:g} EM for them."
+            return f'About {n} seeds at the centre mixture (parameter seeds) would decide it, if the differences stayed as they are.' if n <= most else \
+                f"More than {most} seeds would be needed: the difference is too near to {ROOM:g} EM."
     return "More seeds would not decide it: what is missing is test questions, from other contexts."
 
 
@@ -89,9 +97,12 @@ def sentence(P) -> str:
     advice = rule(found["low"], found["high"])
     parts = [f"{signed(x.d)} EM on {x.domain}" + ("" if np.isnan(x.low) else f" (95 % interval {signed(x.low)} to {signed(x.high)})")
              for x in found.itertuples()]
-    why = {WORTH: "a gain above 1 EM on one domain at least is certain, and so is that the other loses no more than 1 EM",
+    why = {WORTH: "a gain above 1 EM is certain on one domain at least, and a loss above 1 EM is ruled out on both",
            NOT: "a gain above 1 EM is ruled out on both domains, or a loss above 1 EM is certain on one",
-           OPEN: "the intervals leave both open, a gain above 1 EM and none"}[advice]
-    text = (f"Advice: {advice}. At {P.centre:.0%} {P.domains[0]} the experts change the score by {' and '.join(parts)}, against the "
-            f"same model without experts and with the same trials for both, over {int(found['n'].min())} seeds: {why}.")
-    return f"{text} {lacks(found)}" if advice == OPEN else text
+           OPEN: "that allows a gain above 1 EM and also none"}[advice]
+    seeds, em = int(found["n"].min()), scores(P)["value"]
+    text = (f"Advice: {advice}. In a mixture of {P.centre:.0%} {P.domains[0]} the experts change the score by {' and '.join(parts)}, "
+            f"against the same model without experts, both with the same trials, over {seeds} seed{'s' * (seeds > 1)}: {why}. "
+            + f"{lacks(found)} " * (advice == OPEN))
+    both = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, PLAIN)]
+    return f"{text}With its experts and {P.tuned_blocks} blocks the model has {both[0]} EM, V-DB with {P.blocks} blocks {both[1]}."

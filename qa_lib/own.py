@@ -50,6 +50,8 @@ def define(name: str, domains: dict[str, str], p: Exbert):
                  "validation_rows": round(share * p.validation_rows)} for i, d in enumerate(p.domains)}
     Path(p.data).parent.mkdir(parents=True, exist_ok=True)
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
+    for known in (params.datasets, data.splits, sources.sha256):   # of an earlier definition by this name
+        known.cache_clear()
 
 
 def check(p: Exbert):

@@ -108,16 +108,22 @@ def header(P, verdicts: str = "") -> Html:
     """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
     sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
-    seeds += f" ({sides} of sweeps and controls)" if sides != len(P.seeds) else ""
+    seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
     text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
             f"examples a run; {seeds}.")
     verdicts = verdicts or "The verdicts on its claims need runs that are not there yet; they stand at the end once they are."
-    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{escape(verdicts)}</p>')
+    verdicts = escape(verdicts)
+    if P.profile == "own":                               # the advice
+        verdicts = re.sub(r"^(.*?\.)(?= |$)", r"<strong>\1</strong>", verdicts)
+    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{verdicts}</p>')
+
+
+ABSENT = '<p class="absent">'
 
 
 def absent(part: str) -> Html:
     """What stands in the place of a table or figure whose runs are not part of this page."""
-    return Html(f"<p>The experiment or arm “{escape(part)}” is not part of the study at this profile and size.</p>")
+    return Html(f"{ABSENT}The experiment or arm “{escape(part)}” is not part of the study at this profile and size.</p>")
 
 
 def provenance(P, specs: list[Spec]) -> Html:
