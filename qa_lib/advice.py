@@ -69,7 +69,8 @@ def table(P) -> pd.DataFrame:
     ends = ["–" if np.isnan(x.low) else f"{signed(x.low)} to {signed(x.high)}" for x in found.itertuples()]
     return pd.DataFrame({"tested on": found["domain"], "test rows": [int(em["n"][d, OURS]) for d in P.domains],
                          **{MODELS[m][0]: [em["value"][d, m] for d in P.domains] for m in (OURS, CONTROL, PLAIN)},
-                         "difference, (a)": [signed(x) for x in found["d"]], "its 95 % interval": ends, "seeds": found["n"].astype(int), "run": found["run"]})
+                         "difference, (a)": [signed(x) for x in found["d"]], "its 95 % interval": ends,
+                         "seeds": found["n"].astype(int), "run": found["run"]})
 
 
 def lacks(found: pd.DataFrame, most: int = 100) -> str:
@@ -79,8 +80,8 @@ def lacks(found: pd.DataFrame, most: int = 100) -> str:
     for n in [*range(int(found["n"].max()) + 1, most + 1), 10**9]:
         ends = claims.interval(found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"])
         if rule(*ends) != OPEN:
-            return f'About {n} seeds at the centre mixture (parameter seeds) would decide it, if the differences stayed as they are.' if n <= most else \
-                f"More than {most} seeds would be needed: the difference is too near to {ROOM:g} EM."
+            return (f"About {n} seeds at the centre mixture (parameter seeds) would decide it, if the differences stayed."
+                    if n <= most else f"More than {most} seeds would be needed: the difference is too near to {ROOM:g} EM.")
     return "More seeds would not decide it: what is missing is test questions, from other contexts."
 
 
@@ -95,14 +96,14 @@ def sentence(P) -> str:
         return ("There is no advice: it takes experiment headline and arm tuned, "
                 'PARAMS="experiments=[headline] arms=[tuned]".')
     advice = rule(found["low"], found["high"])
-    parts = [f"{signed(x.d)} EM on {x.domain}" + ("" if np.isnan(x.low) else f" (95 % interval {signed(x.low)} to {signed(x.high)})")
-             for x in found.itertuples()]
+    ends = ["" if np.isnan(x.low) else f" (95 % interval {signed(x.low)} to {signed(x.high)})" for x in found.itertuples()]
+    parts = [f"{signed(x.d)} EM on {x.domain}{end}" for x, end in zip(found.itertuples(), ends, strict=True)]
     why = {WORTH: "a gain above 1 EM is certain on one domain at least, and a loss above 1 EM is ruled out on both",
            NOT: "a gain above 1 EM is ruled out on both domains, or a loss above 1 EM is certain on one",
            OPEN: "that allows a gain above 1 EM and also none"}[advice]
     seeds, em = int(found["n"].min()), scores(P)["value"]
-    text = (f"Advice: {advice}. In a mixture of {P.centre:.0%} {P.domains[0]} the experts change the score by {' and '.join(parts)}, "
-            f"against the same model without experts, both with the same trials, over {seeds} seed{'s' * (seeds > 1)}: {why}. "
-            + f"{lacks(found)} " * (advice == OPEN))
+    text = (f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the experts change the score by "
+            f"{' and '.join(parts)} against the same model without experts, both with the same trials, over "
+            f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found)} " * (advice == OPEN))
     both = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, PLAIN)]
     return f"{text}With its experts and {P.tuned_blocks} blocks the model has {both[0]} EM, V-DB with {P.blocks} blocks {both[1]}."

@@ -22,7 +22,7 @@ def files(option: str, text: str) -> list[Path]:
     """The training and the test file that an option names. Raises UserError where it does not, or where one is missing."""
     parts = text.split(":")
     if len(parts) != 2 or not all(parts):
-        raise UserError(f"{option}={text} does not name two files: write {option}=train.jsonl:test.jsonl, with one colon between them")
+        raise UserError(f"{option}={text} does not name two files: write {option}=train.jsonl:test.jsonl, one colon between them")
     found = [Path(x).expanduser() for x in parts]
     if absent := [x for x in found if not x.is_file()]:
         raise UserError(f"{option}: {absent[0]} is {'a folder, not a file' if absent[0].exists() else 'not there'}; "
@@ -41,8 +41,8 @@ def define(name: str, domains: dict[str, str], p: Exbert):
     for (option, path), part in zip(every, ["training", "test"] * 2, strict=True):
         if other := first.setdefault(sources.sha256(path.resolve()), (option, part)):
             if other != (option, part):
-                raise UserError(f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the two "
-                                "domains, need files of their own")
+                raise UserError(f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the "
+                                "two domains, need files of their own")
     share = max(max(r, 1 - r) for r in p.ratios)
     paths = [str(x.resolve()) for _, x in every]
     # whole contexts go to validation: every row has one, not every row has a title
@@ -69,12 +69,12 @@ def check(p: Exbert):
             # a fifth on top for validation, and some for contexts that stay whole
             most = min(int((n + len(x.validation)) / s / 1.3) for n, x, s in zip(have, parts, shares, strict=True) if s)
             most = min(most, p.train_rows)
-            raise UserError(f"the mixture needs {need} training rows of {d}, which has {rows} and {len(part.validation)} more for validation: "
-                            + (f'lower both numbers, PARAMS="train_rows={most} validation_rows={most // 5}"' if most >= 10 else
-                               "too few to train on; add rows"))
+            fits = f'lower both numbers, PARAMS="train_rows={most} validation_rows={most // 5}"'
+            raise UserError(f"the mixture needs {need} training rows of {d}, which has {rows} and {len(part.validation)} more for "
+                            f"validation: {fits if most >= 10 else 'too few to train on; add rows'}")
         if len({data.normalised(r["context"]) for r in part.test}) < 2:
-            raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be known of "
-                            "others; test on a few hundred rows")
+            raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
+                            "known of others; test on a few hundred rows")
 
 
 def main() -> int:
@@ -85,10 +85,11 @@ def main() -> int:
     args = parser.parse_args()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", args.name):
         raise UserError(f"NAME={args.name}: a name is letters, digits, - and _, at most 40 of them: {USAGE}")
-    args.report, args.profile, args.size, args.data = "exbert", "own", None, str(runs.RUNS / "own" / f"{args.name}.yaml")
+    args.report, args.profile, args.size = "exbert", "own", None
+    args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
     args.p.append(f"domains=[{args.name}-a, {args.name}-b]")
     p = params.from_args(args)
-    print(f"profile own: {args.name}; trials of every model first, then its runs with the rate and epochs that they chose", flush=True)
+    print(f"profile own: {args.name}; trials of every model first, then its runs with the rate and epochs they chose", flush=True)
     define(args.name, dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     check(p)
     study.fetch(p)

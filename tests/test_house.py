@@ -26,7 +26,7 @@ CORE = [{"settings"}, {"params"}, {"spec"}, {"corpora", "sentences", "sources"},
         {"encoders", "stmoe"}, {"questions"}, IDEAS, {"scoring"}, {"frozen"}, {"build"}, {"train"}, {"study"}, {"own"}]
 APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
         "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
-         "advice": {"claims", "tables", "stats", "runs"},
+         "advice": {"claims", "tables", "stats", "runs", "params"},
          "verify": {"advice", "claims", "power", "stats", "runs", "params", "spec"}, "tables": {"runs", "stats", "trials", "params", "spec"},
          "figures": {"tables"}, "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"}}
 MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study", "own"}}

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from test_house import make
 from test_stats import plant
 
 from qa_lib import advice, corpora, data, own, params, render, runs, study, verify
@@ -35,8 +36,8 @@ def test_rule(low, high, says):
 def planted(monkeypatch):
     """Parameters whose runs have these gains of the experts on both domains, and so many seeds and questions."""
     def make(gain: float, seeds=5, **how):
-        ledger, examples = plant({("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}, seeds, sets=["a", "b"],
-                                 **how)
+        gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
+        ledger, examples = plant(gains, seeds, sets=["a", "b"], **how)
         fields = {"arm": "tuned", "tests": ["a", "b"]}
         specs = [type("Spec", (), {**r, **fields}) for r in
                  ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")]
@@ -87,6 +88,14 @@ def domains(tmp_path):
         written(tmp_path / name / "test.jsonl", rows[half:])
     yield [f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}" for name in ("harbour", "clinic")]
     data.splits.cache_clear()
+
+
+def test_the_recipe_checks_first_then_trains_then_draws():
+    told = make("-n", "own", "VENV=", "NAME=mine", "DOMAIN_A=a b:c", "DOMAIN_B=d:e", "PARAMS=epochs=1", "YES=1").stdout.splitlines()
+    flags = f"exbert --profile own --data '{runs.RUNS}/own/mine.yaml' -p 'epochs=1' -p 'domains=[mine-a,mine-b]'"
+    assert [x for x in told if "qa_lib" in x] == [
+        "python -m qa_lib.own 'mine' 'a b:c' 'd:e' -p 'epochs=1' -p 'domains=[mine-a,mine-b]'",
+        *(f"python -m qa_lib.{x}" for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}"))]
 
 
 def start(monkeypatch, name, texts, **changes):
@@ -163,12 +172,12 @@ ROW = {"id": 7, "context": "The harbour froze.", "question": "What froze?", "ans
 
 
 @pytest.mark.parametrize("line, words", [
-    ({k: v for k, v in ROW.items() if k != "answers"} | {"answer": "harbour"}, "line 1: no field 'answers' among id, context, question, "),
+    ({k: v for k, v in ROW.items() if k != "answers"} | {"answer": "x"}, "line 1: no field 'answers' among id, context, question,"),
     (ROW | {"answers": [{"text": "harbour", "answer_start": 4}]}, "line 1: field 'answers' is not"),
     (ROW | {"answers": {"text": ["harbour"], "answer_start": []}}, "line 1: field 'answers' is not"),
     (ROW | {"context": None}, "line 1: field 'context' holds no text"),
     ([1, 2], "line 1: not an object"),
-    (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}}, "1 rows have an answer that does not stand at its answer_start, first 7;")])
+    (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}}, "1 rows have an answer that does not stand .* first 7;")])
 def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
     written(tmp_path / "harbour" / "train.jsonl", [line])
     with pytest.raises(UserError, match=words) as e:
@@ -192,7 +201,8 @@ def test_a_file_of_another_format(domains, tmp_path, monkeypatch, name, text, wo
 
 def test_rows_as_people_have_them(tmp_path):
     """Whole numbers as ids, a title of null, no `is_impossible` beside an empty answer, a field `domain`, an empty last line."""
-    written(tmp_path / "a.jsonl", [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": {"text": [], "answer_start": []}}])
+    none = {"text": [], "answer_start": []}
+    written(tmp_path / "a.jsonl", [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}])
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")
     first, second = own.sources.read(tmp_path / "a.jsonl", "mine-a", "stop", data.Counter())
     assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == ("7", "", "mine-a", False)
