@@ -56,9 +56,10 @@ def estimates(P) -> pd.DataFrame:
 
 
 def scores(P) -> pd.DataFrame:
-    """(domain, variant) → mean EM over seeds and n, the test rows: at the centre mixture, in the arm with equal trials."""
+    """(domain, variant) → mean EM over seeds, test rows n, runs: at the centre mixture, in the arm with equal trials."""
     ledger = runs.ledger([s for s in runs.plan(P) if s.arm == "tuned" and s.ratio == P.centre and s.tests])
-    return ledger[ledger["metric"] == "em"].groupby(["set", "variant"]).agg(value=("value", "mean"), n=("n", "first"))
+    return ledger[ledger["metric"] == "em"].groupby(["set", "variant"]).agg(value=("value", "mean"), n=("n", "first"),
+                                                                       run=("run", lambda r: tuple(r.unique())))
 
 
 def table(P) -> pd.DataFrame:
@@ -70,7 +71,7 @@ def table(P) -> pd.DataFrame:
     return pd.DataFrame({"tested on": found["domain"], "test rows": [int(em["n"][d, OURS]) for d in P.domains],
                          **{MODELS[m][0]: [em["value"][d, m] for d in P.domains] for m in (OURS, CONTROL, PLAIN)},
                          "difference, (a)": [signed(x) for x in found["d"]], "its 95 % interval": ends,
-                         "seeds": found["n"].astype(int), "run": found["run"]})
+                         "seeds": found["n"].astype(int), "run": [tuple(dict.fromkeys(sum(em["run"][d], ()))) for d in P.domains]})
 
 
 def lacks(found: pd.DataFrame, most: int = 100) -> str:

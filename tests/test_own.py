@@ -60,7 +60,7 @@ def test_advice_on_planted_runs(planted, gain, how, says):
     p = planted(gain, **how)
     assert says in advice.sentence(p) and "V-DB with 6 blocks" in advice.sentence(p)
     frame = advice.table(p)
-    assert list(frame["tested on"]) == ["a", "b"] and all(len(r) == 2 * how.get("seeds", 5) for r in frame["run"])
+    assert list(frame["tested on"]) == ["a", "b"] and all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
 
 
 def test_no_advice_without_equal_trials(planted, monkeypatch):
