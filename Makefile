@@ -45,7 +45,7 @@ inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).y
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
 .PHONY: FORCE environment browser $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
-        help profile reproduce overview readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
+        help profile reproduce overview own readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 help: ## this list (the default)
 	@echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'
@@ -101,6 +101,19 @@ figures/%: $$(@D)/results.csv $$(inputs)
 
 power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
 	@$(PY) -m qa_lib.power
+
+# ---- own data ----
+
+# The page stands in figures/exbert/own-NAME, the definition of its two domains, which names the files, beside the runs.
+own: profile = own
+own: override DATA = $(or $(QA_RUNS),runs)/own/$(NAME).yaml
+own: override PARAMS += domains=[$(NAME)-a,$(NAME)-b]
+own: | $(SETUP) ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
+	@$(PY) -m qa_lib.own '$(NAME)' '$(DOMAIN_A)' '$(DOMAIN_B)' $(foreach p,$(PARAMS),-p '$p')
+	$(PY) -m qa_lib.study exbert $(TRAINING)
+	$(PY) -m qa_lib.render exbert $(FLAGS)
+	@$(PY) -m qa_lib.verify exbert $(FLAGS)
+	@echo 'page: figures/exbert/own-$(NAME)/report.html'
 
 # ---- set-up ----
 

@@ -45,7 +45,7 @@ def pair(row: dict) -> tuple[str, str]:
 def fingerprint(name: str, source: str, folder: str | None) -> str:
     """Identity of a dataset: its definition (less the choice of a test sample) and its content. A file listed in
     DATA.md is known by the sha256 there, so that a machine without the data can look its records up."""
-    d = dataset(name, source)
+    d = dataset(name, source, folder)
     if d.pool:
         content = [fingerprint(n, source, folder) for n in d.pool]
     elif source == "embedded":
@@ -62,12 +62,13 @@ def fingerprint(name: str, source: str, folder: str | None) -> str:
                 content.append(sha256(path.resolve()))
             else:
                 raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it")
-    kept = d.model_dump(exclude={"test_rows", "cluster", "average", "seen_by", "licence"}, exclude_defaults=True)
+    names = {"train", "test"} if source == "own" else set()     # of files anywhere: their content is their identity
+    kept = d.model_dump(exclude={"test_rows", "cluster", "average", "seen_by", "licence"} | names, exclude_defaults=True)
     return hashlib.sha256(canonical([kept, content]).encode()).hexdigest()
 
 
-def dataset(name: str, source: str) -> Dataset:
-    known = params.datasets(source)
+def dataset(name: str, source: str, folder: str | None = None) -> Dataset:
+    known = params.datasets(source, folder if source == "own" else None)
     if name not in known:
         raise UserError(f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}")
     return known[name]
@@ -76,7 +77,7 @@ def dataset(name: str, source: str) -> Dataset:
 @cache
 def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "stop") -> Splits:
     """Train, validation and test rows of a dataset; validation and a carved test hold whole units."""
-    d, counts = dataset(name, source), Counter()
+    d, counts = dataset(name, source, folder), Counter()
     if d.pool:
         return Splits([], [], [r for n in d.pool for r in splits(n, source, folder, bad_rows).test], counts)
     if source == "folder" and not folder:
@@ -168,7 +169,7 @@ def mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
 
 def tests(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
     """The fixed test sets of a run: name → (definition, rows)."""
-    return {n: (dataset(n, spec.source), splits(n, spec.source, spec.folder, spec.bad_rows).test) for n in spec.tests}
+    return {n: (dataset(n, spec.source, spec.folder), splits(n, spec.source, spec.folder, spec.bad_rows).test) for n in spec.tests}
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from qa_lib.settings import REPORTS, Dataset, Strict
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = ("quick", "real", "paper")
+PROFILES = ("quick", "real", "paper", "own")
 
 
 class UserError(Exception):
@@ -122,8 +122,13 @@ def default_profile() -> str:
 
 
 @cache
-def datasets(source: str) -> dict[str, Dataset]:
-    """The datasets of a source, from params/datasets.yaml."""
+def datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
+    """The datasets of a source, from params/datasets.yaml; of source own, from the file that `make own` wrote."""
+    if source == "own":
+        if not Path(file).exists():
+            raise UserError(f"{file} does not exist; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes it")
+        return {name: validate(Dataset, fields, {k: f"{file}: {name}: " for k in fields})
+                for name, fields in read_yaml(Path(file))[0].items()}
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
     return {name: validate(Dataset, fields, {k: f"{place}{name}: " for k in fields})
@@ -133,9 +138,9 @@ def datasets(source: str) -> dict[str, Dataset]:
 def add_arguments(parser: argparse.ArgumentParser):
     """The choices every command line takes."""
     parser.add_argument("report", help=", ".join(REPORTS))
-    parser.add_argument("--profile", help="quick | real | paper")
+    parser.add_argument("--profile", help="quick | real | paper | own")
     parser.add_argument("--size", help="small | full (profile real)")
-    parser.add_argument("--data", help="folder of real datasets")
+    parser.add_argument("--data", help="folder of real datasets; of profile own, the file that defines them")
     parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
 
 

@@ -87,7 +87,7 @@ class Page(HTMLExporter):
 
 def page(nb, p) -> str:
     """An executed notebook as HTML; its first cell is the title block."""
-    nb = copy.deepcopy(nb)
+    nb = present(copy.deepcopy(nb)) if p.profile == "own" else copy.deepcopy(nb)
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
@@ -109,6 +109,27 @@ def only(nb, name: str):
     if name not in names:
         raise UserError(f"there is no table or figure {name}; the page has {', '.join(names)}")
     nb.cells = [c for c in nb.cells if {"parameters", "setup", name} & set(tags(c))]
+    return nb
+
+
+def present(nb):
+    """The notebook less the tables and figures that are no part of the study, and the sections and texts that only led to them:
+    a reader with data of their own asked for one comparison, not for the report."""
+    def lacks(cell) -> bool:
+        return any(report.ABSENT in o.get("data", {}).get("text/html", "") for o in cell.get("outputs", []))
+
+    def dead(group: list) -> bool:
+        code = [lacks(c) for c in group if c.cell_type == "code"]
+        return bool(code) and all(code)
+
+    for mark in ("##", ""):                              # whole sections, then texts within the others
+        groups: list[list] = []
+        for cell in nb.cells:
+            if not groups or cell.cell_type == "markdown" and cell.source.startswith(mark):
+                groups.append([])
+            groups[-1].append(cell)
+        nb.cells = [c for g in groups if not dead(g) or not mark and g[0].source.startswith("##") for c in g]
+    nb.cells = [c for c in nb.cells if not lacks(c)]
     return nb
 
 
@@ -147,7 +168,7 @@ def execute(nb, name: str, values: dict):
 
 def render(p, name: str | None = None):
     """Write a report's report.ipynb and report.html and all on it, or only the files of `name`."""
-    start, folder = time.time(), runs.FIGURES / p.report / p.profile
+    start, folder = time.time(), runs.page(p)
     file = next((ROOT / "notebooks").glob(f"*_{p.report}.ipynb"))
     nb = load_notebook_node(str(file))
     nb = execute(only(nb, name) if name else nb, file.name, p.model_dump())

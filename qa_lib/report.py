@@ -23,7 +23,9 @@ PROFILES = {  # what a page's numbers are worth, and the colour of its tag
     "quick": ("generated text, small encoder: shows that the study works; no number here is a "
               "result", "#8a4b00"),
     "real": ("real data, small encoder: a result for this encoder and these sizes", "#00605a"),
-    "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f")}
+    "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f"),
+    "own": ("your own two domains: a result for them, this encoder and these sizes; the report's claims are not judged by it",
+            "#6b2d73")}
 NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB", "tokens": "tokens an answer",
          "contains": "gold within a longer answer, %", "d": "difference", "mi": "mutual information, bits"}
 
@@ -112,16 +114,22 @@ def header(P, verdicts: str = "") -> Html:
     """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
     sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
-    seeds += f" ({sides} of sweeps and controls)" if sides != len(P.seeds) else ""
+    seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
     text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
             f"examples a run; {seeds}.")
     verdicts = verdicts or "The verdicts on its claims need runs that are not there yet; they stand at the end once they are."
-    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{escape(verdicts)}</p>')
+    verdicts = escape(verdicts)
+    if P.profile == "own":                               # the advice
+        verdicts = re.sub(r"^(.*?\.)(?= |$)", r"<strong>\1</strong>", verdicts)
+    return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{verdicts}</p>')
+
+
+ABSENT = '<p class="absent">'
 
 
 def absent(part: str) -> Html:
     """What stands in the place of a table or figure whose runs are not part of this page."""
-    return Html(f"<p>The experiment or arm “{escape(part)}” is not part of the study at this profile and size.</p>")
+    return Html(f"{ABSENT}The experiment or arm “{escape(part)}” is not part of the study at this profile and size.</p>")
 
 
 def provenance(P, specs: list[Spec]) -> Html:
@@ -229,7 +237,7 @@ def _tex(text: str) -> str:
 
 
 def _write(P, file: str, content: str | bytes):
-    path = runs.FIGURES / P.report / P.profile / file
+    path = runs.page(P) / file
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{file}")
     half.write_bytes(content.encode() if isinstance(content, str) else content)

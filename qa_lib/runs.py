@@ -44,6 +44,11 @@ def shown(encoder: str) -> str:
     return Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
 
 
+def page(P) -> Path:
+    """The folder of a page and all on it: figures/<report>/<profile>, of own data figures/<report>/own-<name>."""
+    return FIGURES / P.report / (f"own-{Path(P.data).stem}" if P.profile == "own" else P.profile)
+
+
 def checksum(record: dict) -> str:
     return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "checksum"}).encode()).hexdigest()
 
@@ -210,7 +215,7 @@ def settle(args: argparse.Namespace):
 
 def write_ledger(p, specs: list[Spec]) -> Path:
     """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
-    file = FIGURES / p.report / p.profile / "results.csv"
+    file = page(p) / "results.csv"
     text = ledger(specs).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     if not file.exists() or file.read_text() != text:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -256,8 +261,8 @@ def main() -> int:
     params.add_arguments(verb)
     args = parser.parse_args()
     p = params.from_args(args)
-    if p.profile == "quick":
-        raise UserError("only runs on real data are landed; say --profile real or paper")
+    if p.profile in ("quick", "own"):
+        raise UserError("only runs on the study's real data are landed; say --profile real or paper")
     print(f"{land(p.report, plan(p))} new records in records/{p.report}")
     return 0
 

@@ -45,10 +45,10 @@ class Dataset(Strict):
 class Study(Strict):
     """Parameters every report has; the fields a notebook's parameters cell lists."""
     report: str
-    profile: Literal["quick", "real", "paper"]
+    profile: Literal["quick", "real", "paper", "own"]
     size: Literal["small", "full"]
-    source: Literal["embedded", "folder", "hub"]
-    data: str | None = None               # the folder that `source: folder` reads
+    source: Literal["embedded", "folder", "hub", "own"]
+    data: str | None = None               # the folder that `source: folder` reads; of `own` the file that defines its datasets
     encoder: str                          # minilm | a folder | a hub id
     domains: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
@@ -70,6 +70,8 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _lengths(self):
+        if "own" in (self.profile, self.source) and not (self.profile == self.source and self.data):
+            raise ValueError("profile: own goes with source own and the file that `make own` writes; start it with make own NAME=…")
         if self.stride >= self.max_length // 2:
             raise ValueError(f"stride: {self.stride} must be below half of max_length {self.max_length}")
         return self

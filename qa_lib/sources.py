@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,45 @@ import yaml
 from qa_lib.params import ROOT, UserError
 
 PINS = ROOT / "params" / "pins.yaml"
+FORMATS = "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)"
+
+
+def unread(path: Path) -> Iterator[dict | str]:
+    """What a file holds, row after row; of JSON Lines the lines themselves. Raises UserError where it is of no known format."""
+    if not path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".parquet")):
+        raise UserError(f"{path}: its name has none of the known endings; a file is {FORMATS}")
+    try:
+        if path.suffix == ".parquet":
+            yield from json.loads(pd.read_parquet(path).to_json(orient="records"))
+        elif path.suffix == ".json":
+            for article in json.loads(path.read_text(encoding="utf-8"))["data"]:
+                for p in article["paragraphs"]:
+                    for q in p["qas"]:
+                        answers = {k: [x[k] for x in q["answers"]] for k in ("text", "answer_start")}
+                        yield {"title": article.get("title", ""), "context": p["context"], **q, "answers": answers}
+        else:
+            with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+                yield from lines
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
+        reason = f"no field {e}" if isinstance(e, KeyError) else " ".join(str(e).split())
+        hint = "; one row a line is a .jsonl" if path.suffix == ".json" else ""
+        raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {FORMATS}") from None
+
+
+def flaw(row) -> str:
+    """What is wrong with the form of a row, in a few words; empty where nothing is."""
+    if not isinstance(row, dict):
+        return "not an object {…}"
+    if missing := [k for k in ("context", "question", "answers") if k not in row]:
+        return f"no field '{missing[0]}' among {', '.join(map(str, row)) or 'none'}"
+    if wrong := [k for k in ("context", "question") if not isinstance(row[k], str) or not row[k].strip()]:
+        return f"field '{wrong[0]}' holds no text"
+    answers = row["answers"] if isinstance(row["answers"], dict) else {}
+    text, start = answers.get("text"), answers.get("answer_start")
+    whole = isinstance(text, list) and isinstance(start, list) and len(text) == len(start)
+    if not whole or not all(isinstance(t, str) for t in text) or not all(isinstance(s, int) and s >= 0 for s in start):
+        return "field 'answers' is not {\"text\": [texts], \"answer_start\": [as many whole numbers]}"
+    return ""
 
 
 def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
@@ -24,36 +64,28 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
     it where `bad_rows` is "skip"."""
     def bad(line: int, reason: str, kind: str):
         if bad_rows == "stop":
-            raise UserError(f"{path}, line {line}: {reason}; mend the row, or leave such rows out with bad_rows=skip")
+            raise UserError(f"{path}, {word} {line}: {reason}; mend the row, or leave such rows out with bad_rows=skip")
         counts[kind] += 1
 
     if not path.exists():
         raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it")
-    if path.suffix == ".parquet":
-        raw = enumerate(json.loads(pd.read_parquet(path).to_json(orient="records")), 1)
-    elif path.suffix == ".json":
-        articles = json.loads(path.read_text())["data"]
-        raw = enumerate(({"title": a.get("title", ""), "context": p["context"], **q,
-                          "answers": {"text": [x["text"] for x in q["answers"]],
-                                      "answer_start": [x["answer_start"] for x in q["answers"]]}}
-                         for a in articles for p in a["paragraphs"] for q in p["qas"]), 1)
-    else:
-        raw = enumerate(gzip.open(path, "rt") if path.suffix == ".gz" else path.open(), 1)
-    rows, misplaced = [], []
-    for line, row in raw:
+    rows, misplaced, word = [], [], "row" if path.suffix in (".json", ".parquet") else "line"
+    for line, row in enumerate(unread(path), 1):
         if isinstance(row, str):
+            if not row.strip():                          # an editor's empty last line is no row
+                continue
             try:
                 row = json.loads(row)
             except json.JSONDecodeError as e:
                 bad(line, f"not JSON ({e.msg} at column {e.colno})", "malformed")
                 continue
-        missing = [k for k in ("context", "question", "answers") if k not in row]
-        if missing:
-            bad(line, f"no field '{missing[0]}'", "incomplete")
+        if reason := flaw(row):
+            bad(line, reason, "incomplete")
             continue
         answers = row["answers"]
-        row = {"id": str(row.get("id", f"{name}-{line}")), "title": row.get("title") or "", "domain": name,
-               "is_impossible": bool(row.get("is_impossible", False)), **row}
+        given = row.get("id")
+        row = {**row, "id": f"{name}-{line}" if given is None else str(given), "title": str(row.get("title") or ""),
+               "domain": name, "is_impossible": bool(row.get("is_impossible")) or not answers["text"]}
         if any(row["context"][s:s + len(t)] != t for t, s in zip(answers["text"], answers["answer_start"], strict=True)):
             misplaced.append(row["id"])
         else:

@@ -133,8 +133,8 @@ def fetch(p):
     """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
     for name in p.domains:
         part = data.splits(name, p.source, p.data, p.bad_rows)
-        print(f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows; "
-              + ", ".join(f"{v} {k}" for k, v in part.counts.items() if v))
+        print(f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
+              + "".join(f"; {v} {k}" for k, v in part.counts.items() if v))
     encoders.load(p.encoder)
     print(f"encoder {p.encoder}: {encoders.weights(p.encoder)[:12]}")
 

@@ -1,4 +1,6 @@
 """Frames of a page, from run records: one column `run` in each, so that every number has its evidence."""
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -65,9 +67,10 @@ def datasets(P, specs: list[Spec]) -> pd.DataFrame:
     found, rows = runs.records(specs), []
     unknown = "no: generated" if P.source == "embedded" else "not stated"
     for name in specs[0].tests:
-        known, scores = params.datasets(P.source)[name], found[0][1]["metrics"][name]
+        known, scores = params.datasets(P.source, P.data)[name], found[0][1]["metrics"][name]
         most = max(n for s in specs for d, n in [(None, 0), *zip(s.domains, s.rows, strict=True)] if d in (name, None))
-        rows.append({"dataset": name, "training rows, at most": most,
+        where = {"files": ", ".join("/".join(Path(x).parts[-2:]) for x in known.train + known.test)} if P.source == "own" else {}
+        rows.append({"dataset": name, **where, "training rows, at most": most,
                      "test rows": scores["n"], "from": f"{scores['clusters']:,} {known.cluster}s",
                      "of several windows": scores["overflowed"], "seen by the encoder": known.seen_by.get(P.encoder, unknown),
                      "run": tuple(r["run"] for _, r in found)})
@@ -105,11 +108,12 @@ def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
 def answers(P, central: dict[str, Spec], tests) -> pd.DataFrame:
     """Table 1: the answers of V-DB and tuned ExBERT that `sides` chooses; central: the runs by variant, tests: data.tests.
 
-    As text beside question and gold answer where the text is ours; else as character spans, since real text is not published.
+    As text beside question and gold answer where the text is ours or the reader's own; else as character spans, since real text
+    is not published.
     """
     pair = [central["exbert-tuned"], central["v-db"]]
     found = sides(runs.examples(pair), *(record["run"] for _, record in runs.records(pair)))
-    if P.source != "embedded":
+    if P.source not in ("embedded", "own"):
         spans = {name: found[f"start_{side}"].astype(str) + "–" + found[f"end_{side}"].astype(str)
                  for name, side in (("V-DB", "theirs"), ("ExBERT, tuned", "ours"))}
         right = found["case"].map({"only ours": "ExBERT", "only theirs": "V-DB", "neither": "neither"})
@@ -122,7 +126,7 @@ def answers(P, central: dict[str, Spec], tests) -> pd.DataFrame:
         return [r["context"][a:b] for r, a, b in zip(own, found[f"start_{whose}"], found[f"end_{whose}"], strict=True)]
 
     return pd.DataFrame({"set": found["set"], "question": [r["question"] for r in own],
-                         "gold": [r["answers"]["text"][0] for r in own],
+                         "gold": [(r["answers"]["text"] or ["(no answer)"])[0] for r in own],
                          "V-DB": text("theirs"), "ExBERT, tuned": text("ours"), "run": found["run"]})
 
 

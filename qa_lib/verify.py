@@ -9,7 +9,7 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from qa_lib import claims, params, runs, stats
+from qa_lib import advice, claims, params, runs, stats
 from qa_lib import power as decidable
 
 UNTESTED = "not tested at this profile"
@@ -53,7 +53,7 @@ def table(P) -> pd.DataFrame:
 
 def saved(P) -> pd.DataFrame:
     """The table, written to claims.csv beside the page."""
-    frame, file = table(P), runs.FIGURES / P.report / P.profile / "claims.csv"
+    frame, file = table(P), runs.page(P) / "claims.csv"
     text = frame.assign(run=frame["run"].str.join(" ")).to_csv(index=False, float_format="%.6g", lineterminator="\n")
     file.parent.mkdir(parents=True, exist_ok=True)
     runs.write(file, text)
@@ -82,9 +82,12 @@ def counts(frame: pd.DataFrame) -> str:
 
 
 def summary(P) -> str:
-    """For a page's head: how many claims got which verdict, what changed since the freeze; empty while runs are missing."""
+    """For a page's head: how many claims got which verdict, what changed since the freeze; empty while runs are missing.
+    On own data no claim is judged: what the comparison advises."""
     if not all(runs.find(s) for s in runs.plan(P)):
         return ""
+    if P.profile == "own":
+        return advice.sentence(P)
     return f"{counts(table(P))} {notice(P.report)}".strip()
 
 
@@ -106,7 +109,7 @@ def power(P) -> pd.DataFrame:
 
 def disagreement(P) -> str:
     """The first run about which results.csv on disk and the records differ; empty where none does, or no file is there."""
-    file = runs.FIGURES / P.report / P.profile / "results.csv"
+    file = runs.page(P) / "results.csv"
     if not file.exists():
         return ""
     kept = file.read_text().splitlines()
@@ -123,14 +126,17 @@ def main() -> int:
         print(f"{args.report}: no run has been recorded, so none of its {len(claims.claims(args.report))} claims is tested")
         return 0
     P = runs.settle(args)
-    frame = saved(P)
+    frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged
     for row in frame.itertuples():
         low_high = f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.n else "–"
         print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {low_high}, n={row.n}: {row.verdict}"
               f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
-    print(counts(frame))
-    print(runs.FIGURES / P.report / P.profile / "claims.csv")
-    print(notice(P.report) or "claims, arms and rules are as they were frozen")
+    if P.profile == "own":
+        print(summary(P))
+    else:
+        print(counts(frame))
+        print(runs.page(P) / "claims.csv")
+        print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):
         print(f"results.csv and the records disagree, first about {run}; make train-{P.report} writes it from the records")
         return 1

@@ -30,7 +30,7 @@ def own(monkeypatch, tmp_path):
         write(tmp_path / "train.jsonl", train)
         write(tmp_path / "test.jsonl", test)
         found = {"own": Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **fields)}
-        monkeypatch.setattr(params, "datasets", lambda source: found)
+        monkeypatch.setattr(params, "datasets", lambda *source: found)
         data.splits.cache_clear()
         return str(tmp_path)
 

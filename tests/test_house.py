@@ -23,13 +23,14 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # A module imports what stands above it, and siblings; the reports import no sibling.
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
 CORE = [{"settings"}, {"params"}, {"spec"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics", "augment"},
-        {"encoders", "stmoe"}, {"questions"}, IDEAS, {"scoring"}, {"frozen"}, {"build"}, {"train"}, {"study"}]
+        {"encoders", "stmoe"}, {"questions"}, IDEAS, {"scoring"}, {"frozen"}, {"build"}, {"train"}, {"study"}, {"own"}]
 APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
         "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
-         "verify": {"claims", "power", "stats", "runs", "params", "spec"}, "tables": {"runs", "stats", "trials", "params", "spec"},
-         "figures": {"tables"}, "report": {"runs", "params", "spec"}, "render": {"report", "runs", "params"},
-         "overview": {"claims", "render", "report", "runs", "params"}}
-MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study"}}
+         "advice": {"claims", "tables", "stats", "runs", "params"},
+         "verify": {"advice", "claims", "power", "stats", "runs", "params", "spec"},
+         "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
+         "render": {"report", "runs", "params"}, "overview": {"claims", "render", "report", "runs", "params"}}
+MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study", "own"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
 IMAGE = {"torch", "transformers", "accelerate", "numpy", "pandas", "scipy", "pyarrow",

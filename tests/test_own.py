@@ -1,0 +1,216 @@
+"""Own data: the advice in closed form, mistakes on the command line, and two tiny domains from files to page."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_house import make
+from test_stats import plant
+
+from qa_lib import advice, corpora, data, own, params, render, runs, study, verify
+from qa_lib.advice import NOT, OPEN, WORTH
+from qa_lib.params import UserError
+
+TINY = {"train_rows": 20, "validation_rows": 4, "ratios": [0.5], "control_ratios": [0.5], "blocks": 1, "tuned_blocks": 1,
+        "max_length": 64, "stride": 16, "batch_size": 8, "precision": "fp32", "seeds": [0], "experts": 4,
+        "trial_rates": [0.0002, 0.002, 0.1], "trial_epochs": [1]}
+
+
+# ---- the rule ----
+
+@pytest.mark.parametrize("low, high, says", [
+    ([1.1, -0.9], [3, 0.5], WORTH),            # one gains more than 1 EM, the other loses no more than 1
+    ([1.1, -1.1], [3, 0.5], OPEN),             # the other may lose more
+    ([1.0, 1.0], [3, 3], OPEN),                # 1 EM itself is not above 1 EM
+    ([-5, -5], [0.9, 0.9], NOT),               # no gain above 1 EM on either
+    ([-5, -5], [0.9, 1.1], OPEN),              # one may still gain
+    ([2.0, -5], [4, -1.1], NOT),               # a certain loss is not made good by a certain gain
+    ([2.0, -5], [4, -1.0], OPEN),
+    ([np.nan, 2], [np.nan, 4], OPEN)])
+def test_rule(low, high, says):
+    assert advice.rule(low, high) == says == advice.rule(low[::-1], high[::-1])
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Parameters whose runs have these gains of the experts on both domains, and so many seeds and questions."""
+    def make(gain: float, seeds=5, **how):
+        gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
+        ledger, examples = plant(gains, seeds, sets=["a", "b"], **how)
+        fields = {"arm": "tuned", "tests": ["a", "b"]}
+        specs = [type("Spec", (), {**r, **fields}) for r in
+                 ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")]
+        monkeypatch.setattr(runs, "plan", lambda p: specs)
+        monkeypatch.setattr(runs, "ledger", lambda s: ledger[ledger["run"].isin([x.run for x in s])].assign(arm="tuned"))
+        monkeypatch.setattr(runs, "examples", lambda s: examples[examples["run"].isin([x.run for x in s])])
+        return params.load("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
+
+    return make
+
+
+@pytest.mark.parametrize("gain, how, says", [
+    (5.0, {}, f"Advice: {WORTH}."),
+    (0.0, {"seed_sd": 0.1, "cluster_sd": 0.1}, f"Advice: {NOT}."),
+    (-9.0, {}, f"Advice: {NOT}."),
+    (2.5, {"seeds": 3, "seed_sd": 1.5}, "seeds at the centre mixture"),
+    (2.5, {"clusters": 12, "cluster_sd": 9.0}, "what is missing is test questions"),
+    (5.0, {"seeds": 2}, "Nothing is decided below 3 seeds")])
+def test_advice_on_planted_runs(planted, gain, how, says):
+    p = planted(gain, **how)
+    assert says in advice.sentence(p) and "V-DB with 6 blocks" in advice.sentence(p)
+    frame = advice.table(p)
+    assert list(frame["tested on"]) == ["a", "b"] and all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
+
+
+def test_no_advice_without_equal_trials(planted, monkeypatch):
+    p = planted(5.0)
+    monkeypatch.setattr(runs, "plan", lambda p: [])
+    assert "There is no advice: it takes" in advice.sentence(p)
+    with pytest.raises(UserError, match="There is no advice"):
+        advice.table(p)
+
+
+# ---- from files to page ----
+
+def written(path, rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@pytest.fixture
+def domains(tmp_path):
+    """Two domains of short generated rows: the texts of DOMAIN_A and DOMAIN_B."""
+    for name, register in (("harbour", "encyclopaedia"), ("clinic", "biomedicine")):
+        rows = corpora.qa(register, 80)
+        half = next(i for i in range(50, 80) if rows[i]["context"] != rows[i - 1]["context"])
+        written(tmp_path / name / "train.jsonl", rows[:half])
+        written(tmp_path / name / "test.jsonl", rows[half:])
+    yield [f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}" for name in ("harbour", "clinic")]
+    data.splits.cache_clear()
+
+
+def test_the_recipe_checks_first_then_trains_then_draws():
+    told = make("-n", "own", "VENV=", "NAME=mine", "DOMAIN_A=a b:c", "DOMAIN_B=d:e", "PARAMS=epochs=1", "YES=1").stdout.splitlines()
+    flags = f"exbert --profile own --data '{runs.RUNS}/own/mine.yaml' -p 'epochs=1' -p 'domains=[mine-a,mine-b]'"
+    assert [x for x in told if "qa_lib" in x] == [
+        "python -m qa_lib.own 'mine' 'a b:c' 'd:e' -p 'epochs=1' -p 'domains=[mine-a,mine-b]'",
+        *(f"python -m qa_lib.{x}" for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}"))]
+
+
+def start(monkeypatch, name, texts, **changes):
+    """`python -m qa_lib.own` with tiny parameters; returns them, as the commands after it read them."""
+    given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
+    monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
+    own.main()
+    return params.load("exbert", "own", TINY | changes | {"data": str(runs.RUNS / "own" / f"{name}.yaml"),
+                                                         "domains": [f"{name}-a", f"{name}-b"]})
+
+
+def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
+    for name in ("QA_RUNS", "QA_FIGURES"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "QA_RUNS")
+    monkeypatch.setattr(runs, "FIGURES", tmp_path / "QA_FIGURES")
+    p = start(monkeypatch, "mine", domains)
+    told = capsys.readouterr().out
+    assert "profile own: mine" in told and "mine-a: 46 training, 4 validation, 30 test rows\n" in told
+    study.run(p, workers=1)
+    assert set(study.run(p)["trained"]) == {"found"}
+    render.render(p)
+    folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
+    page = (folder / "report.html").read_text()
+    assert not list(folder.parent.glob("real")) and not (folder / "claims.csv").exists()
+    assert "<strong>Advice: needs more data or seeds.</strong>" in page and "Nothing is decided below 3 seeds" in page
+    assert ">OWN</strong>" in page and "claims are not judged" in page and "is not part of the study" not in page
+    assert "harbour/train.jsonl" in page and str(tmp_path) not in page and "<script" not in page
+    assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
+    assert all(d.startswith("mine-") for d in pd.read_csv(folder / "table_advice.csv")["tested on"])
+    assert verify.disagreement(p) in ("", None) and "needs more data" in verify.summary(p)
+
+
+def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
+    p = start(monkeypatch, "mine", domains)
+    hashes = [s.hash for s in runs.plan(p)]
+    (tmp_path / "harbour").rename(tmp_path / "port")
+    moved = start(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
+    assert [s.hash for s in runs.plan(moved)] == hashes
+    written(tmp_path / "port" / "test.jsonl", corpora.qa("news", 9))
+    start(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
+    assert not set(hashes) & {s.hash for s in runs.plan(moved)}
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("mi/ne", lambda a, b: [a, b], "NAME=mi/ne: a name is letters"),
+    ("mine", lambda a, b: ["", b], "DOMAIN_A= does not name two files: write DOMAIN_A=train.jsonl:test.jsonl"),
+    ("mine", lambda a, b: [a, b.split(":")[0]], "does not name two files"),
+    ("mine", lambda a, b: [a, b + "x"], "DOMAIN_B: .*clinic/test.jsonlx is not there"),
+    ("mine", lambda a, b: [a, b.replace("/train.jsonl", "")], "clinic is a folder, not a file"),
+    ("mine", lambda a, b: [":".join([a.split(":")[0]] * 2), b], "DOMAIN_A: .* holds the same as the training file of DOMAIN_A"),
+    ("mine", lambda a, b: [a, a], "DOMAIN_B: .* holds the same as the training file of DOMAIN_A")])
+def test_a_mistake_on_the_command_line(domains, monkeypatch, name, change, words):
+    with pytest.raises(UserError, match=words) as e:
+        start(monkeypatch, name, change(*domains))
+    assert "\n" not in str(e.value) and not list(runs.RUNS.glob("own/*"))
+
+
+def test_too_few_rows_say_what_would_do(domains, monkeypatch):
+    with pytest.raises(UserError, match=r"needs 500 training rows of mine-a, which has \d+ and \d+ more") as e:
+        start(monkeypatch, "mine", domains, train_rows=1000, validation_rows=200)
+    fits = yaml.safe_load("{" + str(e.value).split('PARAMS="')[1].rstrip('"').replace("=", ": ").replace(" v", ", v") + "}")
+    start(monkeypatch, "mine", domains, **fits)
+
+
+def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
+    file = tmp_path / "clinic" / "test.jsonl"
+    file.write_text(file.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="test file of mine-b has 1 rows and not two different contexts"):
+        start(monkeypatch, "mine", domains)
+
+
+ROW = {"id": 7, "context": "The harbour froze.", "question": "What froze?", "answers": {"text": ["harbour"], "answer_start": [4]}}
+
+
+@pytest.mark.parametrize("line, words", [
+    ({k: v for k, v in ROW.items() if k != "answers"} | {"answer": "x"}, "line 1: no field 'answers' among id, context, question,"),
+    (ROW | {"answers": [{"text": "harbour", "answer_start": 4}]}, "line 1: field 'answers' is not"),
+    (ROW | {"answers": {"text": ["harbour"], "answer_start": []}}, "line 1: field 'answers' is not"),
+    (ROW | {"context": None}, "line 1: field 'context' holds no text"),
+    ([1, 2], "line 1: not an object"),
+    (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}}, "1 rows have an answer that does not stand .* first 7;")])
+def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
+    written(tmp_path / "harbour" / "train.jsonl", [line])
+    with pytest.raises(UserError, match=words) as e:
+        start(monkeypatch, "mine", domains)
+    assert str(tmp_path / "harbour" / "train.jsonl") in str(e.value) and "bad_rows=skip" in str(e.value)
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("a.csv", b"id,question\n", "its name has none of the known endings; a file is JSON Lines"),
+    ("a.json", b'{"context": "x"}\n{"context": "y"}\n', "cannot be read .*one row a line is a .jsonl"),
+    ("a.json", b'{"rows": []}', "cannot be read .no field 'data'"),
+    ("a.jsonl.gz", b"not gzip", "cannot be read .Not a gzipped file"),
+    ("a.jsonl", b"\xff\xfe", "cannot be read .*utf-8"),
+    ("a.parquet", b"no", "cannot be read")])
+def test_a_file_of_another_format(domains, tmp_path, monkeypatch, name, text, words):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(UserError, match=words) as e:
+        start(monkeypatch, "mine", [f"{tmp_path / name}:{domains[0].split(':')[1]}", domains[1]])
+    assert "\n" not in str(e.value)
+
+
+def test_rows_as_people_have_them(tmp_path):
+    """Whole numbers as ids, a title of null, no `is_impossible` beside an empty answer, a field `domain`, an empty last line."""
+    none = {"text": [], "answer_start": []}
+    written(tmp_path / "a.jsonl", [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}])
+    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")
+    first, second = own.sources.read(tmp_path / "a.jsonl", "mine-a", "stop", data.Counter())
+    assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == ("7", "", "mine-a", False)
+    assert second["id"] == "mine-a-2" and second["is_impossible"]
+
+
+def test_own_without_its_file():
+    with pytest.raises(UserError, match="profile: own goes with source own and the file that `make own` writes"):
+        params.load("exbert", "own")
+    with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
+        runs.plan(params.load("exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}))
