@@ -110,7 +110,7 @@ def test_the_readme_lists_every_module():
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^      (\w+)\.py ", readme, re.M)) == set(LIBRARY) - {"__init__"}
     written = re.sub(r"<!-- verdicts -->.*<!-- /verdicts -->", "", readme, flags=re.S)      # the rest is generated
-    assert len(written.splitlines()) <= 160
+    assert len(written.splitlines()) <= 180
 
 
 UNSAFE = (r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_code ?= ?True"
