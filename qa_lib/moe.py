@@ -183,7 +183,10 @@ def compared(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
 
 
 def printed(p: Moe, shared: dict) -> list[Spec]:
-    """Arm `printed`, one seed: the report's rate and epochs; baseline, experts, mixtures, and what is compared with them."""
+    """Arm `printed`, one seed: the report's rate and epochs; baseline, experts, mixtures, and what is compared with them.
+
+    In the order of their weight for the report, long runs before the gates that cost nothing.
+    """
     def run(*args, **fields) -> Spec:
         return trained(p, shared, *args, **fields)
 
@@ -191,6 +194,14 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
     *experts, moe = compared(p, shared, "moe")
     if "mixture" in p.experiments:
         found += [*experts, moe]
+    if "reinit" in p.experiments:
+        found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)] + compared(p, shared, f"moe-reinit-{top}")
+        found += [run(f"reload-{top}", reinit=top, reinit_from="lower")]
+    if "longer" in p.experiments:
+        found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
+    if "last" in p.experiments:
+        found += [run("baseline-last", checkpoint="last")]
+        found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
     if "controls" in p.experiments:
         for name, rule in RULES.items():
             within = {"tests": p.domains} if rule in ("own", "others") else {}   # a new domain has no expert of its own
@@ -200,14 +211,6 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
         found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
         found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]
         found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
-    if "longer" in p.experiments:
-        found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
-    if "last" in p.experiments:
-        found += [run("baseline-last", checkpoint="last")]
-        found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
-    if "reinit" in p.experiments:
-        found += [run(f"reinit-{n}", reinit=n) for n in p.sweep_reinit] + [run(f"reload-{top}", reinit=top, reinit_from="lower")]
-        found += compared(p, shared, f"moe-reinit-{top}")
     few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
     if "few-shot" in p.experiments:           # as many steps with altered copies as without
         found += [run("few-shot", **few), run("few-shot-augmented", **few | {
