@@ -115,8 +115,9 @@ def header(P, verdicts: str = "") -> Html:
     sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
     seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
-    text = (f"Encoder {runs.shown(P.encoder)}; domains {' and '.join(P.domains)}; {P.train_rows:,} training "
-            f"examples a run; {seeds}.")
+    of = "a mixture" if hasattr(P, "ratios") else "of each domain"
+    text = (f"Encoder {runs.shown(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
+            f"examples {of}; {seeds}.")
     verdicts = verdicts or "The verdicts on its claims need runs that are not there yet; they stand at the end once they are."
     verdicts = escape(verdicts)
     if P.profile == "own":                               # the advice

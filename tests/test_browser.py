@@ -13,7 +13,7 @@ from devtools import CHROMIUM, Tab
 from qa_lib import runs
 from qa_lib.params import ROOT
 
-PAGES = sorted(runs.FIGURES.glob("*/*/report.html"))
+PAGES, INDEX = sorted(runs.FIGURES.glob("*/*/report.html")), sorted(runs.FIGURES.glob("index-*.html"))
 AXE = next((ROOT / ".cache" / "node").glob("*/node_modules/axe-core/axe.min.js"), None)
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))
 CHECK = """(() => { const look = getComputedStyle(document.body), window = document.documentElement;
@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
               pytest.mark.skipif(not PAGES, reason="no page yet; make reproduce-exbert")]
 each = pytest.mark.parametrize("page", PAGES, ids=lambda p: "-".join(p.parts[-3:-1]))
+FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href")).filter(h => !/^(#|https?:)/.test(h))"""
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +50,15 @@ def tab(tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-@each
+@pytest.mark.parametrize("page", PAGES + INDEX, ids=lambda p: "-".join([*p.parts[-3:-1], p.stem]))
 def test_page(tab, page, width, scheme):
     tab.open(page.as_uri(), width, scheme)
     found = tab.value(CHECK)
     if SHOTS.name:
-        tab.shot(SHOTS / ("-".join([*page.parts[-3:-1], str(width), scheme]) + ".png"), width, found["height"])
+        tab.shot(SHOTS / ("-".join([*page.parts[-3:-1], page.stem, str(width), scheme]) + ".png"), width, found["height"])
     assert tab.requests() == {page.as_uri()}
-    assert page.stat().st_size < 1_200_000 and found["maths"] > 0 and found["contents"] > 3
+    assert page.stat().st_size < 1_200_000 and (found["maths"] > 0 or page in INDEX) and found["contents"] > 3
+    assert not [f for f in tab.value(FILES) if not (page.parent / f.split("#")[0]).is_file()], "links to files that are not there"
     assert [found[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]
     dark, light = sorted((found["ground"], found["ink"]))
     assert dark < 40 and light > 220 and (found["ground"] == dark) == (scheme == "dark")
