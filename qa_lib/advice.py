@@ -16,7 +16,8 @@ from qa_lib.params import UserError
 from qa_lib.tables import MODELS
 
 OURS, CONTROL, PLAIN = "exbert-tuned", "plain-tuned", "v-db"
-ROOM = 1.0   # ROOM: EM, the gain that counts and the loss that is borne
+ROOM = 1.0     # EM, the gain that counts and the loss that is borne
+STEADY = 5.0   # EM, sd of the difference between seeds above which more seeds are no cure
 WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data or seeds"
 
 
@@ -75,15 +76,28 @@ def table(P) -> pd.DataFrame:
 
 
 def lacks(found: pd.DataFrame, most: int = 100) -> str:
-    """What would decide an open advice: the smallest number of seeds, if d, s² and v stayed as they are, or test questions."""
+    """What an open advice wants for: seeds to begin with, steadier training, so many seeds that would decide it if d, s² and v stayed
+    as they are, or test questions."""
     if (found["n"] < claims.ENOUGH).any() or not (found["nu"] > 0).all():
         return f'Nothing is decided below {claims.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
-    for n in [*range(int(found["n"].max()) + 1, most + 1), 10**9]:
+    seeds, questions = (float(np.sqrt(found[x].max())) for x in ("s2", "v"))
+    text = f"The difference varies by {seeds:.1f} EM between seeds and by {questions:.1f} with other test questions (sd). "
+    if seeds > STEADY:
+        return text + "Models that differ so much by seed alone are hardly trained: first more training rows, or more epochs."
+    for n in range(int(found["n"].max()) + 1, most + 1):
         ends = claims.interval(found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"])
         if rule(*ends) != OPEN:
-            return (f"About {n} seeds at the centre mixture (parameter seeds) would decide it, if the differences stayed."
-                    if n <= most else f"More than {most} seeds would be needed: the difference is too near to {ROOM:g} EM.")
-    return "More seeds would not decide it: what is missing is test questions, from other contexts."
+            return (f'{text}About {n} seeds (PARAMS="seeds=[0,1,…]") would decide it if it stayed so; from so few that is a rough '
+                    "guess.")
+    return text + "More seeds alone would hardly decide it: more test questions, from other contexts."
+
+
+def edge(P) -> str:
+    """A sentence where the best trials have the most epochs that were tried; empty where none has."""
+    kept = [s.epochs for s in runs.plan(P) if s.arm == "tuned" and s.tests and s.variant in (OURS, CONTROL, PLAIN)]
+    most = max(P.trial_epochs)
+    return (f'The best trials had the most epochs tried: PARAMS="trial_epochs=[{most:g},{2 * most:g}]" tries more. '
+            if most in kept else "")
 
 
 def signed(x: float) -> str:
@@ -105,6 +119,7 @@ def sentence(P) -> str:
     seeds, em = int(found["n"].min()), scores(P)["value"]
     text = (f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the experts change the score by "
             f"{' and '.join(parts)} against the same model without experts, both with the same trials, over "
-            f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found)} " * (advice == OPEN))
-    both = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, PLAIN)]
-    return f"{text}With its experts and {P.tuned_blocks} blocks the model has {both[0]} EM, V-DB with {P.blocks} blocks {both[1]}."
+            f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found)} {edge(P)}" * (advice == OPEN))
+    each = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, CONTROL, PLAIN)]
+    return (f"{text}EM on the two: with experts {each[0]}, the same model without {each[1]} (both of {P.tuned_blocks} encoder "
+            f"blocks), the plain span model of {P.blocks} blocks, V-DB, {each[2]}.")

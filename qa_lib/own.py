@@ -70,8 +70,9 @@ def check(p: Exbert):
             most = min(int((n + len(x.validation)) / s / 1.3) for n, x, s in zip(have, parts, shares, strict=True) if s)
             most = min(most, p.train_rows)
             fits = f'lower both numbers, PARAMS="train_rows={most} validation_rows={most // 5}"'
-            raise UserError(f"the mixture needs {need} training rows of {d}, which has {rows} and {len(part.validation)} more for "
-                            f"validation: {fits if most >= 10 else 'too few to train on; add rows'}")
+            raise UserError(f"{d} has {len(part.train) + len(part.validation)} training rows; after {len(part.validation)} for "
+                            f"validation {rows} are left, and the mixture needs {need} of it: "
+                            f"{fits if most >= 10 else 'too few to train on; add rows'}")
         if len({data.normalised(r["context"]) for r in part.test}) < 2:
             raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
                             "known of others; test on a few hundred rows")

@@ -67,9 +67,10 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     def short(column: str) -> pd.Series:
         return rows[column].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
 
+    printed = (rows["printed"] + " " + rows["unit"]).where(rows["printed"] != "–", "–")
     ours = [f"{x.ours:.1f}" + f" [{x.low:.1f}, {x.high:.1f}]" * bool(np.isfinite(x.low)) for x in rows.itertuples()]
     return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + ")",
-                         "printed": rows["printed"] + " " + rows["unit"], "ours": ours, "seeds": rows["n"],
+                         "printed": printed, "ours": ours, "seeds": rows["n"],
                          "verdict": short("verdict"), "equal trials": short("tuned"), "control": short("control"),
                          "run": rows["run"]})
 

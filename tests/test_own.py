@@ -35,10 +35,10 @@ def test_rule(low, high, says):
 @pytest.fixture
 def planted(monkeypatch):
     """Parameters whose runs have these gains of the experts on both domains, and so many seeds and questions."""
-    def make(gain: float, seeds=5, **how):
+    def make(gain: float, seeds=5, epochs=2.0, **how):
         gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
         ledger, examples = plant(gains, seeds, sets=["a", "b"], **how)
-        fields = {"arm": "tuned", "tests": ["a", "b"]}
+        fields = {"arm": "tuned", "tests": ["a", "b"], "epochs": epochs}
         specs = [type("Spec", (), {**r, **fields}) for r in
                  ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")]
         monkeypatch.setattr(runs, "plan", lambda p: specs)
@@ -53,12 +53,15 @@ def planted(monkeypatch):
     (5.0, {}, f"Advice: {WORTH}."),
     (0.0, {"seed_sd": 0.1, "cluster_sd": 0.1}, f"Advice: {NOT}."),
     (-9.0, {}, f"Advice: {NOT}."),
-    (2.5, {"seeds": 3, "seed_sd": 1.5}, "seeds at the centre mixture"),
-    (2.5, {"clusters": 12, "cluster_sd": 9.0}, "what is missing is test questions"),
+    (2.5, {"seeds": 3, "seed_sd": 1.5}, "would decide it if it stayed so; from so few that is a rough guess"),
+    (2.5, {"seeds": 3, "seed_sd": 15.0}, "hardly trained: first more training rows, or more epochs"),
+    (2.5, {"seeds": 3, "seed_sd": 1.5, "epochs": 3.0}, 'PARAMS="trial_epochs=[3,6]" tries more.'),
+    (2.5, {"clusters": 12, "cluster_sd": 9.0}, "would hardly decide it: more test questions"),
     (5.0, {"seeds": 2}, "Nothing is decided below 3 seeds")])
 def test_advice_on_planted_runs(planted, gain, how, says):
     p = planted(gain, **how)
-    assert says in advice.sentence(p) and "V-DB with 6 blocks" in advice.sentence(p)
+    assert says in advice.sentence(p) and "the plain span model of 6 blocks, V-DB, " in advice.sentence(p)
+    assert ("trial_epochs" in advice.sentence(p)) == (how.get("epochs") == 3.0)
     frame = advice.table(p)
     assert list(frame["tested on"]) == ["a", "b"] and all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
 
@@ -155,7 +158,7 @@ def test_a_mistake_on_the_command_line(domains, monkeypatch, name, change, words
 
 
 def test_too_few_rows_say_what_would_do(domains, monkeypatch):
-    with pytest.raises(UserError, match=r"needs 500 training rows of mine-a, which has \d+ and \d+ more") as e:
+    with pytest.raises(UserError, match=r"mine-a has \d+ training rows; after \d+ for validation \d+ are left") as e:
         start(monkeypatch, "mine", domains, train_rows=1000, validation_rows=200)
     fits = yaml.safe_load("{" + str(e.value).split('PARAMS="')[1].rstrip('"').replace("=", ": ").replace(" v", ", v") + "}")
     start(monkeypatch, "mine", domains, **fits)
