@@ -76,7 +76,7 @@ def table(P) -> pd.DataFrame:
 
 
 def lacks(found: pd.DataFrame, most: int = 100) -> str:
-    """What an open advice wants for: seeds to begin with, steadier training, so many seeds that would decide it if d, s² and v stayed
+    """What an open advice wants for: seeds to begin with, steadier training, the seeds that would decide it if d, s² and v stayed
     as they are, or test questions."""
     if (found["n"] < claims.ENOUGH).any() or not (found["nu"] > 0).all():
         return f'Nothing is decided below {claims.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
