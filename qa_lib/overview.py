@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qa_lib import claims, params, render, report, runs
+from qa_lib import claims, params, render, report, runs, verify
 from qa_lib.params import ROOT, UserError
 
 TITLES = {"moe": "Sesame Street Ensemble", "exbert": "Bring in the ExBERT", "road": "ROaD-ELECTRA",
@@ -47,8 +47,7 @@ def board(profile: str) -> pd.DataFrame:
     parts = []
     for slug in TITLES:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
-                                "printed": "–" if c.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(c.range))}
-                               for c in claims.claims(slug)])
+                                "printed": verify.stated(c)} for c in claims.claims(slug)])
         found = runs.FIGURES / slug / profile / "claims.csv"
         empty = dict.fromkeys(("ours", "low", "high"), math.nan) | {"n": 0, "verdict": "not tested: not run at this profile",
                                                                     "rows": "", "run": ""}
@@ -64,19 +63,11 @@ def board(profile: str) -> pd.DataFrame:
     return frame.assign(kind=pd.Categorical(kind, VERDICTS), run=[tuple(r.split()) for r in frame["run"]])
 
 
-def found(row) -> str:
-    """Ours with its interval, as text."""
-    return "–" if math.isnan(row.ours) else f"{row.ours:.1f}" + f" [{row.low:.1f}, {row.high:.1f}]" * (not math.isnan(row.low))
-
-
-def printed(row) -> str:
-    return "–" if row.printed == "–" else f"{row.printed} {row.unit}"
-
-
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of the board as a page shows them."""
     return pd.DataFrame({"report": rows["report"], "says": rows["says"] + " (" + rows["where"] + ")",
-                         "printed": [printed(r) for r in rows.itertuples()], "ours": [found(r) for r in rows.itertuples()],
+                         "printed": [verify.printed(r) for r in rows.itertuples()],
+                         "ours": [verify.found(r) for r in rows.itertuples()],
                          "training rows": rows["rows"].replace("", "–"), "n seeds": rows["n"].map(lambda n: f"{n}" if n else "–"),
                          "verdict": rows["kind"].astype(str),
                          "primary": rows["primary"].map({True: "primary", False: ""}), "run": rows["run"]})
@@ -124,8 +115,8 @@ def readme() -> str:
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
     told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])].sort_values("kind", kind="stable")
-    lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {printed(r)} | {found(r)} | {r.rows or '–'} | {r.n or '–'} | "
-                    f"{r.kind} |\n" for r in told.itertuples())
+    lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {verify.printed(r)} | {verify.found(r)} | "
+                    f"{r.rows or '–'} | {r.n or '–'} | {r.kind} |\n" for r in told.itertuples())
     return (f"| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
             "Claims with a verdict, and the primary ones; in brackets the 95 % interval, which one seed does not give.\n\n"
             f"| report | says | printed | ours | training rows | seeds | verdict |\n|{'---|' * 7}\n{lines}\n"

@@ -142,10 +142,9 @@ def lowest(specs: list[Spec]) -> pd.DataFrame:
 
 def trials(specs: list[Spec]) -> pd.DataFrame:
     """A row for each trial of a model: rate and epochs, of a mixture its experts', and the validation score of what it kept."""
-    own = {True: lambda s: s.parents[0], False: lambda s: s}
     rows = [runs.labels(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, "validation EM": h["validation_em"],
                                  "validation_loss": h["validation_loss"]}
-            for s, r in runs.records(specs) for e in [own[bool(s.gate)](s)] for h in [kept(s, r)]]
+            for s, r in runs.records(specs) for e in [s.parents[0] if s.gate else s] for h in [kept(s, r)]]
     return named(pd.DataFrame(rows))[["model", "rate", "epochs", "validation EM", "validation_loss", "run"]].sort_values(
         ["model", "rate", "epochs"])
 

@@ -234,7 +234,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         if not trainer.is_world_process_zero():
             return None
         past = history(trainer.state.log_history)
-        scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, [EXAMPLES]
+        scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, []
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
             model.tally = 0
@@ -254,7 +254,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
                          "tokens": tokens, "training_seconds": fit, "seconds": time.monotonic() - began + spent,
                          "tokens_per_second": tokens / fit, "peak_memory_mb": peak,
                          "created": now()},
-                  pd.concat(frames[len(frames) > 1:], ignore_index=True))
+                  pd.concat(frames, ignore_index=True) if frames else EXAMPLES)
         runs.discard(spec, "checkpoints")
         return runs.find(spec)
     finally:

@@ -20,6 +20,21 @@ def mixtures(P) -> tuple[float, ...]:
     return tuple(getattr(P, "ratios", ()))
 
 
+def stated(claim: claims.Claim) -> str:
+    """The printed value, or its range, as text."""
+    return "–" if claim.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(claim.range))
+
+
+def printed(row) -> str:
+    """The printed value of a row of `table`, with its unit."""
+    return "–" if row.printed == "–" else f"{row.printed} {row.unit}"
+
+
+def found(row) -> str:
+    """Ours of a row of `table`, with its interval."""
+    return "–" if np.isnan(row.ours) else f"{row.ours:.1f}" + f" [{row.low:.1f}, {row.high:.1f}]" * bool(np.isfinite(row.low))
+
+
 def table(P) -> pd.DataFrame:
     """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), n, verdict, tuned, control, primary, run.
 
@@ -33,19 +48,18 @@ def table(P) -> pd.DataFrame:
     def judged(which: list[claims.Claim], arm: str) -> pd.DataFrame:
         return stats.verdicts(which, ledger, examples, P.profile, P.domains, arm).set_index("id")
 
-    printed, tuned = judged(listed, "printed"), judged(listed, "tuned")
+    plain, tuned = judged(listed, "printed"), judged(listed, "tuned")
     controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
     control, rows = judged(list(controlled.values()), "printed"), []
     for c in listed:
-        found = printed.loc[c.id]
+        row = plain.loc[c.id]
         sign = 1 if c.contrast and c.contrast.direction == "higher" else -1
-        ours = [x + sign * (c.contrast.target if c.contrast else 0) for x in (found["d"], found["low"], found["high"])]
+        ours = [x + sign * (c.contrast.target if c.contrast else 0) for x in (row["d"], row["low"], row["high"])]
         if c.contrast and c.contrast.against is None:
             ours = [sign * x for x in ours]
         rows.append({"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "ours": ours[0],
-                     "printed": "–" if c.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(c.range)),
-                     "low": min(ours[1:]), "high": max(ours[1:]), "n": found["n"], "verdict": found["verdict"],
-                     "tuned": tuned["verdict"][c.id], "primary": c.primary, "run": found["run"],
+                     "printed": stated(c), "low": min(ours[1:]), "high": max(ours[1:]), "n": row["n"], "verdict": row["verdict"],
+                     "tuned": tuned["verdict"][c.id], "primary": c.primary, "run": row["run"],
                      "control": f"{c.control}: {control['verdict'][controlled[c.id].id]}" if c.id in controlled else ""})
     return pd.DataFrame(rows)[["claim", "where", "says", "printed", "unit", "ours", "low", "high", "n", "verdict", "tuned",
                                "control", "primary", "run"]]
@@ -67,10 +81,9 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     def short(column: str) -> pd.Series:
         return rows[column].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
 
-    printed = (rows["printed"] + " " + rows["unit"]).where(rows["printed"] != "–", "–")
-    ours = [f"{x.ours:.1f}" + f" [{x.low:.1f}, {x.high:.1f}]" * bool(np.isfinite(x.low)) for x in rows.itertuples()]
     return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + ")",
-                         "printed": printed, "ours": ours, "seeds": rows["n"],
+                         "printed": [printed(r) for r in rows.itertuples()],
+                         "ours": [found(r) for r in rows.itertuples()], "seeds": rows["n"],
                          "verdict": short("verdict"), "equal trials": short("tuned"), "control": short("control"),
                          "run": rows["run"]})
 

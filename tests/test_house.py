@@ -29,7 +29,7 @@ APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"
          "advice": {"claims", "tables", "stats", "runs", "params"},
          "verify": {"advice", "claims", "power", "stats", "runs", "params", "spec"},
          "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
-         "render": {"report", "runs", "params"}, "overview": {"claims", "render", "report", "runs", "params"}}
+         "render": {"report", "runs", "params"}, "overview": {"claims", "render", "report", "runs", "verify", "params"}}
 MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study", "own"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
