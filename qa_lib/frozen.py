@@ -12,7 +12,8 @@ import torch
 from datasets import Dataset
 from filelock import FileLock
 
-from qa_lib import encoders, scoring
+from qa_lib import encoders, features, scoring
+from qa_lib.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,21 @@ def outputs(key: str, windows: Dataset, tokenizer, make: Callable[[], encoders.S
 
     key: what the model's weights are, e.g. its run's hash.
     """
+    at = _stored(key, windows, precision, lambda: computed(make(), windows, tokenizer, precision)[0])
+    return Outputs(**{name: np.load(at / f"{name}.npy", mmap_mode="r") for name in Outputs.__annotations__})
+
+
+def said(model: encoders.SpanModel, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
+    """scoring.said of a run that others may mix: the same numbers, and they are stored on the way."""
+    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
+    values, loss = computed(model, windows, tokenizer, spec.precision)
+    _stored(spec.hash, windows, spec.precision, lambda: values)
+    cuts = np.cumsum([len(ids) for ids in windows["input_ids"]])[:-1]
+    return windows, np.split(values["start"], cuts), np.split(values["end"], cuts), loss
+
+
+def _stored(key: str, windows: Dataset, precision: str, make: Callable[[], dict[str, np.ndarray]]) -> Path:
+    """The folder of what `make` returns, rounded to half precision; made where it is not there."""
     at = scoring.CACHE / "frozen" / f"{key[:16]}-{precision}-{Path(windows.cache_files[0]['filename']).parent.name}"
     at.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{at}.lock"):              # another worker may want the same: it waits instead of computing it too
@@ -36,22 +52,24 @@ def outputs(key: str, windows: Dataset, tokenizer, make: Callable[[], encoders.S
             half = at.with_name(f"{at.name}.half")
             shutil.rmtree(half, ignore_errors=True)           # of a worker that was killed
             half.mkdir()
-            for name, values in computed(make(), windows, tokenizer, precision).items():
+            for name, values in make().items():
                 np.save(half / f"{name}.npy", values.astype(np.float16))
             half.rename(at)
-    return Outputs(**{name: np.load(at / f"{name}.npy", mmap_mode="r") for name in Outputs.__annotations__})
+    return at
 
 
-def computed(model: encoders.SpanModel, windows: Dataset, tokenizer, precision: str) -> dict[str, np.ndarray]:
-    """The same, computed now, in single precision."""
-    start, end, mean, cls = ([None] * len(windows) for _ in range(4))
+def computed(model: encoders.SpanModel, windows: Dataset, tokenizer, precision: str) -> tuple[dict[str, np.ndarray], float]:
+    """The same in single precision, computed now, and the mean loss."""
+    (start, end, mean, cls), total = ([None] * len(windows) for _ in range(4)), 0.0
     hidden: list[torch.Tensor] = []
     hook = model.encoder.register_forward_hook(lambda module, args, out: hidden.append(out.last_hidden_state.float()))
     for part, lengths, batch, out in scoring.batches(model, windows, model.collate(tokenizer), precision):
         states, mask = hidden.pop(), batch["attention_mask"][:, :, None]
         pooled = ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()                    # (B, D)
+        total += out.loss.item() * len(part)
         for row, (i, n) in enumerate(zip(part, lengths, strict=True)):
             start[i], end[i] = (x[row, :n].cpu().numpy() for x in (out.start_logits, out.end_logits))
             mean[i], cls[i] = pooled[row], states[row, 0].cpu().numpy()
     hook.remove()
-    return {"start": np.concatenate(start), "end": np.concatenate(end), "mean": np.stack(mean), "cls": np.stack(cls)}
+    return {"start": np.concatenate(start), "end": np.concatenate(end), "mean": np.stack(mean), "cls": np.stack(cls)}, \
+        total / len(windows)

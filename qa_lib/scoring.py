@@ -58,7 +58,7 @@ def score(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple[list[dict], d
     return *judged(rows, *found), loss
 
 
-def examine(model, tokenizer, spec: Spec, d: Dataset, rows: list[dict]) -> tuple[dict, pd.DataFrame]:
+def examine(model, tokenizer, spec: Spec, d: Dataset, rows: list[dict], said=said) -> tuple[dict, pd.DataFrame]:
     """Scores of a test set and one row per example: ids, scores and character spans, never text."""
     windows, start, end, loss = said(model, tokenizer, spec, rows)
     answers, scored = judged(rows, windows, start, end)

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_lib import augment, build, data, features, moe, params, questions, runs, scoring
+from qa_lib import augment, build, data, features, frozen, moe, params, questions, runs, scoring
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec
 
@@ -235,10 +235,11 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             return None
         past = history(trainer.state.log_history)
         scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, []
+        said = scoring.said if not keep_weights or spec.gate else frozen.said     # a mixture will ask for the same again
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
             model.tally = 0
-            scores[name], frame = scoring.examine(model, tokenizer, spec, d, test)
+            scores[name], frame = scoring.examine(model, tokenizer, spec, d, test, said)
             frames.append(frame.assign(set=name))
             load |= {name: model.tally.tolist()} if torch.is_tensor(model.tally) else {}
         if keep_weights:

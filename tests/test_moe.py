@@ -95,6 +95,19 @@ def test_a_mixture_says_what_its_experts_say(experts):
             np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
 
 
+def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, monkeypatch):
+    """Byte by byte the scores without the store; afterwards no expert is run again."""
+    monkeypatch.setattr(scoring, "CACHE", store / "cache")
+    spec, models, rows, windows, tokenizer = experts
+    for model, e in zip(models, spec.parents, strict=True):
+        _, *plain, loss = scoring.said(model, tokenizer, e, rows)
+        again, *kept, same = frozen.said(model, tokenizer, e, rows)
+        assert loss == same
+        assert all(np.array_equal(a, b) for x, y in zip(plain, kept, strict=True) for a, b in zip(x, y, strict=True))
+        read = frozen.outputs(e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision)
+        assert np.array_equal(read.start, np.concatenate(plain[0]).astype(np.float16))
+
+
 def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkeypatch):
     """Bit for bit, where the live ones are rounded to half precision too; and only the gate learns."""
     spec, models, rows, windows, tokenizer = experts
@@ -112,7 +125,7 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
         return mixture.state_dict()
 
     def live(key, windows, tokenizer, make, precision) -> frozen.Outputs:
-        now = frozen.computed(make(), windows, tokenizer, precision)
+        now, _ = frozen.computed(make(), windows, tokenizer, precision)
         return frozen.Outputs(**{k: v.astype(np.float16) for k, v in now.items()})
 
     stored = weights()
