@@ -136,8 +136,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     params.add_arguments(parser)
     args = parser.parse_args()
-    if not (runs.committed(args.report) or (runs.RUNS / args.report).exists()):
-        print(f"{args.report}: no run has been recorded, so none of its {len(claims.claims(args.report))} claims is tested")
+    profile = args.profile or params.default_profile()
+    if not any(r["spec"]["profile"] == profile for r in runs.stored(args.report)):
+        print(f"{args.report}: no run of profile {profile} has been recorded, so none of its "
+              f"{len(claims.claims(args.report))} claims is tested")
         return 0
     P = runs.settle(args)
     frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged

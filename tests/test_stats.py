@@ -614,10 +614,17 @@ def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
     assert verify.main() == 0                                                           # nothing on disk, nothing that disagrees
 
 
-def test_a_report_without_runs_has_no_verdicts(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", "real"])
-    assert verify.main() == 0
-    assert "moe: no run has been recorded, so none of its 41 claims is tested" in capsys.readouterr().out
+def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch):
+    quick = {"spec": {"profile": "quick"}}
+    for profile in ("real", "paper"):
+        monkeypatch.setattr(runs, "stored", lambda report: [quick])
+        monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", profile])
+        assert verify.main() == 0
+        said = capsys.readouterr().out
+        assert f"moe: no run of profile {profile} has been recorded, so none of its 41 claims is tested" in said
+    monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", "quick"])
+    with pytest.raises(UserError, match="have no record"):
+        verify.main()
 
 
 def test_power_with_our_own_test_sets(recorded):
