@@ -35,7 +35,7 @@ else
 endif
 
 # figures/<slug>/<profile>/<file>: the path says which report and which profile.
-FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%))
+FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) figures/exbert/own-$(NAME)
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
 FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data '$(DATA)') $(foreach p,$(PARAMS),-p '$p'))
@@ -44,7 +44,7 @@ TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(FRESH), --fresh)
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
-.PHONY: FORCE environment browser $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
+.PHONY: FORCE environment browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
         help profile reproduce overview own readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 help: ## this list (the default)
@@ -107,13 +107,13 @@ power: | $(SETUP) ## print what the reports' runs could see, and which claims mo
 # The page stands in figures/exbert/own-NAME, the definition of its two domains, which names the files, beside the runs.
 own: profile = own
 own: override DATA = $(or $(QA_RUNS),runs)/own/$(NAME).yaml
-own: override PARAMS += domains=[$(NAME)-a,$(NAME)-b]
-own: | $(SETUP) ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
-	@$(PY) -m qa_lib.own '$(NAME)' '$(DOMAIN_A)' '$(DOMAIN_B)' $(foreach p,$(PARAMS),-p '$p')
-	$(PY) -m qa_lib.study exbert $(TRAINING)
-	$(PY) -m qa_lib.render exbert $(FLAGS)
+own: override PARAMS := domains=[$(NAME)-a,$(NAME)-b] $(PARAMS)
+own: own-defined figures/exbert/own-$(NAME)/report.html ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
 	@$(PY) -m qa_lib.verify exbert $(FLAGS)
-	@echo 'page: figures/exbert/own-$(NAME)/report.html'
+	@echo 'page: $(word 2,$^)'
+
+own-defined: | $(SETUP)
+	@$(PY) -m qa_lib.own '$(NAME)' '$(DOMAIN_A)' '$(DOMAIN_B)' $(foreach p,$(PARAMS),-p '$p')
 
 # ---- set-up ----
 

@@ -7,7 +7,9 @@ import seaborn as sns
 
 from qa_lib.tables import MODELS, model
 
-DASHES = dict(zip((name for name, _ in MODELS.values()), cycle(["", (4, 1.5), (1, 1), (3, 1, 1, 1), (5, 1), (2, 2)]), strict=False))
+NAMES = [name for name, _ in MODELS.values()]
+DASHES = dict(zip(NAMES, cycle(["-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (2, 2))]), strict=False))
+MARKERS = dict(zip(NAMES, cycle("oXsPD^"), strict=False))
 COLOURS = dict(MODELS.values())
 
 
@@ -17,10 +19,13 @@ def shades(variant: str, n: int) -> list:
 
 
 def by_mixture(P, ledger: pd.DataFrame):
-    """EM over mixtures, a panel for each test set, a line for each model; bands: sd over seeds."""
+    """EM over mixtures, a panel for each test set, a line for each model; bars: sd over seeds, side by side."""
     em = ledger[ledger["metric"] == "em"].assign(model=lambda d: d["model"].cat.remove_unused_categories())
-    grid = sns.relplot(em, x="mixture", y="value", hue="model", style="model", col="set", col_order=P.domains, kind="line",
-                       markers=True, dashes=DASHES, palette=COLOURS, errorbar="sd", err_style="bars", height=2.9, aspect=1.05)
+    names = list(em["model"].cat.categories)
+    grid = sns.catplot(em, x="mixture", y="value", hue="model", col="set", col_order=P.domains, kind="point",
+                       dodge=0.08 * len(names), markers=[MARKERS[n] for n in names], linestyles=[DASHES[n] for n in names],
+                       palette=COLOURS, errorbar="sd", err_kws={"linewidth": 1.2}, linewidth=1.6, markersize=5, height=2.9,
+                       aspect=1.05)
     grid.set_titles("tested on {col_name}").set_axis_labels("", "EM (percent)")
     grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.07, va="top", size=11)
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)

@@ -2,8 +2,8 @@
 
     python -m qa_lib.own NAME TRAIN:TEST TRAIN:TEST [-p KEY=VALUE]     writes own/NAME.yaml beside the runs
 
-The file defines the datasets NAME-a and NAME-b as params/datasets.yaml does those of the study; `--profile own --data FILE` reads
-it. A file's content is its identity, not its place: moved data find their runs again.
+The file defines two datasets, NAME-a and NAME-b unless the parameter `domains` names them, as params/datasets.yaml does those of
+the study; `--profile own --data FILE` reads it. A file's content is its identity, not its place: moved data find their runs again.
 """
 import argparse
 import re
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from qa_lib import data, params, runs, sources, study
+from qa_lib import data, exbert, params, runs, sources, study
 from qa_lib.params import UserError
 from qa_lib.settings import Exbert
 
+NAME, LETTERS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}"), "letters, digits, - and _, at most 40 of them"
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
 
 
@@ -84,13 +85,18 @@ def main() -> int:
     parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
     parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
     args = parser.parse_args()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", args.name):
-        raise UserError(f"NAME={args.name}: a name is letters, digits, - and _, at most 40 of them: {USAGE}")
+    if not NAME.fullmatch(args.name):
+        raise UserError(f"NAME={args.name}: a name is {LETTERS}: {USAGE}")
     args.report, args.profile, args.size = "exbert", "own", None
     args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
-    args.p.append(f"domains=[{args.name}-a, {args.name}-b]")
+    args.p.insert(0, f"domains=[{args.name}-a, {args.name}-b]")
     p = params.from_args(args)
-    print(f"profile own: {args.name}; trials of every model first, then its runs with the rate and epochs they chose", flush=True)
+    if bad := [d for d in p.domains if not NAME.fullmatch(d)]:
+        raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
+    first = len(exbert.HEADLINE) * len(p.trial_rates) * len(p.trial_epochs)
+    then = len(exbert.HEADLINE) * (len(p.seeds) + (len(p.ratios) - 1) * len(p.side_seeds))
+    print(f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the highest tried; then about "
+          f"{then} runs with the rates and epochs they chose; each round says how long it takes", flush=True)
     define(args.name, dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     check(p)
     study.fetch(p)

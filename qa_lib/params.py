@@ -73,6 +73,8 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
         with contextlib.suppress(ValueError):
             point = repr(float(text)) if "." in repr(float(text)) else repr(float(text)).replace("e", ".0e")
             raise UserError(f"{place}{key}: '{text}' is read as text, not as a number; write {point} (YAML wants a point)")
+    if error["type"] == "list_type":
+        raise UserError(f"{place}{key}: {text!r} is one value and a list is wanted; write {key}=[{text}]")
     message = error["msg"].removeprefix("Value error, ")
     if not key:  # a rule over several fields: its sentence begins with the one to change
         raise UserError(f"{where.get(message.split(':')[0], '')}{message}")
@@ -80,7 +82,7 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
 
 
 def load(slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None,
-         where: str = "-p ") -> Any:
+         where: str = "PARAMS (-p): ") -> Any:
     """The validated parameters of a report.
 
     params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml what the

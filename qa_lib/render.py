@@ -87,7 +87,7 @@ class Page(HTMLExporter):
 
 def page(nb, p) -> str:
     """An executed notebook as HTML; its first cell is the title block."""
-    nb = present(copy.deepcopy(nb)) if p.profile == "own" else copy.deepcopy(nb)
+    nb = present(copy.deepcopy(nb), Path(p.data).stem) if p.profile == "own" else copy.deepcopy(nb)
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
@@ -112,9 +112,16 @@ def only(nb, name: str):
     return nb
 
 
-def present(nb):
-    """The notebook less the tables and figures that are no part of the study, and the sections and texts that only led to them:
-    a reader with data of their own asked for one comparison, not for the report."""
+OWN = """# Are the experts worth it on {name}?
+
+One sparse mixture-of-experts layer on a small encoder (ExBERT) against the same model without experts, on two domains of your own.
+The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExBERT*.
+"""
+
+
+def present(nb, name: str):
+    """The notebook as the page of own data: less the tables and figures that are not drawn, the sections and texts that only led to
+    them, and cells tagged study: a reader with data of their own asked for one comparison, not for the report."""
     def lacks(cell) -> bool:
         return any(report.ABSENT in o.get("data", {}).get("text/html", "") for o in cell.get("outputs", []))
 
@@ -122,6 +129,8 @@ def present(nb):
         code = [lacks(c) for c in group if c.cell_type == "code"]
         return bool(code) and all(code)
 
+    nb.cells[0].source = OWN.format(name=name)
+    nb.cells = [c for c in nb.cells if "study" not in tags(c)]
     for mark in ("##", ""):                              # whole sections, then texts within the others
         groups: list[list] = []
         for cell in nb.cells:

@@ -86,13 +86,16 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
         given = row.get("id")
         row = {**row, "id": f"{name}-{line}" if given is None else str(given), "title": str(row.get("title") or ""),
                "domain": name, "is_impossible": bool(row.get("is_impossible")) or not answers["text"]}
-        if any(row["context"][s:s + len(t)] != t for t, s in zip(answers["text"], answers["answer_start"], strict=True)):
-            misplaced.append(row["id"])
+        if off := [x for x in zip(answers["text"], answers["answer_start"], strict=True) if not row["context"].startswith(*x)]:
+            at, (text, start) = row["context"].find(off[0][0]), off[0]
+            place = f"stands at {at}, not at {start}" if at >= 0 else "is nowhere in the context"
+            misplaced.append((row["id"], f"'{text[:40]}' {place}"))
         else:
             rows.append(row)
     if misplaced and bad_rows == "stop":
         raise UserError(f"{path}: {len(misplaced)} rows have an answer that does not stand at its answer_start, first "
-                        f"{', '.join(misplaced[:3])}; mend them, or leave them out with bad_rows=skip")
+                        f"{', '.join(x for x, _ in misplaced[:3])} (of the first, {misplaced[0][1]}); mend them, or leave them "
+                        "out with bad_rows=skip")
     counts["misplaced answers"] += len(misplaced)
     return rows
 

@@ -64,7 +64,8 @@ def test_misplaced_answers_are_counted_never_moved(tmp_path):
     for r in rows[2:7]:
         r["answers"] = {"text": r["answers"]["text"], "answer_start": [0]}
     write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4;"):
+    with pytest.raises(UserError, match=r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
+                       r"\(of the first, '.+' stands at \d+, not at 0\);"):
         sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
     counts = data.Counter()
     assert len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 4 and counts["misplaced answers"] == 5

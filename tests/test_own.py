@@ -95,9 +95,9 @@ def domains(tmp_path):
 
 def test_the_recipe_checks_first_then_trains_then_draws():
     told = make("-n", "own", "VENV=", "NAME=mine", "DOMAIN_A=a b:c", "DOMAIN_B=d:e", "PARAMS=epochs=1", "YES=1").stdout.splitlines()
-    flags = f"exbert --profile own --data '{runs.RUNS}/own/mine.yaml' -p 'epochs=1' -p 'domains=[mine-a,mine-b]'"
+    flags = f"exbert --profile own --data '{runs.RUNS}/own/mine.yaml' -p 'domains=[mine-a,mine-b]' -p 'epochs=1'"
     assert [x for x in told if "qa_lib" in x] == [
-        "python -m qa_lib.own 'mine' 'a b:c' 'd:e' -p 'epochs=1' -p 'domains=[mine-a,mine-b]'",
+        "python -m qa_lib.own 'mine' 'a b:c' 'd:e' -p 'domains=[mine-a,mine-b]' -p 'epochs=1'",
         *(f"python -m qa_lib.{x}" for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}"))]
 
 
@@ -106,8 +106,8 @@ def start(monkeypatch, name, texts, **changes):
     given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
     monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
     own.main()
-    return params.load("exbert", "own", TINY | changes | {"data": str(runs.RUNS / "own" / f"{name}.yaml"),
-                                                         "domains": [f"{name}-a", f"{name}-b"]})
+    return params.load("exbert", "own", {"domains": [f"{name}-a", f"{name}-b"]} | TINY | changes | {
+        "data": str(runs.RUNS / "own" / f"{name}.yaml")})
 
 
 def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
@@ -115,9 +115,10 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr(runs, "RUNS", tmp_path / "QA_RUNS")
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "QA_FIGURES")
-    p = start(monkeypatch, "mine", domains)
+    p = start(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
     told = capsys.readouterr().out
-    assert "profile own: mine" in told and "mine-a: 46 training, 4 validation, 30 test rows\n" in told
+    assert "profile own: mine; 9 trials, more where" in told and "then about 3 runs" in told
+    assert "harbour: 46 training, 4 validation, 30 test rows\n" in told
     study.run(p, workers=1)
     assert set(study.run(p)["trained"]) == {"found"}
     render.render(p)
@@ -126,9 +127,11 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert not list(folder.parent.glob("real")) and not (folder / "claims.csv").exists()
     assert "<strong>Advice: needs more data or seeds.</strong>" in page and "Nothing is decided below 3 seeds" in page
     assert ">OWN</strong>" in page and "claims are not judged" in page and "is not part of the study" not in page
+    assert "Are the experts worth it on mine?</h1>" in page and page.index("Advice: ") < page.index('<h2 id="the-idea"')
+    assert not any(x in page for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly", "Controls (b)"))
     assert "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
-    assert all(d.startswith("mine-") for d in pd.read_csv(folder / "table_advice.csv")["tested on"])
+    assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
     assert verify.disagreement(p) in ("", None) and "needs more data" in verify.summary(p)
 
 
@@ -180,7 +183,8 @@ ROW = {"id": 7, "context": "The harbour froze.", "question": "What froze?", "ans
     (ROW | {"answers": {"text": ["harbour"], "answer_start": []}}, "line 1: field 'answers' is not"),
     (ROW | {"context": None}, "line 1: field 'context' holds no text"),
     ([1, 2], "line 1: not an object"),
-    (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}}, "1 rows have an answer that does not stand .* first 7;")])
+    (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}},
+     "1 rows have an answer that does not stand .* first 7 .*stands at 4, not at 5")])
 def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
     written(tmp_path / "harbour" / "train.jsonl", [line])
     with pytest.raises(UserError, match=words) as e:

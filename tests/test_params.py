@@ -21,6 +21,7 @@ def test_every_yaml_validates(profile):
     ({"epochs": 0}, ["epochs", "greater than 0"]),
     ({"order": "random"}, ["order", "'random'", "sequential"]),
     ({"seeds": []}, ["seeds", "at least 1"]),
+    ({"seeds": 5}, ["seeds: 5 is one value", "write seeds=[5]"]),
     ({"stride": 300}, ["stride: 300", "max_length 384"]),
     ({"blocks": 1.5}, ["blocks"]),
 ])
@@ -28,7 +29,7 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
     with pytest.raises(UserError) as e:
         params.load("exbert", "quick", changes)
     sentence = str(e.value)
-    assert "\n" not in sentence and sentence.startswith("-p ")
+    assert "\n" not in sentence and sentence.startswith("PARAMS (-p): ")
     assert all(w in sentence for w in words), sentence
 
 
