@@ -54,6 +54,16 @@ def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def values(ledger: pd.DataFrame, metric: str = "em", **which) -> pd.Series:
+    """One value a run, of the runs whose columns are as given."""
+    return ledger.loc[(ledger[[*which]] == pd.Series(which)).all(axis=1) & (ledger["metric"] == metric), "value"]
+
+
+def spread(x: pd.Series) -> str:
+    """Mean ± sd over seeds as prose has it; no ± of one seed, – of none."""
+    return f"{x.mean():.1f}" + f" ± {x.std():.1f}" * (len(x) > 1) if len(x) else "–"
+
+
 def recorded(specs: list[Spec]) -> pd.DataFrame:
     """A row for each run: labels, rows of each domain, what its record says of data, size and cost."""
     costs = ("seconds", "training_seconds", "tokens_per_second", "peak_memory_mb", "parameters", "active_parameters")

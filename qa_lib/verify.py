@@ -5,6 +5,7 @@
 Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not what the records say.
 """
 import argparse
+import re
 
 import numpy as np
 import pandas as pd
@@ -86,6 +87,16 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
                          "ours": [found(r) for r in rows.itertuples()], "seeds": rows["n"],
                          "verdict": short("verdict"), "equal trials": short("tuned"), "control": short("control"),
                          "run": rows["run"]})
+
+
+def says(frame: pd.DataFrame, claim: str, verdict: str, column: str = "verdict") -> bool:
+    """Is that the verdict of a row of `table`, or in its column tuned or control?"""
+    return bool(re.search(rf"(^|: ){verdict}(:|$)", frame.set_index("claim")[column][claim]))
+
+
+def ours(frame: pd.DataFrame, claim: str) -> str:
+    """`found` of a claim by its id."""
+    return found(next(frame[frame["claim"] == claim].itertuples()))
 
 
 def counts(frame: pd.DataFrame) -> str:

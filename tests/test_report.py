@@ -107,6 +107,13 @@ def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
             "environment": environment, "spec": spec} | changed
 
 
+def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
+    assert report.findings([(True, "A gains."), (True, "B does not.")]) == "A gains.\n\nB does not."
+    said = report.findings([(True, "A gains."), (False, "B does not.")])
+    assert said.startswith("A gains.\n\n1 of 2 paragraphs") and "B does not" not in said
+    assert report.findings([(float("nan") > 0, "C is unknown.")]).startswith("1 of 1 paragraphs")
+
+
 def test_provenance_is_read_from_the_records(monkeypatch):
     found = [record(), record(), record(dirty=True, created="2026-11-22T10:00:00+00:00")]
     found = [r | {"hash": str(i)} for i, r in enumerate(found)]

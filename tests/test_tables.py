@@ -52,6 +52,19 @@ def test_names_of_models_mixtures_and_rates():
     assert tables.model("exbert-tuned") == "exbert-tuned" and tables.model("exbert-full") == "exbert"
 
 
+def test_numbers_in_prose():
+    ledger = pd.DataFrame({"variant": ["a", "a", "b", "a"], "set": "x", "metric": ["em", "em", "em", "f1"],
+                           "value": [10.0, 12.0, 5.0, 99.0]})
+    assert list(tables.values(ledger, variant="a", set="x")) == [10.0, 12.0]
+    assert tables.spread(tables.values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
+    assert tables.spread(tables.values(ledger, variant="b")) == "5.0" and tables.spread(tables.values(ledger, variant="c")) == "–"
+    claims = pd.DataFrame({"claim": ["c"], "verdict": ["not reproduced"], "tuned": ["inconclusive: seeds (needs n=5)"],
+                           "control": ["plain-tuned: reproduced"], "ours": [1.25], "low": [-1.0], "high": [3.5]})
+    assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
+    assert verify.says(claims, "c", "inconclusive", "tuned") and verify.says(claims, "c", "reproduced", "control")
+    assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5]"
+
+
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
     grid = figures.losses(history(), "rate", "rate")
     assert [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat] == ["rate 2e-5", "rate 3e-4"]
