@@ -5,6 +5,8 @@ from itertools import product
 from qa_lib import runs
 from qa_lib.spec import Spec
 
+WIDER = 3     # a model that is best at ever lower rates learns nothing
+
 
 def kept(spec: Spec, record: dict) -> dict:
     """The row of a record's history that its weights are of."""
@@ -17,10 +19,10 @@ def chosen(models: list[str], trial: Callable[[str, float, float], Spec], rates:
     """All trials, and of each model the (rate, epochs) with the highest validation EM, of equals the lowest loss.
 
     trial: the run of a model at a rate and epochs. While a model's best rate lies on the grid's edge, all models get the next
-    rate too (half, or twice). Nothing is chosen until every trial is recorded.
+    rate too (half, or twice), WIDER times at most. Nothing is chosen until every trial is recorded.
     """
     rates = sorted(rates)
-    while True:
+    for wider in range(WIDER + 1):
         tried = {m: {at: trial(m, *at) for at in product(rates, epochs)} for m in models}
         every = [s for specs in tried.values() for s in specs.values()]
         rows = {s.hash: kept(s, record) for s in every if (record := runs.find(s))}
@@ -29,6 +31,7 @@ def chosen(models: list[str], trial: Callable[[str, float, float], Spec], rates:
         best = {m: max(specs, key=lambda at: [(row["validation_em"], -row["validation_loss"]) for row in [rows[specs[at].hash]]])
                 for m, specs in tried.items()}
         edge = {rate for rate, _ in best.values()}
-        if not {rates[0], rates[-1]} & edge:
-            return every, best
+        if wider == WIDER or not {rates[0], rates[-1]} & edge:
+            break
         rates = [rates[0] / 2] * (rates[0] in edge) + rates + [rates[-1] * 2] * (rates[-1] in edge)
+    return every, best

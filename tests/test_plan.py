@@ -69,6 +69,8 @@ def test_an_optimum_on_the_edge_extends_the_grid_for_all(scored, real):
     scored(lambda variant, rate, epochs: 1 - abs(rate - (1e-3 if variant == "v-db-trial" else 1e-4)))
     final = {s.variant: s.learning_rate for s in runs.plan(real())}
     assert final["v-db"] == 1e-3 and final["exbert-tuned"] == 1e-4
+    scored(lambda variant, rate, epochs: 1 - rate)                                       # lower is ever better: three times at most
+    assert {s.learning_rate for s in runs.plan(real()) if not s.variant.endswith("-trial")} == {5e-5 / 8}
 
 
 @pytest.mark.parametrize("changes, words", [
