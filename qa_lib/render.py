@@ -87,7 +87,7 @@ class Page(HTMLExporter):
 
 def page(nb, p) -> str:
     """An executed notebook as HTML; its first cell is the title block."""
-    nb = present(copy.deepcopy(nb), Path(p.data).stem) if p.profile == "own" else copy.deepcopy(nb)
+    nb = present(copy.deepcopy(nb), Path(p.data).stem) if p.profile == "own" else gathered(copy.deepcopy(nb))
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
@@ -122,9 +122,6 @@ The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExB
 def present(nb, name: str):
     """The notebook as the page of own data: less the tables and figures that are not drawn, the sections and texts that only led to
     them, and cells tagged study: a reader with data of their own asked for one comparison, not for the report."""
-    def lacks(cell) -> bool:
-        return any(report.ABSENT in o.get("data", {}).get("text/html", "") for o in cell.get("outputs", []))
-
     def dead(group: list) -> bool:
         code = [lacks(c) for c in group if c.cell_type == "code"]
         return bool(code) and all(code)
@@ -139,6 +136,25 @@ def present(nb, name: str):
             groups[-1].append(cell)
         nb.cells = [c for g in groups if not dead(g) or not mark and g[0].source.startswith("##") for c in g]
     nb.cells = [c for c in nb.cells if not lacks(c)]
+    return nb
+
+
+def lacks(cell) -> str:
+    """What a table or figure is not drawn for; empty where it is drawn."""
+    found = [o.get("data", {}).get("text/html", "") for o in cell.get("outputs", [])]
+    return "".join(re.findall("“(.*?)”", text)[0] for text in found if report.ABSENT in text)
+
+
+def gathered(nb):
+    """The notebook with one sentence for neighbouring tables and figures that are not drawn."""
+    kept: list = []
+    for cell in nb.cells:
+        if lacks(cell) and kept and (before := lacks(kept[-1])):
+            parts = dict.fromkeys(f"{before}, {lacks(cell)}".split(", "))
+            kept[-1].outputs[-1].data["text/html"] = report.absent(", ".join(parts))
+        else:
+            kept.append(cell)
+    nb.cells = kept
     return nb
 
 

@@ -130,7 +130,7 @@ ABSENT = '<p class="absent">'
 
 def absent(part: str) -> Html:
     """What stands in the place of a table or figure whose runs are not part of this page."""
-    return Html(f"{ABSENT}The experiment or arm “{escape(part)}” is not part of the study at this profile and size.</p>")
+    return Html(f"{ABSENT}Not part of the study at this profile and size: “{escape(part)}”.</p>")
 
 
 def findings(paragraphs: list[tuple[bool, str]]) -> Markdown:

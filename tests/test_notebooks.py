@@ -95,7 +95,7 @@ def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
     parts, absent, figure = FEW[slug]
     p = params.load(slug, "quick", TINY[slug] | {"experiments": parts})
     page = render.page(render.execute(read(slug), slug, p.model_dump()), p)
-    assert f"“{absent}” is not part of the study" in page and f'<figure id="{figure}">' in page
+    assert re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page) and f'<figure id="{figure}">' in page
     assert '<figure id="fig4' not in page and '<figure id="fig_reinit' not in page
 
 

@@ -126,7 +126,7 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     page = (folder / "report.html").read_text()
     assert not list(folder.parent.glob("real")) and not (folder / "claims.csv").exists()
     assert "<strong>Advice: needs more data or seeds.</strong>" in page and "Nothing is decided below 3 seeds" in page
-    assert ">OWN</strong>" in page and "claims are not judged" in page and "is not part of the study" not in page
+    assert ">OWN</strong>" in page and "claims are not judged" in page and "Not part of the study" not in page
     assert "Are the experts worth it on mine?</h1>" in page and page.index("Advice: ") < page.index('<h2 id="the-idea"')
     assert not any(x in page for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly", "Controls (b)"))
     assert "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1

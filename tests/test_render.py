@@ -145,3 +145,11 @@ def test_contrast():
             assert min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5, ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
     assert all(contrast("#ffffff", colour) >= 3 for _, colour in tables.MODELS.values())
+
+
+def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
+    lack = "page.absent('{0}')"
+    folder = plant(code(lack.format("rates"), "fig_a"), code(lack.format("rates, tuned"), "fig_b"),
+                   new_markdown_cell("Between."), code(lack.format("order"), "fig_c"))
+    page = (folder / "report.html").read_text()
+    assert re.findall("size: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
