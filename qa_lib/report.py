@@ -133,16 +133,6 @@ def absent(part: str) -> Html:
     return Html(f"{ABSENT}Not part of the study at this profile and size: “{escape(part)}”.</p>")
 
 
-def findings(paragraphs: list[tuple[bool, str]]) -> Markdown:
-    """What the records say, in prose: paragraphs, each with the condition on the records under which it is true.
-
-    One whose condition does not hold is left out, and that is said.
-    """
-    gone = sum(not holds for holds, _ in paragraphs)
-    note = f"{gone} of {len(paragraphs)} paragraphs are left out: they were written of other records, which these do not bear out."
-    return Markdown("\n\n".join([text for holds, text in paragraphs if holds] + [note] * (gone > 0)))
-
-
 def provenance(P, specs: list[Spec]) -> Html:
     """Commit, data, machine, versions, runs and time behind a page, from the runs' records."""
     found, made = list({record["hash"]: record for _, record in runs.records(specs)}.values()), {}

@@ -59,11 +59,6 @@ def values(ledger: pd.DataFrame, metric: str = "em", **which) -> pd.Series:
     return ledger.loc[(ledger[[*which]] == pd.Series(which)).all(axis=1) & (ledger["metric"] == metric), "value"]
 
 
-def spread(x: pd.Series) -> str:
-    """Mean ± sd over seeds as prose has it; no ± of one seed, – of none."""
-    return f"{x.mean():.1f}" + f" ± {x.std():.1f}" * (len(x) > 1) if len(x) else "–"
-
-
 def recorded(specs: list[Spec]) -> pd.DataFrame:
     """A row for each run: labels, rows of each domain, what its record says of data, size and cost."""
     costs = ("seconds", "training_seconds", "tokens_per_second", "peak_memory_mb", "parameters", "active_parameters")

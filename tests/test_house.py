@@ -29,6 +29,7 @@ APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"
          "advice": {"claims", "tables", "stats", "runs", "params"},
          "verify": {"advice", "claims", "power", "stats", "runs", "params", "spec"},
          "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
+         "findings": {"report", "tables", "verify"},
          "render": {"report", "runs", "params"}, "overview": {"claims", "render", "report", "runs", "verify", "params"}}
 MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study", "own"}}
 

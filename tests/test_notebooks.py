@@ -9,7 +9,7 @@ from qa_lib import params, render
 from qa_lib.params import ROOT, UserError
 
 NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
-SECTIONS = ["The idea", "Data", "Train", "Results", "Deviations", "Provenance"]
+SECTIONS = ["The idea", "Data", "Train", "Results", "Findings", "Deviations", "Provenance"]
 SMALL = {"train_rows": 32, "validation_rows": 8, "seeds": [0], "epochs": 1.0, "blocks": 2, "precision": "fp32", "start_rows": 16}
 TINY = {"exbert": SMALL | {"ratios": [0.6], "tuned_epochs": 1.0, "curve_epochs": 1.0, "tuned_blocks": 1, "sweep_blocks": [1, 2],
                            "sweep_experts": [4, 8], "sweep_rates": [1.0, 2.0], "sweep_balance": [0.1], "full_rows": [32, 32],

@@ -128,7 +128,7 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert "<strong>Advice: needs more data or seeds.</strong>" in page and "Nothing is decided below 3 seeds" in page
     assert ">OWN</strong>" in page and "claims are not judged" in page and "Not part of the study" not in page
     assert "Are the experts worth it on mine?</h1>" in page and page.index("Advice: ") < page.index('<h2 id="the-idea"')
-    assert not any(x in page for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly", "Controls (b)"))
+    assert not any(x in page for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly"))
     assert "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]

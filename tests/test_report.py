@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from qa_lib import encoders, params, report, runs, tables
+from qa_lib import encoders, findings, params, report, runs, tables
 from qa_lib.params import UserError
 
 P = params.load("exbert", "quick")
@@ -108,10 +108,10 @@ def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
 
 
 def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
-    assert report.findings([(True, "A gains."), (True, "B does not.")]) == "A gains.\n\nB does not."
-    said = report.findings([(True, "A gains."), (False, "B does not.")])
+    assert findings.prose([(True, "A gains."), (True, "B does not.")]) == "A gains.\n\nB does not."
+    said = findings.prose([(True, "A gains."), (False, "B does not.")])
     assert said.startswith("A gains.\n\n1 of 2 paragraphs") and "B does not" not in said
-    assert report.findings([(float("nan") > 0, "C is unknown.")]).startswith("1 of 1 paragraphs")
+    assert findings.prose([(float("nan") > 0, "C is unknown.")]).startswith("1 of 1 paragraphs")
 
 
 def test_provenance_is_read_from_the_records(monkeypatch):

@@ -3,7 +3,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from qa_lib import figures, metrics, params, runs, tables, verify
+from qa_lib import figures, findings, metrics, params, runs, tables, verify
 
 P = params.load("exbert", "quick")
 
@@ -56,8 +56,8 @@ def test_numbers_in_prose():
     ledger = pd.DataFrame({"variant": ["a", "a", "b", "a"], "set": "x", "metric": ["em", "em", "em", "f1"],
                            "value": [10.0, 12.0, 5.0, 99.0]})
     assert list(tables.values(ledger, variant="a", set="x")) == [10.0, 12.0]
-    assert tables.spread(tables.values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
-    assert tables.spread(tables.values(ledger, variant="b")) == "5.0" and tables.spread(tables.values(ledger, variant="c")) == "–"
+    assert findings.spread(tables.values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
+    assert [findings.spread(tables.values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
     claims = pd.DataFrame({"claim": ["c"], "verdict": ["not reproduced"], "tuned": ["inconclusive: seeds (needs n=5)"],
                            "control": ["plain-tuned: reproduced"], "ours": [1.25], "low": [-1.0], "high": [3.5]})
     assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
