@@ -172,8 +172,10 @@ def ledger(specs: list[Spec]) -> pd.DataFrame:
 
 
 def histories(specs: list[Spec]) -> pd.DataFrame:
-    """One row per run × epoch: the labels, epoch, train_loss (mean of the epoch), validation_loss, validation_em …"""
-    return pd.DataFrame([{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]])
+    """One row per run × look: the labels, epoch, train_loss (mean since the look before; of a last look a few steps after another
+    nothing was logged, and it has that one's), validation_loss, validation_em …"""
+    frames = [pd.DataFrame([{**labels(s, r), **row} for row in r["history"]]) for s, r in records(specs) if r["history"]]
+    return pd.concat([f.assign(train_loss=f["train_loss"].astype(float).ffill()) for f in frames], ignore_index=True)
 
 
 def examples(specs: list[Spec]) -> pd.DataFrame:

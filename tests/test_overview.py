@@ -1,15 +1,24 @@
 """The page about all reports, and the README's verdicts."""
+import argparse
+
 import nbformat
 import pandas as pd
 import pytest
 
-from qa_lib import claims, overview, params, render, report, runs
+from qa_lib import claims, overview, params, render, report, runs, verify
 from qa_lib.params import ROOT, UserError
 
 
 def test_the_readme_has_the_verdicts_of_the_committed_pages():
     block = (ROOT / "README.md").read_text().split(overview.MARKS[0])[1].split(overview.MARKS[1])[0]
     assert block == overview.readme(), "make readme writes it"
+
+
+@pytest.mark.parametrize("report", sorted(f.parent.name for f in runs.RECORDS.glob("*/runs.jsonl")))
+def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
+    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
+    p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
+    assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", f"make train-{report} PROFILE=real writes it"
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):

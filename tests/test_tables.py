@@ -52,6 +52,13 @@ def test_names_of_models_mixtures_and_rates():
     assert tables.model("exbert-tuned") == "exbert-tuned" and tables.model("exbert-full") == "exbert"
 
 
+def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
+    spec = next(s for s in runs.plan(P) if s.validation_rows)
+    past = [{"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))]
+    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": {"device": "CPU"}})])
+    assert list(runs.histories([spec])["train_loss"]) == [1.5, 1.5]
+
+
 def test_numbers_in_prose():
     ledger = pd.DataFrame({"variant": ["a", "a", "b", "a"], "set": "x", "metric": ["em", "em", "em", "f1"],
                            "value": [10.0, 12.0, 5.0, 99.0]})
