@@ -17,6 +17,7 @@ from qa_lib.tables import MODELS
 
 OURS, CONTROL, PLAIN = "exbert-tuned", "plain-tuned", "v-db"
 ROOM = 1.0     # EM, the gain that counts and the loss that is borne
+LEARNT = 10.0  # EM below which nothing is compared but beginners
 STEADY = 5.0   # EM, sd of the difference between seeds above which more seeds are no cure
 WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data or seeds"
 
@@ -75,11 +76,14 @@ def table(P) -> pd.DataFrame:
                          "seeds": found["n"].astype(int), "run": [tuple(dict.fromkeys(sum(em["run"][d], ()))) for d in P.domains]})
 
 
-def lacks(found: pd.DataFrame, most: int = 100) -> str:
-    """What an open advice wants for: seeds to begin with, steadier training, the seeds that would decide it if d, s² and v stayed
-    as they are, or test questions."""
+def lacks(found: pd.DataFrame, best: float, most: int = 100) -> str:
+    """What an open advice wants for: seeds to begin with, scores at all (best: the highest), steadier training, the seeds that
+    would decide it if d, s² and v stayed as they are, or test questions."""
     if (found["n"] < claims.ENOUGH).any() or not (found["nu"] > 0).all():
         return f'Nothing is decided below {claims.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
+    if best < LEARNT:
+        return (f"No model answers more than {best:.1f} % of a test set, so little was learnt: first more training rows, or more "
+                "epochs.")
     seeds, questions = (float(np.sqrt(found[x].max())) for x in ("s2", "v"))
     text = f"The difference varies by {seeds:.1f} EM between seeds and by {questions:.1f} with other test questions (sd). "
     if seeds > STEADY:
@@ -119,7 +123,7 @@ def sentence(P) -> str:
     seeds, em = int(found["n"].min()), scores(P)["value"]
     text = (f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the experts change the score by "
             f"{' and '.join(parts)} against the same model without experts, both with the same trials, over "
-            f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found)} {edge(P)}" * (advice == OPEN))
+            f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found, em.max())} {edge(P)}" * (advice == OPEN))
     each = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, CONTROL, PLAIN)]
     return (f"{text}EM on the two: with experts {each[0]}, the same model without {each[1]} (both of {P.tuned_blocks} encoder "
             f"blocks), the plain span model of {P.blocks} blocks, V-DB, {each[2]}.")

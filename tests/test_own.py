@@ -56,6 +56,7 @@ def planted(monkeypatch):
     (2.5, {"seeds": 3, "seed_sd": 1.5}, "would decide it if it stayed so; from so few that is a rough guess"),
     (2.5, {"seeds": 3, "seed_sd": 15.0}, "hardly trained: first more training rows, or more epochs"),
     (2.5, {"seeds": 3, "seed_sd": 1.5, "epochs": 3.0}, 'PARAMS="trial_epochs=[3,6]" tries more.'),
+    (2.5, {"seeds": 3, "seed_sd": 1.5, "base": 3.0}, "of a test set, so little was learnt: first more training rows"),
     (2.5, {"clusters": 12, "cluster_sd": 9.0}, "would hardly decide it: more test questions"),
     (5.0, {"seeds": 2}, "Nothing is decided below 3 seeds")])
 def test_advice_on_planted_runs(planted, gain, how, says):
