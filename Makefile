@@ -35,7 +35,7 @@ else
 endif
 
 # figures/<slug>/<profile>/<file>: the path says which report and which profile.
-FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) figures/exbert/own-$(NAME)
+FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) $(if $(NAME),figures/exbert/own-$(NAME))
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
 FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data '$(DATA)') $(foreach p,$(PARAMS),-p '$p'))

@@ -174,8 +174,8 @@ def ledger(specs: list[Spec]) -> pd.DataFrame:
 def histories(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × look: the labels, epoch, train_loss (mean since the look before; of a last look a few steps after another
     nothing was logged, and it has that one's), validation_loss, validation_em …"""
-    frames = [pd.DataFrame([{**labels(s, r), **row} for row in r["history"]]) for s, r in records(specs) if r["history"]]
-    return pd.concat([f.assign(train_loss=f["train_loss"].astype(float).ffill()) for f in frames], ignore_index=True)
+    frame = pd.DataFrame([{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]])
+    return frame.assign(train_loss=frame["train_loss"].astype(float).groupby(frame["run"]).ffill()) if len(frame) else frame
 
 
 def examples(specs: list[Spec]) -> pd.DataFrame:

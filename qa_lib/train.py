@@ -235,7 +235,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             return None
         past = history(trainer.state.log_history)
         scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, []
-        said = scoring.said if not keep_weights or spec.gate else frozen.said     # a mixture will ask for the same again
+        said = scoring.said if not keep_weights or spec.gate else frozen.said     # a mixture may ask for the same again
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
             model.tally = 0

@@ -5,7 +5,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from qa_lib import claims, overview, params, render, report, runs, verify
+from qa_lib import claims, findings, overview, params, render, report, runs, verify
 from qa_lib.params import ROOT, UserError
 
 
@@ -19,6 +19,16 @@ def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
     p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
     assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", f"make train-{report} PROFILE=real writes it"
+
+
+def test_a_finding_goes_with_the_records_that_bore_it_out(monkeypatch):
+    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
+    p = runs.settle(argparse.Namespace(report="moe", profile="real", size=None, data=None, p=[]))
+    ledger, frame = runs.ledger(runs.plan(p)), verify.table(p)
+    assert "left out" not in findings.moe(p, ledger, frame)
+    swapped = ledger.assign(variant=ledger["variant"].replace({"baseline": "moe", "moe": "baseline"}))
+    said = findings.moe(p, swapped, frame)
+    assert "paragraphs are left out" in said and "**What reproduces.**" not in said
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):

@@ -57,6 +57,8 @@ def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
     past = [{"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))]
     monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": {"device": "CPU"}})])
     assert list(runs.histories([spec])["train_loss"]) == [1.5, 1.5]
+    past.clear()
+    assert runs.histories([spec]).empty
 
 
 def test_numbers_in_prose():
