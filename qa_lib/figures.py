@@ -19,14 +19,16 @@ def shades(variant: str, n: int) -> list:
 
 
 def by_mixture(P, ledger: pd.DataFrame):
-    """EM over mixtures, a panel for each test set, a line for each model; bars: sd over seeds, side by side."""
+    """EM over mixtures, a panel for each test set, a line for each model, from 0 up; bars: sd over seeds, side by side."""
     em = ledger[ledger["metric"] == "em"].assign(model=lambda d: d["model"].cat.remove_unused_categories())
     names = list(em["model"].cat.categories)
-    grid = sns.catplot(em, x="mixture", y="value", hue="model", col="set", col_order=P.domains, kind="point",
+    at = dict(zip(em["ratio"], em["mixture"], strict=True))
+    grid = sns.catplot(em, x="ratio", y="value", hue="model", col="set", col_order=P.domains, kind="point", native_scale=True,
                        dodge=0.08 * len(names), markers=[MARKERS[n] for n in names], linestyles=[DASHES[n] for n in names],
                        palette=COLOURS, errorbar="sd", err_kws={"linewidth": 1.2}, linewidth=1.6, markersize=5, height=2.9,
                        aspect=1.05)
     grid.set_titles("tested on {col_name}").set_axis_labels("", "EM (percent)")
+    grid.set(xticks=list(at), xticklabels=list(at.values()), ylim=(0, None))
     grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.07, va="top", size=11)
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
     return grid

@@ -49,11 +49,11 @@ def board(profile: str) -> pd.DataFrame:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
                                 "printed": verify.stated(c)} for c in claims.claims(slug)])
         found = runs.FIGURES / slug / profile / "claims.csv"
-        empty = dict.fromkeys(("ours", "low", "high"), math.nan) | {"n": 0, "verdict": "not tested: not run at this profile",
-                                                                    "rows": "", "run": ""}
+        empty = dict.fromkeys(("ours", "low", "high"), math.nan) | {
+            "n": 0, "verdict": "not tested: not run at this profile", "part": "", "rows": "", "run": ""}
         if found.exists():
             own = pd.read_csv(found, keep_default_na=False, na_values={k: "" for k in ("ours", "low", "high")},
-                              dtype=dict.fromkeys(("where", "printed", "verdict", "run"), str))
+                              dtype=dict.fromkeys(("where", "printed", "part", "verdict", "run"), str))
             rows = pd.read_csv(found.with_name("results.csv"), usecols=["run", "rows"]).drop_duplicates().set_index("run")["rows"]
             listed = listed[["claim", "primary"]].merge(own.drop(columns="primary"), on="claim")
             listed["rows"] = [" to ".join(f"{n:,}" for n in sorted({rows[r].min() for r in ids.split()})) for ids in listed["run"]]
@@ -115,11 +115,14 @@ def readme() -> str:
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
     told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])].sort_values("kind", kind="stable")
+    brief = told[["tuned", "control"]].replace({verify.UNTESTED: "not tested", "(not tested|inconclusive): .*": r"\1"}, regex=True)
     lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {verify.printed(r)} | {verify.found(r)} | "
-                    f"{r.rows or '–'} | {r.n or '–'} | {r.kind} |\n" for r in told.itertuples())
+                    f"{r.rows or '–'} | {r.n or '–'} | {r.kind} | {r.tuned} | {r.control or '–'} |\n"
+                    for r in told.assign(**brief).itertuples())
     return (f"| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
             "Claims with a verdict, and the primary ones; in brackets the 95 % interval, which one seed does not give.\n\n"
-            f"| report | says | printed | ours | training rows | seeds | verdict |\n|{'---|' * 7}\n{lines}\n"
+            "| report | says | printed | ours | training rows | seeds | verdict | equal trials | control |\n"
+            f"|{'---|' * 9}\n{lines}\n"
             + f"Not yet run on real data: {rest}.\n" * bool(rest))
 
 

@@ -55,8 +55,8 @@ def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.Dat
 
 
 def values(ledger: pd.DataFrame, metric: str = "em", **which) -> pd.Series:
-    """One value a run, of the runs whose columns are as given."""
-    return ledger.loc[(ledger[[*which]] == pd.Series(which)).all(axis=1) & (ledger["metric"] == metric), "value"]
+    """One value a seed, of the runs whose columns are as given."""
+    return ledger[(ledger[[*which]] == pd.Series(which)).all(axis=1) & (ledger["metric"] == metric)].set_index("seed")["value"]
 
 
 def recorded(specs: list[Spec]) -> pd.DataFrame:

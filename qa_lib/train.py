@@ -119,7 +119,7 @@ def earlier(folder: Path, before: int | None = None) -> float:
     return float(max(marks, key=lambda p: int(p.parent.name.split("-")[1])).read_text()) if marks else 0.0
 
 
-def arguments(spec: Spec, steps_per_epoch: int) -> TrainingArguments:
+def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
     total, processes = math.ceil(steps_per_epoch * spec.epochs), int(os.environ.get("WORLD_SIZE", 1))  # accelerate launch
     if spec.batch_size % processes:
         raise UserError(f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them")
@@ -128,6 +128,7 @@ def arguments(spec: Spec, steps_per_epoch: int) -> TrainingArguments:
         looks |= {"eval_strategy": "steps", "eval_steps": max(1, steps_per_epoch // spec.looks)}
     if spec.checkpoint == "best":
         looks |= {"save_strategy": "best", "load_best_model_at_end": True, "metric_for_best_model": "f1"}
+    looks |= {"eval_on_start": spec.watched > 0 and not resume}     # a curve begins where training does: a mixture's not at 0
     return TrainingArguments(
         output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size // processes, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
@@ -157,12 +158,12 @@ def history(log: list[dict]) -> list[dict]:
 
 
 def curve(past: list[dict]) -> dict[str, float]:
-    """How fast training EM rises: after a tenth of all steps, and the share of steps (percent) after which it stays within 1 EM of
-    its end."""
+    """How fast training EM rises, from looks of which the first is before training: after a tenth of all steps, and the share of
+    steps (percent) after which it stays within 1 EM of its end."""
     steps, em = ([row[k] for row in past] for k in ("step", "train_em"))
     moving = [step for step, x in zip(steps, em, strict=True) if abs(x - em[-1]) > 1]
     flat = next(step for step in steps if step > max(moving, default=-1))
-    return {"train_em_early": float(np.interp(0.1 * steps[-1], [0, *steps], [0.0, *em])), "plateau": 100 * flat / steps[-1],
+    return {"train_em_early": float(np.interp(0.1 * steps[-1], steps, em)), "plateau": 100 * flat / steps[-1],
             "train_em": em[-1], "train_f1": past[-1]["train_f1"], "n": len(past)}
 
 
@@ -218,10 +219,10 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             rows = rows + augment.copies(rows, spec.augment, spec.seed)
         windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
-        resume = last_checkpoint(at / "checkpoints")
-        spent = earlier(at / "checkpoints")
+        resume, spent = last_checkpoint(at / "checkpoints"), earlier(at / "checkpoints")
         trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=model.prepare(windows, rows),
-                              eval_dataset=validation, args=arguments(spec, math.ceil(len(windows) / spec.batch_size)),
+                              eval_dataset=validation,
+                              args=arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
                               data_collator=model.collate(tokenizer), callbacks=[Keeper(spec, progress)])
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper

@@ -10,7 +10,7 @@ WIDER = 3     # a model that is best at ever lower rates learns nothing
 
 def kept(spec: Spec, record: dict) -> dict:
     """The row of a record's history that its weights are of."""
-    rows = record["history"]
+    rows = [row for row in record["history"] if row["step"]]      # a look before training keeps nothing
     return max(rows, key=lambda row: row["validation_f1"]) if spec.checkpoint == "best" else rows[-1]
 
 
@@ -19,7 +19,8 @@ def chosen(models: list[str], trial: Callable[[str, float, float], Spec], rates:
     """All trials, and of each model the (rate, epochs) with the highest validation EM, of equals the lowest loss.
 
     trial: the run of a model at a rate and epochs. While a model's best rate lies on the grid's edge, all models get the next
-    rate too (half, or twice), WIDER times at most. Nothing is chosen until every trial is recorded.
+    rate too (half, or twice), WIDER times at most. Epochs are not extended: they are the budget, the same for all, and those
+    that the reports' own models have. Nothing is chosen until every trial is recorded.
     """
     rates = sorted(rates)
     for wider in range(WIDER + 1):

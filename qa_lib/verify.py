@@ -13,7 +13,7 @@ import pandas as pd
 from qa_lib import advice, claims, params, runs, stats
 from qa_lib import power as decidable
 
-UNTESTED = "not tested at this profile"
+UNTESTED, ALONE = "not tested at this profile", "inconclusive: seeds (one gives no interval)"
 
 
 def mixtures(P) -> tuple[float, ...]:
@@ -32,22 +32,32 @@ def printed(row) -> str:
 
 
 def found(row) -> str:
-    """Ours of a row of `table`, with its interval."""
-    return "–" if np.isnan(row.ours) else f"{row.ours:.1f}" + f" [{row.low:.1f}, {row.high:.1f}]" * bool(np.isfinite(row.low))
+    """Ours of a row of `table`, with its interval, and of a claim with several parts the one that is shown."""
+    interval = f" [{row.low:.1f}, {row.high:.1f}]" * bool(np.isfinite(row.low))
+    return "–" if np.isnan(row.ours) else f"{row.ours:.1f}{interval}" + f" ({row.part})" * bool(row.part)
+
+
+def part(label: str, domains: list[str]) -> str:
+    """A part's label as a reader says it: "set first, metric em" is "squad, EM"."""
+    words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
+    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), re.sub(r"\b(set|metric) ", "", label))
 
 
 def table(P) -> pd.DataFrame:
-    """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), n, verdict, tuned, control, primary, run.
+    """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), part, n, verdict, tuned, control, primary, run.
 
-    ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. tuned: the
-    verdict in the arm in which every model had the same trials; control: on the effect that the claim's control leaves.
+    ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. part: of a
+    claim about several sets or metrics the one that ours is of, that with the largest p. tuned: the verdict in the arm in which
+    every model had the same trials; control: on the effect that the claim's control leaves.
     """
     specs, listed = runs.plan(P), claims.claims(P.report, mixtures(P))
     ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
     examples = runs.examples(specs)
 
     def judged(which: list[claims.Claim], arm: str) -> pd.DataFrame:
-        return stats.verdicts(which, ledger, examples, P.profile, P.domains, arm).set_index("id")
+        frame = stats.verdicts(which, ledger, examples, P.profile, P.domains, arm).set_index("id")
+        alone = frame["verdict"].astype(str).str.startswith("inconclusive") & ~(frame["nu"] > 0)
+        return frame.assign(verdict=frame["verdict"].mask(alone, ALONE))
 
     plain, tuned = judged(listed, "printed"), judged(listed, "tuned")
     controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
@@ -59,11 +69,12 @@ def table(P) -> pd.DataFrame:
         if c.contrast and c.contrast.against is None:
             ours = [sign * x for x in ours]
         rows.append({"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "ours": ours[0],
-                     "printed": stated(c), "low": min(ours[1:]), "high": max(ours[1:]), "n": row["n"], "verdict": row["verdict"],
+                     "printed": stated(c), "low": min(ours[1:]), "high": max(ours[1:]), "n": row["n"],
+                     "part": part(row["part"], P.domains) if row["run"] else "", "verdict": row["verdict"],
                      "tuned": tuned["verdict"][c.id], "primary": c.primary, "run": row["run"],
                      "control": f"{c.control}: {control['verdict'][controlled[c.id].id]}" if c.id in controlled else ""})
-    return pd.DataFrame(rows)[["claim", "where", "says", "printed", "unit", "ours", "low", "high", "n", "verdict", "tuned",
-                               "control", "primary", "run"]]
+    return pd.DataFrame(rows)[["claim", "where", "says", "printed", "unit", "ours", "low", "high", "part", "n", "verdict",
+                               "tuned", "control", "primary", "run"]]
 
 
 def saved(P) -> pd.DataFrame:
@@ -82,7 +93,8 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     def short(column: str) -> pd.Series:
         return rows[column].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
 
-    return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + ")",
+    primary = rows["primary"].map({True: "; primary", False: ""})
+    return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + primary + ")",
                          "printed": [printed(r) for r in rows.itertuples()],
                          "ours": [found(r) for r in rows.itertuples()], "seeds": rows["n"],
                          "verdict": short("verdict"), "equal trials": short("tuned"), "control": short("control"),

@@ -275,10 +275,11 @@ def test_a_small_study_to_the_end(store, monkeypatch):
     curves = ledger[ledger["set"] == "training"].pivot(index="variant", columns="metric", values="value")
     assert curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all() and "uniform-weights" not in curves.index
     record = runs.find(next(s for s in specs if s.variant == "baseline"))
-    best = max(record["history"], key=lambda h: (h["validation_f1"], -h["step"]))
+    best = max(record["history"][1:], key=lambda h: (h["validation_f1"], -h["step"]))
     assert record["chosen_step"] == best["step"]
     steps = [h["step"] for h in record["history"]]
-    assert steps == sorted(set(steps)) and all(h["train_loss"] for h in record["history"])       # no look twice
+    assert steps == sorted(set(steps)) and all(h["train_loss"] for h in record["history"][1:])   # no look twice
+    assert steps[0] == 0 and record["history"][0]["train_loss"] is None               # and one before training
     moe_run = runs.find(next(s for s in specs if s.variant == "moe"))
     assert moe_run["parameters"] > 3 * record["parameters"]
     table = study.run(p, workers=1, live=False)
@@ -286,8 +287,8 @@ def test_a_small_study_to_the_end(store, monkeypatch):
 
 
 @pytest.mark.parametrize("em, early, flat", [
-    ([0.0, 40, 50, 50.5, 50], 0.0, 60.0), ([50, 50, 50, 50, 50], 25.0, 20.0), ([10, 20, 30, 40, 50], 5.0, 100.0)])
+    ([0.0, 40, 50, 50.5, 50], 16.0, 50.0), ([50, 50, 50, 50, 50], 50.0, 0.0), ([10, 20, 30, 40, 50], 14.0, 100.0)])
 def test_early_and_flat(em, early, flat):
-    past = [{"step": 2 * (i + 1), "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
+    past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
     found = train.curve(past)
     assert (found["train_em_early"], found["plateau"]) == pytest.approx((early, flat))

@@ -24,11 +24,12 @@ def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
 def test_a_finding_goes_with_the_records_that_bore_it_out(monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
     p = runs.settle(argparse.Namespace(report="moe", profile="real", size=None, data=None, p=[]))
-    ledger, frame = runs.ledger(runs.plan(p)), verify.table(p)
-    assert "left out" not in findings.moe(p, ledger, frame)
+    specs, frame = runs.plan(p), verify.table(p)
+    ledger, experts = runs.ledger(specs), runs.histories(next(s.parents for s in specs if s.variant == "moe"))
+    assert "left out" not in findings.moe(p, ledger, frame, experts)
     swapped = ledger.assign(variant=ledger["variant"].replace({"baseline": "moe", "moe": "baseline"}))
-    said = findings.moe(p, swapped, frame)
-    assert "paragraphs are left out" in said and "**What reproduces.**" not in said
+    said = findings.moe(p, swapped, frame, experts)
+    assert "paragraphs are left out" in said and "**What reproduces, and what does not.**" not in said
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
@@ -42,7 +43,7 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     ids = [c.id for c in claims.claims("moe")]
     (tmp_path / "moe" / "real").mkdir(parents=True)
-    shared = {"where": "1", "says": "x", "printed": "1", "unit": "EM", "n": 3, "tuned": "", "control": "", "primary": False}
+    shared = {"where": "1", "says": "x", "printed": "1", "unit": "EM", "part": "", "n": 3, "tuned": "", "control": "", "primary": False}
     one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
     other, folder = {"verdict": "not tested at this profile: why", "run": ""}, tmp_path / "moe" / "real"
     rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]

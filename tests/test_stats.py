@@ -105,7 +105,7 @@ def record(spec: Spec, rows=30) -> tuple[dict, pd.DataFrame]:
         for name in spec.tests)])
     scores = {name: x[["em", "f1", "tokens"]].mean().to_dict() | {"n": rows, "clusters": rows}
               for name, x in examples.groupby("set")}
-    history = [{"epoch": float(e + 1), "step": e, "train_loss": rng.uniform(1, 2),
+    history = [{"epoch": float(e + 1), "step": e + 1, "train_loss": rng.uniform(1, 2),
                 "validation_loss": rng.uniform(1, 1.5) + 3 * abs(np.log10(spec.learning_rate) + 4), "validation_em": 1.0,
                 "validation_f1": 1.0} for e in range(int(spec.epochs))]
     return {"metrics": scores, "history": history, "environment": {"device": "CPU, 1 thread"}}, examples
@@ -577,8 +577,8 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     told, written = capsys.readouterr().out.splitlines(), runs.FIGURES / "exbert" / "real" / "claims.csv"
     table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
-    assert set(table.columns) == {"where", "says", "printed", "unit", "ours", "low", "high", "n", "verdict", "tuned", "control",
-                                  "primary", "run"}
+    assert set(table.columns) == {"where", "says", "printed", "unit", "ours", "low", "high", "part", "n", "verdict", "tuned",
+                                  "control", "primary", "run"}
     eight = table.loc["squad-plus-8"]
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
     assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("plain-tuned: ")

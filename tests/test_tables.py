@@ -62,16 +62,19 @@ def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
 
 
 def test_numbers_in_prose():
-    ledger = pd.DataFrame({"variant": ["a", "a", "b", "a"], "set": "x", "metric": ["em", "em", "em", "f1"],
+    ledger = pd.DataFrame({"variant": ["a", "a", "b", "a"], "set": "x", "metric": ["em", "em", "em", "f1"], "seed": [0, 1, 1, 0],
                            "value": [10.0, 12.0, 5.0, 99.0]})
     assert list(tables.values(ledger, variant="a", set="x")) == [10.0, 12.0]
     assert findings.spread(tables.values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
     assert [findings.spread(tables.values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
+    apart = tables.values(ledger, variant="a") - tables.values(ledger, variant="b")
+    assert findings.spread(apart) == "7.0"                                                # paired by seed
     claims = pd.DataFrame({"claim": ["c"], "verdict": ["not reproduced"], "tuned": ["inconclusive: seeds (needs n=5)"],
-                           "control": ["plain-tuned: reproduced"], "ours": [1.25], "low": [-1.0], "high": [3.5]})
+                           "control": ["plain-tuned: reproduced"], "ours": [1.25], "low": [-1.0], "high": [3.5],
+                           "part": "F1"})
     assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
     assert verify.says(claims, "c", "inconclusive", "tuned") and verify.says(claims, "c", "reproduced", "control")
-    assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5]"
+    assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5] (F1)"
 
 
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
@@ -105,11 +108,16 @@ def test_routing_frames(routed):
 
 def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
     row = {"claim": "c", "where": "3", "says": "It gains", "printed": "9 to 13", "unit": "EM", "ours": 1.25, "low": -1.0,
-           "high": 3.5, "n": 3, "verdict": "inconclusive: seeds (needs n=9)", "tuned": f"{verify.UNTESTED}: why",
+           "high": 3.5, "part": "", "n": 3, "primary": True, "verdict": "inconclusive: seeds (needs n=9)", "tuned": f"{verify.UNTESTED}: why",
            "control": "", "run": ("a",)}
     shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | {"low": float("nan"), "n": 1}]))
     assert list(shown["ours"]) == ["1.2 [-1.0, 3.5]", "1.2"] and list(shown["equal trials"]) == ["not tested"] * 2
-    assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
+    assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)" and shown.iloc[0, 0] == "It gains (3; primary)"
+
+
+def test_a_part_is_named_as_a_reader_names_it():
+    assert [verify.part(x, ["squad", "bioasq"]) for x in ("metric f1", "set second, metric em", "variant reinit-2", "")] == [
+        "F1", "bioasq, EM", "variant reinit-2", ""]
 
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
