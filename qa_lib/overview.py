@@ -115,9 +115,10 @@ def readme() -> str:
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
     told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])].sort_values("kind", kind="stable")
-    brief = told[["tuned", "control"]].replace({verify.UNTESTED: "not tested", "(not tested|inconclusive): .*": r"\1"}, regex=True)
+    words = "|".join(sorted(VERDICTS, key=len, reverse=True))
+    brief = {c: told[c].astype(str).str.extract(f"({words})", expand=False).fillna("–") for c in ("tuned", "control")}
     lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {verify.printed(r)} | {verify.found(r)} | "
-                    f"{r.rows or '–'} | {r.n or '–'} | {r.kind} | {r.tuned} | {r.control or '–'} |\n"
+                    f"{r.rows or '–'} | {r.n or '–'} | {r.kind} | {r.tuned} | {r.control} |\n"
                     for r in told.assign(**brief).itertuples())
     return (f"| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
             "Claims with a verdict, and the primary ones; in brackets the 95 % interval, which one seed does not give.\n\n"

@@ -274,7 +274,8 @@ def main() -> int:
         raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {', '.join(s.run for s in (chosen or specs)[:6])}")
     record = train(chosen[0], keep_weights=True)
     if record:
-        print(" ".join(f"{name}: EM {m['em']:.1f} F1 {m['f1']:.1f}" for name, m in record["metrics"].items()))
+        scores = {name: record["metrics"][name] for name in chosen[0].tests}
+        print(" ".join(f"{name}: EM {m['em']:.1f} F1 {m['f1']:.1f}" for name, m in scores.items()))
     return 0
 
 

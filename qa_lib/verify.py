@@ -31,16 +31,17 @@ def printed(row) -> str:
     return "–" if row.printed == "–" else f"{row.printed} {row.unit}"
 
 
-def found(row) -> str:
+def found(row, digits: int = 1) -> str:
     """Ours of a row of `table`, with its interval, and of a claim with several parts the one that is shown."""
-    interval = f" [{row.low:.1f}, {row.high:.1f}]" * bool(np.isfinite(row.low))
-    return "–" if np.isnan(row.ours) else f"{row.ours:.1f}{interval}" + f" ({row.part})" * bool(row.part)
+    ours, low, high = (f"{x:.{digits}f}" for x in (row.ours, row.low, row.high))
+    interval = f" [{low}, {high}]" * bool(np.isfinite(row.low))
+    return "–" if np.isnan(row.ours) else ours + interval + f" ({row.part})" * bool(row.part)
 
 
 def part(label: str, domains: list[str]) -> str:
     """A part's label as a reader says it: "set first, metric em" is "squad, EM"."""
     words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
-    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), re.sub(r"\b(set|metric) ", "", label))
+    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), re.sub(r"\b(set|metric|variant) ", "", label))
 
 
 def table(P) -> pd.DataFrame:
@@ -167,8 +168,7 @@ def main() -> int:
     P = runs.settle(args)
     frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged
     for row in frame.itertuples():
-        low_high = f"{row.ours:.2f} [{row.low:.2f}, {row.high:.2f}]" if row.n else "–"
-        print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {low_high}, n={row.n}: {row.verdict}"
+        print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, n={row.n}: {row.verdict}"
               f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
     if P.profile == "own":
         print(summary(P))
