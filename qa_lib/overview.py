@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from qa_lib import claims, params, render, report, runs, verify
+from qa_lib import claims, findings, params, render, report, runs, verify
 from qa_lib.params import ROOT, UserError
 
 TITLES = {"moe": "Sesame Street Ensemble", "exbert": "Bring in the ExBERT", "road": "ROaD-ELECTRA",
           "smart": "Walk Less and Only Down Smooth Valleys"}
 VERDICTS = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", "not tested"]
+EFFECTS = [f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high")]   # columns of numbers
 MARKS = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
 
 
@@ -49,10 +50,10 @@ def board(profile: str) -> pd.DataFrame:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
                                 "printed": verify.stated(c)} for c in claims.claims(slug)])
         found = runs.FIGURES / slug / profile / "claims.csv"
-        empty = dict.fromkeys(("ours", "low", "high"), math.nan) | {
+        empty = dict.fromkeys(EFFECTS, math.nan) | {
             "n": 0, "verdict": "not tested: not run at this profile", "part": "", "rows": "", "run": ""}
         if found.exists():
-            own = pd.read_csv(found, keep_default_na=False, na_values={k: "" for k in ("ours", "low", "high")},
+            own = pd.read_csv(found, keep_default_na=False, na_values=dict.fromkeys(EFFECTS, ""),
                               dtype=dict.fromkeys(("where", "printed", "part", "verdict", "run"), str))
             rows = pd.read_csv(found.with_name("results.csv"), usecols=["run", "rows"]).drop_duplicates().set_index("run")["rows"]
             listed = listed[["claim", "primary"]].merge(own.drop(columns="primary"), on="claim")
@@ -108,21 +109,31 @@ def cost(profile: str) -> pd.DataFrame:
 
 
 def readme() -> str:
-    """The verdicts on real data, as Markdown: counts, and the decided and the primary claims of each report that was run."""
+    """The verdicts on real data, as Markdown: of each report that was run its result and its page, counts, and the decided and the
+    primary claims."""
     frames = [board(profile).assign(profile=profile) for profile in ("real", "paper")]
     done = pd.concat([f[f["report"].isin(f["report"][f["run"].map(len) > 0])] for f in frames])
     rest = ", ".join(f"`{s}`" for s in TITLES if s not in set(done["report"]))
+    lead = "".join(f"- **{slug}**, profile {profile}, [page](figures/{slug}/{profile}/report.html): "
+                   f"{findings.result(slug, part).removeprefix('Result: ')}\n"
+                   for (profile, slug), part in done.groupby(["profile", "report"], sort=False))
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
     told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])].sort_values("kind", kind="stable")
     words = "|".join(sorted(VERDICTS, key=len, reverse=True))
-    brief = {c: told[c].astype(str).str.extract(f"({words})", expand=False).fillna("–") for c in ("tuned", "control")}
-    lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {verify.printed(r)} | {verify.found(r)} | "
-                    f"{r.rows or '–'} | {r.n or '–'} | {r.kind} | {r.tuned} | {r.control} |\n"
-                    for r in told.assign(**brief).itertuples())
-    return (f"| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
+
+    def other(which: str) -> list[str]:
+        """The effect in the other arm, or beside the control, and its verdict."""
+        kinds = told[which].astype(str).str.extract(f"({words})", expand=False).fillna("–")
+        return [kind if (ours := verify.found(r, which=f"{which}_")) == "–" else f"{ours}, {kind}"
+                for kind, r in zip(kinds, told.itertuples(), strict=True)]
+
+    lines = "".join(f"| `{r.report}` {r.profile} | {r.says} | {verify.printed(r)} | {verify.found(r)} | {r.kind} | {tuned} | "
+                    f"{control} | {r.rows or '–'} | {r.n or '–'} |\n"
+                    for r, tuned, control in zip(told.itertuples(), other("tuned"), other("control"), strict=True))
+    return (f"{lead}\n| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
             "Claims with a verdict, and the primary ones; in brackets the 95 % interval, which one seed does not give.\n\n"
-            "| report | says | printed | ours | training rows | seeds | verdict | equal trials | control |\n"
+            "| report | says | printed | ours | verdict | equal trials | control | training rows | seeds |\n"
             f"|{'---|' * 9}\n{lines}\n"
             + f"Not yet run on real data: {rest}.\n" * bool(rest))
 

@@ -56,6 +56,8 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
     plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
     _write(P, f"{name}.csv", plain.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     shown = _shown(P, frame, digits)
+    if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():    # the caption says it
+        shown = shown.drop(columns="seeds")
     rows = shown.map(lambda x: escape(x).replace("|", "\\|")).to_markdown(index=False, disable_numparse=True)
     _write(P, f"{name}.md", f"**{tag(P)}** {escape(caption)}\n\n{rows}\n")
     tex = shown.drop(columns="runs").rename(columns=_tex).map(_tex).to_latex(
@@ -119,9 +121,7 @@ def header(P, verdicts: str = "") -> Html:
     text = (f"Encoder {runs.shown(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
             f"examples {of}; {seeds}.")
     verdicts = verdicts or "The verdicts on its claims need runs that are not there yet; they stand at the end once they are."
-    verdicts = escape(verdicts)
-    if P.profile == "own":                               # the advice
-        verdicts = re.sub(r"^(.*?\.)(?= |$)", r"<strong>\1</strong>", verdicts)
+    verdicts = re.sub(r"^((?:Advice|Result): .*?\.)(?= |$)", r"<strong>\1</strong>", escape(verdicts))
     return Html(f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{verdicts}</p>')
 
 
@@ -225,7 +225,7 @@ def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     def hashes(run: tuple) -> str:
-        return " ".join(r.rsplit("-", 1)[-1] for r in run) if len(run) <= 3 else _count(run)
+        return " ".join(r.rsplit("-", 1)[-1] for r in run) if len(run) == 1 else _count(run)
 
     columns = [c for c in frame if c != "run" and not c.endswith("_sd")]
     return pd.DataFrame([

@@ -76,8 +76,8 @@ def datasets(P, specs: list[Spec]) -> pd.DataFrame:
         most = max(n for s in specs for d, n in [(None, 0), *zip(s.domains, s.rows, strict=True)] if d in (name, None))
         where = {"files": ", ".join("/".join(Path(x).parts[-2:]) for x in known.train + known.test)} if P.source == "own" else {}
         rows.append({"dataset": name, **where, "training rows, at most": most,
-                     "test rows": scores["n"], "from": f"{scores['clusters']:,} {known.cluster}s",
-                     "of several windows": scores["overflowed"], "seen by the encoder": known.seen_by.get(P.encoder, unknown),
+                     "test rows": scores["n"], "different texts": f"{scores['clusters']:,} {known.cluster}s",
+                     "longer than a window": scores["overflowed"], "seen by the encoder": known.seen_by.get(P.encoder, unknown),
                      "run": tuple(r["run"] for _, r in found)})
     return pd.DataFrame(rows)
 

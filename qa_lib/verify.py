@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from qa_lib import advice, claims, params, runs, stats
+from qa_lib import advice, claims, params, runs, stats, tables
 from qa_lib import power as decidable
 
 UNTESTED, ALONE = "not tested at this profile", "inconclusive: seeds (one gives no interval)"
@@ -31,11 +31,18 @@ def printed(row) -> str:
     return "–" if row.printed == "–" else f"{row.printed} {row.unit}"
 
 
-def found(row, digits: int = 1) -> str:
-    """Ours of a row of `table`, with its interval, and of a claim with several parts the one that is shown."""
-    ours, low, high = (f"{x:.{digits}f}" for x in (row.ours, row.low, row.high))
-    interval = f" [{low}, {high}]" * bool(np.isfinite(row.low))
-    return "–" if np.isnan(row.ours) else ours + interval + f" ({row.part})" * bool(row.part)
+def found(row, digits: int = 1, which: str = "") -> str:
+    """Ours of a row of `table`, with its interval and unit, and of a claim with several parts the one that is shown.
+
+    which: "tuned_" or "control_", for the effect in that arm or beside the control.
+    """
+    ours, low, high, part = (getattr(row, which + k) for k in ("ours", "low", "high", "part"))
+    if np.isnan(ours):
+        return "–"
+    *where, last = [row.unit] if not part else part.split(", ")
+    unit, where = (last, where) if last in ("EM", "F1", row.unit) else (row.unit, [*where, last])
+    interval = f" [{low:.{digits}f}, {high:.{digits}f}]" * bool(np.isfinite(low))
+    return f"{ours:.{digits}f}{interval} {unit}" + f" ({', '.join(where)})" * bool(where)
 
 
 def part(label: str, domains: list[str]) -> str:
@@ -44,12 +51,23 @@ def part(label: str, domains: list[str]) -> str:
     return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), re.sub(r"\b(set|metric|variant) ", "", label))
 
 
+def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
+    """ours, low, high and part from a row of stats.verdicts: a difference in the claim's direction, or a score."""
+    sign = 1 if claim.contrast and claim.contrast.direction == "higher" else -1
+    ours = [x + sign * (claim.contrast.target if claim.contrast else 0) for x in (row["d"], row["low"], row["high"])]
+    if claim.contrast and claim.contrast.against is None:
+        ours = [sign * x for x in ours]
+    return {"ours": ours[0], "low": min(ours[1:]), "high": max(ours[1:]),
+            "part": part(row["part"], domains) if row["run"] else ""}
+
+
 def table(P) -> pd.DataFrame:
     """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), part, n, verdict, tuned, control, primary, run.
 
     ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. part: of a
     claim about several sets or metrics the one that ours is of, that with the largest p. tuned: the verdict in the arm in which
-    every model had the same trials; control: on the effect that the claim's control leaves.
+    every model had the same trials; control: on the effect that the claim's control leaves; their ours, low, high and part stand in
+    tuned_ours, control_ours …
     """
     specs, listed = runs.plan(P), claims.claims(P.report, mixtures(P))
     ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
@@ -64,18 +82,17 @@ def table(P) -> pd.DataFrame:
     controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
     control, rows = judged(list(controlled.values()), "printed"), []
     for c in listed:
-        row = plain.loc[c.id]
-        sign = 1 if c.contrast and c.contrast.direction == "higher" else -1
-        ours = [x + sign * (c.contrast.target if c.contrast else 0) for x in (row["d"], row["low"], row["high"])]
-        if c.contrast and c.contrast.against is None:
-            ours = [sign * x for x in ours]
-        rows.append({"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "ours": ours[0],
-                     "printed": stated(c), "low": min(ours[1:]), "high": max(ours[1:]), "n": row["n"],
-                     "part": part(row["part"], P.domains) if row["run"] else "", "verdict": row["verdict"],
-                     "tuned": tuned["verdict"][c.id], "primary": c.primary, "run": row["run"],
-                     "control": f"{c.control}: {control['verdict'][controlled[c.id].id]}" if c.id in controlled else ""})
-    return pd.DataFrame(rows)[["claim", "where", "says", "printed", "unit", "ours", "low", "high", "part", "n", "verdict",
-                               "tuned", "control", "primary", "run"]]
+        row = {"claim": c.id, "where": c.where, "says": c.says, "printed": stated(c), "unit": c.unit,
+               **effect(c, plain.loc[c.id], P.domains), "n": plain["n"][c.id], "verdict": plain["verdict"][c.id],
+               "tuned": tuned["verdict"][c.id], "control": "", "primary": c.primary, "run": plain["run"][c.id],
+               "control_ours": np.nan, "control_low": np.nan, "control_high": np.nan, "control_part": ""}
+        row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
+        if c.id in controlled:
+            beside = controlled[c.id]
+            row |= {"control": f"{tables.MODELS[tables.model(c.control)][0]}: {control['verdict'][beside.id]}"}
+            row |= {f"control_{k}": v for k, v in effect(beside, control.loc[beside.id], P.domains).items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def saved(P) -> pd.DataFrame:
@@ -91,15 +108,16 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `table` for which there are runs, as a page shows them; what is not tested here says so without its reason."""
     rows = frame[frame["run"].map(len) > 0]
 
-    def short(column: str) -> pd.Series:
-        return rows[column].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
+    def judged(which: str) -> list[str]:
+        words = rows[which].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
+        return [word if found(r, which=f"{which}_") == "–" else f"{found(r, which=f'{which}_')}, {word}"
+                for word, r in zip(words, rows.itertuples(), strict=True)]
 
     primary = rows["primary"].map({True: "; primary", False: ""})
     return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + primary + ")",
-                         "printed": [printed(r) for r in rows.itertuples()],
-                         "ours": [found(r) for r in rows.itertuples()], "seeds": rows["n"],
-                         "verdict": short("verdict"), "equal trials": short("tuned"), "control": short("control"),
-                         "run": rows["run"]})
+                         "printed": [printed(r) for r in rows.itertuples()], "ours": [found(r) for r in rows.itertuples()],
+                         "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
+                         "equal trials": judged("tuned"), "control": judged("control"), "seeds": rows["n"], "run": rows["run"]})
 
 
 def says(frame: pd.DataFrame, claim: str, verdict: str, column: str = "verdict") -> bool:
@@ -117,16 +135,6 @@ def counts(frame: pd.DataFrame) -> str:
     found = frame["verdict"].str.split(":").str[0].value_counts()
     words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
     return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
-
-
-def summary(P) -> str:
-    """For a page's head: how many claims got which verdict, what changed since the freeze; empty while runs are missing.
-    On own data no claim is judged: what the comparison advises."""
-    if not all(runs.find(s) for s in runs.plan(P)):
-        return ""
-    if P.profile == "own":
-        return advice.sentence(P)
-    return f"{counts(table(P))} {notice(P.report)}".strip()
 
 
 def notice(report: str) -> str:
@@ -171,7 +179,7 @@ def main() -> int:
         print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, n={row.n}: {row.verdict}"
               f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
     if P.profile == "own":
-        print(summary(P))
+        print(advice.sentence(P))
     else:
         print(counts(frame))
         print(runs.page(P) / "claims.csv")

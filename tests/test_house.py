@@ -27,10 +27,10 @@ CORE = [{"settings"}, {"params"}, {"spec"}, {"corpora", "sentences", "sources"},
 APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
         "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
          "advice": {"claims", "tables", "stats", "runs", "params"},
-         "verify": {"advice", "claims", "power", "stats", "runs", "params", "spec"},
+         "verify": {"advice", "claims", "power", "stats", "tables", "runs", "params", "spec"},
          "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
-         "findings": {"report", "tables", "verify"},
-         "render": {"report", "runs", "params"}, "overview": {"claims", "render", "report", "runs", "verify", "params"}}
+         "findings": {"advice", "report", "runs", "tables", "verify"},
+         "render": {"report", "runs", "params"}, "overview": {"claims", "findings", "render", "report", "runs", "verify", "params"}}
 MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"scoring", "build", "train", "study", "own"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.

@@ -43,7 +43,8 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     ids = [c.id for c in claims.claims("moe")]
     (tmp_path / "moe" / "real").mkdir(parents=True)
-    shared = {"where": "1", "says": "x", "printed": "1", "unit": "EM", "part": "", "n": 3, "tuned": "", "control": "", "primary": False}
+    shared = {"where": "1", "says": "x", "printed": "1", "unit": "EM", "part": "", "n": 3, "tuned": "", "control": "", "primary": False,
+              **dict.fromkeys(("tuned_part", "control_part"), "")}
     one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
     other, folder = {"verdict": "not tested at this profile: why", "run": ""}, tmp_path / "moe" / "real"
     rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]
@@ -52,9 +53,10 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     frame = overview.board("real")
     first = overview.shown(frame).iloc[0]
     shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
-    assert shown == ["2.0 [1.0, 3.0]", "3", "1,000 to 3,000", "reproduced"]
+    assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
     count = overview.tally(frame).set_index("report")
     assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [1, len(ids) - 1, len(ids)]
+    assert "- **moe**, profile real, [page](figures/moe/real/report.html)" in overview.readme()
     assert "| moe |" in overview.readme() and "`exbert`, `road`, `smart`" in overview.readme()
 
 

@@ -8,7 +8,7 @@ import yaml
 from test_house import make
 from test_stats import plant
 
-from qa_lib import advice, corpora, data, own, params, render, runs, study, verify
+from qa_lib import advice, corpora, data, findings, own, params, render, runs, study, verify
 from qa_lib.advice import NOT, OPEN, WORTH
 from qa_lib.params import UserError
 
@@ -133,7 +133,7 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
-    assert verify.disagreement(p) in ("", None) and "needs more data" in verify.summary(p)
+    assert verify.disagreement(p) in ("", None) and "needs more data" in findings.head(p)
 
 
 def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):

@@ -577,11 +577,12 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     told, written = capsys.readouterr().out.splitlines(), runs.FIGURES / "exbert" / "real" / "claims.csv"
     table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
-    assert set(table.columns) == {"where", "says", "printed", "unit", "ours", "low", "high", "part", "n", "verdict", "tuned",
-                                  "control", "primary", "run"}
+    effects = {f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high", "part")}
+    assert set(table.columns) == effects | {"where", "says", "printed", "unit", "n", "verdict", "tuned", "control", "primary", "run"}
     eight = table.loc["squad-plus-8"]
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
-    assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("plain-tuned: ")
+    assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("(a) without experts: ")
+    assert eight["control_low"] < eight["control_ours"] < eight["control_high"] and np.isfinite(eight["tuned_ours"])
     assert verify.table(recorded.model_copy(update={"arms": ["printed"]}))["tuned"].iloc[-1].endswith("there are no runs")
     assert not table["verdict"]["headline"].startswith("not tested") and table["printed"]["headline"] == "9 to 13"
     assert "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]      # the mixtures of this size do, the domains alone do not

@@ -71,10 +71,10 @@ def test_numbers_in_prose():
     assert findings.spread(apart) == "7.0"                                                # paired by seed
     claims = pd.DataFrame({"claim": ["c"], "verdict": ["not reproduced"], "tuned": ["inconclusive: seeds (needs n=5)"],
                            "control": ["plain-tuned: reproduced"], "ours": [1.25], "low": [-1.0], "high": [3.5],
-                           "part": "F1"})
+                           "unit": "EM", "part": "F1"})
     assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
     assert verify.says(claims, "c", "inconclusive", "tuned") and verify.says(claims, "c", "reproduced", "control")
-    assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5] (F1)"
+    assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5] F1"
 
 
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
@@ -109,10 +109,13 @@ def test_routing_frames(routed):
 def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
     row = {"claim": "c", "where": "3", "says": "It gains", "printed": "9 to 13", "unit": "EM", "ours": 1.25, "low": -1.0,
            "high": 3.5, "part": "", "n": 3, "primary": True, "verdict": "inconclusive: seeds (needs n=9)", "tuned": f"{verify.UNTESTED}: why",
-           "control": "", "run": ("a",)}
+           "control": "Equal weights: not reproduced", "run": ("a",), "tuned_ours": float("nan"), "tuned_low": float("nan"),
+           "tuned_high": float("nan"), "tuned_part": "", "control_ours": 0.5, "control_low": -1.0, "control_high": 2.0,
+           "control_part": "squad, EM"}
     shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | {"low": float("nan"), "n": 1}]))
-    assert list(shown["ours"]) == ["1.2 [-1.0, 3.5]", "1.2"] and list(shown["equal trials"]) == ["not tested"] * 2
+    assert list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"] and list(shown["equal trials"]) == ["not tested"] * 2
     assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)" and shown.iloc[0, 0] == "It gains (3; primary)"
+    assert shown["control"].iloc[0] == "0.5 [-1.0, 2.0] EM (squad), Equal weights: not reproduced"
 
 
 def test_a_part_is_named_as_a_reader_names_it():
