@@ -55,7 +55,7 @@ def test_the_same_numbers_give_the_same_bytes(folder):
 
 def test_mean_sd_seeds_and_runs_are_shown(folder):
     shown = report.save_table(P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption.")
-    for text in ("QUICK", "n = 2 seeds.", "40.5 ± 0.7", "1,234", "10ab 11ab", "v-db-60%-s1-21ab",
+    for text in ("QUICK", "n = 2 seeds.", "40.5 ± 0.7", "1,234", "<td>2 runs</td>", "v-db-60%-s1-21ab",
                  '<th scope="col" class=number>EM</th>', '<th scope="row" class=number>0.0</th>'):
         assert text in shown
     assert "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab" in (
