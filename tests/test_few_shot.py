@@ -86,7 +86,7 @@ def test_equal_trials(monkeypatch):
         if spec.variant.startswith("expert"):
             return None                                       # whether experts are recorded changes no choice
         right = best[spec.variant.removesuffix("-trial")] == at(spec)
-        kept = {"validation_f1": 60.0, "validation_em": 40.0 + right, "validation_loss": 1.0}
+        kept = {"step": 3, "validation_f1": 60.0, "validation_em": 40.0 + right, "validation_loss": 1.0}
         other = kept | {"validation_f1": 50.0, "validation_em": 90.0}                     # a look whose weights were not kept
         return {"history": [kept, other] if spec.checkpoint == "best" else [other, kept]}
 

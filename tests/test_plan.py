@@ -39,8 +39,8 @@ def scored(monkeypatch):
     def plant(em):
         def find(spec, fresh=False):
             value = em(spec.variant, spec.learning_rate, spec.epochs)
-            return None if value is None else {"history": [{"validation_em": 99.0, "validation_loss": 0.1},
-                                                           {"validation_em": value, "validation_loss": 1.0}]}
+            return None if value is None else {"history": [{"step": 3, "validation_em": 99.0, "validation_loss": 0.1},
+                                                           {"step": 6, "validation_em": value, "validation_loss": 1.0}]}
         monkeypatch.setattr(runs, "find", find)
     return plant
 
