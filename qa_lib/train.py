@@ -87,8 +87,8 @@ class SpanTrainer(Trainer):
 class Keeper(TrainerCallback):
     """Checkpoints by the clock, progress, and an end to a run whose loss is no number."""
 
-    def __init__(self, spec: Spec, progress: Callable[[str], None]):
-        self.spec, self.progress = spec, progress
+    def __init__(self, spec: Spec, progress: Callable[[str], None], spent: float):
+        self.spec, self.progress, self.spent = spec, progress, spent
         self.every = float(os.environ.get("QA_CHECKPOINT_SECONDS", 300))
         self.began = self.saved = time.monotonic()
 
@@ -98,25 +98,19 @@ class Keeper(TrainerCallback):
         if control.should_log and time.monotonic() - self.saved >= self.every and state.global_step < state.max_steps:
             control.should_save, self.saved = True, time.monotonic()
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
+    def on_log(self, args, state, control, logs, **kwargs):
+        if not math.isfinite(logs.get("loss", 0.0)):
             raise UserError(f"{self.spec.run}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate")
 
     def on_save(self, args, state, control, **kwargs):
-        # the mark that this checkpoint is whole: a kill while it was written leaves none
-        seconds = time.monotonic() - self.began + earlier(Path(args.output_dir), state.global_step)
+        # the mark that this checkpoint is whole, with the seconds that led to it: a kill while it was written leaves none
+        seconds = self.spent + time.monotonic() - self.began
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").write_text(f"{seconds:.1f}")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     whole = [p.parent for p in folder.glob("checkpoint-*/complete")]
     return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-def earlier(folder: Path, before: int | None = None) -> float:
-    """Seconds of training that earlier starts of this run put into its last checkpoint."""
-    marks = [p for p in folder.glob("checkpoint-*/complete") if before is None or int(p.parent.name.split("-")[1]) < before]
-    return float(max(marks, key=lambda p: int(p.parent.name.split("-")[1])).read_text()) if marks else 0.0
 
 
 def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
@@ -219,11 +213,12 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             rows = rows + augment.copies(rows, spec.augment, spec.seed)
         windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
-        resume, spent = last_checkpoint(at / "checkpoints"), earlier(at / "checkpoints")
+        resume = last_checkpoint(at / "checkpoints")
+        spent = float((resume / "complete").read_text()) if resume else 0.0      # seconds that earlier starts put into it
         trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=model.prepare(windows, rows),
                               eval_dataset=validation,
                               args=arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
-                              data_collator=model.collate(tokenizer), callbacks=[Keeper(spec, progress)])
+                              data_collator=model.collate(tokenizer), callbacks=[Keeper(spec, progress, spent)])
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper
         if resume:

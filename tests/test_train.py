@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -143,6 +144,16 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     for ours, theirs in zip(again["history"], undisturbed["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
     assert again["load"] == undisturbed["load"]                           # routing too: the router draws in training
+
+
+def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, monkeypatch):
+    clock = iter([100.0, 105.0, 108.0])                                   # the start, then two checkpoints
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    keeper = train.Keeper(None, None, spent=10.0)                         # of a start before this one
+    for step, seconds in ((1, "15.0"), (2, "18.0")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        keeper.on_save(SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=step), None)
+        assert (tmp_path / f"checkpoint-{step}" / "complete").read_text() == seconds
 
 
 def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
