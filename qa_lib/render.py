@@ -17,12 +17,13 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
 from jinja2 import pass_context
 from latex2mathml.converter import convert
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from papermill.iorw import load_notebook_node, write_ipynb
+from papermill.iorw import load_notebook_node
 
 from qa_lib import params, report, runs
 from qa_lib.params import ROOT, UserError
@@ -76,10 +77,6 @@ def markdown(source: str) -> str:
 class Page(HTMLExporter):
     """nbconvert with our template; resources["page"] holds tag, title, contents and script."""
 
-    def __init__(self):
-        super().__init__(template_name="page",
-                         extra_template_basedirs=[str(Path(__file__).parent)])
-
     @pass_context
     def markdown2html(self, context, source):
         return markdown(source)
@@ -92,7 +89,8 @@ def page(nb, p) -> str:
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
     script = SCRIPT.read_text()
-    return Page().from_notebook_node(nb, {"page": {
+    exporter = Page(template_name="page", extra_template_basedirs=[str(Path(__file__).parent)])
+    return exporter.from_notebook_node(nb, {"page": {
         "title": title, "name": re.search(r"^# (.+)$", title, re.M)[1], "tag": report.tag(p),
         "meaning": meaning, "colour": colour, "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -198,10 +196,9 @@ def render(p, name: str | None = None):
     nb = load_notebook_node(str(file))
     nb = execute(only(nb, name) if name else nb, file.name, p.model_dump())
     if not name:
-        (folder / ".report.html").write_text(page(nb, p))
-        write_ipynb(nb, str(folder / ".report.ipynb"))
-        for target in ("report.ipynb", "report.html"):
-            os.replace(folder / f".{target}", folder / target)
+        html = page(nb, p)
+        runs.write(folder / "report.ipynb", nbformat.writes(nb))
+        runs.write(folder / "report.html", html)
     shown = os.path.relpath(folder / (name or "report.html"))
     print(f"{shown}: {time.time() - start:.0f} s", flush=True)
 

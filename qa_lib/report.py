@@ -54,7 +54,7 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
     """
     ids, caption = evidence(name, frame), f"{caption} {_seeds(frame)}".strip()
     plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
-    _write(P, f"{name}.csv", plain.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    _write(P, f"{name}.csv", runs.csv(plain))
     shown = _shown(P, frame, digits)
     if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():    # the caption says it
         shown = shown.drop(columns="seeds")
@@ -97,7 +97,7 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
             picture.save(file := io.BytesIO(), format=kind, optimize=True)
         _write(P, f"{name}.{kind}", image := file.getvalue())
     plt.close(fig)  # or JupyterLab draws it a second time
-    width, height = (int.from_bytes(image[i:i + 4]) // 2 for i in (16, 20))  # PNG at 2 pixels a dot
+    width, height = (n // 2 for n in picture.size)  # 2 pixels a dot
     return Html(f'<figure id="{name}"><div class="scroll" tabindex="0"><img width="{width}" '
                 f'height="{height}" alt="{escape(alt)}" src="data:image/png;base64,'
                 f'{base64.b64encode(image).decode()}"></div><figcaption>{_badge(P)} '
@@ -238,8 +238,4 @@ def _tex(text: str) -> str:
 
 
 def _write(P, file: str, content: str | bytes):
-    path = runs.page(P) / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{file}")
-    half.write_bytes(content.encode() if isinstance(content, str) else content)
-    half.replace(path)
+    runs.write(runs.page(P) / file, content)

@@ -58,14 +58,20 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write(path: Path, text: str):
-    """Write a text file so that it is there whole or not at all."""
+def write(path: Path, content: str | bytes):
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.{os.getpid()}")
-    with half.open("w") as f:
-        f.write(text)
+    with half.open("wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
         f.flush()
         os.fsync(f.fileno())
     half.replace(path)
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A frame as a .csv file: the same numbers give the same bytes."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def save(spec: Spec, record: dict, examples: pd.DataFrame):
@@ -217,10 +223,8 @@ def settle(args: argparse.Namespace):
 
 def write_ledger(p, specs: list[Spec]) -> Path:
     """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
-    file = page(p) / "results.csv"
-    text = ledger(specs).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    file, text = page(p) / "results.csv", csv(ledger(specs))
     if not file.exists() or file.read_text() != text:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write(file, text)
     return file
 

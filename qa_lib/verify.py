@@ -97,10 +97,8 @@ def table(P) -> pd.DataFrame:
 
 def saved(P) -> pd.DataFrame:
     """The table, written to claims.csv beside the page."""
-    frame, file = table(P), runs.page(P) / "claims.csv"
-    text = frame.assign(run=frame["run"].str.join(" ")).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write(file, text)
+    frame = table(P)
+    runs.write(runs.page(P) / "claims.csv", runs.csv(frame.assign(run=frame["run"].str.join(" "))))
     return frame
 
 
@@ -159,7 +157,7 @@ def disagreement(P) -> str:
     if not file.exists():
         return ""
     kept = file.read_text().splitlines()
-    ours = runs.ledger(runs.plan(P)).to_csv(index=False, float_format="%.6g", lineterminator="\n").splitlines()
+    ours = runs.csv(runs.ledger(runs.plan(P))).splitlines()
     differ = set(kept) ^ set(ours)
     return next((line.split(",")[0] for line in kept + ours if line in differ), "")
 
