@@ -96,20 +96,16 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
 
 def _read(at: Path) -> dict | None:
     """The record in a run's folder, verified; None where there is none or it is damaged."""
+    if not (at / "metrics.json").exists():
+        return None
     try:
         record = json.loads((at / "metrics.json").read_text())
-        whole = (record["checksum"] == checksum(record)
-                 and all(_sha256(at / f) == sha for f, sha in record["files"].items()))
-    except FileNotFoundError as e:
-        whole = None if not (at / "metrics.json").exists() else False
-        reason = e
-    except (ValueError, KeyError, TypeError) as e:
-        whole, reason = False, e
-    else:
-        reason = "its checksum does not fit"
-    if whole is False:
-        print(f"the record {at.name} is damaged ({reason}) and does not count", flush=True)
-    return {**record, "folder": at} if whole else None
+        if record["checksum"] != checksum(record) or any(_sha256(at / f) != sha for f, sha in record["files"].items()):
+            raise ValueError("its checksum does not fit")
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
+        print(f"the record {at.name} is damaged ({e}) and does not count", flush=True)
+        return None
+    return {**record, "folder": at}
 
 
 @cache
@@ -187,21 +183,18 @@ def histories(specs: list[Spec]) -> pd.DataFrame:
 def examples(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test example: run, variant, seed, ratio, set, id, cluster, em, f1, start, end, tokens."""
     frames = []
-    for spec, record in records(specs):
-        frame = pd.read_parquet(record["folder"] / "examples.parquet") if record["folder"] else _landed(spec, record)
+    for spec, record in records([s for s in specs if s.tests]):      # a trial has none
+        at, run = record["folder"], record["run"]
+        frame = pd.read_parquet(at / "examples.parquet") if at else _landed(spec.report).get_group(run)
         frame = frame[frame["set"].isin(spec.tests)]
-        frames.append(frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
-    return pd.concat([f for f in frames if len(f)], ignore_index=True)
+        frames.append(frame.assign(run=run, variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
+    return pd.concat(frames, ignore_index=True)
 
 
 @cache
-def _landed_files(report: str) -> pd.DataFrame:
-    return pd.concat([pd.read_parquet(f) for f in sorted((RECORDS / report).glob("examples-*.parquet"))])
-
-
-def _landed(spec: Spec, record: dict) -> pd.DataFrame:
-    frame = _landed_files(spec.report)
-    return frame[frame["run"] == record["run"]]
+def _landed(report: str):
+    """Committed examples, grouped by run."""
+    return pd.concat([pd.read_parquet(f) for f in sorted((RECORDS / report).glob("examples-*.parquet"))]).groupby("run")
 
 
 def plan(p) -> list[Spec]:
@@ -251,7 +244,7 @@ def land(report: str, specs: list[Spec]) -> int:
     lines = [canonical({k: v for k, v in r.items() if k != "folder"}) for r in (known | new).values()]
     write(target / "runs.jsonl", "\n".join(sorted(lines, key=lambda x: json.loads(x)["run"])) + "\n")
     committed.cache_clear()
-    _landed_files.cache_clear()
+    _landed.cache_clear()
     return len(new)
 
 
