@@ -118,10 +118,9 @@ COMBINED = ("others", "oracle")   # rules that need no mixture: scores of the ex
 def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
     """Scores on each test set, and its examples. others: the mean of the experts of other datasets; oracle: of each question the
     best expert's, which no gate can pass."""
-    every, frames, scores = runs.examples([e.model_copy(update={"tests": spec.tests}) for e in spec.parents]), [], {}
-    own = {runs.find(e)["run"]: e.domains[0] for e in spec.parents}
+    every, frames, scores = runs.experts(spec), [], {}
     for name in spec.tests:
-        rows = every[(every["set"] == name) & ((spec.gate.rule != "others") | (every["run"].map(own) != name))]
+        rows = every[(every["set"] == name) & ((spec.gate.rule != "others") | (every["expert"] != name))]
         values = rows.groupby(["set", "id", "cluster"], sort=False)[[c for c in rows if c.startswith(("em", "f1"))]]
         frame = (values.mean() if spec.gate.rule == "others" else values.max()).reset_index()
         d = data.dataset(name, spec.source)

@@ -191,6 +191,13 @@ def examples(specs: list[Spec]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def experts(mixture: Spec) -> pd.DataFrame:
+    """The examples of a mixture's experts on its own test sets; `expert`: the dataset that each learnt."""
+    learnt = {find(e)["run"]: e.domains[0] for e in mixture.parents}
+    rows = examples([e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents])
+    return rows.assign(expert=rows["run"].map(learnt))
+
+
 @cache
 def _landed(report: str):
     """Committed examples, grouped by run."""

@@ -173,11 +173,9 @@ def weights(P, specs: list[Spec]) -> pd.DataFrame:
 def calibration(P, mixture: Spec, bins: int = 10) -> pd.DataFrame:
     """Is a gate's weight a probability? Pairs of question and expert in bins of equal width of the weight: their mean weight, and
     the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
-    experts = runs.examples([e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents])
-    right = experts.assign(expert=experts["run"].map({runs.find(e)["run"]: e.domains[0] for e in mixture.parents}))
     rows = runs.examples([mixture]).rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
     pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
-        right[["set", "id", "expert", "em"]], on=["set", "id", "expert"])
+        runs.experts(mixture)[["set", "id", "expert", "em"]], on=["set", "id", "expert"])
     inside = pairs["set"].isin(P.domains)
     own = pairs[inside].assign(of="in domain, its own dataset", share=pairs["set"] == pairs["expert"])
     far = pairs[pairs["set"] == P.pools[0]].assign(of=f"{P.pools[0]}, right answer", share=pairs["em"].gt(0))
@@ -194,11 +192,9 @@ def miscalibrated(bins: pd.DataFrame) -> float:
 def overruled(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
     """Table 3 by rule: of each dataset of the first pool, ids in order, the first two questions on which the mixture is wrong, the
     expert with the largest weight is wrong and another is right; and a sentence that counts them, and the reverse."""
-    experts = runs.examples([e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents])
-    rows = runs.examples([mixture])
-    rows = rows[rows["set"] == P.pools[0]].set_index("id").sort_index()
-    right = pd.DataFrame({d: experts[(experts["variant"].str.endswith(d)) & (experts["set"] == P.pools[0])].set_index("id")["em"]
-                          for d in P.domains}).loc[rows.index].gt(0)
+    experts, rows = (x[x["set"] == P.pools[0]] for x in (runs.experts(mixture), runs.examples([mixture])))
+    rows = rows.set_index("id").sort_index()
+    right = experts.pivot(index="id", columns="expert", values="em").loc[rows.index, P.domains].gt(0)
     gate = rows[[f"gate_{k + 1}" for k in range(len(P.domains))]].set_axis(P.domains, axis=1)
     trusted = pd.Series(right.to_numpy()[np.arange(len(rows)), gate.to_numpy().argmax(1)], rows.index)
     lost, won = ~trusted & right.any(axis=1) & rows["em"].eq(0), trusted & (right.sum(axis=1) == 1) & rows["em"].gt(0)
