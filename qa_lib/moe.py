@@ -50,8 +50,8 @@ class Mixture(nn.Module):
             g = self.gate(torch.from_numpy(np.asarray(frozen.x, np.float32))).numpy() if self.gate else frozen.weights
         return {f"gate_{k + 1}": g[:, k] for k in range(g.shape[1])}
 
-    def collate(self, tokenizer) -> "Collate":
-        return Collate()
+    def collate(self, tokenizer) -> Callable:
+        return collate
 
     def forward(self, starts: Tensor, ends: Tensor, attention_mask: Tensor, x: Tensor, weights: Tensor,
                 start_positions: Tensor | None = None, end_positions: Tensor | None = None) -> SpanOutput:
@@ -98,18 +98,16 @@ class Frozen:
                 **{k: window[k] for k in ("start_positions", "end_positions")}}
 
 
-class Collate:
+def collate(windows: list[dict]) -> dict[str, Tensor]:
     """Windows of a Frozen → one batch, padded to the longest."""
-
-    def __call__(self, windows: list[dict]) -> dict[str, Tensor]:
-        lengths = [w["starts"].shape[1] for w in windows]
-        starts, ends = (torch.zeros(len(windows), len(windows[0]["starts"]), max(lengths)) for _ in range(2))   # (B, E, T)
-        mask = torch.zeros(len(windows), max(lengths), dtype=torch.long)
-        for i, (w, n) in enumerate(zip(windows, lengths, strict=True)):
-            starts[i, :, :n], ends[i, :, :n], mask[i, :n] = torch.from_numpy(w["starts"]), torch.from_numpy(w["ends"]), 1
-        batch = {"starts": starts, "ends": ends, "attention_mask": mask}
-        batch |= {k: torch.from_numpy(np.stack([w[k] for w in windows])).float() for k in ("x", "weights")}
-        return batch | {k: torch.tensor([w[k] for w in windows]) for k in ("start_positions", "end_positions")}
+    lengths = [w["starts"].shape[1] for w in windows]
+    starts, ends = (torch.zeros(len(windows), len(windows[0]["starts"]), max(lengths)) for _ in range(2))   # (B, E, T)
+    mask = torch.zeros(len(windows), max(lengths), dtype=torch.long)
+    for i, (w, n) in enumerate(zip(windows, lengths, strict=True)):
+        starts[i, :, :n], ends[i, :, :n], mask[i, :n] = torch.from_numpy(w["starts"]), torch.from_numpy(w["ends"]), 1
+    batch = {"starts": starts, "ends": ends, "attention_mask": mask}
+    batch |= {k: torch.from_numpy(np.stack([w[k] for w in windows])).float() for k in ("x", "weights")}
+    return batch | {k: torch.tensor([w[k] for w in windows]) for k in ("start_positions", "end_positions")}
 
 
 COMBINED = ("others", "oracle")   # rules that need no mixture: scores of the experts' own answers

@@ -62,7 +62,7 @@ def main():
             return time.monotonic() - began
 
         def stored(part: list[int]) -> dict:
-            return moe.Collate()([kept[i] for i in part])
+            return moe.collate([kept[i] for i in part])
 
         found = [(epoch(stored), epoch(live)) for _ in range(ROUNDS + 1)][1:]               # the first warms up
     fast, slow = (statistics.median(c) for c in zip(*found, strict=True))
