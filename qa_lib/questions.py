@@ -22,8 +22,8 @@ def states(name: str, questions: list[str], batch: int = 256) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def of_cluster(spec: Spec, rows: list[dict], *others: list[dict]) -> list[list[dict]]:
-    """Of training rows those whose questions lie in the run's cluster, then of other rows those that lie nearest to it.
+def of_cluster(spec: Spec, rows: list[dict], validation: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Of training rows those whose questions lie in the run's cluster; of validation rows likewise, or all where none does.
 
     The centres are of all training rows and the same for each cluster's run: seeded by the run's seed. Raises UserError where
     a cluster has no row.
@@ -31,11 +31,10 @@ def of_cluster(spec: Spec, rows: list[dict], *others: list[dict]) -> list[list[d
     which, clusters = spec.cluster
     x = states(spec.encoder, [r["question"] for r in rows])
     centres, _ = kmeans2(x, clusters, iter=50, minit="++", rng=np.random.default_rng(spec.seed))
-    found = []
-    for part in (rows, *others):
-        nearest = vq(states(spec.encoder, [r["question"] for r in part]), centres)[0] if part else []
-        own = [r for r, k in zip(part, nearest, strict=True) if k == which]
-        found.append(own if part is rows else own or part)              # few validation rows: all of them rather than none
-    if not found[0]:
+    own = [r for r, k in zip(rows, vq(x, centres)[0], strict=True) if k == which]
+    if not own:
         raise UserError(f"clusters: of {clusters} clusters of questions one is empty; lower clusters or raise train_rows")
-    return found
+    if not validation:
+        return own, []
+    nearest, _ = vq(states(spec.encoder, [r["question"] for r in validation]), centres)
+    return own, [r for r, k in zip(validation, nearest, strict=True) if k == which] or validation
