@@ -19,6 +19,7 @@ OURS, CONTROL, PLAIN = "exbert-tuned", "plain-tuned", "v-db"
 ROOM = 1.0     # EM, the gain that counts and the loss that is borne
 LEARNT = 10.0  # EM below which nothing is compared but beginners
 STEADY = 5.0   # EM, sd of the difference between seeds above which more seeds are no cure
+MOST = 100     # seeds beyond which nobody goes
 WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data or seeds"
 
 
@@ -76,7 +77,7 @@ def table(P) -> pd.DataFrame:
                          "seeds": found["n"].astype(int), "run": [tuple(dict.fromkeys(sum(em["run"][d], ()))) for d in P.domains]})
 
 
-def lacks(found: pd.DataFrame, best: float, most: int = 100) -> str:
+def lacks(found: pd.DataFrame, best: float) -> str:
     """What an open advice wants for: seeds to begin with, scores at all (best: the highest), steadier training, the seeds that
     would decide it if d, s² and v stayed as they are, or test questions."""
     if (found["n"] < claims.ENOUGH).any() or not (found["nu"] > 0).all():
@@ -88,7 +89,7 @@ def lacks(found: pd.DataFrame, best: float, most: int = 100) -> str:
     text = f"The difference varies by {seeds:.1f} EM between seeds and by {questions:.1f} with other test questions (sd). "
     if seeds > STEADY:
         return text + "Models that differ so much by seed alone are hardly trained: first more training rows, or more epochs."
-    for n in range(int(found["n"].max()) + 1, most + 1):
+    for n in range(int(found["n"].max()) + 1, MOST + 1):
         ends = claims.interval(found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"])
         if rule(*ends) != OPEN:
             return (f'{text}About {n} seeds (PARAMS="seeds=[0,1,…]") would decide it if it stayed so; from so few that is a rough '

@@ -81,8 +81,7 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
     raise UserError(f"{place}{key}: {text!r}: {message[0].lower() + message[1:]}")
 
 
-def load(slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None,
-         where: str = "PARAMS (-p): ") -> Any:
+def load(slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None) -> Any:
     """The validated parameters of a report.
 
     params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml what the
@@ -103,7 +102,7 @@ def load(slug: str, profile: str | None = None, overrides: dict | None = None, s
             line = lines.get("small") if layer is small else None
             places |= {k: f"{file.relative_to(ROOT)}, line {line or lines[k]}: " for k in layer}
     given = {"profile": profile} | ({"size": size} if size else {}) | (overrides or {})
-    return validate(REPORTS[slug], values | given, places | {k: where for k in given})
+    return validate(REPORTS[slug], values | given, places | dict.fromkeys(given, "PARAMS (-p): "))
 
 
 def from_names(slug: str, names: dict[str, Any]) -> Any:

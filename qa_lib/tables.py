@@ -54,9 +54,10 @@ def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def values(ledger: pd.DataFrame, metric: str = "em", **which) -> pd.Series:
-    """One value a seed, of the runs whose columns are as given."""
-    return ledger[(ledger[[*which]] == pd.Series(which)).all(axis=1) & (ledger["metric"] == metric)].set_index("seed")["value"]
+def values(ledger: pd.DataFrame, **which) -> pd.Series:
+    """EM of the runs whose columns are as given, one value a seed."""
+    which |= {"metric": "em"}
+    return ledger[(ledger[[*which]] == pd.Series(which)).all(axis=1)].set_index("seed")["value"]
 
 
 def recorded(specs: list[Spec]) -> pd.DataFrame:
@@ -170,8 +171,8 @@ def weights(P, specs: list[Spec]) -> pd.DataFrame:
     return named(mean.melt(["run", "variant", "seed", "dataset"], P.domains, "expert", "weight").assign(ratio=np.nan))
 
 
-def calibration(P, mixture: Spec, bins: int = 10) -> pd.DataFrame:
-    """Is a gate's weight a probability? Pairs of question and expert in bins of equal width of the weight: their mean weight, and
+def calibration(P, mixture: Spec) -> pd.DataFrame:
+    """Is a gate's weight a probability? Pairs of question and expert in ten bins of equal width of the weight: their mean weight, and
     the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
     rows = runs.examples([mixture]).rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
     pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
@@ -179,7 +180,7 @@ def calibration(P, mixture: Spec, bins: int = 10) -> pd.DataFrame:
     inside = pairs["set"].isin(P.domains)
     own = pairs[inside].assign(of="in domain, its own dataset", share=pairs["set"] == pairs["expert"])
     far = pairs[pairs["set"] == P.pools[0]].assign(of=f"{P.pools[0]}, right answer", share=pairs["em"].gt(0))
-    both = pd.concat([own, far]).assign(bin=lambda d: np.minimum((d["weight"] * bins).astype(int), bins - 1))
+    both = pd.concat([own, far]).assign(bin=lambda d: np.minimum((d["weight"] * 10).astype(int), 9))
     return both.groupby(["of", "bin"], as_index=False).agg(weight=("weight", "mean"), share=("share", "mean"),
                                                            pairs=("share", "size"), run=("run", "first"))
 

@@ -118,14 +118,14 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
                          "equal trials": judged("tuned"), "control": judged("control"), "seeds": rows["n"], "run": rows["run"]})
 
 
-def says(frame: pd.DataFrame, claim: str, verdict: str, column: str = "verdict") -> bool:
-    """Is that the verdict of a row of `table`, or in its column tuned or control?"""
-    return bool(re.search(rf"(^|: ){verdict}(:|$)", frame.set_index("claim")[column][claim]))
+def says(frame: pd.DataFrame, claim: str, verdict: str) -> bool:
+    """Is that the verdict on a claim, by its id?"""
+    return frame.set_index("claim")["verdict"][claim].split(":")[0] == verdict
 
 
 def ours(frame: pd.DataFrame, claim: str) -> str:
-    """`found` of a claim by its id."""
-    return found(next(frame[frame["claim"] == claim].itertuples()))
+    """`found` of a claim, by its id."""
+    return found(frame.set_index("claim").loc[claim])
 
 
 def counts(frame: pd.DataFrame) -> str:

@@ -69,11 +69,10 @@ def test_numbers_in_prose():
     assert [findings.spread(tables.values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
     apart = tables.values(ledger, variant="a") - tables.values(ledger, variant="b")
     assert findings.spread(apart) == "7.0"                                                # paired by seed
-    claims = pd.DataFrame({"claim": ["c"], "verdict": ["not reproduced"], "tuned": ["inconclusive: seeds (needs n=5)"],
-                           "control": ["plain-tuned: reproduced"], "ours": [1.25], "low": [-1.0], "high": [3.5],
-                           "unit": "EM", "part": "F1"})
+    claims = pd.DataFrame({"claim": ["c", "d"], "verdict": ["not reproduced", "inconclusive: seeds (needs n=5)"], "ours": 1.25,
+                           "low": -1.0, "high": 3.5, "unit": "EM", "part": "F1"})
     assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
-    assert verify.says(claims, "c", "inconclusive", "tuned") and verify.says(claims, "c", "reproduced", "control")
+    assert verify.says(claims, "d", "inconclusive")
     assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5] F1"
 
 
