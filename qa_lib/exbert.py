@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy.special import rel_entr
 from torch import Tensor, nn
 
 from qa_lib import data, encoders, trials
@@ -117,8 +118,7 @@ def mutual_information(share: pd.DataFrame) -> float:
     $$I(D; E) = \sum_{d,e} p(d)\,p(e \mid d)\,\log_2 \frac{p(e \mid d)}{p(e)}$$
     """
     p = share.pivot(index="set", columns="expert", values="share").to_numpy()                  # (domains, E), p(e | d)
-    whole = np.broadcast_to(p.mean(0), p.shape)
-    return float((p[p > 0] * np.log2(p[p > 0] / whole[p > 0])).sum() / len(p))
+    return float(rel_entr(p, p.mean(0)).sum() / len(p) / np.log(2))
 
 
 # ---- the runs of the report ----
