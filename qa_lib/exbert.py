@@ -35,10 +35,7 @@ class Block(nn.Module):
             asked = p.place == "after" and p.feed_forward in (where, "both")
             return nn.Sequential(nn.RMSNorm(dim, eps=1e-12), Expert(dim, int(dim * 8 / 3))) if asked else None
 
-        routing = p.model_dump(include={"top_n", "threshold", "capacity_train", "capacity_eval", "eval_routing",
-                                        "route_padding", "density"})
-        self.experts = MoE(dim, p.experts, hidden, p.expert_dropout, **routing) if dense is None else \
-            Expert(dim, round(hidden * dense), p.expert_dropout)
+        self.experts = MoE(dim, hidden, p) if dense is None else Expert(dim, round(hidden * dense), p.expert_dropout)
         self.norm = nn.RMSNorm(dim, eps=1e-12) if p.norm and p.place == "after" else nn.Identity()
         self.before, self.after, self.residual = feed_forward("before"), feed_forward("after"), p.place == "after"
         self.drop_in, self.drop_out = (nn.Dropout(p.layer_dropout * (p.dropout_at in (where, "both")))

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qa_lib.settings import Layer
+
 MIN_CAPACITY = 4     # st-moe-pytorch, after mesh-tensorflow
 
 
@@ -41,46 +43,43 @@ class Router(nn.Module):
     density: "wanted" counts f_e before capacity, as mesh-tensorflow does; "kept" after it, as st-moe-pytorch does.
     """
 
-    def __init__(self, dim: int, experts: int, top_n: int = 2, threshold: float = 0.2, capacity_train: float = 1.25,
-                 capacity_eval: float = 2.0, eval_routing: str = "threshold", route_padding: bool = False, density: str = "wanted"):
+    def __init__(self, dim: int, layer: Layer):
         super().__init__()
-        self.experts, self.top_n, self.threshold = experts, top_n, threshold
-        self.capacity_train, self.capacity_eval, self.eval_routing = capacity_train, capacity_eval, eval_routing
-        self.route_padding, self.density = route_padding, density
-        self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(experts, dim), a=5 ** 0.5))
+        self.layer = layer
+        self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(layer.experts, dim), a=5 ** 0.5))
 
     def forward(self, x: Tensor, mask: Tensor) -> Routed:
         """x: (B, T, D); mask: (B, T), 1 for tokens, 0 for padding."""
-        mask = torch.ones_like(mask) if self.route_padding else mask
+        layer, mask = self.layer, torch.ones_like(mask) if self.layer.route_padding else mask
         real = mask.to(torch.float32).unsqueeze(-1)                            # (B, T, 1)
         with torch.autocast(x.device.type, enabled=False):                     # a router in bf16 routes rounding errors
             logits = F.linear(x.float(), self.weight.float())                  # (B, T, E)
         p = logits.softmax(-1)
-        gate, expert = p.topk(self.top_n)                                      # (B, T, N)
+        gate, expert = p.topk(layer.top_n)                                     # (B, T, N)
         gate = gate / gate.sum(-1, keepdim=True).clamp(min=1e-9)
-        if self.training or self.eval_routing == "random":
-            routed = torch.rand(self.top_n, *gate.shape[:2], device=x.device).permute(1, 2, 0) < gate / self.threshold
+        if self.training or layer.eval_routing == "random":
+            routed = torch.rand(layer.top_n, *gate.shape[:2], device=x.device).permute(1, 2, 0) < gate / layer.threshold
         else:
-            routed = gate > self.threshold
-        routed = (routed | (torch.arange(self.top_n, device=x.device) == 0)) & real.bool()
-        factor = self.capacity_train if self.training else self.capacity_eval
+            routed = gate > layer.threshold
+        routed = (routed | (torch.arange(layer.top_n, device=x.device) == 0)) & real.bool()
+        factor = layer.capacity_train if self.training else layer.capacity_eval
         tokens = real.sum((1, 2))                                              # (B,)
-        capacity = torch.minimum((tokens * factor / self.experts).floor(), tokens).clamp(min=MIN_CAPACITY)
-        picks = F.one_hot(expert, self.experts) * routed.unsqueeze(-1)         # (B, T, N, E)
+        capacity = torch.minimum((tokens * factor / layer.experts).floor(), tokens).clamp(min=MIN_CAPACITY)
+        picks = F.one_hot(expert, layer.experts) * routed.unsqueeze(-1)        # (B, T, N, E)
         kept, taken = [], torch.zeros_like(picks[:, :1, 0])                    # (B, 1, E)
-        for n in range(self.top_n):
+        for n in range(layer.top_n):
             place = picks[:, :, n].cumsum(1) - picks[:, :, n] + taken          # (B, T, E) tokens before this one
             fits = picks[:, :, n] * (place < capacity.view(-1, 1, 1))
             taken = taken + fits.sum(1, keepdim=True)
             kept.append(fits)
         kept = torch.stack(kept, 2)                                            # (B, T, N, E)
         fits = kept.sum(-1).bool()                                             # (B, T, N)
-        first = (kept if self.density == "kept" else picks)[:, :, 0].float()
+        first = (kept if layer.density == "kept" else picks)[:, :, 0].float()
         share, mean = ((v * real).sum(1) / real.sum(1) for v in (first, p))    # (B, E) each
-        balance = self.experts * (share * mean).sum(-1).mean()
+        balance = layer.experts * (share * mean).sum(-1).mean()
         z = (logits.logsumexp(-1).square() * real.squeeze(-1)).sum() / real.sum()
         load = kept.sum((0, 1, 2)).float()
-        return Routed(expert.masked_fill(~fits, self.experts), gate * fits, balance, z, load / load.sum().clamp(min=1),
+        return Routed(expert.masked_fill(~fits, layer.experts), gate * fits, balance, z, load / load.sum().clamp(min=1),
                       1 - fits.sum() / routed.sum().clamp(min=1))
 
 
@@ -111,19 +110,19 @@ class Expert(nn.Module):
 class MoE(nn.Module):
     """Sparse mixture of experts: route, compute what was routed, combine."""
 
-    def __init__(self, dim: int, experts: int, hidden: int | None = None, dropout: float = 0.0, **routing):
+    def __init__(self, dim: int, hidden: int, layer: Layer):
         super().__init__()
-        self.router = Router(dim, experts, **routing)
-        self.experts = nn.ModuleList(Expert(dim, hidden or int(dim * 8 / 3), dropout) for _ in range(experts))
+        self.router = Router(dim, layer)
+        self.experts = nn.ModuleList(Expert(dim, hidden, layer.expert_dropout) for _ in range(layer.experts))
         self.routed: Routed | None = None            # of the last forward pass
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: (B, T, D), mask: (B, T) → (B, T, D), zero where no expert took the token."""
         self.routed = routed = self.router(x, mask)
         expert, gate = routed.expert.flatten(), routed.gate.flatten()                           # (B·T·N,)
-        counts = expert.bincount(minlength=self.router.experts + 1).tolist()                    # the dropped come last
+        counts = expert.bincount(minlength=len(self.experts) + 1).tolist()                      # the dropped come last
         order = expert.argsort(stable=True)[:expert.numel() - counts.pop()]                     # (K,)
-        token = order // self.router.top_n
+        token = order // routed.expert.shape[-1]
         weight = gate[order].unsqueeze(-1)
         autocast = torch.is_autocast_enabled(x.device.type)         # cast once, not each of the N copies of a token
         rows = x.reshape(-1, x.shape[-1]).to(torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)

@@ -6,6 +6,7 @@ import torch
 from st_moe_pytorch import MoE as Peer
 
 from qa_lib import stmoe
+from qa_lib.settings import Layer
 
 B, T, D, E = 3, 37, 16, 4
 REPORT = {"eval_routing": "random", "route_padding": True, "density": "kept"}      # the report's variant
@@ -13,7 +14,7 @@ REPORT = {"eval_routing": "random", "route_padding": True, "density": "kept"}   
 
 def layer(**changes) -> stmoe.MoE:
     torch.manual_seed(0)
-    return stmoe.MoE(D, **{"experts": E} | changes)
+    return stmoe.MoE(D, int(D * 8 / 3), Layer(**{"experts": E} | changes))
 
 
 def tokens(seed: int = 1) -> torch.Tensor:
@@ -60,12 +61,12 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
 @torch.no_grad()
 def loop(moe: stmoe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Evaluation routing by definition: token by token, pick by pick, in float64."""
-    r, experts = moe.router, copy.deepcopy(moe.experts).double()
+    W, r, experts = moe.router.weight.double(), moe.router.layer, copy.deepcopy(moe.experts).double()
     out = torch.zeros_like(x, dtype=torch.float64)
     for b in range(x.shape[0]):
         length = int(mask[b].sum())
         capacity = max(stmoe.MIN_CAPACITY, min(length, int(length * r.capacity_eval / r.experts)))
-        p = (x[b].double() @ r.weight.double().T).softmax(-1)
+        p = (x[b].double() @ W.T).softmax(-1)
         taken = [0] * r.experts
         for n in range(r.top_n):
             for t in range(length):
