@@ -125,7 +125,8 @@ class Exbert(Layer, Start, Study):
     """Bring in the ExBERT: mixtures of two domains, a sparse layer, and what could explain its gain."""
     report: Literal["exbert"]
     domains: list[str] = Field(min_length=2, max_length=2)
-    experiments: list[str] = Field(min_length=1)        # parts of the study that are run: names in exbert.EXPERIMENTS
+    experiments: list[Literal["headline", "ratios", "untuned", "order", "single", "dense", "blocks", "experts", "rates", "dropout",
+                              "balance"]] = Field(min_length=1)     # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     ratios: list[float] = Field(min_length=1)           # share of the first domain in the training mixture
     control_ratios: list[float]                         # those of the controls and of the order
@@ -162,7 +163,8 @@ class Moe(Start, Study):
     domains: list[str] = Field(min_length=2)            # in-domain datasets, one expert each
     few_shot: list[str]                                 # out-of-domain datasets with few training examples
     pools: list[str]                                    # test sets of several datasets together
-    experiments: list[str] = Field(min_length=1)        # parts of the study that are run: names in moe.EXPERIMENTS
+    experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside",
+                              "clusters"]] = Field(min_length=1)    # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
     few_epochs: float = Field(gt=0)
