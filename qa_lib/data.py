@@ -100,19 +100,18 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
     pool, test = rows(d.train), rows(d.test)
     units = sorted({normalised(r[d.unit]) for r in pool})
     random.Random(d.split_seed).shuffle(units)
-    held: set[str] = set()
     if d.test:
-        for u in _until(units, pool, d.unit, d.validation_rows or 0):
-            held.add(u)
+        held = set(_until(units, pool, d.unit, d.validation_rows or 0))
         validation = [r for r in pool if normalised(r[d.unit]) in held]
         train = [r for r in pool if normalised(r[d.unit]) not in held]
     else:
         kept = set(_until(units, pool, d.unit, d.train_rows))
-        others = [u for u in units if u not in kept]
+        others = units[len(kept):]
         cut = round(len(others) * d.validation_share)
+        held, rest = set(others[:cut]), set(others[cut:])
         train = [r for r in pool if normalised(r[d.unit]) in kept]
-        validation = [r for r in pool if normalised(r[d.unit]) in set(others[:cut])]
-        test = [r for r in pool if normalised(r[d.unit]) in set(others[cut:])]
+        validation = [r for r in pool if normalised(r[d.unit]) in held]
+        test = [r for r in pool if normalised(r[d.unit]) in rest]
     for key, value in d.leave_out.items():
         counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
         train, validation = ([r for r in part if r.get(key) != value] for part in (train, validation))
