@@ -78,7 +78,7 @@ def work(spec: Spec) -> float:
 
 def rate(spec: Spec) -> float:
     """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
-    from qa_lib import build  # after the choice of threads
+    from qa_lib import build  # takes seconds, and only training needs it
 
     device = build.device(spec)
     before = torch.get_num_threads()
@@ -159,9 +159,10 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
             held = lock.acquire()
         with held:
             if todo := missing(specs, fresh):  # what the other one left
-                tokens = _announce(todo, workers := workers or at_once(todo), yes)
+                many = workers or at_once(todo)
+                tokens = _announce(todo, many, yes)
                 if not dry_run:
-                    _train(todo, tokens, workers, parents(todo), live)
+                    _train(todo, tokens, many, parents(todo), live)
         specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
         if not dry_run and missing(specs, fresh):  # what trials have decided
             return run(p, workers, fresh, yes, dry_run, live)
@@ -184,7 +185,7 @@ def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
 
 def _one(spec: Spec, keep: bool, live: bool | None):
     """Train one run and end its progress line; the disk's end is the user's to mend."""
-    from qa_lib import train  # after the choice of threads
+    from qa_lib import train  # likewise
 
     progress = Progress(live)
     try:
