@@ -1,9 +1,7 @@
 """The embedded corpora: generated question answering data, no network needed.
 
-* `qa`   question rows in eight registers: facts about a main entity among rivals of its kind
-* `difficulty`, `vocabulary_overlap`   how hard the text is, stated without any model
-
-`sentences.py` draws its sentence tasks from the same world.
+`qa` gives question rows in eight registers: facts about a main entity among rivals of its kind. How hard they are is stated,
+without any model, in tests/test_corpora.py. `sentences.py` draws its sentence tasks from the same world.
 
 Names, facts and sentences are invented (words and templates: `corpora.yaml`); no number made with
 them is a result, they show that a study works. Every passage has facts of its own and is a function
@@ -13,7 +11,6 @@ split by title shares no text (titles repeat after some thousand passages of a r
 import math
 import random
 import re
-from collections import Counter
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -256,42 +253,3 @@ def qa(register, rows, seed=0):
                 for k, q in enumerate(passage["questions"])]
         number += 1
     return out[:rows]
-
-
-def _content(text):
-    return set(re.findall(r"[a-z0-9]+", text.lower())) - _load()["stop"]
-
-
-def difficulty(rows):
-    """How hard generated rows are, without a model: means over passages or over span questions.
-
-    facts, facts_main (least), entities, words per passage; long: share with 400 words;
-    distractors: other values and entities of the answer's type; overlap: share of the question's
-    content words in the sentence that answers; answer_words; several: share with several answers.
-    """
-    passages, asked = {}, []
-    for row in rows:
-        register, seed, number, k = row["id"].split("-")
-        p = passages[register, seed, number] = _passage(register, int(seed), int(number))
-        q, spec = p["questions"][int(k)], _load()["kinds"][p["kind"]]
-        if q["answers"] and q["answers"][0][1] not in ("yes", "no"):
-            kind, words = spec[q["relation"]]["of"], _content(q["question"])
-            rivals = sum(spec[r]["of"] == kind for e in p["entities"] for r in e["facts"]) - 1
-            asked.append({"distractors": rivals + (spec["name"] == kind) * len(p["entities"]),
-                          "overlap": len(words & _content(q["sentence"])) / len(words),
-                          "answer_words": len(q["answers"][0][1].split()),
-                          "several": len(q["answers"]) > 1})
-    size = [{"words": (words := len(p["text"].split())), "long": words >= 400,
-             "entities": len(p["entities"]),
-             "facts": sum(len(e["facts"]) for e in p["entities"])} for p in passages.values()]
-    out = {key: sum(x[key] for x in part) / len(part) for part in (size, asked) for key in part[0]}
-    return out | {"facts_main": min(len(p["entities"][0]["facts"]) for p in passages.values())}
-
-
-def vocabulary_overlap(rows_a, rows_b):
-    """Jaccard of the content words that occur in 1 % of the contexts or more (so of no names)."""
-    common = []
-    for contexts in ({row["context"] for row in rows} for rows in (rows_a, rows_b)):
-        count = Counter(word for context in contexts for word in _content(context))
-        common.append({word for word, n in count.items() if n >= 0.01 * len(contexts)})
-    return len(common[0] & common[1]) / len(common[0] | common[1])
