@@ -38,8 +38,8 @@ def result(slug: str, claims: pd.DataFrame) -> str:
     elif slug == "moe" and row["moe-dev"].n:
         one = row["moe-dev"].n == 1
         behind = [f"{verify.found(row[c])} (printed: {row[c].printed})" for c in ("moe-dev", "moe-test", "reinit-dev")]
-        text = (f"below one model of all the data the mixture of experts is {behind[0]} on out-of-domain dev and {behind[1]} on test; "
-                f"starting four blocks anew {behind[2]} on dev.")
+        text = (f"below one model of all the data the mixture of experts is {behind[0]} on out-of-domain dev and {behind[1]} on "
+                f"test; starting four blocks anew {behind[2]} on dev.")
     else:
         return ""
     return f"Result: {text}" + " One seed: seen, not decided." * one
@@ -102,36 +102,38 @@ def exbert(P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame) 
         (all(verify.says(claims, c, "not reproduced") and judged["low"][c] > 0 for c in (*gains, "headline")),
          "**What reproduces, and what does not.** With the report's own rates and epochs tuned ExBERT answers more questions than "
          f"V-DB on both tests, but by less than is printed: {' and '.join(gained)} with {P.centre:.0%} {first} in the mixture, "
-         f"{verify.ours(claims, 'headline')} over the mixtures and both tests (printed: {judged['printed']['headline']}). In brackets "
-         "are 95 % intervals over seeds and test questions; none contains 0 and none contains what is printed. The direction is the "
-         "report's, the size is not, and the verdict is “not reproduced”. As percent of V-DB's score the gain over the mixtures is "
-         f"{verify.ours(claims, 'headline-relative')}: large, because V-DB's own score is small."),
+         f"{verify.ours(claims, 'headline')} over the mixtures and both tests (printed: {judged['printed']['headline']}). In "
+         "brackets are 95 % intervals over seeds and test questions; none contains 0 and none contains what is printed. The "
+         "direction is the report's, the size is not, and the verdict is “not reproduced”. As percent of V-DB's score the gain "
+         f"over the mixtures is {verify.ours(claims, 'headline-relative')}: large, because V-DB's own score is small."),
         (em("v-db", first).mean() < 10,
-         f"**On what floor this stands.** At {rate(P.learning_rate)}, DistilBERT's rate, MiniLM hardly learns from {P.train_rows:,} "
-         f"examples: V-DB has an EM of {say('v-db')} on {both}. Where all models score so low, differences in points are small. "
-         "These verdicts are about the report's settings with another encoder; at the report's own they are still to be tested."),
+         f"**On what floor this stands.** At {rate(P.learning_rate)}, DistilBERT's rate, MiniLM hardly learns from "
+         f"{P.train_rows:,} examples: V-DB has an EM of {say('v-db')} on {both}. Where all models score so low, differences in "
+         "points are small. These verdicts are about the report's settings with another encoder; at the "
+         "report's own they are still to be tested."),
         (alike and tried("v-db").mean() > tried("exbert-tuned").mean(),
          f"**Why it gains.** Hardly by its experts. Control (a), ExBERT's {P.tuned_blocks} blocks, rate and epochs without the "
-         f"sparse layer, has {say('plain-tuned')} on {both}, ExBERT {say('exbert-tuned')}, V-DB {say('v-db')}; paired by seed ExBERT "
-         f"has {' and '.join(map(spread, layer))} more than (a). What these two share and V-DB has not are fewer blocks, fewer "
-         f"epochs, and a rate {P.tuned_rate / P.learning_rate:.0f} times as high. The trials (one seed, validation rows) tell them "
-         f"apart: V-DB with all its blocks, at that rate and those epochs, has an EM of {spread(tried('v-db'))}, ExBERT "
+         f"sparse layer, has {say('plain-tuned')} on {both}, ExBERT {say('exbert-tuned')}, V-DB {say('v-db')}; paired by seed "
+         f"ExBERT has {' and '.join(map(spread, layer))} more than (a). What these two share and V-DB has not are fewer blocks, "
+         f"fewer epochs, and a rate {P.tuned_rate / P.learning_rate:.0f} times as high. The trials (one seed, validation rows) "
+         f"tell them apart: V-DB with all its blocks, at that rate and those epochs, has an EM of {spread(tried('v-db'))}, ExBERT "
          f"{spread(tried('exbert-tuned'))}. So most of the gain is the rate's."),
         (leads and all(worst("tuned", on) > worst("printed", on, max) for on in P.domains),
          "**The same trials for all.** When the rate and the epochs of each model are chosen by the same trials (one seed, "
          f"validation rows, at most {max(P.trial_epochs):g} epochs), V-DB has {say('v-db', 'tuned')} on {both}, ExBERT "
-         f"{say('exbert-tuned', 'tuned')} and control (a) {say('plain-tuned', 'tuned')}: at this mixture better than anything at the "
-         f"report's rates. Paired by seed V-DB is {' and '.join(map(spread, ahead))} ahead of ExBERT: in this arm the two "
+         f"{say('exbert-tuned', 'tuned')} and control (a) {say('plain-tuned', 'tuned')}: at this mixture better than anything at "
+         f"the report's rates. Paired by seed V-DB is {' and '.join(map(spread, ahead))} ahead of ExBERT: in this arm the two "
          f"gains are “{'” and “'.join(judged['tuned'][c] for c in gains)}”."),
         (min(x.mean() for x in fair) > 0,
          f"**What is left for the experts.** With equal trials ExBERT is {' and '.join(map(spread, fair))} ahead of control (a) on "
-         f"{both}, paired by seed. Whether that is the layer or the seeds is what more seeds, and controls (b), a dense layer of the "
-         "same cost or size, have to say."),
+         f"{both}, paired by seed. Whether that is the layer or the seeds is what more seeds, and controls (b), a dense layer of "
+         "the same cost or size, have to say."),
         (verify.says(claims, "longer-answers", "not reproduced") and shorter["high"] < 0 and shorter["tuned_ours"] < 0,
-         "**Length of answers.** The report finds V-DB's answers longer than ExBERT's on both tests, in eight answers chosen by hand. "
-         f"Over all answers they are shorter: by {-shorter['ours']:.1f} tokens (95 % interval {-shorter['high']:.1f} to "
-         f"{-shorter['low']:.1f}) on {shorter['part']} at the report's rates, {-shorter['tuned_ours']:.1f} on {shorter['tuned_part']} "
-         f"with equal trials. Control (a)'s differ from ExBERT's by {shorter['control_ours']:.1f}: it is not the experts."),
+         "**Length of answers.** The report finds V-DB's answers longer than ExBERT's on both tests, in eight answers chosen by "
+         f"hand. Over all answers they are shorter: by {-shorter['ours']:.1f} tokens (95 % interval {-shorter['high']:.1f} to "
+         f"{-shorter['low']:.1f}) on {shorter['part']} at the report's rates, {-shorter['tuned_ours']:.1f} on "
+         f"{shorter['tuned_part']} with equal trials. Control (a)'s differ from ExBERT's by "
+         f"{shorter['control_ours']:.1f}: it is not the experts."),
         (True,
          f"**What these records cannot say.** They are of {P.train_rows:,} training examples a mixture, where the report has "
          "4,000, and of MiniLM, which is smaller than DistilBERT and has met SQuAD's questions with their paragraphs (section "
@@ -161,33 +163,35 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
     reload, room = f"reload-{P.reinit_blocks}", max(em("oracle", on) - em("baseline", on) for on in (far, test))
     return prose([
         (all(em("baseline") - em(m) > 2 * float(printed[c]) for m, c in below),
-         "**What reproduces, and what does not.** Nothing that was tried beats one model of all the data; the report finds that too. "
-         f"But there the others come close, and here they are far below: on {far} the baseline has an EM of {say('baseline')}, the "
-         f"mixture {say('moe')}, Reinit-{P.reinit_blocks} {say(anew)}, the mixture of re-initialised experts {say(f'moe-{anew}')} "
-         f"(printed, below the baseline: {printed['moe-dev']}, {printed['reinit-dev']} and {printed['moe-reinit-dev']})."),
+         "**What reproduces, and what does not.** Nothing that was tried beats one model of all the data; the report finds that "
+         f"too. But there the others come close, and here they are far below: on {far} the baseline has an EM of "
+         f"{say('baseline')}, the mixture {say('moe')}, Reinit-{P.reinit_blocks} {say(anew)}, the mixture of re-initialised "
+         f"experts {say(f'moe-{anew}')} (printed, below the baseline: {printed['moe-dev']}, "
+         f"{printed['reinit-dev']} and {printed['moe-reinit-dev']})."),
         (rising and room < 2 and all(em("own-expert", d) < em("baseline", d) for d in P.domains),
          "**Why the mixture loses.** Its experts are hardly trained. Each has a third of the baseline's rows at the same number of "
          f"epochs, and at the report's rate ({rate(P.learning_rate)}, for a larger encoder) each is best in its last epoch, still "
          "learning. Each answers even its own dataset worse than the baseline: " + ", ".join(own) + ". An oracle that "
          f"chooses of each question the best expert's answer has {say('oracle', far, test)} on {far} and {test}, the baseline "
-         f"{say('baseline', far, test)}: far above the mixture, no better than one model. A better gate could close part of the gap to "
-         "the baseline, hardly more."),
+         f"{say('baseline', far, test)}: far above the mixture, no better than one model. A better gate could close part of the "
+         "gap to the baseline, hardly more."),
         (max(abs(em("moe", on) - em("uniform-weights", on)) for on in (far, test)) < 2,
          f"**Has the gate learnt anything?** Little that helps on new domains: {say('moe', far, test)} on {far} and {test}, where "
          f"equal weights give {say('uniform-weights', far, test)}, the one expert that is best on validation "
          f"{say('best-single', far, test)}, and one set of weights for each new dataset, fitted on its few examples, "
          f"{say('told-dataset', far, test)}. In its own domains the mixture has " + ", ".join(inside) + "."),
         (em(anew) < em(reload) < em("baseline"),
-         f"**Starting blocks anew.** With {P.reinit_blocks} top blocks at random weights the model has {say(anew)} on {far}, with the "
-         f"weights of lower blocks in their place {say(reload)}, untouched {say('baseline')}. What is lost is probably what the "
-         "blocks had learnt before; so few rows and steps do not bring it back."),
+         f"**Starting blocks anew.** With {P.reinit_blocks} top blocks at random weights the model has {say(anew)} on {far}, with "
+         f"the weights of lower blocks in their place {say(reload)}, untouched {say('baseline')}. What is lost is probably what "
+         "the blocks had learnt before; so few rows and steps do not bring it back."),
         (True,
          f"**What these records cannot say.** They are of {P.train_rows:,} examples of each dataset (the report: 50,000, each or "
-         "together is not said), and of MiniLM, which is smaller than DistilBERT and has met two of the in-domain datasets (section "
-         f"Data). {'' if 'tuned' in P.arms else 'They are at the rate and epochs of the report; equal trials were not run. '}"
+         "together is not said), and of MiniLM, which is smaller than DistilBERT and has met two of the in-domain datasets "
+         "(section Data). "
+         f"{'' if 'tuned' in P.arms else 'They are at the rate and epochs of the report; equal trials were not run. '}"
          f"{state(P, claims)}"),
         (rising and room < 2,
-         "**To someone who wants to use the idea.** Train the experts first, each until its validation score stops rising, at a rate "
-         "chosen for it. Then, before building a gate, compute what the best choice among their answers would score: it takes the "
-         "experts' answers and the gold ones. Where that is no better than one model of all the data, as here, no gate that chooses "
-         "among them will beat that model.")])
+         "**To someone who wants to use the idea.** Train the experts first, each until its validation score stops rising, at a "
+         "rate chosen for it. Then, before building a gate, compute what the best choice among their answers would score: it takes "
+         "the experts' answers and the gold ones. Where that is no better than one model of all the data, as here, no gate that "
+         "chooses among them will beat that model.")])

@@ -172,8 +172,8 @@ def weights(P, specs: list[Spec]) -> pd.DataFrame:
 
 
 def calibration(P, mixture: Spec) -> pd.DataFrame:
-    """Is a gate's weight a probability? Pairs of question and expert in ten bins of equal width of the weight: their mean weight, and
-    the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
+    """Is a gate's weight a probability? Pairs of question and expert in ten bins of equal width of the weight: their mean weight
+    and the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
     rows = runs.examples([mixture]).rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
     pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
         runs.experts(mixture)[["set", "id", "expert", "em"]], on=["set", "id", "expert"])

@@ -578,7 +578,8 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
     effects = {f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high", "part")}
-    assert set(table.columns) == effects | {"where", "says", "printed", "unit", "n", "verdict", "tuned", "control", "primary", "run"}
+    others = {"where", "says", "printed", "unit", "n", "verdict", "tuned", "control", "primary", "run"}
+    assert set(table.columns) == effects | others
     eight = table.loc["squad-plus-8"]
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
     assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("(a) without experts: ")
