@@ -50,8 +50,6 @@ def define(name: str, domains: dict[str, str], p: Exbert):
     found = {d: {"train": paths[2 * i:2 * i + 1], "test": paths[2 * i + 1:2 * i + 2], "unit": "context",
                  "validation_rows": round(share * p.validation_rows)} for i, d in enumerate(p.domains)}
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
-    for known in (params.datasets, data.splits, sources.sha256):   # of an earlier definition by this name
-        known.cache_clear()
 
 
 def check(p: Exbert):

@@ -8,7 +8,7 @@ import yaml
 from test_house import make
 from test_stats import plant
 
-from qa_lib import advice, corpora, data, findings, own, params, render, runs, study, verify
+from qa_lib import advice, corpora, data, findings, own, params, render, runs, sources, study, verify
 from qa_lib.advice import NOT, OPEN, WORTH
 from qa_lib.params import UserError
 
@@ -104,6 +104,8 @@ def test_the_recipe_checks_first_then_trains_then_draws():
 
 def start(monkeypatch, name, texts, **changes):
     """`python -m qa_lib.own` with tiny parameters; returns them, as the commands after it read them."""
+    for known in (params.datasets, data.splits, sources.sha256):        # each start is a process of its own
+        known.cache_clear()
     given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
     monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
     own.main()
