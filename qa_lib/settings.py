@@ -67,6 +67,10 @@ class Study(Strict):
     precision: Literal["fp32", "bf16"]
     threads: int = Field(gt=0)                      # on CPU; a GPU counts as "cuda"
     bad_rows: Literal["stop", "skip"]
+    start: str | None = None              # dataset of a run that all others go on from, so that short ones learn at all (quick)
+    start_rows: int = Field(1, gt=0)      # its examples
+    start_rate: float = Field(1e-4, gt=0)   # its learning rate
+    start_threads: int = Field(1, gt=0)   # it trains alone: more than `threads` where there are more cores
 
     @model_validator(mode="after")
     def _lengths(self):
@@ -104,14 +108,6 @@ class Layer(Strict):
         return self
 
 
-class Start(Strict):
-    """A run that all others go on from, so that short runs can learn at all (profile quick)."""
-    start: str | None = None              # the dataset it is trained on; None: there is none
-    start_rows: int = Field(1, gt=0)      # its examples
-    start_rate: float = Field(1e-4, gt=0)   # its learning rate
-    start_threads: int = Field(1, gt=0)   # it trains alone: more than `threads` where there are more cores
-
-
 class Gate(Strict):
     """How a mixture weighs its frozen experts (qa_lib/moe.py)."""
     rule: Literal["learned", "uniform", "best", "own", "others", "oracle"] = "learned"
@@ -121,7 +117,7 @@ class Gate(Strict):
     mixed: Literal["logits", "probabilities"] = "logits"
 
 
-class Exbert(Layer, Start, Study):
+class Exbert(Layer, Study):
     """Bring in the ExBERT: mixtures of two domains, a sparse layer, and what could explain its gain."""
     report: Literal["exbert"]
     domains: list[str] = Field(min_length=2, max_length=2)
@@ -157,7 +153,7 @@ class Exbert(Layer, Start, Study):
         return self
 
 
-class Moe(Start, Study):
+class Moe(Study):
     """Sesame Street Ensemble: an expert for each dataset, a gate that mixes them, re-initialised blocks."""
     report: Literal["moe"]
     domains: list[str] = Field(min_length=2)            # in-domain datasets, one expert each
