@@ -69,19 +69,18 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
     def linked(cell: str) -> str:
         return f'<a href="{escape(links[cell])}">{escape(cell)}</a>' if links and cell in links else escape(cell)
 
-    def row(cells, heads: str) -> str:
-        kinds = [("th", f' scope="{heads}"')] + [("th", ' scope="col"') if heads == "col" else
-                                                 ("td", "")] * (len(shown.columns) - 1)
-        return "<tr>" + "".join(
-            f"<{kind}{scope}{look}>{linked(cell)}</{kind}>"
-            for (kind, scope), look, cell in zip(kinds, looks, cells, strict=True)) + "</tr>\n"
+    def row(cells, first: str, others: str) -> str:
+        kinds = [first] + [others] * (len(looks) - 1)
+        return "<tr>" + "".join(f"<{kind}{look}>{linked(cell)}</{kind[:2]}>"
+                                for kind, look, cell in zip(kinds, looks, cells, strict=True)) + "</tr>\n"
 
+    head = row(shown, 'th scope="col"', 'th scope="col"')
+    body = "".join(row(r, 'th scope="row"', "td") for r in shown.itertuples(index=False))
     title = f'aria-labelledby="{name}-title"'
     return Html(f'<figure id="{name}"><figcaption id="{name}-title">{_badge(P)} {escape(caption)}'
                 f'</figcaption>\n<div class="scroll" tabindex="0" role="region" {title}>\n'
-                f"<table {title}><thead>{row(shown, 'col')}</thead><tbody>"
-                + "".join(row(r, "row") for r in shown.itertuples(index=False))
-                + f"</tbody></table></div>{_files(P, name, 'csv', 'md', 'tex')}{_list(ids)}</figure>")
+                f"<table {title}><thead>{head}</thead><tbody>{body}</tbody></table></div>"
+                f"{_files(P, name, 'csv', 'md', 'tex')}{_list(ids)}</figure>")
 
 
 def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) -> Html:

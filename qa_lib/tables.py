@@ -74,7 +74,7 @@ def datasets(P, specs: list[Spec]) -> pd.DataFrame:
     unknown = "no: generated" if P.source == "embedded" else "not stated"
     for name in specs[0].tests:
         known, scores = params.datasets(P.source, P.data)[name], found[0][1]["metrics"][name]
-        most = max(n for s in specs for d, n in [(None, 0), *zip(s.domains, s.rows, strict=True)] if d in (name, None))
+        most = max((n for s in specs for d, n in zip(s.domains, s.rows, strict=True) if d == name), default=0)
         where = {"files": ", ".join("/".join(Path(x).parts[-2:]) for x in known.train + known.test)} if P.source == "own" else {}
         rows.append({"dataset": name, **where, "training rows, at most": most,
                      "test rows": scores["n"], "different texts": f"{scores['clusters']:,} {known.cluster}s",
