@@ -6,7 +6,6 @@ Validation is carved from training by whole units; test sets are fixed. No train
     python -m qa_lib.data check --data DIR     every file against DATA.md
     python -m qa_lib.data pin                  hub revisions → params/pins.yaml
 """
-import argparse
 import hashlib
 import random
 import re
@@ -172,7 +171,7 @@ def tests(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("check").add_argument("--data", required=True)
     verbs.add_parser("pin")

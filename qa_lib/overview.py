@@ -5,7 +5,6 @@
 
 A report that has not been run at the profile is listed as such.
 """
-import argparse
 import math
 from dataclasses import dataclass
 
@@ -139,7 +138,7 @@ def readme() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     parser.add_argument("--profile", help=" | ".join(params.PROFILES))
     parser.add_argument("--readme", action="store_true", help="write the verdicts on real data into README.md")
     args = parser.parse_args()

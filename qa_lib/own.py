@@ -5,7 +5,6 @@
 The file defines two datasets, NAME-a and NAME-b unless the parameter `domains` names them, as params/datasets.yaml does those of
 the study; `--profile own --data FILE` reads it. A file's content is its identity, not its place: moved data find their runs again.
 """
-import argparse
 import re
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def check(p: Exbert):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     parser.add_argument("name")
     parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
     parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter")

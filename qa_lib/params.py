@@ -136,8 +136,13 @@ def datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
             for name, fields in values[source].items()}
 
 
+def command_line(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the module's docstring."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def add_arguments(parser: argparse.ArgumentParser):
-    """The choices every command line takes."""
+    """The choices that a command line about one report takes."""
     parser.add_argument("report", help=", ".join(REPORTS))
     parser.add_argument("--profile", help="quick | real | paper | own")
     parser.add_argument("--size", help="small | full (profile real)")

@@ -12,7 +12,6 @@ has ρ = 0. q and Q are in params/questions.yaml. An effect is seen if 80 % of r
 equality if 80 % would show it within the margin. A magnitude is decided if, measured at the middle of what is printed, it would
 also lie above half of it.
 """
-import argparse
 from math import inf
 
 import numpy as np
@@ -100,7 +99,7 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     known = sorted(params.read_yaml(ROOT / "params" / "questions.yaml")[0])
     parser.add_argument("reports", nargs="*", metavar="REPORT", help=f"by default {', '.join(known)}")
     for report in parser.parse_args().reports or known:

@@ -7,7 +7,6 @@ The page makes no request: maths is MathML, images are embedded, and a content p
 refuses the rest. Its one script, page/sort.js, lets a reader sort the tables; the policy names it by its
 hash and refuses any other. A notebook that fails leaves the earlier page as it was.
 """
-import argparse
 import base64
 import copy
 import hashlib
@@ -204,8 +203,7 @@ def render(p, name: str | None = None):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     params.add_arguments(parser)
     parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
     args = parser.parse_args()

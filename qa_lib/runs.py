@@ -262,7 +262,7 @@ def discard(spec: Spec, what: str):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     verb = parser.add_subparsers(dest="verb", required=True).add_parser("land")
     params.add_arguments(verb)
     args = parser.parse_args()

@@ -5,7 +5,6 @@
 Make decides what to render, the run store decides what to train: only runs without a complete record are trained.
 Everything that can be refused is refused before the first training starts.
 """
-import argparse
 import os
 import shutil
 import signal
@@ -255,7 +254,7 @@ def compare(p):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     params.add_arguments(parser)
     parser.add_argument("--workers", type=int, help="runs trained at once; by default what fills the cores")
     parser.add_argument("--fresh", action="store_true", help="ignore committed records, retrain, compare")

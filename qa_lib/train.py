@@ -6,7 +6,6 @@
 The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate` and the sampler, nothing else.
 A run killed at any moment goes on from its last complete checkpoint and ends with the same numbers on CPU.
 """
-import argparse
 import ctypes
 import datetime
 import math
@@ -259,7 +258,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     params.add_arguments(parser)
     parser.add_argument("--run", required=True, help="name of a run in the plan, or its start")
     args = parser.parse_args()

@@ -4,7 +4,6 @@
 
 Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not what the records say.
 """
-import argparse
 import re
 
 import numpy as np
@@ -163,7 +162,7 @@ def disagreement(P) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = params.command_line(__doc__)
     params.add_arguments(parser)
     args = parser.parse_args()
     profile = args.profile or params.default_profile()
