@@ -25,7 +25,7 @@ import pandas as pd
 
 from qa_lib import params
 from qa_lib.params import ROOT, UserError
-from qa_lib.spec import Spec, canonical
+from qa_lib.spec import Spec, canonical, digest
 
 RUNS = Path(os.environ.get("QA_RUNS", ROOT / "runs"))
 RECORDS = Path(os.environ.get("QA_RECORDS", ROOT / "records"))
@@ -51,11 +51,6 @@ def page(P) -> Path:
 
 def checksum(record: dict) -> str:
     return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "checksum"}).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write(path: Path, content: str | bytes):
@@ -89,7 +84,7 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     half.replace(at / "examples.parquet")
     record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
               "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
-              "parents": [p.hash for p in spec.parents], **record, "files": {"examples.parquet": _sha256(at / "examples.parquet")}}
+              "parents": [p.hash for p in spec.parents], **record, "files": {"examples.parquet": digest(at / "examples.parquet")}}
     record["checksum"] = checksum(record)
     write(at / "metrics.json", canonical(record))
 
@@ -100,7 +95,7 @@ def _read(at: Path) -> dict | None:
         return None
     try:
         record = json.loads((at / "metrics.json").read_text())
-        if record["checksum"] != checksum(record) or any(_sha256(at / f) != sha for f, sha in record["files"].items()):
+        if record["checksum"] != checksum(record) or any(digest(at / f) != sha for f, sha in record["files"].items()):
             raise ValueError("its checksum does not fit")
     except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
         print(f"the record {at.name} is damaged ({e}) and does not count", flush=True)

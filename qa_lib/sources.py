@@ -4,7 +4,6 @@ Schema of a row: id, title, context, question, answers {text[], answer_start[]},
 Apart from data.py, which decides what the rows are used for: reading knows formats, splitting knows science.
 """
 import gzip
-import hashlib
 import json
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ import pandas as pd
 import yaml
 
 from qa_lib.params import ROOT, UserError
+from qa_lib.spec import digest
 
 PINS = ROOT / "params" / "pins.yaml"
 FORMATS = "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)"
@@ -149,10 +149,7 @@ def known_files() -> dict[str, tuple[int, str]]:
     return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in found}
 
 
-@cache
-def sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+sha256 = cache(digest)     # data are large, and stay as they are while a process lives
 
 
 def check(folder: str) -> int:

@@ -1,6 +1,7 @@
 """One training with one seed: everything that decides its numbers, and the hash it is looked up by."""
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from qa_lib.settings import Gate, Layer, Strict
@@ -83,3 +84,7 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
