@@ -249,7 +249,7 @@ def compare(p):
     for spec in runs.plan(p):
         for s in (spec.on_gpu(), spec):
             ours, theirs = runs.find(s, fresh=True), known.get(s.hash)
-            for name in s.tests if ours and theirs else []:
+            for name in [x for x in s.tests if ours and theirs and x in theirs["metrics"]]:
                 print(f"{s.run}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}")
 
 
