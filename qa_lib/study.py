@@ -1,4 +1,4 @@
-"""A study: what is missing → trained, in this process or in worker processes; estimates and progress.
+"""A study: what is missing → trained, in this process, in worker processes or on a Ray cluster; estimates and progress.
 
     python -m qa_lib.study REPORT [--profile P] [--size S] [--data DIR] [--workers N] [--fresh] [--yes] [--dry-run] [--fetch]
 
@@ -7,19 +7,16 @@ Everything that can be refused is refused before the first training starts.
 """
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
+from concurrent.futures import FIRST_COMPLETED, wait
 
 import pandas as pd
 import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from qa_lib import data, encoders, params, runs
+from qa_lib import data, encoders, params, pool, runs
 from qa_lib.params import UserError
 from qa_lib.spec import Spec
 
@@ -120,7 +117,10 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
 
 
 def at_once(specs: list[Spec]) -> int:
-    """Runs to train at once where nobody said: on CPU as many as fill the cores and the memory, at most four."""
+    """Runs to train at once where nobody said: as many as a cluster takes; on CPU as many as fill the cores and the memory, at
+    most four."""
+    if specs and (ray := pool.cluster()):
+        return pool.size(ray, specs[0])
     if torch.cuda.is_available() or not specs:
         return 1
     need = max(2.5 + 5 * s.batch_size * s.max_length / (16 * 384) for s in specs)  # GB: 5.2 and 7.4 were seen at batch 8 and 16
@@ -199,13 +199,6 @@ def _one(spec: Spec, keep: bool, live: bool | None):
         print(flush=True)
 
 
-def _worker():
-    """In a worker process: Ctrl-C is the study's to answer; a study that was killed takes its workers with it, so that
-    none writes beside the next study."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
-
-
 def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[str], live: bool | None):
     """Train runs, parents before children, and drop a parent's weights when its last child is done."""
     began, done, waiting = time.monotonic(), [], list(todo)
@@ -219,28 +212,25 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
             if not any(p.hash in parents([s]) for s in todo if s not in done):
                 runs.discard(p, "model.safetensors")
 
-    if workers == 1:
+    ray = pool.cluster()
+    if workers == 1 and not ray:
         for spec in todo:
             _one(spec, spec.hash in keep, live)
             finished(spec)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker)
-    going = {}
+    team, going = pool.Cluster(ray) if ray else pool.Processes(workers), {}
     try:
         while waiting or going:
             ids = {s.hash for s in todo if s not in done}
             for spec in [s for s in waiting if not ids & parents([s])][:2 * workers - len(going)]:
                 waiting.remove(spec)
-                going[pool.submit(_one, spec, spec.hash in keep, False)] = spec
+                going[team.submit(_one, spec, spec.hash in keep, False)] = spec
             for future in wait(going, return_when=FIRST_COMPLETED).done:
-                future.result()
+                if error := future.result():
+                    raise error
                 finished(going.pop(future))
-    except BaseException:
-        for process in (pool._processes or {}).values():  # a run goes on from its checkpoint the next time
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    finally:
+        team.stop()
 
 
 def compare(p):

@@ -1,0 +1,60 @@
+"""Runs on a Ray cluster: here one of this machine, where ray is installed (pip install ray)."""
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from qa_lib import pool, runs, study, train
+from qa_lib.params import UserError
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    yield
+    if pool.cluster.cache_info().currsize:
+        pool.Cluster(pool.cluster()).stop()
+
+
+def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
+    p = tiny(experiments=["untuned"], train_rows=16)
+    table = study.run(p, workers=2, live=False)
+    assert list(table.trained) == ["now", "now"] and not list(runs.RUNS.glob(".cluster*"))
+    spec = runs.plan(p)[-1]
+    record = runs.find(spec)
+    (store / "runs").rename(store / "apart")
+    alone = train.train(spec, progress=lambda line: None)
+    assert alone["history"] == record["history"]
+
+
+def test_what_is_wrong_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypatch):
+    p = tiny(learning_rate=1e30, train_rows=16)
+    with pytest.raises(UserError, match="the loss is .* lower learning_rate"):
+        study.run(p, workers=2, live=False)
+    monkeypatch.setattr(pool, "_sees", lambda mark: False)
+    with pytest.raises(UserError, match="does not see .*QA_RUNS must name a folder"):
+        study.run(p, workers=2, live=False)
+
+
+def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="the package ray is not installed"):
+        study.run(tiny(), live=False)
+
+    def init(address, **rest):
+        raise ConnectionError
+
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=None)
+    for name, module in (("ray", SimpleNamespace(init=init)), ("ray.util", SimpleNamespace()),
+                         ("ray.util.scheduling_strategies", strategies)):
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(UserError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there"):
+        study.run(tiny(), live=False)
+    assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
+
+
+def test_a_cluster_takes_what_its_machines_hold():
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 24.0, "GPU": 3.0})
+    assert [pool.size(ray, SimpleNamespace(threads=t)) for t in (1, 4, 32, "cuda")] == [24, 6, 1, 3]
