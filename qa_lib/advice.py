@@ -47,7 +47,7 @@ def estimates(P) -> pd.DataFrame:
     specs = [s for s in runs.plan(P) if s.arm == "tuned" and s.variant in (OURS, CONTROL) and s.ratio is not None and s.tests]
     at = sorted({s.ratio for s in specs})
     if {s.variant for s in specs if s.ratio == P.centre} != {OURS, CONTROL}:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=["domain", "d", "low", "high"])
     listed = [claims.Claim(id=f"{name} {r}", where="own data", says="the experts help", printed=None, unit="EM", kind="superiority",
                            profiles=["real", "paper"], contrast=claims.Contrast(
                                ours={"variant": OURS}, against={"variant": CONTROL}, both={"ratio": r}, set=name, metric="em"))
