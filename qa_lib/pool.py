@@ -52,7 +52,7 @@ class Cluster:
 
     def stop(self):
         self.ray.shutdown()                     # which ends the tasks of this study
-        cluster.cache_clear()
+        connect.cache_clear()
 
 
 def _answer(function: Callable, *args):
@@ -63,14 +63,14 @@ def _answer(function: Callable, *args):
         return e
 
 
-@cache
 def cluster():
-    """Ray, connected to the cluster that RAY_ADDRESS names; None where it names none.
+    """Ray, connected to the cluster that RAY_ADDRESS names; None where it names none."""
+    return connect(address) if (address := os.environ.get("RAY_ADDRESS")) else None
 
-    Raises UserError where ray is not installed, where no cluster answers, or where one of its machines cannot run the study.
-    """
-    if not (address := os.environ.get("RAY_ADDRESS")):
-        return None
+
+@cache
+def connect(address: str):
+    """Raises UserError where ray is not installed, where no cluster answers, or where one of its machines cannot run the study."""
     try:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

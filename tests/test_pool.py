@@ -13,7 +13,7 @@ def cluster(monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "local")
     yield
-    if pool.cluster.cache_info().currsize:
+    if pool.connect.cache_info().currsize:
         pool.Cluster(pool.cluster()).stop()
 
 
@@ -38,6 +38,7 @@ def test_what_is_wrong_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypat
 
 
 def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypatch):
+    assert pool.cluster() is None
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="the package ray is not installed"):
