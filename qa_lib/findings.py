@@ -37,9 +37,10 @@ def result(slug: str, claims: pd.DataFrame) -> str:
                 f"{apart('headline', 'tuned_')} V-DB where both had the same trials of rate and epochs.")
     elif slug == "moe" and row["moe-dev"].n:
         one = row["moe-dev"].n == 1
-        behind = [f"{verify.found(row[c])} (printed: {row[c].printed})" for c in ("moe-dev", "moe-test", "reinit-dev")]
-        text = (f"below one model of all the data the mixture of experts is {behind[0]} on out-of-domain dev and {behind[1]} on "
-                f"test; starting four blocks anew {behind[2]} on dev.")
+        dev, test, anew = (row[c] for c in ("moe-dev", "moe-test", "reinit-dev"))
+        text = (f"the mixture of experts is {verify.found(dev)} below one model of all the data on out-of-domain dev (printed: "
+                f"{dev.printed}) and {verify.found(test)} below it on test (printed: {test.printed}); that model with four blocks "
+                f"started anew is {verify.found(anew)} below on dev (printed: {anew.printed}).")
     else:
         return ""
     return f"Result: {text}" + " One seed: seen, not decided." * one
