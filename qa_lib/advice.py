@@ -39,20 +39,21 @@ def rule(low, high) -> str:
     return NOT if (high < ROOM).all() or (high < -ROOM).any() else OPEN
 
 
-def estimates(P) -> pd.DataFrame:
-    """stats.verdicts' row of each domain: d, low, high, s2, nu, v, n, clusters, run. Empty where a side has no run at the centre.
+def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
+    """ExBERT less a control: stats.verdicts' row of each domain: d, low, high, s2, nu, v, n, clusters, run. Empty where a side has
+    no run at the centre.
 
     Below three seeds the ends are not numbers, as nothing is decided there.
     """
-    specs = [s for s in runs.plan(P) if s.arm == "tuned" and s.variant in (OURS, CONTROL) and s.ratio is not None and s.tests]
+    specs = [s for s in runs.plan(P) if s.arm == arm and s.variant in (OURS, control) and s.ratio is not None and s.tests]
     at = sorted({s.ratio for s in specs})
-    if {s.variant for s in specs if s.ratio == P.centre} != {OURS, CONTROL}:
+    if {s.variant for s in specs if s.ratio == P.centre} != {OURS, control}:
         return pd.DataFrame(columns=["domain", "d", "low", "high"])
     listed = [claims.Claim(id=f"{name} {r}", where="own data", says="the experts help", printed=None, unit="EM", kind="superiority",
                            profiles=["real", "paper"], contrast=claims.Contrast(
-                               ours={"variant": OURS}, against={"variant": CONTROL}, both={"ratio": r}, set=name, metric="em"))
+                               ours={"variant": OURS}, against={"variant": control}, both={"ratio": r}, set=name, metric="em"))
               for r in at for name in P.domains]
-    found = stats.verdicts(listed, runs.ledger(specs), runs.examples(specs), "real", P.domains, "tuned").set_index("id")
+    found = stats.verdicts(listed, runs.ledger(specs), runs.examples(specs), "real", P.domains, arm).set_index("id")
     found = found.loc[[f"{name} {P.centre}" for name in P.domains]].assign(domain=P.domains)
     found.loc[found["n"] < claims.ENOUGH, ["low", "high"]] = np.nan
     return found

@@ -42,12 +42,12 @@ def chosen(names: dict) -> Page:
 
 
 def board(profile: str) -> pd.DataFrame:
-    """Every claim of every report: report, claim, says, where, printed, unit, primary; ours, low, high (95 %), n, verdict, rows
+    """Every claim of every report: report, claim, says, where, printed, unit, primary, confound; ours, low, high (95 %), n, verdict, rows
     (trained on), run where the report was run at the profile, else NaN, 0, "not tested", "" and ()."""
     parts = []
     for slug in TITLES:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
-                                "printed": verify.stated(c)} for c in claims.claims(slug)])
+                                "printed": verify.stated(c), "confound": c.confound} for c in claims.claims(slug)])
         found = runs.FIGURES / slug / profile / "claims.csv"
         empty = dict.fromkeys(EFFECTS, math.nan) | {
             "n": 0, "verdict": "not tested: not run at this profile", "part": "", "rows": "", "run": ""}
@@ -55,7 +55,7 @@ def board(profile: str) -> pd.DataFrame:
             own = pd.read_csv(found, keep_default_na=False, na_values=dict.fromkeys(EFFECTS, ""),
                               dtype=dict.fromkeys(("where", "printed", "part", "verdict", "run"), str))
             rows = pd.read_csv(found.with_name("results.csv"), usecols=["run", "rows"]).drop_duplicates().set_index("run")["rows"]
-            listed = listed[["claim", "primary"]].merge(own.drop(columns="primary"), on="claim")
+            listed = listed[["claim", "primary", "confound"]].merge(own.drop(columns="primary"), on="claim")
             listed["rows"] = [" to ".join(f"{n:,}" for n in sorted({rows[r].min() for r in ids.split()})) for ids in listed["run"]]
         parts.append(listed.assign(**{} if found.exists() else empty, report=slug))
     frame = pd.concat(parts, ignore_index=True)
@@ -63,14 +63,16 @@ def board(profile: str) -> pd.DataFrame:
     return frame.assign(kind=pd.Categorical(kind, VERDICTS), run=[tuple(r.split()) for r in frame["run"]])
 
 
-def shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the board as a page shows them."""
+def shown(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
+    """Rows of the board as a page shows them; whole: with the reason of a verdict, and what is known against the evidence."""
+    more = {"verdict": rows["verdict"], "to bear in mind": rows["confound"].replace("", "–")} if whole else {}
     return pd.DataFrame({"report": rows["report"], "says": rows["says"] + " (" + rows["where"] + ")",
                          "printed": [verify.printed(r) for r in rows.itertuples()],
                          "ours": [verify.found(r) for r in rows.itertuples()],
                          "training rows": rows["rows"].replace("", "–"), "n seeds": rows["n"].map(lambda n: f"{n}" if n else "–"),
                          "verdict": rows["kind"].astype(str),
-                         "primary": rows["primary"].map({True: "primary", False: ""}), "run": rows["run"]})
+                         "primary": rows["primary"].map({True: "primary", False: ""}), "run": rows["run"],
+                         **more})
 
 
 def links(profile: str) -> dict[str, str]:

@@ -69,6 +69,11 @@ def csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
+def parquet(frame: pd.DataFrame) -> bytes:
+    """A frame as a .parquet file."""
+    return frame.to_parquet(None, compression="zstd", index=False)
+
+
 def save(spec: Spec, record: dict, examples: pd.DataFrame):
     """Write a run's record; metrics.json comes last and marks completion.
 
@@ -79,9 +84,7 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
             raise ValueError(f"{spec.run}: {bad[0]} on {name} is {scores[bad[0]]}")
     at = folder(spec)
     at.mkdir(parents=True, exist_ok=True)
-    half = at / f".examples.{os.getpid()}"
-    examples.to_parquet(half, compression="zstd", index=False)
-    half.replace(at / "examples.parquet")
+    write(at / "examples.parquet", parquet(examples))
     record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
               "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
               "parents": [p.hash for p in spec.parents], **record, "files": {"examples.parquet": digest(at / "examples.parquet")}}
@@ -195,8 +198,9 @@ def experts(mixture: Spec) -> pd.DataFrame:
 
 @cache
 def _landed(report: str):
-    """Committed examples, grouped by run."""
-    return pd.concat([pd.read_parquet(f) for f in sorted((RECORDS / report).glob("examples-*.parquet"))]).groupby("run")
+    """Committed examples, grouped by run; of a landing that was cut short and made again the later ones."""
+    parts = pd.concat([pd.read_parquet(f) for f in sorted((RECORDS / report).glob("examples-*.parquet"))])
+    return parts.drop_duplicates(["run", "set", "id"], keep="last").groupby("run")
 
 
 def plan(p) -> list[Spec]:
@@ -238,10 +242,10 @@ def land(report: str, specs: list[Spec]) -> int:
     part = len(list(target.glob("examples-*.parquet")))
     while frames:                                       # files of at most LIMIT bytes, a whole number of runs in each
         for size in range(len(frames), 0, -1):
-            file = target / f"examples-{part:03d}.parquet"
-            pd.concat(frames[:size]).to_parquet(file, compression="zstd", index=False)
-            if file.stat().st_size <= LIMIT:
+            content = parquet(pd.concat(frames[:size]))
+            if len(content) <= LIMIT:
                 break
+        write(target / f"examples-{part:03d}.parquet", content)
         frames, part = frames[size:], part + 1
     lines = [canonical({k: v for k, v in r.items() if k != "folder"}) for r in (known | new).values()]
     write(target / "runs.jsonl", "\n".join(sorted(lines, key=lambda x: json.loads(x)["run"])) + "\n")

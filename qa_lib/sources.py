@@ -137,7 +137,9 @@ def revision(repo: str, kind: str = "dataset") -> str:
             pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
         except Exception as e:
             raise offline(f"{kind} {repo} has no pinned revision and", e) from None
-        PINS.write_text("# Commits of hub repositories, written by `make pin` or at first use.\n" + yaml.safe_dump(pins))
+        half = PINS.with_suffix(".half")    # whole or not at all
+        half.write_text("# Commits of hub repositories, written by `make pin` or at first use.\n" + yaml.safe_dump(pins))
+        half.replace(PINS)
         print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
     return pins[repo]
 

@@ -164,7 +164,8 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
                     _train(todo, tokens, many, parents(todo), live)
         specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
         if not dry_run and missing(specs, fresh):  # what trials have decided
-            return run(p, workers, fresh, yes, dry_run, live)
+            frame = run(p, workers, fresh, yes, dry_run, live)
+            return frame.assign(trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now"))
     return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if s in todo else "found"}
                          for s in specs if (r := runs.find(s, fresh))])
 

@@ -54,6 +54,8 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     first = overview.shown(frame).iloc[0]
     shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
     assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
+    second = overview.shown(frame, whole=True).iloc[1]
+    assert second["verdict"] == "not tested at this profile: why" and second["to bear in mind"] == claims.claims("moe")[1].confound
     count = overview.tally(frame).set_index("report")
     assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [1, len(ids) - 1, len(ids)]
     assert "- **moe**, profile real, [page](figures/moe/real/report.html)" in overview.readme()

@@ -60,6 +60,7 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     assert list(study.run(p, live=False).trained) == ["found"]
     # landed and read from there alone
     ledger, examples = runs.ledger([spec]), runs.examples([spec])
+    runs.write(store / "records" / "exbert" / "examples-000.parquet", runs.parquet(examples[:3]))   # a landing that was killed
     assert runs.land("exbert", [spec]) == 1 and runs.land("exbert", [spec]) == 0
     (store / "runs").rename(store / "gone")
     assert runs.ledger([spec]).equals(ledger)
