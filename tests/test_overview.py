@@ -21,17 +21,6 @@ def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", f"make train-{report} PROFILE=real writes it"
 
 
-def test_a_finding_goes_with_the_records_that_bore_it_out(monkeypatch):
-    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
-    p = runs.settle(argparse.Namespace(report="moe", profile="real", size=None, data=None, p=[]))
-    specs, frame = runs.plan(p), verify.table(p)
-    ledger, experts = runs.ledger(specs), runs.histories(next(s.parents for s in specs if s.variant == "moe"))
-    assert "left out" not in findings.moe(p, ledger, frame, experts)
-    swapped = ledger.assign(variant=ledger["variant"].replace({"baseline": "moe", "moe": "baseline"}))
-    said = findings.moe(p, swapped, frame, experts)
-    assert "paragraphs are left out" in said and "**What reproduces, and what does not.**" not in said
-
-
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     frame = overview.board("real")

@@ -1,0 +1,78 @@
+"""The findings in prose: each paragraph stands on the committed records, and leaves the page where they no longer bear it out."""
+import argparse
+from functools import cache
+
+import pandas as pd
+import pytest
+
+from qa_lib import advice, findings, runs, tables, verify
+from qa_lib.params import ROOT
+
+
+@cache
+def inputs(report: str) -> dict:
+    """What a report's findings are written of, from the committed records: once, since they are only read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "RECORDS", ROOT / "records")
+        runs.committed.cache_clear()
+        p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
+        specs, claims = runs.plan(p), verify.table(p)
+        if report == "moe":
+            experts = runs.histories(list(next(s.parents for s in specs if s.variant == "moe")))
+            return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}
+        trials = runs.histories([s for s in specs if s.variant.endswith("-trial")])
+        trials = trials[trials["epoch"] == trials["epochs"]].rename(columns={"validation_em": "validation EM"})
+        return {"P": p, "ledger": tables.named(runs.ledger([s for s in specs if s.tests])), "trials": trials, "claims": claims,
+                "fair": advice.estimates(p)}
+
+
+def said(report: str, monkeypatch, **changed) -> str:
+    given = inputs(report) | changed
+    monkeypatch.setattr(advice, "estimates", lambda P: given["fair"])
+    return getattr(findings, report)(**{k: v for k, v in given.items() if k != "fair"})
+
+
+def moved(frame: pd.DataFrame, by: float, column: str = "value", **which) -> pd.DataFrame:
+    """The frame with a column moved by so much where others are as given."""
+    at = (frame[[*which]] == pd.Series(which)).all(axis=1)
+    assert at.any()
+    return frame.assign(**{column: frame[column] + by * at})
+
+
+def claimed(claims: pd.DataFrame, claim: str, **values) -> pd.DataFrame:
+    return claims.assign(**{k: claims[k].mask(claims["claim"] == claim, v) for k, v in values.items()})
+
+
+TURNS = [
+    ("exbert", "What reproduces", "claims", claimed, {"claim": "squad-plus-8", "verdict": "inconclusive: seeds"}),
+    ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "low": -0.1}),
+    ("exbert", "On what floor", "ledger", moved, {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"}),
+    ("exbert", "Why it gains", "ledger", moved, {"by": -3, "variant": "plain-tuned", "arm": "printed", "set": "bioasq"}),
+    ("exbert", "Why it gains", "trials", moved, {"by": -20, "column": "validation EM", "variant": "v-db-trial"}),
+    ("exbert", "The same trials", "ledger", moved, {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"}),
+    ("exbert", "The same trials", "ledger", moved, {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"}),
+    ("exbert", "What is left", "fair", moved, {"by": -4, "column": "low", "domain": "squad"}),
+    ("exbert", "What is left", "fair", moved, {"by": -9, "column": "d", "domain": "bioasq"}),
+    ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "high": 0.1}),
+    ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "tuned_ours": 0.1}),
+    ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "control_ours": -0.6}),
+    ("exbert", "To someone", "fair", moved, {"by": 30, "column": "d", "domain": "squad"}),
+    ("moe", "What reproduces", "scores", moved, {"by": 20, "variant": "moe", "set": "out-of-domain"}),
+    ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain"}),
+    ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "own-expert", "set": "newsqa"}),
+    ("moe", "Why the mixture", "experts", moved, {"by": 90, "column": "validation_f1", "epoch": 1.0}),
+    ("moe", "Has the gate", "scores", moved, {"by": 5, "variant": "moe", "set": "out-of-domain-test"}),
+    ("moe", "Starting blocks", "scores", moved, {"by": 20, "variant": "reinit-4", "set": "out-of-domain"}),
+    ("moe", "Starting blocks", "scores", moved, {"by": 20, "variant": "reload-4", "set": "out-of-domain"}),
+    ("moe", "To someone", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain-test"})]
+
+
+@pytest.mark.parametrize("report", ["exbert", "moe"])
+def test_every_paragraph_stands_on_the_committed_records(report, monkeypatch):
+    assert "left out" not in said(report, monkeypatch) and "nan" not in said(report, monkeypatch)
+
+
+@pytest.mark.parametrize(("report", "title", "which", "change", "how"), TURNS)
+def test_a_paragraph_goes_with_the_records_that_bore_it_out(report, title, which, change, how, monkeypatch):
+    other = said(report, monkeypatch, **{which: change(inputs(report)[which], **how)})
+    assert f"**{title}" in said(report, monkeypatch) and f"**{title}" not in other and "left out" in other
