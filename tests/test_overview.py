@@ -5,7 +5,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from qa_lib import claims, findings, overview, params, render, report, runs, verify
+from qa_lib import claims, overview, params, render, report, runs, verify
 from qa_lib.params import ROOT, UserError
 
 
