@@ -42,8 +42,8 @@ def chosen(names: dict) -> Page:
 
 
 def board(profile: str) -> pd.DataFrame:
-    """Every claim of every report: report, claim, says, where, printed, unit, primary, confound; ours, low, high (95 %), n, verdict,
-    rows (trained on), run where the report was run at the profile, else NaN, 0, "not tested", "" and ()."""
+    """Every claim of every report: report, claim, says, where, printed, unit, primary, confound; ours, low, high (95 %), n,
+    verdict, rows (trained on), run where the report was run at the profile, else NaN, 0, "not tested", "" and ()."""
     parts = []
     for slug in TITLES:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
