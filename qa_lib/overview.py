@@ -66,13 +66,13 @@ def board(profile: str) -> pd.DataFrame:
 def shown(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
     """Rows of the board as a page shows them; whole: with the reason of a verdict, and what is known against the evidence."""
     more = {"verdict": rows["verdict"], "to bear in mind": rows["confound"].replace("", "–")} if whole else {}
-    return pd.DataFrame({"report": rows["report"], "says": rows["says"] + " (" + rows["where"] + ")",
+    primary = rows["primary"].map({True: "; primary", False: ""})
+    return pd.DataFrame({"report": rows["report"], "says": rows["says"] + " (" + rows["where"] + primary + ")",
                          "printed": [verify.printed(r) for r in rows.itertuples()],
                          "ours": [verify.found(r) for r in rows.itertuples()],
                          "training rows": rows["rows"].replace("", "–"), "n seeds": rows["n"].map(lambda n: f"{n}" if n else "–"),
                          "verdict": rows["kind"].astype(str),
-                         "primary": rows["primary"].map({True: "primary", False: ""}), "run": rows["run"],
-                         **more})
+                         **more, "run": rows["run"]})
 
 
 def links(profile: str) -> dict[str, str]:

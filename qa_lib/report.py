@@ -183,7 +183,7 @@ def _tuple(run) -> tuple:
 
 
 def _count(found) -> str:
-    return f"{len(found)} run{'s' * (len(found) > 1)}"
+    return f"{len(found)} run{'s' * (len(found) != 1)}"
 
 
 def _files(P, name: str, *kinds: str) -> str:
