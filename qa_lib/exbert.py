@@ -163,7 +163,7 @@ def compared(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
         ratios = [r for r in others if name != "plain-tuned" or r in p.control_ratios]
         runs_ += specs(name, [p.centre], p.seeds, **models[name]) + specs(name, ratios, p.side_seeds, **models[name])
     for name in DENSE if "dense" in p.experiments else []:
-        runs_ += specs(name, p.control_ratios, p.side_seeds, **models[name])
+        runs_ += specs(name, p.control_ratios, p.dense_seeds or p.side_seeds, **models[name])
     return runs_
 
 

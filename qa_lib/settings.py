@@ -128,6 +128,7 @@ class Exbert(Layer, Study):
     control_ratios: list[float]                         # those of the controls and of the order
     centre: float = Field(ge=0, le=1)                   # the mixture of sweeps and trials, of `ratios` the one with all seeds
     side_seeds: list[int] = Field(min_length=1)         # of all runs but V-DB, tuned ExBERT and (a) at the centre
+    dense_seeds: list[int] | None = Field(None, min_length=1)   # of controls (b), the dearest; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]     # beside the trainer's
     full_rows: list[int]                  # training rows of each domain alone
     sizes: list[int]                      # training rows of the first domain alone
