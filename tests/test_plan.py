@@ -36,7 +36,8 @@ def test_the_report_s_settings():
 def test_the_dearest_controls_may_have_fewer_seeds(monkeypatch):
     monkeypatch.setattr(exbert.data, "fingerprint", lambda *a: "f")
     for few, seeds in ((None, {0, 1}), ([1], {1})):
-        specs = runs.plan(load("real", "small", experiments=["headline", "dense"], arms=["printed"], side_seeds=[0, 1], dense_seeds=few))
+        given = {"experiments": ["headline", "dense"], "arms": ["printed"], "side_seeds": [0, 1], "dense_seeds": few}
+        specs = runs.plan(load("real", "small", **given))
         assert all({s.seed for s in specs if s.variant == m} == seeds for m in exbert.DENSE)
         assert {s.seed for s in specs if s.variant == "v-db" and s.ratio == 0.4} == {0, 1}
 
