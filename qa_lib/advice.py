@@ -126,6 +126,9 @@ def sentence(P) -> str:
     text = (f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the experts change the score by "
             f"{' and '.join(parts)} against the same model without experts, both with the same trials, over "
             f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found, em.max())} {edge(P)}" * (advice == OPEN))
+    if advice == WORTH and "dense" not in P.experiments:
+        text += ('Before the experts get the credit, put a dense layer of the same cost beside them: '
+                 'PARAMS="experiments=[headline,dense]". ')
     each = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, CONTROL, PLAIN)]
     return (f"{text}EM on the two: with experts {each[0]}, the same model without {each[1]} (both of {P.tuned_blocks} encoder "
             f"blocks), the plain span model of {P.blocks} blocks, V-DB, {each[2]}.")

@@ -29,8 +29,9 @@ def by_mixture(P, ledger: pd.DataFrame):
                        aspect=1.05)
     grid.set_titles("tested on {col_name}").set_axis_labels("", "EM (percent)")
     grid.set(xticks=list(at), xticklabels=list(at.values()), ylim=(0, None))
-    grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.07, va="top", size=11)
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
+    grid.figure.tight_layout()              # over the room at the right that seaborn kept for the legend
+    grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.0, va="top", size=11)
     return grid
 
 

@@ -96,8 +96,12 @@ def exbert(P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame) 
     gained = [f"{verify.ours(claims, c)} more on {on} (printed: {judged['printed'][c]})" for c, on in gains.items()]
     first, shorter = P.domains[0], claims[claims["claim"] == "longer-answers"].iloc[0]
     layer, fair = apart("exbert-tuned", "plain-tuned"), advice.estimates(P)        # fair: with equal trials
-    left = [f"{x.d:.1f} [{x.low:.1f}, {x.high:.1f}] EM on {x.domain}" for x in fair.itertuples()]
-    certain = fair["domain"][fair["low"] > 0].tolist()
+    dense = {(m, arm): advice.estimates(P, m, arm) for m in ("dense-compute", "dense-parameters") for arm in ("tuned", "printed")}
+    certain, beside = fair["domain"][fair["low"] > 0].tolist(), pd.concat(dense.values())
+
+    def left(found: pd.DataFrame) -> str:
+        return " and ".join(f"{x.d:.1f} [{x.low:.1f}, {x.high:.1f}] EM on {x.domain}" for x in found.itertuples())
+
     ahead = apart("v-db", "exbert-tuned", "tuned")
     alike, leads = max(abs(x.mean()) for x in layer) < 1, min(x.mean() for x in ahead) > 0
     rated = [em("v-db", on, "tuned").mean() - em("v-db", on).mean() for on in P.domains]
@@ -128,11 +132,17 @@ def exbert(P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame) 
          f"the report's rates. Paired by seed V-DB is {' and '.join(map(spread, ahead))} ahead of ExBERT: in this arm the two "
          f"gains are “{'” and “'.join(judged['tuned'][c] for c in gains)}”."),
         (bool(certain) and leads and (fair["d"] > 0).all(),
-         f"**What is left for the experts.** With equal trials ExBERT is {' and '.join(left)} ahead of control (a) at this mixture "
+         f"**What the layer adds.** With equal trials ExBERT is {left(fair)} ahead of control (a) at this mixture "
          "(95 % intervals; the report makes no such claim, so none was frozen). "
          f"On {' and '.join(certain)} that is more than seeds and questions explain: {P.tuned_blocks} blocks with the sparse layer "
-         f"do better than {P.tuned_blocks} without, and V-DB's {P.blocks} blocks without it are ahead of both. Whether it takes "
-         "experts, or any layer of the same cost or size, is what controls (b) have to say."),
+         f"do better than {P.tuned_blocks} without, and V-DB's {P.blocks} blocks without it are ahead of both."),
+        (len(beside) > 0 and (beside["low"] <= 0).all() and (beside["d"] < 1).all(),
+         "**Whether it takes experts.** Nothing here says so. Controls (b) have one dense layer in the experts' place. At this "
+         "mixture ExBERT less the layer that costs a token as much is (minus: ExBERT is behind) "
+         f"{left(dense['dense-compute', 'tuned'])} with equal trials, and {left(dense['dense-compute', 'printed'])} at the "
+         "report's rates; less the layer with as many weights, which costs more, it is "
+         f"{left(dense['dense-parameters', 'tuned'])} with equal trials, and {left(dense['dense-parameters', 'printed'])} at the "
+         "report's rates. What the experts add to (a) a dense layer adds too, without a router."),
         (verify.says(claims, "longer-answers", "not reproduced") and shorter["high"] < 0 and shorter["tuned_ours"] < 0
          and abs(shorter["control_ours"]) < 0.5,
          "**Length of answers.** The report finds V-DB's answers longer than ExBERT's on both tests, in eight answers chosen by "
@@ -148,7 +158,8 @@ def exbert(P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame) 
         (alike and leads and min(rated) > fair["d"].max(),
          "**To someone who wants to use the idea.** Tune the plain model's rate first: here a handful of trials gained more than "
          "this layer did in any comparison. If you then add a sparse layer, keep control (a) beside it, or the experts get the "
-         "credit for the rate. `make own` makes this comparison on two domains of your own.")])
+         "credit for the rate, and a dense layer of the same cost, or they get the credit for any layer's. `make own` makes the "
+         "first comparison on two domains of your own, and the second with `experiments=[headline,dense]`.")])
 
 
 def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) -> report.Markdown:

@@ -23,13 +23,13 @@ def inputs(report: str) -> dict:
         trials = runs.histories([s for s in specs if s.variant.endswith("-trial")])
         trials = trials[trials["epoch"] == trials["epochs"]].rename(columns={"validation_em": "validation EM"})
         return {"P": p, "ledger": tables.named(runs.ledger([s for s in specs if s.tests])), "trials": trials, "claims": claims,
-                "fair": advice.estimates(p)}
+                "plain": advice.estimates(p), "dense": advice.estimates(p, "dense-compute")}
 
 
 def said(report: str, monkeypatch, **changed) -> str:
     given = inputs(report) | changed
-    monkeypatch.setattr(advice, "estimates", lambda P: given["fair"])
-    return getattr(findings, report)(**{k: v for k, v in given.items() if k != "fair"})
+    monkeypatch.setattr(advice, "estimates", lambda P, control="plain", arm="tuned": given[control.split("-")[0]])
+    return getattr(findings, report)(**{k: v for k, v in given.items() if k not in ("plain", "dense")})
 
 
 def moved(frame: pd.DataFrame, by: float, column: str = "value", **which) -> pd.DataFrame:
@@ -51,12 +51,14 @@ TURNS = [
     ("exbert", "Why it gains", "trials", moved, {"by": -20, "column": "validation EM", "variant": "v-db-trial"}),
     ("exbert", "The same trials", "ledger", moved, {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"}),
     ("exbert", "The same trials", "ledger", moved, {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"}),
-    ("exbert", "What is left", "fair", moved, {"by": -4, "column": "low", "domain": "squad"}),
-    ("exbert", "What is left", "fair", moved, {"by": -9, "column": "d", "domain": "bioasq"}),
+    ("exbert", "What the layer adds", "plain", moved, {"by": -4, "column": "low", "domain": "squad"}),
+    ("exbert", "What the layer adds", "plain", moved, {"by": -9, "column": "d", "domain": "bioasq"}),
+    ("exbert", "Whether it takes experts", "dense", moved, {"by": 9, "column": "low", "domain": "squad"}),
+    ("exbert", "Whether it takes experts", "dense", moved, {"by": 9, "column": "d", "domain": "bioasq"}),
     ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "high": 0.1}),
     ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "tuned_ours": 0.1}),
     ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "control_ours": -0.6}),
-    ("exbert", "To someone", "fair", moved, {"by": 30, "column": "d", "domain": "squad"}),
+    ("exbert", "To someone", "plain", moved, {"by": 30, "column": "d", "domain": "squad"}),
     ("moe", "What reproduces", "scores", moved, {"by": 20, "variant": "moe", "set": "out-of-domain"}),
     ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain"}),
     ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "own-expert", "set": "newsqa"}),

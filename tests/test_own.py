@@ -51,6 +51,7 @@ def planted(monkeypatch):
 
 @pytest.mark.parametrize("gain, how, says", [
     (5.0, {}, f"Advice: {WORTH}."),
+    (5.0, {}, "put a dense layer of the same cost beside them: PARAMS="),
     (0.0, {"seed_sd": 0.1, "cluster_sd": 0.1}, f"Advice: {NOT}."),
     (-9.0, {}, f"Advice: {NOT}."),
     (2.5, {"seeds": 3, "seed_sd": 1.5}, "would decide it if it stayed so; from so few that is a rough guess"),
