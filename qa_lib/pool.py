@@ -23,14 +23,17 @@ class Processes:
 
     def __init__(self, workers: int):
         self.pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker)
+        self.given: list[Future] = []
 
     def submit(self, function: Callable, spec: Spec, *rest) -> Future:
-        return self.pool.submit(function, spec, *rest)
+        self.given.append(self.pool.submit(function, spec, *rest))
+        return self.given[-1]
 
     def stop(self):
-        for process in (self.pool._processes or {}).values():  # a run goes on from its checkpoint the next time
-            process.terminate()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        done = all(f.done() for f in self.given)
+        for process in () if done else (self.pool._processes or {}).values():
+            process.terminate()                 # a run goes on from its checkpoint the next time
+        self.pool.shutdown(wait=done, cancel_futures=True)
 
 
 def _worker():

@@ -167,7 +167,7 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
             frame = run(p, workers, fresh, yes, dry_run, live)
             return frame.assign(trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now"))
     return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if s in todo else "found"}
-                         for s in specs if (r := runs.find(s, fresh))])
+                         for s in specs if (r := runs.find(s, fresh))], columns=["run", "seconds", "trained"])
 
 
 def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
