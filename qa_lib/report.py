@@ -64,7 +64,8 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
         index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
     _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
     looks = [" class=number" if all(re.fullmatch(r"-?[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c]) else
-             " class=words" if shown[c].str.len().max() > 60 else " class=name" * (shown[c].str.len().max() > 15) for c in shown]
+             " class=words" if any(len(x) > 60 for x in shown[c]) else " class=name" * any(len(x) > 15 for x in shown[c])
+             for c in shown]
 
     def linked(cell: str) -> str:
         return f'<a href="{escape(links[cell])}">{escape(cell)}</a>' if links and cell in links else escape(cell)

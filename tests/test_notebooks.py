@@ -11,12 +11,13 @@ from qa_lib.params import ROOT, UserError
 NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
 SECTIONS = ["The idea", "Data", "Train", "Results", "Findings", "Deviations", "Provenance"]
 SMALL = {"train_rows": 32, "validation_rows": 8, "seeds": [0], "epochs": 1.0, "blocks": 2, "precision": "fp32", "start_rows": 16}
+SMALL |= {"domains": ["search", "news"]}     # the shortest texts
 TINY = {"exbert": SMALL | {"ratios": [0.6], "tuned_epochs": 1.0, "curve_epochs": 1.0, "tuned_blocks": 1, "sweep_blocks": [1, 2],
                            "sweep_experts": [4, 8], "sweep_rates": [1.0, 2.0], "sweep_balance": [0.1], "full_rows": [32, 32],
                            "sizes": [16, 32]},
-        "moe": SMALL | {"domains": ["encyclopaedia", "news"], "pools": ["out-of-domain"], "train_rows": 12, "precision": "bf16",
-                        "max_length": 128, "stride": 32, "watched": 4, "looks": 1, "longer": [2], "reinit_epochs": 1.0,
-                        "reinit_blocks": 1, "sweep_reinit": [1], "gate_epochs": 1.0, "sweep_layers": [1], "sweep_inputs": ["cls"]}}
+        "moe": SMALL | {"pools": ["out-of-domain"], "train_rows": 12, "precision": "bf16", "max_length": 128, "stride": 32,
+                        "watched": 4, "looks": 1, "longer": [2], "reinit_epochs": 1.0, "reinit_blocks": 1, "sweep_reinit": [1],
+                        "gate_epochs": 1.0, "sweep_layers": [1], "sweep_inputs": ["cls"]}}
 FEW = {"exbert": (["headline"], "order", "fig6_tuned"),                    # some parts, one absent, what is drawn of them
        "moe": (["mixture", "few-shot", "outside", "clusters"], "reinit", "table_future")}
 each = pytest.mark.parametrize("slug", NOTEBOOKS)

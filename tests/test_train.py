@@ -243,7 +243,8 @@ def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, st
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, stop):
-    child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick", "--workers", "2"], cwd=ROOT,
+    few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
+    child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", *few], cwd=ROOT,
                              text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in a background job
     for line in child.stdout:
