@@ -39,7 +39,7 @@ FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) $(if $(NAME),figur
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
 FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data '$(DATA)') $(foreach p,$(PARAMS),-p '$p'))
-TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(FRESH), --fresh)$(if $(YES), --yes)
+TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
 # What a page shows: its notebook, its parameters, the library's own code.
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
@@ -97,7 +97,7 @@ $(PROFILES:%=figures/index-%.html): figures/index-%.html: $(REPORTS:%=figures/%/
 
 figures/%: $$(@D)/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))
-	@touch -c $@
+	@[ -e $@ ] && touch $@ || { echo 'error: $(@F) is not among what is drawn; tables end in csv, md, tex, figures in png, svg' >&2; exit 2; }
 
 power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
 	@$(PY) -m qa_lib.power

@@ -120,7 +120,8 @@ def readme() -> str:
                    for (profile, slug), part in done.groupby(["profile", "report"], sort=False))
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
-    told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])].sort_values("kind", kind="stable")
+    told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])]
+    told = told.sort_values("kind", key=lambda kind: kind == "not tested", kind="stable")        # else in the reports' order
     words = "|".join(sorted(VERDICTS, key=len, reverse=True))
 
     def other(which: str) -> list[str]:

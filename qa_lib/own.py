@@ -70,6 +70,9 @@ def check(p: Exbert):
             raise UserError(f"{d} has {len(part.train) + len(part.validation)} training rows; after {len(part.validation)} for "
                             f"validation {rows} are left, and the mixture needs {need} of it: "
                             f"{fits if most >= 10 else 'too few to train on; add rows'}")
+        if bare := [kind for kind in ("train", "test") if not any(r["answers"]["text"] for r in getattr(part, kind))]:
+            raise UserError(f"no row of the {bare[0]} file of {d} has an answer; a row without one is a question its text leaves "
+                            "open: add rows with answers")
         if len({data.normalised(r["context"]) for r in part.test}) < 2:
             raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
                             "known of others; test on a few hundred rows")

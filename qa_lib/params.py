@@ -65,6 +65,7 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, model.model_fields, 1)
         hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(model.model_fields)
+        hint += "; a name of your own begins with _" * ("notebook" in place)
         raise UserError(f"{place}{key} is not a parameter; {hint}")
     if error["type"] == "missing":
         raise UserError(f"{place}{key} is missing; give it a value")
@@ -152,9 +153,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """The parameters that a parsed command line asks for; `size` is used where it names none."""
-    if bad := [item for item in args.p if "=" not in item]:
-        raise UserError(f"-p {bad[0]}: write -p key=value")
-    given = {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)}
+    if bad := [item for item in args.p if not item.partition("=")[2]]:
+        raise UserError(f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]")
+    try:
+        given = {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)}
+    except yaml.YAMLError as e:
+        raise UserError(f"-p {' '.join(args.p)}: not a value of YAML ({' '.join(str(e).split())})") from None
     if args.data:
         given["data"] = str(Path(args.data).resolve())
     real = (profile := args.profile or default_profile()) == "real"

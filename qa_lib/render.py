@@ -207,7 +207,9 @@ def main() -> int:
     params.add_arguments(parser)
     parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
     args = parser.parse_args()
-    render(runs.settle(args), args.only)  # a page is drawn from records; what is missing is not trained here
+    p = runs.settle(args)                 # a page is drawn from records; what is missing is not trained here
+    runs.write_ledger(p, runs.plan(p))    # of the page's own runs: make sees when it was last drawn of others
+    render(p, args.only)
     return 0
 
 

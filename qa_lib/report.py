@@ -117,6 +117,7 @@ def header(P, verdicts: str = "") -> Html:
     sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
     seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
+    seeds += f", {len(P.dense_seeds)} of controls (b)" if getattr(P, "dense_seeds", None) else ""
     of = "a mixture" if hasattr(P, "ratios") else "of each domain"
     text = (f"Encoder {runs.shown(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
             f"examples {of}; {seeds}.")
@@ -217,7 +218,7 @@ def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
         value, sd = values[column], values.get(f"{column}_sd")
         value = value.item() if hasattr(value, "item") else value
         if column == "seeds":
-            least = min(len(P.seeds), len(getattr(P, "side_seeds", P.seeds)))
+            least = min(len(getattr(P, x, None) or P.seeds) for x in ("seeds", "side_seeds", "dense_seeds"))
             return f"{value}" + f" of {least}" * (value < least) + " (no sd)" * (value == 1)
         if isinstance(value, float):
             spread = "" if sd is None or pd.isna(sd) else f" ± {sd:.{digits}f}"

@@ -111,12 +111,12 @@ def committed(report: str) -> dict[str, dict]:
     """Committed records by hash. Raises UserError for a damaged line."""
     file = RECORDS / report / "runs.jsonl"
     found = {}
-    for n, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+    for n, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
         try:
             record = json.loads(line)
             if record["checksum"] != checksum(record):
                 raise ValueError("its checksum does not fit")
-        except (ValueError, KeyError) as e:
+        except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{file}, line {n}: damaged record ({e}); restore the file from git") from None
         found[record["hash"]] = {**record, "folder": None}
     return found
@@ -148,8 +148,9 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
     """Each training with its record. Raises UserError where one is missing: no number without evidence."""
     found = [(s, find(s)) for s in specs]
     if missing := [s.run for s, r in found if r is None]:
-        raise UserError(f"{len(missing)} of {len(specs)} runs have no record, first {missing[0]}; "
-                        f"make train-{specs[0].report} PROFILE={specs[0].profile} makes them")
+        how = f"PROFILE={specs[0].profile}" + f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
+        raise UserError(f"{len(set(missing))} of {len({s.hash for s in specs})} runs have no record, first {missing[0]}; "
+                        f"make train-{specs[0].report} {how} makes them")
     return found
 
 
@@ -183,7 +184,9 @@ def examples(specs: list[Spec]) -> pd.DataFrame:
     frames = []
     for spec, record in records([s for s in specs if s.tests]):      # a trial has none
         at, run = record["folder"], record["run"]
-        frame = pd.read_parquet(at / "examples.parquet") if at else _landed(spec.report).get_group(run)
+        frame = pd.read_parquet(at / "examples.parquet") if at else _landed(spec.report).get(run)
+        if frame is None:
+            raise UserError(f"{RECORDS / spec.report}: the examples of {run} are in no examples-*.parquet; restore them from git")
         frame = frame[frame["set"].isin(spec.tests)]
         frames.append(frame.assign(run=run, variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
     return pd.concat(frames, ignore_index=True)
@@ -197,10 +200,15 @@ def experts(mixture: Spec) -> pd.DataFrame:
 
 
 @cache
-def _landed(report: str):
-    """Committed examples, grouped by run; of a landing that was cut short and made again the later ones."""
-    parts = pd.concat([pd.read_parquet(f) for f in sorted((RECORDS / report).glob("examples-*.parquet"))])
-    return parts.drop_duplicates(["run", "set", "id"], keep="last").groupby("run")
+def _landed(report: str) -> dict[str, pd.DataFrame]:
+    """Run → its committed examples; of a landing that was cut short and made again the later ones."""
+    parts = []
+    for file in sorted((RECORDS / report).glob("examples-*.parquet")):
+        try:
+            parts.append(pd.read_parquet(file))
+        except (OSError, ValueError) as e:
+            raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:80]}); restore the file from git") from None
+    return dict(iter(pd.concat(parts).drop_duplicates(["run", "set", "id"], keep="last").groupby("run"))) if parts else {}
 
 
 def plan(p) -> list[Spec]:

@@ -1,9 +1,13 @@
 """The parameters there are: of a dataset, of every report, of each report and its parts. Strict: what is unknown or of another
 type is refused (qa_lib/params.py says where it was written).
 """
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive, Counts = Annotated[float, Field(gt=0)], list[Annotated[int, Field(gt=0)]]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Tried = Annotated[list[Positive], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -51,7 +55,7 @@ class Study(Strict):
     data: str | None = None               # the folder that `source: folder` reads; of `own` the file that defines its datasets
     encoder: str                          # minilm | a folder | a hub id
     domains: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
+    seeds: Seeds
     train_rows: int = Field(gt=0)
     validation_rows: int = Field(gt=0)
     order: Literal["trainer", "sequential", "shuffled"]
@@ -78,6 +82,13 @@ class Study(Strict):
             raise ValueError("profile: own goes with source own and the file that `make own` writes; start it with make own NAME=…")
         if self.stride >= self.max_length // 2:
             raise ValueError(f"stride: {self.stride} must be below half of max_length {self.max_length}")
+        return self
+
+    @model_validator(mode="after")
+    def _once(self):
+        for name, value in self:
+            if isinstance(value, list) and name != "full_rows" and (twice := [x for x in value if value.count(x) > 1]):
+                raise ValueError(f"{name}: {twice[0]} stands there twice")
         return self
 
 
@@ -127,24 +138,24 @@ class Exbert(Layer, Study):
     ratios: list[float] = Field(min_length=1)           # share of the first domain in the training mixture
     control_ratios: list[float]                         # those of the controls and of the order
     centre: float = Field(ge=0, le=1)                   # the mixture of sweeps and trials, of `ratios` the one with all seeds
-    side_seeds: list[int] = Field(min_length=1)         # of all runs but V-DB, tuned ExBERT and (a) at the centre
-    dense_seeds: list[int] | None = Field(None, min_length=1)   # of controls (b), the dearest; None: side_seeds
+    side_seeds: Seeds                     # of all runs but V-DB, tuned ExBERT and (a) at the centre
+    dense_seeds: Seeds | None = None      # of controls (b), the dearest; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]     # beside the trainer's
-    full_rows: list[int]                  # training rows of each domain alone
-    sizes: list[int]                      # training rows of the first domain alone
+    full_rows: Counts = Field(min_length=2, max_length=2)   # training rows of each domain alone
+    sizes: Counts                         # training rows of the first domain alone
     tuned_blocks: int = Field(gt=0)       # ExBERT as the report tunes it
     tuned_rate: float = Field(gt=0)
     tuned_epochs: float = Field(gt=0)
     tuned_dropout: Literal["none", "before", "after", "both"]
     curve_epochs: float = Field(gt=0)
-    sweep_blocks: list[int]
-    sweep_experts: list[int]
-    sweep_rates: list[float]              # multiples of the plain rate
+    sweep_blocks: Counts
+    sweep_experts: Counts
+    sweep_rates: list[Positive]           # multiples of the plain rate
     sweep_dropout: list[Literal["none", "before", "after", "both"]]
-    sweep_dropout_rates: list[float]
-    sweep_balance: list[float]
-    trial_rates: list[float]              # arm tuned: the same trials for every model
-    trial_epochs: list[float]
+    sweep_dropout_rates: list[Annotated[float, Field(ge=0, lt=1)]]
+    sweep_balance: list[Annotated[float, Field(ge=0)]]
+    trial_rates: Tried                    # arm tuned: the same trials for every model
+    trial_epochs: Tried
 
     @model_validator(mode="after")
     def _ratios(self):
@@ -171,20 +182,20 @@ class Moe(Study):
     checkpoint: Literal["last", "best"]                 # best: by F1 on in-domain validation
     looks: int = Field(gt=0)                            # at validation, an epoch
     watched: int = Field(ge=0)                          # training examples whose EM and F1 are measured at each look
-    longer: list[int]                                   # epochs of longer baselines
+    longer: Counts                                      # epochs of longer baselines
     reinit_blocks: int = Field(gt=0)                    # of the experts that are re-initialised
     reinit_epochs: float = Field(gt=0)
-    sweep_reinit: list[int]                             # blocks of re-initialised baselines
+    sweep_reinit: Counts                                # blocks of re-initialised baselines
     gate_input: Literal["mean", "cls", "experts"]
     gate_layers: int = Field(gt=0)
     gate_hidden: int = Field(gt=0)
     gate_rate: float = Field(gt=0)
     gate_epochs: float = Field(gt=0)
     gate_batch: int = Field(gt=0)
-    sweep_layers: list[int]
+    sweep_layers: Counts
     sweep_inputs: list[Literal["mean", "cls", "experts"]]
-    trial_rates: list[float]                            # arm tuned: the same trials for every model
-    trial_epochs: list[float]
+    trial_rates: Tried                                  # arm tuned: the same trials for every model
+    trial_epochs: Tried
 
 
 REPORTS: dict[str, type[Study]] = {"exbert": Exbert, "moe": Moe}

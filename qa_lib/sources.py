@@ -54,7 +54,7 @@ def flaw(row) -> str:
     answers = row["answers"] if isinstance(row["answers"], dict) else {}
     text, start = answers.get("text"), answers.get("answer_start")
     whole = isinstance(text, list) and isinstance(start, list) and len(text) == len(start)
-    if not whole or not all(isinstance(t, str) for t in text) or not all(isinstance(s, int) and s >= 0 for s in start):
+    if not whole or not all(isinstance(t, str) and t for t in text) or not all(isinstance(s, int) and s >= 0 for s in start):
         return "field 'answers' is not {\"text\": [texts], \"answer_start\": [as many whole numbers]}"
     return ""
 
@@ -75,7 +75,7 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
             if not row.strip():                          # an editor's empty last line is no row
                 continue
             try:
-                row = json.loads(row)
+                row = json.loads(row.strip())
             except json.JSONDecodeError as e:
                 bad(line, f"not JSON ({e.msg} at column {e.colno})", "malformed")
                 continue
@@ -107,6 +107,8 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
     repo, split = source.split(":")
     try:
         table = hub.load_dataset(repo, split=split, revision=revision(repo))
+    except UserError:     # it says already what is wrong
+        raise
     except Exception as e:  # the library raises many kinds; the user needs one sentence
         raise offline(f"dataset {repo}", e) from None
     rows = []
@@ -124,7 +126,7 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
 
 
 def offline(what: str, error: Exception) -> UserError:
-    return UserError(f"{what} cannot be had from the hub ({type(error).__name__}); go online once with `make data`, or use "
+    return UserError(f"{what} cannot be had from the hub ({type(error).__name__}); run `make data` once with network, or use "
                      f"PROFILE=quick (needs no data) or PROFILE=real DATA=folder (reads files)")
 
 

@@ -253,6 +253,8 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="estimate only")
     parser.add_argument("--fetch", action="store_true", help="fetch and verify data and encoder only")
     args = parser.parse_args()
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"WORKERS={args.workers}: at least one run is trained at once; leave it away for as many as the cores take")
     p = params.from_args(args, size="full" if torch.cuda.is_available() else "small")
     if args.fetch:
         fetch(p)

@@ -26,8 +26,8 @@ def stated(claim: claims.Claim) -> str:
 
 
 def printed(row) -> str:
-    """The printed value of a row of `table`, with its unit."""
-    return "–" if row.printed == "–" else f"{row.printed} {row.unit}"
+    """The printed value of a row of `table`, with its unit; of a claim about EM and F1 the range holds both gaps."""
+    return "–" if row.printed == "–" else f"{row.printed} {row.unit}" + " or F1" * (row.unit == "EM" and "F1" in row.part)
 
 
 def found(row, digits: int = 1, which: str = "") -> str:
@@ -40,8 +40,8 @@ def found(row, digits: int = 1, which: str = "") -> str:
         return "–"
     *where, last = [row.unit] if not part else part.split(", ")
     unit, where = (last, where) if last in ("EM", "F1", row.unit) else (row.unit, [*where, last])
-    interval = f" [{low:.{digits}f}, {high:.{digits}f}]" * bool(np.isfinite(low))
-    return f"{ours:.{digits}f}{interval} {unit}" + f" ({', '.join(where)})" * bool(where)
+    ours, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high))      # + 0.0: no -0.0
+    return f"{ours}{f' [{low}, {high}]' * (low != 'nan')} {unit}" + f" ({', '.join(where)})" * bool(where)
 
 
 def part(label: str, domains: list[str]) -> str:
@@ -167,8 +167,9 @@ def main() -> int:
     args = parser.parse_args()
     profile = args.profile or params.default_profile()
     if not any(r["spec"]["profile"] == profile for r in runs.stored(args.report)):
+        known = "; PROFILE=real has committed records" * (profile != "real" and bool(runs.committed(args.report)))
         print(f"{args.report}: no run of profile {profile} has been recorded, so none of its "
-              f"{len(claims.claims(args.report))} claims is tested")
+              f"{len(claims.claims(args.report))} claims is tested{known}")
         return 0
     P = runs.settle(args)
     frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged
@@ -182,7 +183,8 @@ def main() -> int:
         print(runs.page(P) / "claims.csv")
         print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):
-        print(f"results.csv and the records disagree, first about {run}; make train-{P.report} writes it from the records")
+        print(f"results.csv and the records disagree, first about {run}; make train-{P.report} PROFILE={P.profile} "
+              "writes it from the records")
         return 1
     return 0
 

@@ -178,6 +178,15 @@ def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
         start(monkeypatch, "mine", domains)
 
 
+@pytest.mark.parametrize("kind", ["train", "test"])
+def test_a_file_without_any_answer(domains, tmp_path, monkeypatch, kind):
+    file = tmp_path / "clinic" / f"{kind}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    written(file, [row | {"answers": {"text": [], "answer_start": []}} for row in rows])
+    with pytest.raises(UserError, match=f"no row of the {kind} file of mine-b has an answer"):
+        start(monkeypatch, "mine", domains)
+
+
 ROW = {"id": 7, "context": "The harbour froze.", "question": "What froze?", "answers": {"text": ["harbour"], "answer_start": [4]}}
 
 
@@ -185,6 +194,7 @@ ROW = {"id": 7, "context": "The harbour froze.", "question": "What froze?", "ans
     ({k: v for k, v in ROW.items() if k != "answers"} | {"answer": "x"}, "line 1: no field 'answers' among id, context, question,"),
     (ROW | {"answers": [{"text": "harbour", "answer_start": 4}]}, "line 1: field 'answers' is not"),
     (ROW | {"answers": {"text": ["harbour"], "answer_start": []}}, "line 1: field 'answers' is not"),
+    (ROW | {"answers": {"text": [""], "answer_start": [0]}}, "line 1: field 'answers' is not"),
     (ROW | {"context": None}, "line 1: field 'context' holds no text"),
     ([1, 2], "line 1: not an object"),
     (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}},

@@ -24,6 +24,13 @@ def test_every_yaml_validates(profile):
     ({"seeds": 5}, ["seeds: 5 is one value", "write seeds=[5]"]),
     ({"stride": 300}, ["stride: 300", "max_length 384"]),
     ({"blocks": 1.5}, ["blocks"]),
+    ({"seeds": [0, 1, 0]}, ["seeds: 0 stands there twice"]),
+    ({"seeds": [-1]}, ["seeds: -1", "greater than or equal to 0"]),
+    ({"trial_epochs": []}, ["trial_epochs", "at least 1"]),
+    ({"trial_rates": [0.0]}, ["trial_rates: 0.0", "greater than 0"]),
+    ({"full_rows": [100]}, ["full_rows", "at least 2"]),
+    ({"sweep_blocks": [0]}, ["sweep_blocks: 0", "greater than 0"]),
+    ({"domains": ["news", "news"]}, ["domains: news stands there twice"]),
 ])
 def test_a_wrong_parameter_is_one_sentence(changes, words):
     with pytest.raises(UserError) as e:
@@ -53,6 +60,8 @@ def test_notebook_names_are_checked():
     assert params.from_names("exbert", names) == params.load("exbert", "quick")
     with pytest.raises(UserError, match="notebook parameter learnig_rate is not a parameter; did you mean learning_rate"):
         params.from_names("exbert", names | {"learnig_rate": 1e-4})
+    with pytest.raises(UserError, match="notebook parameter temperature is not a parameter; .*a name of your own begins with _"):
+        params.from_names("exbert", names | {"temperature": 1e-4})
 
 
 def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,6 +68,19 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     assert runs.examples([spec])[examples.columns].equals(examples)
     assert list(study.run(p, live=False).trained) == ["found"]
     assert runs.find(spec, fresh=True) is None and study.missing([spec], fresh=True) == [spec]
+    # a committed file that is damaged or gone is one sentence
+    for damage, words in ((lambda f: f.write_bytes(f.read_bytes()[:-9]), "parquet cannot be read .*restore the file from git"),
+                          (Path.unlink, f"the examples of {spec.run} are in no examples-")):
+        runs._landed.cache_clear()
+        for file in (store / "records" / "exbert").glob("examples-*"):
+            damage(file)
+        with pytest.raises(UserError, match=words):
+            runs.examples([spec])
+    for line in (b"123", b'{"hash": "\xff"}', b"{"):
+        (store / "records" / "exbert" / "runs.jsonl").write_bytes(line)
+        runs.committed.cache_clear()
+        with pytest.raises(UserError, match="runs.jsonl, line 1: damaged record"):
+            runs.find(spec)
 
 
 def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
@@ -233,6 +247,9 @@ def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small
     (["exbert", "--profile", "paper"], "cannot be had from the hub"),
     (["exbert", "-p", "blocks=9"], "encoder minilm has 6"),
     (["bert"], "is not a report of this study"),
+    (["exbert", "-p", "seeds=[0"], "not a value of YAML"),
+    (["exbert", "-p", "seeds="], "a list without spaces: key=[1,2]"),
+    (["exbert", "--workers", "0"], "WORKERS=0: at least one"),
 ])
 def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
     profile = [] if "--profile" in arguments else ["--profile", "quick"]
