@@ -150,6 +150,9 @@ def provenance(P, specs: list[Spec]) -> Html:
         minutes, seconds = divmod(round(sum(r["seconds"] for r in group)), 60)
         text.append(f"{_count(group)}, {minutes // 60} h {minutes % 60} min {seconds} s of work, "
                     f"made {' to '.join(dict.fromkeys([days[0], days[-1]]))} {how}.")
+    here = {r["hash"] for r in found}
+    if more := [r for h, r in runs.committed(P.report).items() if h not in here and r["spec"]["profile"] == P.profile]:
+        text.append(f"{_count(more)} more committed, of seeds or parts that are not whole yet: no number here is of them.")
     data, encoder = set(), set()
     for s in (r["spec"] for r in found):
         data |= {f"{d} {f[:12]}" for d, f in zip(s["domains"], s["fingerprints"], strict=True)}

@@ -122,4 +122,7 @@ def test_provenance_is_read_from_the_records(monkeypatch):
     assert ("2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
             "(Chip 1, Linux) with Python 3.11.2, torch 2.13 and transformers 5.23.") in text
     assert "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted" in text
-    assert "one ffffffffffff, two eeeeeeeeeeee" in text and "no number here is a result" in text
+    assert "one ffffffffffff, two eeeeeeeeeeee" in text and "no number here is a result" in text and "committed, of" not in text
+    later = [record() | {"spec": record()["spec"] | {"profile": x}} for x in ("quick", "real")]
+    monkeypatch.setattr(runs, "committed", lambda report: {"0": found[0], "7": later[0], "8": later[1]})
+    assert "1 run more committed, of seeds or parts" in report.provenance(P, [])
