@@ -1,4 +1,6 @@
 """Parameters: strictness, places, and the identity of a run."""
+import argparse
+
 import pytest
 
 from qa_lib import params, runs
@@ -38,6 +40,14 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
     sentence = str(e.value)
     assert "\n" not in sentence and sentence.startswith("PARAMS (-p): ")
     assert all(w in sentence for w in words), sentence
+
+
+@pytest.mark.parametrize("text, words", [
+    ("seeds=[0", "-p seeds=.0: not a value of YAML"), ("seeds=", "-p seeds=: write -p key=value"), ("1]", "a list without spaces")])
+def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
+    with pytest.raises(UserError, match=words) as e:
+        params.from_args(argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text]))
+    assert "\n" not in str(e.value)
 
 
 def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):

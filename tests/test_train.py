@@ -247,15 +247,18 @@ def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small
     (["exbert", "--profile", "paper"], "cannot be had from the hub"),
     (["exbert", "-p", "blocks=9"], "encoder minilm has 6"),
     (["bert"], "is not a report of this study"),
-    (["exbert", "-p", "seeds=[0"], "not a value of YAML"),
-    (["exbert", "-p", "seeds="], "a list without spaces: key=[1,2]"),
-    (["exbert", "--workers", "0"], "WORKERS=0: at least one"),
 ])
 def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
     profile = [] if "--profile" in arguments else ["--profile", "quick"]
     done = subprocess.run([sys.executable, "-m", "qa_lib.study", *arguments, *profile], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_no_workers_are_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["study", "exbert", "--profile", "quick", "--workers", "0"])
+    with pytest.raises(UserError, match="WORKERS=0: at least one run"):
+        study.main()
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
