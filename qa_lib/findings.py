@@ -95,7 +95,7 @@ def exbert(P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame) 
     shares = ("headline-relative", "mixed-gain-relative")
     first, shorter = P.domains[0], claims[claims["claim"] == "longer-answers"].iloc[0]
     fates = [f"“{judged['verdict'][c]}” where {judged['printed'][c]} is printed" for c in shares]
-    fair_share = [judged["tuned"][c] for c in shares]
+    equal = " and ".join(f"“{judged['tuned'][c]}”" for c in shares)
     layer, fair = apart("exbert-tuned", "plain-tuned"), advice.estimates(P)        # fair: with equal trials
     dense = {(m, arm): advice.estimates(P, m, arm) for m in ("dense-compute", "dense-parameters") for arm in ("tuned", "printed")}
     certain, beside = fair["domain"][fair["low"] > 0].tolist(), pd.concat(dense.values())
@@ -117,7 +117,7 @@ def exbert(P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame) 
         (all(judged["low"][c] > 0 for c in shares) and em("v-db", first).mean() < 10,
          f"**Points or percent.** The report writes “%”. Read as a share of V-DB's own score the gain over the mixtures is "
          f"{verify.ours(claims, shares[0])}: {' and '.join(fates)}; a gain beyond what is printed is not reproduced either. It is "
-         f"large because V-DB's own score is small. With equal trials: {' and '.join(f'“{x}”' for x in fair_share)}."),
+         f"large because V-DB's own score is small. With equal trials: {equal}."),
         (em("v-db", first).mean() < 10,
          f"**On what floor this stands.** At {rate(P.learning_rate)}, DistilBERT's rate, MiniLM hardly learns from "
          f"{P.train_rows:,} examples: V-DB has an EM of {say('v-db')} on {both}. Where all models score so low, differences in "

@@ -105,10 +105,9 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
     import datasets as hub  # heavy, and needed by profile paper alone
 
     repo, split = source.split(":")
+    commit = revision(repo)
     try:
-        table = hub.load_dataset(repo, split=split, revision=revision(repo))
-    except UserError:     # it says already what is wrong
-        raise
+        table = hub.load_dataset(repo, split=split, revision=commit)
     except Exception as e:  # the library raises many kinds; the user needs one sentence
         raise offline(f"dataset {repo}", e) from None
     rows = []

@@ -173,6 +173,11 @@ def make(*args: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *args], cwd=ROOT, env=env, capture_output=True, text=True)
 
 
+def test_a_switch_of_0_is_off():
+    lines = [make("-n", "train-exbert", "VENV=", "PROFILE=quick", f"FRESH={x}", f"YES={x}").stdout for x in (0, 1)]
+    assert ["--fresh --yes" in x for x in lines] == [False, True] and "--fresh" not in lines[0] and "--yes" not in lines[0]
+
+
 def test_help_lists_every_target():
     database = make("-npq", "VENV=", "help").stdout
     phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split()) - {"FORCE", "environment", "browser", "own-defined"}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import bs4
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qa_lib import params, render, report, tables
-from qa_lib.params import UserError
+from qa_lib.params import ROOT, UserError
 
 TITLE = "# A study\n\nThe claim."
 MATHS = """## The *idea*
@@ -124,6 +125,18 @@ def test_only_draws_one_thing(plant, tmp_path):
     assert [f.name for f in plant(*cells, name="fig_b").iterdir()] == ["fig_b.txt"]
     with pytest.raises(UserError, match="no table or figure fig_c; the page has table_a, fig_b"):
         plant(*cells, name="fig_c")
+
+
+def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
+    """make draws again what a page of fewer seeds overwrote: results.csv is then of other runs."""
+    monkeypatch.setattr(render.runs, "FIGURES", tmp_path)
+    monkeypatch.setattr(render.runs, "RECORDS", ROOT / "records")
+    render.runs.committed.cache_clear()
+    monkeypatch.setattr(render, "render", lambda p, only: None)
+    seeds = [x for k in ("seeds", "side_seeds", "dense_seeds") for x in ("-p", f"{k}=[1]")]
+    monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "real", "--size", "small", *seeds, "-p", "arms=[printed]"])
+    render.main()
+    assert set(pd.read_csv(tmp_path / "exbert" / "real" / "results.csv")["seed"]) == {1}
 
 
 def luminance(colour: str) -> float:
