@@ -7,6 +7,7 @@ The page makes no request: maths is MathML, images are embedded, and a content p
 refuses the rest. Its one script, page/sort.js, lets a reader sort the tables; the policy names it by its
 hash and refuses any other. A notebook that fails leaves the earlier page as it was.
 """
+import ast
 import base64
 import copy
 import hashlib
@@ -105,7 +106,13 @@ def only(nb, name: str):
     names = [t for c in nb.cells for t in tags(c) if t.startswith(("table", "fig"))]
     if name not in names:
         raise UserError(f"there is no table or figure {name}; the page has {', '.join(names)}")
-    nb.cells = [c for c in nb.cells if {"parameters", "setup", name} & set(tags(c))]
+    kept, need = [], set()
+    for cell in reversed([c for c in nb.cells if c.cell_type == "code"]):
+        used = [x for x in ast.walk(ast.parse(cell.source)) if isinstance(x, ast.Name)]
+        made = {x.id for x in used if isinstance(x.ctx, ast.Store)}
+        if {"parameters", "setup", name} & set(tags(cell)) or made & need:      # cells that make what it names stay too
+            kept, need = [cell, *kept], need - made | {x.id for x in used} - made
+    nb.cells = kept
     return nb
 
 

@@ -27,7 +27,7 @@ PROFILES = {  # what a page's numbers are worth, and the colour of its tag
     "own": ("your own two domains: a result for them, this encoder and these sizes; the report's claims are not judged by it",
             "#6b2d73")}
 NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB", "tokens": "tokens an answer",
-         "contains": "gold within a longer answer, %", "d": "difference", "mi": "mutual information, bits"}
+         "validation_em": "validation EM", "contains": "gold within a longer answer, %"}
 
 plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 

@@ -147,12 +147,10 @@ def lowest(specs: list[Spec]) -> pd.DataFrame:
 
 
 def trials(specs: list[Spec]) -> pd.DataFrame:
-    """A row for each trial of a model: rate and epochs, of a mixture its experts', and the validation score of what it kept."""
-    rows = [runs.labels(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, "validation EM": h["validation_em"],
-                                 "validation_loss": h["validation_loss"]}
+    """A row for each trial of a model: rate and epochs, of a mixture its experts', and the look (runs.histories) that it kept."""
+    rows = [runs.labels(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, **h}
             for s, r in runs.records(specs) for e in [s.parents[0] if s.gate else s] for h in [kept(s, r)]]
-    return named(pd.DataFrame(rows))[["model", "rate", "epochs", "validation EM", "validation_loss", "run"]].sort_values(
-        ["model", "rate", "epochs"])
+    return named(pd.DataFrame(rows)).sort_values(["model", "rate", "epochs"])
 
 
 def parts(specs: list[Spec]) -> pd.DataFrame:

@@ -20,8 +20,7 @@ def inputs(report: str) -> dict:
         if report == "moe":
             experts = runs.histories(list(next(s.parents for s in specs if s.variant == "moe")))
             return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}
-        trials = runs.histories([s for s in specs if s.variant.endswith("-trial")])
-        trials = trials[trials["epoch"] == trials["epochs"]].rename(columns={"validation_em": "validation EM"})
+        trials = tables.trials([s for s in specs if s.variant.endswith("-trial")])
         return {"P": p, "ledger": tables.named(runs.ledger([s for s in specs if s.tests])), "trials": trials, "claims": claims,
                 "plain": advice.estimates(p), "dense": advice.estimates(p, "dense-compute")}
 
@@ -43,7 +42,14 @@ def claimed(claims: pd.DataFrame, claim: str, **values) -> pd.DataFrame:
     return claims.assign(**{k: claims[k].mask(claims["claim"] == claim, v) for k, v in values.items()})
 
 
+def of(p, **fields):
+    return p.model_copy(update=fields)
+
+
 TURNS = [
+    ("exbert", "On what floor", "P", of, {"encoder": "elsewhere"}),
+    ("exbert", "What these records", "P", of, {"encoder": "elsewhere"}),
+    ("moe", "What these records", "P", of, {"encoder": "elsewhere"}),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "squad-plus-8", "verdict": "inconclusive: seeds"}),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "low": -0.1}),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "high": 9.5}),
@@ -51,7 +57,7 @@ TURNS = [
     ("exbert", "Points or percent", "ledger", moved, {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"}),
     ("exbert", "On what floor", "ledger", moved, {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"}),
     ("exbert", "Why it gains", "ledger", moved, {"by": -3, "variant": "plain-tuned", "arm": "printed", "set": "bioasq"}),
-    ("exbert", "Why it gains", "trials", moved, {"by": -20, "column": "validation EM", "variant": "v-db-trial"}),
+    ("exbert", "Why it gains", "trials", moved, {"by": -20, "column": "validation_em", "variant": "v-db-trial"}),
     ("exbert", "The same trials", "ledger", moved, {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"}),
     ("exbert", "The same trials", "ledger", moved, {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"}),
     ("exbert", "What the layer adds", "plain", moved, {"by": -4, "column": "low", "n": 6}),

@@ -1,5 +1,7 @@
 """A planted notebook as a page: self-contained, accessible, safe; failures; one table alone."""
+import ast
 import base64
+import copy
 import hashlib
 import re
 from pathlib import Path
@@ -125,6 +127,23 @@ def test_only_draws_one_thing(plant, tmp_path):
     assert [f.name for f in plant(*cells, name="fig_b").iterdir()] == ["fig_b.txt"]
     with pytest.raises(UserError, match="no table or figure fig_c; the page has table_a, fig_b"):
         plant(*cells, name="fig_c")
+
+
+@pytest.mark.parametrize("slug", ["moe", "exbert"])
+def test_what_is_drawn_alone_keeps_the_cells_that_it_takes(slug):
+    whole = nbformat.read(next((ROOT / "notebooks").glob(f"*_{slug}.ipynb")), 4)
+
+    def names(nb, kind: type) -> set[str]:
+        every = [x for c in nb.cells if c.cell_type == "code" for x in ast.walk(ast.parse(c.source))]
+        of_lambdas = {x.arg for x in every if isinstance(x, ast.arg)}
+        return {x.id for x in every if isinstance(x, ast.Name) and isinstance(x.ctx, kind)} - of_lambdas
+
+    drawn = [t for c in whole.cells for t in render.tags(c) if t.startswith(("table", "fig"))]
+    for name in drawn:
+        alone = render.only(copy.deepcopy(whole), name)
+        gone = names(whole, ast.Store) - names(alone, ast.Store)
+        assert not names(alone, ast.Load) & gone and len(alone.cells) <= 7, name
+    assert len(drawn) > 15
 
 
 def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
