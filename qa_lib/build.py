@@ -20,8 +20,8 @@ def build(spec: Spec):
     model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
         encoders.SpanModel(encoder, spec.head_dropout)
     for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
-        found = model.load_state_dict(load_file(runs.folder(parent) / "model.safetensors"), strict=False)
-        if lacks := [k for k in found.missing_keys if not k.startswith("block.")]:
+        found = model.load_state_dict(left(parent), strict=False)
+        if lacks := [k for k in found.missing_keys if not k.startswith("block.") and ".experts." not in k]:
             raise UserError(f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks")
     if spec.reinit:
         encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
@@ -31,8 +31,15 @@ def build(spec: Spec):
 def trained(spec: Spec) -> encoders.SpanModel:
     """The model that a run left behind."""
     model, _ = build(spec.model_copy(update={"parents": []}))
-    model.load_state_dict(load_file(runs.folder(spec) / "model.safetensors"))
+    model.load_state_dict(left(spec))
     return model.to(device(spec))
+
+
+def left(spec: Spec) -> dict[str, torch.Tensor]:
+    """The weights that a run left behind. Raises UserError where they were not kept."""
+    if not (file := runs.folder(spec) / "model.safetensors").exists():
+        raise UserError(f"the weights of {spec.run}, from which the run goes on, were not kept; train it first: --run {spec.run}")
+    return load_file(file)
 
 
 def device(spec: Spec) -> str:

@@ -1,6 +1,6 @@
 """What frozen models say of windows, computed once: logits and pooled states in half precision, memory-mapped.
 
-A gate is trained on these instead of on live experts: the same numbers, without their forward passes.
+A gate is trained on these instead of on live experts: the same numbers, rounded to half precision, without their forward passes.
 """
 import shutil
 from collections.abc import Callable

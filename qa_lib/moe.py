@@ -46,7 +46,8 @@ class Mixture(nn.Module):
         """The weight of each expert on each window, (W,)."""
         frozen = self.prepare(windows, rows)
         with torch.inference_mode():
-            g = self.gate(torch.from_numpy(np.asarray(frozen.x, np.float32))).numpy() if self.gate else frozen.weights
+            x = torch.as_tensor(np.asarray(frozen.x, np.float32), device=next(self.parameters(), torch.empty(0)).device)
+            g = self.gate(x).cpu().numpy() if self.gate else frozen.weights
         return {f"gate_{k + 1}": g[:, k] for k in range(g.shape[1])}
 
     def collate(self, tokenizer) -> Callable:

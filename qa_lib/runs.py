@@ -148,9 +148,9 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
     """Each training with its record. Raises UserError where one is missing: no number without evidence."""
     found = [(s, find(s)) for s in specs]
     if missing := [s.run for s, r in found if r is None]:
-        how = f"PROFILE={specs[0].profile}" + f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
+        how = f"make train-{specs[0].report} PROFILE={specs[0].profile}" if specs[0].profile != "own" else "make own NAME=…"
         raise UserError(f"{len(set(missing))} of {len({s.hash for s in specs})} runs have no record, first {missing[0]}; "
-                        f"make train-{specs[0].report} {how} makes them")
+                        f"{how}{f' SIZE={specs[0].size} DATA=folder' * (specs[0].profile == 'real')} makes them")
     return found
 
 
@@ -218,7 +218,7 @@ def plan(p) -> list[Spec]:
 
 def settle(args: argparse.Namespace):
     """Parameters of what a command line wants drawn: of the size it names, else of the largest whose runs all have
-    records. Looks at records only, never at the machine. Raises UserError where runs are missing."""
+    records. Raises UserError where runs are missing."""
     sizes = ["full", "small"] if not args.size and (args.profile or params.default_profile()) == "real" else [None]
     for size in sizes:
         p = params.from_args(args, size)
@@ -247,7 +247,7 @@ def land(report: str, specs: list[Spec]) -> int:
     target.mkdir(parents=True, exist_ok=True)
     read = [pd.read_parquet(r["folder"] / "examples.parquet").assign(run=r["run"]) for r in new.values()]
     frames = [f for f in read if len(f)]                # a trial has no examples, and its empty columns no types
-    part = len(list(target.glob("examples-*.parquet")))
+    part = 1 + max((int(f.stem.split("-")[1]) for f in target.glob("examples-*.parquet")), default=-1)
     while frames:                                       # files of at most LIMIT bytes, a whole number of runs in each
         for size in range(len(frames), 0, -1):
             content = parquet(pd.concat(frames[:size]))

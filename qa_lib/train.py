@@ -3,9 +3,10 @@
     python -m qa_lib.train REPORT --run NAME …          one run of the plan, by its name or the start of it
     accelerate launch -m qa_lib.train REPORT --run NAME …    the same over several GPUs, into the same record
 
-The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate` and the sampler, nothing else.
+The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate`, `log` and the sampler, nothing else.
 A run killed at any moment goes on from its last complete checkpoint and ends with the same numbers on CPU.
 """
+import contextlib
 import ctypes
 import datetime
 import math
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import broadcast
 from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -35,10 +37,14 @@ def keep_freed_memory():
     """glibc gives large blocks back at once and faults them in again at the next step; tell it to keep them.
 
     mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2 GB); elsewhere than on Linux nothing happens. (A higher M_MMAP_THRESHOLD
-    alone is not enough: it is at most 32 MB, and attention of long windows asks for more.)
+    alone is not enough: it is at most 32 MB, and attention of long windows asks for more.) What earlier runs of this process kept
+    goes back first, and their peak is forgotten, so that peak memory is the run's own.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
         libc.mallopt(-4, 0)
         libc.mallopt(-1, 2**31 - 1)
 
@@ -94,8 +100,10 @@ class Keeper(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         self.progress(f"{self.spec.run}  step {state.global_step}/{state.max_steps}")
         # only where the mean loss is logged: what a checkpoint holds is then all there is to know
-        if control.should_log and time.monotonic() - self.saved >= self.every and state.global_step < state.max_steps:
-            control.should_save, self.saved = True, time.monotonic()
+        if control.should_log and state.global_step < state.max_steps:
+            due = torch.tensor(int(time.monotonic() - self.saved >= self.every), device=args.device)
+            if broadcast(due):                       # of several processes the first one's clock decides for all
+                control.should_save, self.saved = True, time.monotonic()
 
     def on_log(self, args, state, control, logs, **kwargs):
         if not math.isfinite(logs.get("loss", 0.0)):
@@ -122,7 +130,7 @@ def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArgumen
     if spec.checkpoint == "best":
         looks |= {"save_strategy": "best", "load_best_model_at_end": True, "metric_for_best_model": "f1"}
     looks |= {"eval_on_start": spec.watched > 0 and not resume}     # a curve begins where training does: a mixture's not at 0
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size // processes, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
         lr_scheduler_type=spec.schedule, warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
@@ -130,10 +138,12 @@ def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArgumen
         use_cpu=spec.threads != "cuda", save_total_limit=2, **looks,
         logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 10), logging_nan_inf_filter=False,
         report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=spec.threads == "cuda")
+    found._n_gpu = min(found.n_gpu, 1)     # or several visible GPUs make a batch of several times batch_size (DataParallel)
+    return found
 
 
 def history(log: list[dict]) -> list[dict]:
-    """One row per epoch from the Trainer's log: mean training loss of the epoch, validation loss, EM and F1."""
+    """One row per look from the Trainer's log: mean training loss since the look before, validation loss, EM and F1."""
     rows, losses, steps, at = [], [], [], 0
     for entry in log:
         if "loss" in entry:
@@ -192,7 +202,9 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
     began, at = time.monotonic(), runs.folder(spec)
     at.mkdir(parents=True, exist_ok=True)
     before = torch.get_num_threads()
-    if spec.threads != "cuda":
+    if spec.threads == "cuda":
+        torch.cuda.reset_peak_memory_stats()         # of the runs before this one
+    else:
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
     try:

@@ -95,6 +95,22 @@ def test_a_mixture_says_what_its_experts_say(experts):
             np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
 
 
+def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
+    """The device `meta` stands for a GPU: it refuses what lies elsewhere."""
+    spec, _, rows, windows, _ = experts
+    mixture, _ = build.build(spec)
+    mixture.prepare(windows, rows)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.zeros(x.shape))
+    assert {x.shape for x in mixture.to("meta").explained(windows, rows).values()} == {(len(windows),)}
+
+
+def test_everything_is_fetched(capsys):
+    p = load(start="relations")
+    study.fetch(p)
+    shown = capsys.readouterr().out
+    assert all(f"{name}: " in shown for name in (*p.domains, *p.few_shot, *p.pools, p.start, "encoder minilm"))
+
+
 def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, monkeypatch):
     """Byte by byte the scores without the store; afterwards no expert is run again."""
     monkeypatch.setattr(scoring, "CACHE", store / "cache")

@@ -1,6 +1,7 @@
 """One run end to end, killed and resumed, its record, its parents; the model against transformers' own."""
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from transformers import BertForQuestionAnswering
 
 from qa_lib import build, data, encoders, runs, scoring, study, train
 from qa_lib.params import ROOT, UserError
+from qa_lib.settings import Layer
 
 
 def scores(record: dict) -> dict:
@@ -61,8 +63,9 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     assert list(study.run(p, live=False).trained) == ["found"]
     # landed and read from there alone
     ledger, examples = runs.ledger([spec]), runs.examples([spec])
-    runs.write(store / "records" / "exbert" / "examples-000.parquet", runs.parquet(examples[:3]))   # a landing that was killed
+    runs.write(store / "records" / "exbert" / "examples-002.parquet", runs.parquet(examples[:3]))   # a landing that was killed
     assert runs.land("exbert", [spec]) == 1 and runs.land("exbert", [spec]) == 0
+    assert sorted(f.stem for f in (store / "records" / "exbert").glob("*.parquet")) == ["examples-002", "examples-003"]
     (store / "runs").rename(store / "gone")
     assert runs.ledger([spec]).equals(ledger)
     assert runs.examples([spec])[examples.columns].equals(examples)
@@ -91,7 +94,22 @@ def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
     assert runs.find(spec) is None and "damaged" in capsys.readouterr().out
     path.write_text("{")
     assert study.missing([spec]) == [spec]
-    assert scores(train.train(spec, progress=lambda line: None)) == scores(first)
+    np.ones(2**27)                                                        # 1 GB, before the run and none of its own
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    again = train.train(spec, progress=lambda line: None)
+    assert scores(again) == scores(first)
+    assert again["peak_memory_mb"] < peak - 500 or not os.access("/proc/self/clear_refs", os.W_OK)
+
+
+def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
+    class Two(train.TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 2
+
+    monkeypatch.setattr(train, "TrainingArguments", Two)
+    spec = runs.plan(tiny())[0]
+    assert train.arguments(spec, 10, False).train_batch_size == spec.batch_size
 
 
 def test_a_record_without_a_test_set_is_incomplete(tiny):
@@ -180,7 +198,11 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     weights = load_file(runs.folder(parent) / "model.safetensors")
     model, _ = build.build(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    inside = child.model_copy(update={"layer": Layer(place="feed_forward", experts=4)})
+    assert build.build(inside)[0].layer.sparse                            # new experts inside an encoder that goes on
     runs.discard(parent, "model.safetensors")
+    with pytest.raises(UserError, match=f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}"):
+        build.build(child)
     assert study.missing([parent, child]) == [parent, child]              # complete as a record, missing for a child
     tokens = {s.hash: 1.0 for s in (parent, child)}
     study._train([parent, child], tokens, 1, study.parents([child]), False)
