@@ -9,6 +9,8 @@ SHELL := bash
 
 REPORTS  := moe exbert
 PROFILES := quick real paper
+# Of a profile, the reports that `make reproduce` and `make data` mean: at paper those whose hub datasets are named.
+reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
 
 # Profile: paper with a CUDA device, quick without. PROFILE= overrides.
 ifdef PROFILE
@@ -59,7 +61,7 @@ profile: ## print the profile in use, and why
 
 # ---- train, collect, report ----
 
-reproduce: $(REPORTS:%=reproduce-%) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
+reproduce: $(foreach r,$(call reports,$(PROFILE)),reproduce-$r) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
 	@cp figures/index-$(PROFILE).html figures/index.html
 	@echo 'page: figures/index.html'
 
@@ -92,7 +94,7 @@ $(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS)
 	@touch -c $@
 
-$(PROFILES:%=figures/index-%.html): figures/index-%.html: $(REPORTS:%=figures/%/$$*/report.html) notebooks/00_overview.ipynb
+$(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(call reports,$$*),figures/$$r/$$*/report.html) notebooks/00_overview.ipynb
 	$(PY) -m qa_lib.overview --profile $*
 
 figures/%: $$(@D)/results.csv $$(inputs)
@@ -165,7 +167,7 @@ lint: | $(SETUP) ## ruff, and notebooks without outputs
 	$(PY) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offline afterwards
-	@for r in $(REPORTS); do $(PY) -m qa_lib.study $$r $(FLAGS) --fetch; done
+	@for r in $(call reports,$(PROFILE)); do $(PY) -m qa_lib.study $$r $(FLAGS) --fetch; done
 
 check-data: | $(SETUP) ## compare the files in DATA= with DATA.md
 	@$(if $(DATA),,$(error check-data needs DATA=folder, the one that holds qa/ and nlu/))

@@ -62,14 +62,15 @@ def fingerprint(name: str, source: str, folder: str | None) -> str:
             else:
                 raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it")
     names = {"train", "test"} if source == "own" else set()     # of files anywhere: their content is their identity
-    kept = d.model_dump(exclude={"test_rows", "cluster", "average", "seen_by", "licence"} | names, exclude_defaults=True)
+    kept = d.model_dump(exclude={"test_rows", "cluster", "average", "seen_by"} | names, exclude_defaults=True)
     return hashlib.sha256(canonical([kept, content]).encode()).hexdigest()
 
 
 def dataset(name: str, source: str, folder: str | None = None) -> Dataset:
     known = params.datasets(source, folder if source == "own" else None)
     if name not in known:
-        raise UserError(f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}")
+        raise UserError(f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}"
+                        + "; name its repository there, or use PROFILE=real DATA=folder" * (source == "hub"))
     return known[name]
 
 
@@ -162,6 +163,9 @@ def mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
         train += random.Random(f"{spec.seed}/{i}").sample(rows, len(rows))[:need]
         share = round(spec.validation_rows * need / sum(spec.rows))
         validation += random.Random(f"validation/{i}").sample(part.validation, len(part.validation))[:share]
+    if spec.validation_rows and not validation:
+        raise UserError(f"none of the {spec.validation_rows} validation rows falls to {', '.join(spec.domains)}; raise "
+                        "validation_rows")
     return train, validation, counts
 
 

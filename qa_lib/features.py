@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset, disable_progress_bars, load_from_disk
 from torch.utils.data import Sampler
 
-from qa_lib.spec import canonical
+from qa_lib.spec import canonical, digest
 
 MAX_QUESTION = 64  # tokens; longer questions are cut so that a window always has room for context (google-research/electra)
 disable_progress_bars()
@@ -33,7 +33,7 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
     """
     identity = [[r["id"], r["question"], r["context"], r["answers"], r["is_impossible"]] for r in rows]
     words = {k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}
-    key = hashlib.sha256(canonical([identity, words, max_length, stride]).encode())
+    key = hashlib.sha256(canonical([identity, words, max_length, stride, digest(Path(__file__))]).encode())   # and this code
     folder = cache / key.hexdigest()[:32]
     if not folder.exists():  # written beside and renamed: a reader never sees half a cache
         half = cache / f"{folder.name}.{os.getpid()}"
@@ -47,7 +47,8 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
 
 def _tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
     questions = [r["question"] for r in rows]
-    cut = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=MAX_QUESTION,
+    room = min(MAX_QUESTION, max_length - stride - 4)          # and for windows that go on by a token at least
+    cut = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=room,
                     return_offsets_mapping=True)["offset_mapping"]
     questions = [q[:o[-1][1]] if o else q for q, o in zip(questions, cut, strict=True)]
     encoded = tokenizer(questions, [r["context"] for r in rows], truncation="only_second", max_length=max_length,

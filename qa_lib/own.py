@@ -73,6 +73,8 @@ def check(p: Exbert):
         if bare := [kind for kind in ("train", "test") if not any(r["answers"]["text"] for r in getattr(part, kind))]:
             raise UserError(f"no row of the {bare[0]} file of {d} has an answer; a row without one is a question its text leaves "
                             "open: add rows with answers")
+        if len({r["id"] for r in part.test}) < len(part.test):
+            raise UserError(f"rows of the test file of {d} share an id; give each an id of its own, or none of them any")
         if len({data.normalised(r["context"]) for r in part.test}) < 2:
             raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
                             "known of others; test on a few hundred rows")
@@ -92,8 +94,10 @@ def main() -> int:
     p = params.from_args(args)
     if bad := [d for d in p.domains if not NAME.fullmatch(d)]:
         raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
-    first = len(exbert.HEADLINE) * len(p.trial_rates) * len(p.trial_epochs)
-    then = len(exbert.HEADLINE) * (len(p.seeds) + (len(p.ratios) - 1) * len(p.side_seeds))
+    dense = len(exbert.DENSE) * ("dense" in p.experiments)
+    first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
+    then = len(exbert.HEADLINE) * (len(p.seeds) + (len(p.ratios) - 1) * len(p.side_seeds)) \
+        + dense * len(p.control_ratios) * len(p.dense_seeds or p.side_seeds)
     print(f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the highest tried; then about "
           f"{then} runs with the rates and epochs they chose; each round says how long it takes", flush=True)
     define(args.name, dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)

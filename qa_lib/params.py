@@ -51,6 +51,8 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
     except yaml.YAMLError as e:
         raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
     return value, {k.value: k.start_mark.line + 1 for k, _ in (node.value if node else [])}
 
 

@@ -11,7 +11,7 @@ Tried = Annotated[list[Positive], Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Dataset(Strict):
@@ -37,7 +37,6 @@ class Dataset(Strict):
     average: Literal["rows", "clusters"] = "rows"   # EM: mean over rows, or within clusters first
     split_seed: int = 0
     seen_by: dict[str, str] = {}          # encoder -> what its card says it saw of this dataset
-    licence: str = ""
 
     @model_validator(mode="after")
     def _splits(self):
@@ -80,6 +79,9 @@ class Study(Strict):
     def _lengths(self):
         if "own" in (self.profile, self.source) and not (self.profile == self.source and self.data):
             raise ValueError("profile: own goes with source own and the file that `make own` writes; start it with make own NAME=…")
+        if self.source == "embedded" and self.profile != "quick":
+            raise ValueError(f"profile: generated text (source embedded) is profile quick; make … PROFILE={self.profile} has other "
+                             "parameters")
         if self.stride >= self.max_length // 2:
             raise ValueError(f"stride: {self.stride} must be below half of max_length {self.max_length}")
         return self

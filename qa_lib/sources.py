@@ -6,6 +6,7 @@ Apart from data.py, which decides what the rows are used for: reading knows form
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from qa_lib import runs
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import digest
 
@@ -37,7 +39,7 @@ def unread(path: Path) -> Iterator[dict | str]:
         else:
             with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
                 yield from lines
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as e:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as e:
         reason = f"no field {e}" if isinstance(e, KeyError) else " ".join(str(e).split())
         hint = "; one row a line is a .jsonl" if path.suffix == ".json" else ""
         raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {FORMATS}") from None
@@ -138,9 +140,7 @@ def revision(repo: str, kind: str = "dataset") -> str:
             pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
         except Exception as e:
             raise offline(f"{kind} {repo} has no pinned revision and", e) from None
-        half = PINS.with_suffix(".half")    # whole or not at all
-        half.write_text("# Commits of hub repositories, written by `make pin` or at first use.\n" + yaml.safe_dump(pins))
-        half.replace(PINS)
+        runs.write(PINS, "# Commits of hub repositories, written by `make pin` or at first use.\n" + yaml.safe_dump(pins))
         print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
     return pins[repo]
 

@@ -69,7 +69,8 @@ def work(spec: Spec) -> float:
 
     scored = sum(tokens(rows) for _, rows in data.tests(spec).values())
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
-    return spec.epochs * share * (tokens(train) + tokens(validation) / 3) + scored / 3
+    looked = spec.looks * (tokens(validation) + tokens(train) * spec.watched / len(train))
+    return spec.epochs * share * (tokens(train) + looked / 3) + scored / 3
 
 
 def rate(spec: Spec) -> float:
@@ -130,7 +131,7 @@ def at_once(specs: list[Spec]) -> int:
 
 def fetch(p):
     """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
-    for name in p.domains:
+    for name in dict.fromkeys([*p.domains, *getattr(p, "few_shot", []), *getattr(p, "pools", []), *filter(None, [p.start])]):
         part = data.splits(name, p.source, p.data, p.bad_rows)
         print(f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
               + "".join(f"; {v} {k}" for k, v in part.counts.items() if v))

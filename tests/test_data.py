@@ -116,6 +116,11 @@ def test_too_few_rows_say_which_set_and_how_many(tiny):
         data.mixture(spec)
 
 
+def test_a_share_of_validation_rows_that_is_none_is_refused(tiny):
+    with pytest.raises(UserError, match="none of the 1 validation rows falls to encyclopaedia, biomedicine; raise"):
+        data.mixture(runs.plan(tiny(validation_rows=1))[0])
+
+
 def test_a_changed_listed_file_is_refused(own, monkeypatch):
     folder = own([row(i) for i in range(9)], [row(9)])
     monkeypatch.setattr(data, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})

@@ -85,7 +85,14 @@ def test_a_long_question_leaves_room_for_context(tokenizer, tmp_path):
         assert np.flatnonzero(window["offsets"][1::2])[0] <= features.MAX_QUESTION + 2
 
 
-def test_the_cache_is_read_again_and_follows_the_content(tokenizer, tmp_path):
+@pytest.mark.parametrize("length, stride", [(32, 15), (64, 10), (96, 40), (128, 63)])
+def test_any_length_and_stride_that_are_taken_leave_room(tokenizer, tmp_path, length, stride):
+    rows = [dict(data.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
+    windows = features.windows(rows, tokenizer, length, stride, tmp_path)
+    assert len(windows) > 1 and all(len(ids) <= length for ids in windows["input_ids"])
+
+
+def test_the_cache_is_read_again_and_follows_content_and_code(tokenizer, tmp_path, monkeypatch):
     rows = data.splits("encyclopaedia", "embedded").train[:20]
     features.windows(rows, tokenizer, 96, 24, tmp_path)
     features.windows(rows, tokenizer, 96, 24, tmp_path)
@@ -93,6 +100,9 @@ def test_the_cache_is_read_again_and_follows_the_content(tokenizer, tmp_path):
     features.windows([dict(rows[0], question="Other?")] + rows[1:], tokenizer, 96, 24, tmp_path)
     features.windows(rows, tokenizer, 96, 16, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(features, "digest", lambda file: "of other code")
+    features.windows(rows, tokenizer, 96, 24, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("order", ["trainer", "sequential", "shuffled"])

@@ -1,4 +1,5 @@
 """Own data: the advice in closed form, mistakes on the command line, and two tiny domains from files to page."""
+import gzip
 import json
 
 import numpy as np
@@ -139,6 +140,12 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert verify.disagreement(p) in ("", None) and "needs more data" in findings.head(p)
 
 
+def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
+    start(monkeypatch, "mine", domains, experiments=["headline", "dense"])
+    told = capsys.readouterr().out
+    assert "15 trials, more where" in told and "then about 5 runs" in told
+
+
 def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
     p = start(monkeypatch, "mine", domains)
     hashes = [s.hash for s in runs.plan(p)]
@@ -178,6 +185,13 @@ def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
         start(monkeypatch, "mine", domains)
 
 
+def test_rows_of_one_id(domains, tmp_path, monkeypatch):
+    file = tmp_path / "clinic" / "test.jsonl"
+    written(file, [json.loads(line) | {"id": "p1"} for line in file.read_text().splitlines()])
+    with pytest.raises(UserError, match="rows of the test file of mine-b share an id; give each an id of its own, or none"):
+        start(monkeypatch, "mine", domains)
+
+
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_a_file_without_any_answer(domains, tmp_path, monkeypatch, kind):
     file = tmp_path / "clinic" / f"{kind}.jsonl"
@@ -211,6 +225,7 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
     ("a.json", b'{"context": "x"}\n{"context": "y"}\n', "cannot be read .*one row a line is a .jsonl"),
     ("a.json", b'{"rows": []}', "cannot be read .no field 'data'"),
     ("a.jsonl.gz", b"not gzip", "cannot be read .Not a gzipped file"),
+    ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 9, "cannot be read .Error -3 while decompressing"),
     ("a.jsonl", b"\xff\xfe", "cannot be read .*utf-8"),
     ("a.parquet", b"no", "cannot be read")])
 def test_a_file_of_another_format(domains, tmp_path, monkeypatch, name, text, words):

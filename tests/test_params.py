@@ -33,6 +33,8 @@ def test_every_yaml_validates(profile):
     ({"full_rows": [100]}, ["full_rows", "at least 2"]),
     ({"sweep_blocks": [0]}, ["sweep_blocks: 0", "greater than 0"]),
     ({"domains": ["news", "news"]}, ["domains: news stands there twice"]),
+    ({"learning_rate": float("inf")}, ["learning_rate: inf", "finite"]),
+    ({"profile": "real"}, ["profile: generated text", "make … PROFILE=real"]),
 ])
 def test_a_wrong_parameter_is_one_sentence(changes, words):
     with pytest.raises(UserError) as e:
@@ -62,6 +64,12 @@ def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
     monkeypatch.setattr(params, "ROOT", tmp_path)
     with pytest.raises(UserError, match=rf"params/quick/exbert.yaml, line {line}: learning_rate: '1e-5' is read as text"):
         params.load("exbert", "quick")
+
+
+def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
+    (tmp_path / "a.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match="a.yaml holds no mapping; write a line key: value"):
+        params.read_yaml(tmp_path / "a.yaml")
 
 
 def test_notebook_names_are_checked():
