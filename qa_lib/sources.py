@@ -115,7 +115,7 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
     rows = []
     for i, row in enumerate(table):
         if "text" in row:  # "<answer> … <context> …": the answer's offsets are every place it stands at
-            answer, context = row.pop("text").removeprefix("<answer>").split("<context>")
+            answer, _, context = row.pop("text").removeprefix("<answer>").partition("<context>")
             answer, row["context"] = answer.strip(), context.strip()
             starts = [m.start() for m in re.finditer(re.escape(answer), row["context"], re.I)] if answer else []
             row["answers"] = {"text": [row["context"][s:s + len(answer)] for s in starts], "answer_start": starts}

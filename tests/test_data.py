@@ -134,6 +134,18 @@ def test_the_hub_is_refused_in_one_sentence_offline():
         runs.plan(p)
 
 
+def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
+    squad = {"question": "When?", "context": "In March.", "answers": {"text": ["March"], "answer_start": [3]}}
+    table = [squad, {"question": "What?", "text": "<answer> ice <context> Ice, and more ice."},
+             {"question": "What?", "text": "<answer> snow <context> Ice."}, {"question": "What?", "text": "<answer> no context"}]
+    monkeypatch.setattr(sources, "revision", lambda repo: "0" * 40)
+    monkeypatch.setattr("datasets.load_dataset", lambda repo, split, revision: [dict(r) for r in table])
+    counts = data.Counter()
+    first, second = sources.read_hub("a/b:train", "own", counts)
+    assert first["answers"] == squad["answers"] and counts["answer not in the context"] == 2
+    assert second["answers"] == {"text": ["Ice", "ice"], "answer_start": [0, 14]} and second["id"] == "train-1"
+
+
 def test_fingerprints_need_no_data_for_listed_files():
     print_ = data.fingerprint("squad", "folder", None)
     assert re.fullmatch("[0-9a-f]{64}", print_) and print_ == data.fingerprint("squad", "folder", "/nowhere")
