@@ -151,8 +151,8 @@ class SpanModel(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
-        """What the collator reads: the windows themselves."""
-        return windows
+        """What sampler and collator read of the windows."""
+        return windows.select_columns(["input_ids", "type_ids", "row", "start_positions", "end_positions"])
 
     def explained(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
         """What a model can say of each window beside logits, (W,) each."""

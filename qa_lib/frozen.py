@@ -43,6 +43,12 @@ def said(model: encoders.SpanModel, tokenizer, spec: Spec, rows: list[dict]) -> 
     return windows, np.split(values["start"], cuts), np.split(values["end"], cuts), loss
 
 
+def forget(spec: Spec):
+    """Drop what weights said that an earlier training of the run left: on a GPU a second one is not the same to the last digit."""
+    for old in (scoring.CACHE / "frozen").glob(f"{spec.hash[:16]}-*"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _stored(key: str, windows: Dataset, precision: str, make: Callable[[], dict[str, np.ndarray]]) -> Path:
     """The folder of what `make` returns, rounded to half precision; made where it is not there."""
     at = scoring.CACHE / "frozen" / f"{key[:16]}-{precision}-{Path(windows.cache_files[0]['filename']).parent.name}"
@@ -65,11 +71,11 @@ def computed(model: encoders.SpanModel, windows: Dataset, tokenizer, precision: 
     hook = model.encoder.register_forward_hook(lambda module, args, out: hidden.append(out.last_hidden_state.float()))
     for part, lengths, batch, out in scoring.batches(model, windows, model.collate(tokenizer), precision):
         states, mask = hidden.pop(), batch["attention_mask"][:, :, None]
-        pooled = ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()                    # (B, D)
+        pooled = (states * mask).sum(1) / mask.sum(1)                                    # (B, D)
+        s, e, m, c = (x.cpu().numpy() for x in (out.start_logits, out.end_logits, pooled, states[:, 0]))
         total += out.loss.item() * len(part)
         for row, (i, n) in enumerate(zip(part, lengths, strict=True)):
-            start[i], end[i] = (x[row, :n].cpu().numpy() for x in (out.start_logits, out.end_logits))
-            mean[i], cls[i] = pooled[row], states[row, 0].cpu().numpy()
+            start[i], end[i], mean[i], cls[i] = s[row, :n], e[row, :n], m[row], c[row]
     hook.remove()
     return {"start": np.concatenate(start), "end": np.concatenate(end), "mean": np.stack(mean), "cls": np.stack(cls)}, \
         total / len(windows)

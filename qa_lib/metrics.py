@@ -44,24 +44,24 @@ def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.nda
     start, end: logits of each window, (T,) each, in the order of `windows` (features.windows).
     null_answers: answer "" where the [CLS] pair beats the best span in every window (SQuAD 2.0).
     """
-    offsets, row_of = windows["offsets"], windows["row"]
+    row_of = list(windows["row"])
     first_of = {row: i for i, row in reversed(list(enumerate(row_of)))}
     answers = [{"text": "", "start": 0, "end": 0, "tokens": 0, "score": -np.inf, "window": first_of[i]} for i in range(len(rows))]
     null = np.full(len(rows), np.inf)
     for at in range(0, len(start), 512):                      # windows of like place, padded to the chunk's longest
-        part = range(at, min(at + 512, len(start)))
+        part, offsets = range(at, min(at + 512, len(start))), windows["offsets"][at:at + 512]
         width = max(len(start[i]) for i in part)
         s, e = (np.full((len(part), width), -np.inf, np.float32) for _ in range(2))
         context = np.zeros((len(part), width), bool)
         for j, i in enumerate(part):
             n = len(start[i])
             s[j, :n], e[j, :n] = start[i], end[i]
-            context[j, :n] = np.asarray(offsets[i])[1::2] > 0
+            context[j, :n] = np.asarray(offsets[j])[1::2] > 0
         for j, (first, last, score) in enumerate(zip(*best_spans(s, e, context, one_token), strict=True)):
             i, row = part[j], row_of[part[j]]
             null[row] = min(null[row], s[j, 0] + e[j, 0])
             if score > answers[row]["score"]:
-                begin, stop = int(offsets[i][2 * first]), int(offsets[i][2 * last + 1])
+                begin, stop = int(offsets[j][2 * first]), int(offsets[j][2 * last + 1])
                 answers[row] = {"text": rows[row]["context"][begin:stop], "start": begin, "end": stop,
                                 "tokens": int(last - first + 1), "score": float(score), "window": i}
     if null_answers:

@@ -85,6 +85,7 @@ class Frozen:
 
     def __post_init__(self):
         self.at = np.cumsum([0, *(len(ids) for ids in self.windows["input_ids"])])
+        self.positions = {k: list(self.windows[k]) for k in ("start_positions", "end_positions")}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -92,10 +93,10 @@ class Frozen:
     def __getitem__(self, key: int | str):
         if isinstance(key, str):
             return self.windows[key]
-        cut, window = slice(self.at[key], self.at[key + 1]), self.windows[int(key)]
+        cut = slice(self.at[key], self.at[key + 1])
         return {"starts": np.stack([s[cut] for s in self.starts]), "ends": np.stack([e[cut] for e in self.ends]),   # (E, T)
                 "x": self.x[key], "weights": self.weights[key],
-                **{k: window[k] for k in ("start_positions", "end_positions")}}
+                **{k: v[key] for k, v in self.positions.items()}}
 
 
 def collate(windows: list[dict]) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ class MoE(nn.Module):
         """x: (B, T, D), mask: (B, T) → (B, T, D), zero where no expert took the token."""
         self.routed = routed = self.router(x, mask)
         expert, gate = routed.expert.flatten(), routed.gate.flatten()                           # (B·T·N,)
-        counts = expert.bincount(minlength=len(self.experts) + 1).tolist()                      # the dropped come last
+        counts = F.one_hot(expert, len(self.experts) + 1).sum(0).tolist()                       # the dropped come last
         order = expert.argsort(stable=True)[:expert.numel() - counts.pop()]                     # (K,)
         token = order // routed.expert.shape[-1]
         weight = gate[order].unsqueeze(-1)

@@ -37,6 +37,19 @@ class Progress:
             self.shown = time.monotonic()
 
 
+def planned(p) -> list[Spec]:
+    """The runs of a report as this machine trains them.
+
+    On a GPU trials are scored on the test sets at once: the best, trained again for its scores, would not be the same to the last
+    digit there, and might no longer be the best.
+    """
+    specs = runs.plan(p)
+    if not torch.cuda.is_available():
+        return specs
+    every = max((s.tests for s in specs), key=len)
+    return [s.model_copy(update={"tests": s.tests or every}).on_gpu() for s in specs]
+
+
 def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
     """The runs to train, parents before children: those without a complete record, and any parent whose weights
     a missing child needs and nobody kept."""
@@ -58,19 +71,23 @@ def parents(specs: list[Spec]) -> set[str]:
     return {p.hash for s in specs for p in s.parents}
 
 
-def work(spec: Spec) -> float:
-    """Tokens a run has to go through, a token that is only scored counting a third. Loads and so checks its data."""
-    train, validation, _ = data.mixture(spec)
-    if spec.gate:                         # on what its experts said, once for all
-        return sum(len(r["context"]) for r in train) / CHARACTERS / 10
+def work(spec: Spec, known: dict[tuple, tuple]) -> float:
+    """Tokens a run has to go through, a token that is only scored counting a third. Loads and so checks its data.
 
+    known: what other runs on as many rows of the same sets were found to have; another seed draws others of like length.
+    """
     def tokens(rows: list[dict]) -> float:
         return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
 
-    scored = sum(tokens(rows) for _, rows in data.tests(spec).values())
+    if (key := (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)) not in known:
+        train, validation, _ = data.mixture(spec)
+        known[key] = tokens(train), tokens(validation), sum(tokens(rows) for _, rows in data.tests(spec).values())
+    train, validation, scored = known[key]
+    if spec.gate:                         # on what its experts said, once for all
+        return train / 10
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
-    looked = spec.looks * (tokens(validation) + tokens(train) * spec.watched / len(train))
-    return spec.epochs * share * (tokens(train) + looked / 3) + scored / 3
+    looked = spec.looks * (validation + train * spec.watched / sum(spec.rows))
+    return spec.epochs * share * (train + looked / 3) + scored / 3
 
 
 def rate(spec: Spec) -> float:
@@ -104,7 +121,8 @@ def kind(spec: Spec) -> tuple:
 
 def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
     """(tokens of each run, hours in all, disk in GB). Raises UserError where the disk is too small."""
-    tokens = {s.hash: work(s) for s in todo}
+    known: dict[tuple, tuple] = {}
+    tokens = {s.hash: work(s, known) for s in todo}
     kinds = {kind(s): s.parents[0] if s.gate else s for s in todo}
     speed = {k: rate(s) for k, s in kinds.items()}
     hours = sum(tokens[s.hash] / speed[kind(s)] for s in todo) / 3600
@@ -145,7 +163,7 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
 
     Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
     """
-    specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
+    specs = planned(p)
     todo = missing(specs, fresh)
     known = len({s.hash for s in specs})
     print(f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train", flush=True)
@@ -163,7 +181,7 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
                 tokens = _announce(todo, many, yes)
                 if not dry_run:
                     _train(todo, tokens, many, parents(todo), live)
-        specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(p)]
+        specs = planned(p)
         if not dry_run and missing(specs, fresh):  # what trials have decided
             frame = run(p, workers, fresh, yes, dry_run, live)
             return frame.assign(trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now"))

@@ -134,7 +134,8 @@ def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArgumen
         output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size // processes, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
         lr_scheduler_type=spec.schedule, warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
-        max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16", tf32=spec.threads == "cuda" or None,
+        max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16",
+        tf32=(spec.threads == "cuda" and spec.precision == "fp32") or None,   # a bf16 run keeps in fp32 what must not be rounded
         use_cpu=spec.threads != "cuda", save_total_limit=2, **looks,
         logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 10), logging_nan_inf_filter=False,
         report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=spec.threads == "cuda")
@@ -176,10 +177,15 @@ def routing(log: list[dict]) -> list[dict]:
 
 
 def environment(spec: Spec) -> dict:
-    """What made a run: the machine, the versions, the commit. No host name, no path."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain", "--", "qa_lib", "params"], capture_output=True, text=True).stdout
+    """What made a run: the machine, the versions, the commit (QA_COMMIT, of files that came without git). No host name or path."""
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+        except OSError:                              # a machine without git
+            return ""
+
+    commit = os.environ.get("QA_COMMIT") or git("rev-parse", "HEAD")
+    dirty = git("status", "--porcelain", "--", "qa_lib", "params")
     cuda = spec.threads == "cuda"
     model = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")] \
         if Path("/proc/cpuinfo").exists() else []
@@ -243,6 +249,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         past = history(trainer.state.log_history)
         scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, []
         said = scoring.said if not keep_weights or spec.gate else frozen.said     # a mixture may ask for the same again
+        frozen.forget(spec)
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
             model.tally = 0

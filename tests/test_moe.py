@@ -122,6 +122,9 @@ def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, 
         assert all(np.array_equal(a, b) for x, y in zip(plain, kept, strict=True) for a, b in zip(x, y, strict=True))
         read = frozen.outputs(e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision)
         assert np.array_equal(read.start, np.concatenate(plain[0]).astype(np.float16))
+        frozen.forget(e)                                          # trained again: what earlier weights said does not count
+        with pytest.raises(pytest.fail.Exception, match="run again"):
+            frozen.outputs(e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision)
 
 
 def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkeypatch):

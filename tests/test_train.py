@@ -101,6 +101,25 @@ def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
     assert again["peak_memory_mb"] < peak - 500 or not os.access("/proc/self/clear_refs", os.W_OK)
 
 
+def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
+    def absent(*args, **kwargs):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(train.subprocess, "run", absent)
+    spec = runs.plan(tiny())[0]
+    assert (train.environment(spec)["commit"], train.environment(spec)["dirty"]) == ("unknown", False)
+    monkeypatch.setenv("QA_COMMIT", "0123abc")
+    assert train.environment(spec)["commit"] == "0123abc"
+
+
+def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
+    p = tiny(arms=["tuned"], experiments=["headline"])
+    trials = runs.plan(p)
+    assert trials and not any(s.tests for s in trials if s.arm == "tuned") and study.planned(p) == trials
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert all(s.tests == p.domains and s.threads == "cuda" for s in study.planned(tiny(arms=["tuned", "printed"])))
+
+
 def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
     class Two(train.TrainingArguments):
         def __post_init__(self):
