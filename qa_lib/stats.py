@@ -56,7 +56,7 @@ class Part:
     v: float                      # variance over test questions, common to all seeds
     clusters: float               # K, of the smallest of its test sets
     rounding: float               # variance of the mean of d, for a metric without questions: it shrinks with n
-    weights: pd.DataFrame         # (n, runs), of each run in each d
+    weights: pd.DataFrame         # (n, runs × sets), of each run on each test set in each d
     key: tuple                    # parts with the same key share a variance
 
 
@@ -114,10 +114,10 @@ def part(c: Contrast, label: str, sides: list[dict], ledger: pd.DataFrame, draws
     used = [sorted({k for x in side for k in x}) for side in keys]
     if len(used) > 1 and used[0] == used[1]:
         raise KeyError("its two sides are the same runs at these sizes")
-    rows = [(s, k[0], sign / len(side)) for sign, side in zip((1, -1, -1, 1), keys, strict=False)
+    rows = [(s, *k[:2], sign / len(side)) for sign, side in zip((1, -1, -1, 1), keys, strict=False)
             for x in side for s, k in zip(seeds, x, strict=True)]
-    weights = pd.DataFrame(rows).pivot_table(index=0, columns=1, values=2, aggfunc="sum", fill_value=0.0)
-    scores = ledger.loc[ledger["run"].isin(weights), ["run", "set", "metric", "value"]]
+    weights = pd.DataFrame(rows).pivot_table(index=0, columns=[1, 2], values=3, aggfunc="sum", fill_value=0.0)
+    scores = ledger.loc[ledger["run"].isin(weights.columns.get_level_values(0)), ["run", "set", "metric", "value"]]
     value = {(run, name, metric): x for run, name, metric, x in scores.itertuples(index=False)}
     times = len(next(iter(draws.values()), [0, 0]))
     mean = [np.array([[value[k] for k in x] for x in side]).mean(0) for side in keys]                # (cells, n) → (n,)
@@ -239,7 +239,7 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
             row |= {"part": x.label, "parts": len(parts), "n": min(e[4] for e in estimates), "d": d, "low": low, "high": high,
                     "p": p[worst] if nu else np.nan, "s2": s2, "nu": nu, "v": v, "clusters": x.clusters, "levene": levene,
                     "dropped": tuple(sorted({s for y in parts for s in y[0].dropped})),
-                    "run": tuple(sorted({r for y in parts for r in y[0].weights}))}
+                    "run": tuple(sorted({r for y in parts for r, _ in y[0].weights}))}
         table.append(row)
     if primary := [r for r in table if r["primary"] and not r["verdict"] and np.isfinite(r["p"])]:
         for r, p in zip(primary, multipletests([r["p"] for r in primary], method="holm")[1], strict=True):

@@ -415,6 +415,13 @@ def test_a_run_is_not_compared_with_itself():
 
 # ---- losses and epochs ----
 
+def test_a_run_is_compared_with_itself_on_another_set():
+    """Its two scores do not cancel: there are as many degrees of freedom as seeds, less one."""
+    sides = {"ours": {"variant": "v-db", "set": "first"}, "against": {"variant": "v-db", "set": "second"}, "set": None}
+    row = judged(claim(contrast=sides), plant({("v-db", 0.8): 0.0}, seeds=4))
+    assert row["nu"] == pytest.approx(3) and row["low"] < row["d"] < row["high"]
+
+
 def test_curves_and_whole_epochs():
     rows = [{"run": f"{v}-s{s}", "variant": v, "seed": s, "ratio": 0.8, "size": "full", "validation_rows": 500, "epoch": float(e),
              "step": e, "train_loss": 3.0 - e / 4, "validation_loss": 2.0 + abs(e - best) / 10 + s / 100, "validation_em": 1.0,
