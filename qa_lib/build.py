@@ -79,12 +79,18 @@ def mixture(spec: Spec):
         ems = [scoring.score(m, tokenizer, spec, data.mixture(spec)[1])[1]["exact_match"] for m in alone]
         return alone[int(np.argmax(ems))], tokenizer
     gate = moe.MLP(dim, len(experts), p) if p.rule == "learned" else None
+    if p.input == "dataset" and gate:             # few examples must move it: from equal weights, not from random ones
+        torch.nn.init.zeros_(gate[0].weight)
+        torch.nn.init.zeros_(gate[0].bias)
     return moe.Mixture(gate, p.mixed, prepare), tokenizer
 
 
 def size(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
-    """Parameters of a run's model, and those that a token meets; of a mixture also its experts', which all do."""
-    own = sum(p.numel() for p in model.parameters())
-    others = sum(p.numel() for e in spec.parents for p in build(e.model_copy(update={"parents": []}))[0].parameters()) \
-        if spec.gate else 0
+    """Parameters of a run's model, and those that a token meets; of a mixture also its experts' and, where its gate sees states of
+    the encoder as it was, that one's, which all do."""
+    own, beside = sum(p.numel() for p in model.parameters()), []
+    if spec.gate:
+        beside = [build(e.model_copy(update={"parents": []}))[0] for e in spec.parents]
+        beside += [encoders.load(spec.encoder)[0]] * (spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls"))
+    others = sum(p.numel() for m in beside for p in m.parameters())
     return own + others, (model.active_parameters() if spec.layer else own) + others

@@ -116,7 +116,7 @@ COMBINED = ("others", "oracle")   # rules that need no mixture: scores of the ex
 
 def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
     """Scores on each test set, and its examples. others: the mean of the experts of other datasets; oracle: of each question the
-    best expert's, which no gate can pass."""
+    best expert's, which no choice among their answers can pass (mixed scores can give an answer that none of them gave)."""
     every, frames, scores = runs.experts(spec), [], {}
     for name in spec.tests:
         rows = every[(every["set"] == name) & ((spec.gate.rule != "others") | (every["expert"] != name))]
@@ -159,11 +159,14 @@ def trained(p: Moe, shared: dict, variant: str, domains: dict[str, int] | None =
 
 def mixed(p: Moe, shared: dict, variant: str, experts: list[Spec], gate: dict | None = None, **fields) -> Spec:
     """A mixture of experts; its gate learns on what the baseline learns on."""
-    given = {"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {})
-    return trained(p, shared, variant, gate=Gate(**given), parents=experts, **{
-        "learning_rate": p.gate_rate, "epochs": p.gate_epochs, "batch_size": p.gate_batch, "checkpoint": "last"} | fields)
+    g = Gate(**{"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {}))
+    return trained(p, shared, variant, gate=g, parents=experts, **{
+        "learning_rate": p.gate_rate, "epochs": p.gate_epochs, "batch_size": p.gate_batch,
+        "checkpoint": p.checkpoint if g.rule == "learned" else "last"} | fields)
 
 
+# One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from equal weights on (chosen).
+TOLD = {"learning_rate": 0.1, "epochs": 50.0, "schedule": "linear"}
 FEW = {"looks": 1, "watched": 0, "validation_rows": 0, "checkpoint": "last"}   # too few rows to set any aside
 
 
@@ -201,7 +204,7 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
         for name, rule in RULES.items():
             within = {"tests": p.domains} if rule in ("own", "others") else {}   # a new domain has no expert of its own
             found += [mixed(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
-        found += [mixed(p, shared, "told-dataset", experts, {"input": "dataset", "layers": 1}, domains=few_rows, **FEW)]
+        found += [mixed(p, shared, "told-dataset", experts, {"input": "dataset", "layers": 1}, domains=few_rows, **FEW | TOLD)]
     if "gates" in p.experiments:
         found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
         found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]

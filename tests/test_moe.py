@@ -104,6 +104,31 @@ def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
     assert {x.shape for x in mixture.to("meta").explained(windows, rows).values()} == {(len(windows),)}
 
 
+def test_weights_told_the_dataset_are_fitted(experts):
+    """From equal weights to nearly the lowest loss there is on the few examples, as L-BFGS finds it."""
+    told = next(s for s in runs.plan(load(experiments=["mixture", "controls"])) if s.variant == "told-dataset")
+    train.train(told, progress=lambda line: None, keep_weights=True)
+    mixture, tokenizer = build.build(told)
+    rows, _, _ = data.mixture(told)
+    made = mixture.prepare(features.windows(rows, tokenizer, told.max_length, told.stride, scoring.CACHE), rows)
+    batch = moe.collate([made[i] for i in range(len(made))])
+    mixture.load_state_dict(build.left(told))
+    fitted = mixture(**batch).loss.item()
+    mixture, _ = build.build(told)
+    search = torch.optim.LBFGS(mixture.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+    equal = mixture(**batch).loss.item()
+
+    def loss():
+        search.zero_grad()
+        found = mixture(**batch).loss
+        found.backward()
+        return found
+
+    search.step(loss)
+    best = mixture(**batch).loss.item()
+    assert best < equal - 0.01 and fitted - best < 0.05 * (equal - best)
+
+
 def test_everything_is_fetched(capsys):
     p = load(start="relations")
     study.fetch(p)
