@@ -87,8 +87,9 @@ def stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
         if new and wide:
             step = 9.6 / len(wide)
             for i, text in enumerate(wide):
-                axes.add_patch(plt.Rectangle((0.2 + i * step, y + 0.12), 0.86 * step, 0.62, facecolor="white", edgecolor="#d55e00"))
-                axes.text(0.2 + (i + 0.43) * step, y + 0.43, text, ha="center", va="center", fontsize=8)
+                axes.add_patch(plt.Rectangle((0.2 + (i + 0.07) * step, y + 0.12), 0.86 * step, 0.62, facecolor="white",
+                                             edgecolor="#d55e00"))
+                axes.text(0.2 + (i + 0.5) * step, y + 0.43, text, ha="center", va="center", fontsize=8)
         y += tall
         if (name, does, new) != boxes[-1]:
             axes.annotate("", (5, y + 0.28), (5, y), arrowprops={"arrowstyle": "->", "color": "0.35"})

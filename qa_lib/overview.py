@@ -47,7 +47,8 @@ def board(profile: str) -> pd.DataFrame:
     parts = []
     for slug in TITLES:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
-                                "printed": verify.stated(c), "confound": c.confound} for c in claims.claims(slug)])
+                                "printed": verify.stated(c), "printed_unit": verify.printed_unit(c), "confound": c.confound}
+                               for c in claims.claims(slug)])
         found = runs.FIGURES / slug / profile / "claims.csv"
         empty = dict.fromkeys(EFFECTS, math.nan) | {
             "n": 0, "verdict": "not tested: not run at this profile", "part": "", "rows": "", "run": ""}

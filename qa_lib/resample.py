@@ -72,6 +72,7 @@ def resample(ledger: pd.DataFrame, examples: pd.DataFrame, times: int = 1000, se
                 raise UserError(f"{names[off[best].argmax()]}: ledger and examples disagree about {metric} on {name}")
             way, moments = ways[best]
             found |= zip([(run, name, metric) for run in names], way(moments, weights).T, strict=True)
-    for x in ledger[ledger["metric"] == "best_epoch"].drop_duplicates("run").itertuples():
-        found[x.run, x.set, x.metric] = x.value + rng.uniform(-0.5, 0.5, times)   # the lowest loss lies within that epoch
+    for x in ledger[ledger["metric"].isin(["best_epoch", "plateau"])].drop_duplicates(["run", "metric"]).itertuples():
+        step = 1 if x.metric == "best_epoch" else 100 / (x.looks * x.epochs)      # the lowest loss, or the end of the rise, lies
+        found[x.run, x.set, x.metric] = x.value + rng.uniform(-step / 2, step / 2, times)   # within that epoch, or that look
     return found

@@ -55,8 +55,8 @@ def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.Dat
 
 
 def values(ledger: pd.DataFrame, **which) -> pd.Series:
-    """EM of the runs whose columns are as given, one value a seed."""
-    which |= {"metric": "em"}
+    """EM, or another metric, of the runs whose columns are as given, one value a seed."""
+    which = {"metric": "em"} | which
     return ledger[(ledger[[*which]] == pd.Series(which)).all(axis=1)].set_index("seed")["value"]
 
 
@@ -190,17 +190,19 @@ def miscalibrated(bins: pd.DataFrame) -> float:
 
 def overruled(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
     """Table 3 by rule: of each dataset of the first pool, ids in order, the first two questions on which the mixture is wrong, the
-    expert with the largest weight is wrong and another is right; and a sentence that counts them, and the reverse."""
+    expert with the largest weight is wrong and another is right; and a sentence that counts how often the gate finds the one
+    expert that is right."""
     experts, rows = (x[x["set"] == P.pools[0]] for x in (runs.experts(mixture), runs.examples([mixture])))
     rows = rows.set_index("id").sort_index()
     right = experts.pivot(index="id", columns="expert", values="em").loc[rows.index, P.domains].gt(0)
     gate = rows[[f"gate_{k + 1}" for k in range(len(P.domains))]].set_axis(P.domains, axis=1)
     trusted = pd.Series(right.to_numpy()[np.arange(len(rows)), gate.to_numpy().argmax(1)], rows.index)
-    lost, won = ~trusted & right.any(axis=1) & rows["em"].eq(0), trusted & (right.sum(axis=1) == 1) & rows["em"].gt(0)
+    lost, one = ~trusted & right.any(axis=1) & rows["em"].eq(0), right.sum(axis=1) == 1
     shown = rows[lost].groupby("part", sort=False).head(2).sort_values("part").index
     cells = {d: gate.loc[shown, d].map("{:.2f}".format) + right.loc[shown, d].map({True: ", right", False: ", wrong"})
              for d in P.domains}
     runs_ = tuple(dict.fromkeys([*rows["run"], *experts["run"]]))
-    text = (f"Of {len(rows)} questions the mixture gets {lost.sum()} wrong where it trusts a wrong expert most and one is right, "
-            f"and {won.sum()} right where it trusts the only right expert most.")
+    text = (f"Of {len(rows)} questions {one.sum()} are answered right by one expert alone; the gate trusts that one most on "
+            f"{(one & trusted).sum()} of them, by chance it would be {one.sum() / len(P.domains):.0f}. The mixture is right on "
+            f"{(one & trusted & rows['em'].gt(0)).sum()} of those, and wrong on {(one & lost).sum()} of the others.")
     return pd.DataFrame({"dataset": rows.loc[shown, "part"], "id": shown, **cells, "run": [runs_] * len(shown)}), text

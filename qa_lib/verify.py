@@ -26,8 +26,14 @@ def stated(claim: claims.Claim) -> str:
 
 
 def printed(row) -> str:
-    """The printed value of a row of `table`, with its unit; of a claim about EM and F1 the range holds both gaps."""
-    return "–" if row.printed == "–" else f"{row.printed} {row.unit}" + " or F1" * (row.unit == "EM" and "F1" in row.part)
+    """The printed value of a row of `table`, with its unit."""
+    return "–" if row.printed == "–" else f"{row.printed} {row.printed_unit}"
+
+
+def printed_unit(claim: claims.Claim) -> str:
+    """The unit of what is printed: of a claim about EM and F1 the range holds both gaps."""
+    both = claim.contrast and {"em", "f1"} <= set(np.ravel(claim.contrast.metric))
+    return "EM or F1" if both and claim.unit == "EM" else claim.unit
 
 
 def found(row, digits: int = 1, which: str = "") -> str:
@@ -61,7 +67,8 @@ def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
 
 
 def table(P) -> pd.DataFrame:
-    """A row a claim: claim, where, says, printed, unit, ours, low, high (95 %), part, n, verdict, tuned, control, primary, run.
+    """A row a claim: claim, where, says, printed, printed_unit, unit, ours, low, high (95 %), part, n, verdict, tuned, control,
+    primary, run.
 
     ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. part: of a
     claim about several sets or metrics the one that ours is of, that with the largest p. tuned: the verdict in the arm in which
@@ -81,9 +88,10 @@ def table(P) -> pd.DataFrame:
     controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
     control, rows = judged(list(controlled.values()), "printed"), []
     for c in listed:
-        row = {"claim": c.id, "where": c.where, "says": c.says, "printed": stated(c), "unit": c.unit,
-               **effect(c, plain.loc[c.id], P.domains), "n": plain["n"][c.id], "verdict": plain["verdict"][c.id],
-               "tuned": tuned["verdict"][c.id], "control": "", "primary": c.primary, "run": plain["run"][c.id],
+        row = {"claim": c.id, "where": c.where, "says": c.says, "printed": stated(c),
+               "printed_unit": printed_unit(c), "unit": c.unit, **effect(c, plain.loc[c.id], P.domains),
+               "n": plain["n"][c.id], "verdict": plain["verdict"][c.id], "tuned": tuned["verdict"][c.id],
+               "control": "", "primary": c.primary, "run": plain["run"][c.id],
                "control_ours": np.nan, "control_low": np.nan, "control_high": np.nan, "control_part": ""}
         row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
         if c.id in controlled:

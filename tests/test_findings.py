@@ -18,7 +18,7 @@ def inputs(report: str) -> dict:
         p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
         specs, claims = runs.plan(p), verify.table(p)
         if report == "moe":
-            experts = runs.histories(list(next(s.parents for s in specs if s.variant == "moe")))
+            experts = runs.histories([e for s in specs if s.variant == "moe" for e in s.parents])
             return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}
         trials = tables.trials([s for s in specs if s.variant.endswith("-trial")])
         return {"P": p, "ledger": tables.named(runs.ledger([s for s in specs if s.tests])), "trials": trials, "claims": claims,

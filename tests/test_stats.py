@@ -441,6 +441,14 @@ def test_curves_and_whole_epochs():
         stats.curves(pd.DataFrame(rows).assign(validation_loss=np.nan))
 
 
+def test_the_end_of_a_rise_is_known_to_a_look():
+    """Two looks an epoch, three epochs: each plateau lies within a sixth of the steps, however alike the seeds are."""
+    row = {"set": "training", "metric": "plateau", "looks": 2, "epochs": 3.0, "value": 50.0, "n": 7}
+    drawn = resample(pd.DataFrame([row | {"run": r} for r in "ab"]), pd.DataFrame(columns=["run", "set", "cluster"]))
+    for x in drawn.values():
+        assert abs(x - 50).max() < 100 / 12 and x.std() == pytest.approx(100 / 6 / 12 ** 0.5, rel=0.1)
+
+
 # ---- power, coverage ----
 
 def test_one_score_of_one_run_has_the_binomial_error():
@@ -585,7 +593,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
     effects = {f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high", "part")}
-    others = {"where", "says", "printed", "unit", "n", "verdict", "tuned", "control", "primary", "run"}
+    others = {"where", "says", "printed", "printed_unit", "unit", "n", "verdict", "tuned", "control", "primary", "run"}
     assert set(table.columns) == effects | others
     eight = table.loc["squad-plus-8"]
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
