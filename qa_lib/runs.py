@@ -144,13 +144,18 @@ def find(spec: Spec, fresh: bool = False) -> dict | None:
     return None
 
 
+def command(x) -> str:
+    """What makes the runs of a page's parameters, or a run."""
+    return "make own NAME=…" if x.profile == "own" else f"make train-{x.report} PROFILE={x.profile}"
+
+
 def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
     """Each training with its record. Raises UserError where one is missing: no number without evidence."""
     found = [(s, find(s)) for s in specs]
     if missing := [s.run for s, r in found if r is None]:
-        how = f"make train-{specs[0].report} PROFILE={specs[0].profile}" if specs[0].profile != "own" else "make own NAME=…"
+        more = f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
         raise UserError(f"{len(set(missing))} of {len({s.hash for s in specs})} runs have no record, first {missing[0]}; "
-                        f"{how}{f' SIZE={specs[0].size} DATA=folder' * (specs[0].profile == 'real')} makes them")
+                        f"{command(specs[0])}{more} makes them")
     return found
 
 

@@ -191,8 +191,7 @@ def main() -> int:
         print(runs.page(P) / "claims.csv")
         print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):
-        how = f"make train-{P.report} PROFILE={P.profile}" if P.profile != "own" else "make own NAME=…"
-        print(f"results.csv and the records disagree, first about {run}; {how} writes it from the records")
+        print(f"results.csv and the records disagree, first about {run}; {runs.command(P)} writes it from the records")
         return 1
     return 0
 
