@@ -148,13 +148,14 @@ def _until(units: list[str], rows: list[dict], unit: str, n: int) -> list[str]:
 def mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     """Training rows of a run, domain after domain, its validation rows in the same proportions, and counts.
 
-    The sample is the start of one permutation per (seed, domain): mixtures of one seed share what they can.
+    The sample is the start of one permutation per (seed, place of the domain): mixtures of one seed share what they can.
     Raises UserError where a set has fewer rows than the mixture needs.
     """
     parts = [splits(n, spec.source, spec.folder, spec.bad_rows) for n in spec.domains]
     held = {pair(r) for p in parts for r in p.test + p.validation}
     train, validation, counts = [], [], Counter()
-    for i, (name, part, need) in enumerate(zip(spec.domains, parts, spec.rows, strict=True)):
+    places = spec.places or range(len(parts))
+    for i, name, part, need in zip(places, spec.domains, parts, spec.rows, strict=True):
         rows = [r for r in part.train if pair(r) not in held]
         counts += part.counts + Counter({"copies of other sets' rows dropped": len(part.train) - len(rows)})
         if len(rows) < need:

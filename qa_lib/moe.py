@@ -151,9 +151,11 @@ def plan(p: Moe) -> list[Spec]:
 
 
 def trained(p: Moe, shared: dict, variant: str, domains: dict[str, int] | None = None, **fields) -> Spec:
-    """A run on so many rows of each domain; by default on all in-domain ones."""
+    """A run on so many rows of each domain; by default on all in-domain ones. Alone or together, a domain gives the same rows."""
     names = domains or dict.fromkeys(p.domains, p.train_rows)
+    places = [[*p.domains, *p.few_shot].index(n) for n in names]
     return Spec(**shared | {"variant": variant, "domains": list(names), "rows": list(names.values()),
+                            "places": None if places == list(range(len(places))) else places,
                             "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]} | fields)
 
 

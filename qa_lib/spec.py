@@ -25,6 +25,7 @@ class Spec(Strict):
     domains: list[str]                    # label
     fingerprints: list[str]               # of the domains: their definition and their files
     rows: list[int]                       # training rows of each domain
+    places: list[int] | None = None       # which permutation each domain's rows are the start of; None: 0, 1, …
     validation_rows: int
     tests: list[str]                      # label: a run may be scored on more sets later
     order: Literal["trainer", "sequential", "shuffled"] = "trainer"

@@ -273,6 +273,22 @@ def test_the_real_plan_covers_the_claims():
         assert not c.control or c.control in names, c.id
 
 
+def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
+    """Drawn alone or with others, for training and for validation; so the gate meets every expert on rows it has learnt."""
+    specs = {s.variant: s for s in whole_plan(experiments=["mixture", "controls", "outside"]) if s.seed == 0}
+    drawn = {v: data.mixture(s)[:2] for v, s in specs.items() if not s.gate or s.gate.rule == "learned"}
+
+    def ids(variant: str, part: int, name: str) -> list[str]:
+        return [r["id"] for r in drawn[variant][part] if r["domain"] == name]
+
+    for name in specs["baseline"].domains:
+        assert ids(f"expert-{name}", 0, name) == ids("baseline", 0, name) == ids("moe", 0, name)
+        for_all = ids("baseline", 1, name)
+        assert for_all and ids(f"expert-{name}", 1, name)[:len(for_all)] == for_all
+    for name in specs["told-dataset"].domains:
+        assert ids(f"outside-{name}", 0, name) == ids("told-dataset", 0, name) == ids("moe-outside", 0, name)
+
+
 def test_no_out_of_domain_test_text_is_ever_trained_on():
     for spec in whole_plan(experiments=Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]):
         held = {data.normalised(r["context"]) for name in moe_tests(spec) for r in data.splits(name, spec.source).test}
