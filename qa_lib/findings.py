@@ -73,7 +73,7 @@ def state(P, claims: pd.DataFrame) -> str:
     judged = claims[~kind.isin(["inconclusive", verify.UNTESTED])]
     return (f"{(kind == 'inconclusive').sum()} of {len(claims)} claims stay inconclusive, {(kind == verify.UNTESTED).sum()} are "
             f"not tested; the {len(judged)} others rest on {judged['run'].nunique()} different sets of runs."
-            + " Below three seeds a claim can be refuted, never confirmed." * (len(P.seeds) == 2)
+            + " Below three seeds a claim can be refuted, never confirmed." * (len(getattr(P, "side_seeds", None) or P.seeds) == 2)
             + " One seed gives no interval: what stands here is observed, not decided." * (len(P.seeds) == 1))
 
 
@@ -189,20 +189,20 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
     def say(model: str, *sets: str) -> str:
         return " and ".join(spread(tables.values(scores, variant=model, set=on)) for on in sets or [far])
 
-    below = (("moe", "moe-dev"), (anew, "reinit-dev"), (f"moe-{anew}", "moe-reinit-dev"))
+    below = [(name, m, c) for name, m, c in (("the mixture", "moe", "moe-dev"), (f"Reinit-{P.reinit_blocks}", anew, "reinit-dev"), (
+        "the mixture of re-initialised experts", f"moe-{anew}", "moe-reinit-dev")) if m in set(scores["variant"])]
     own = [f"{d} {say('own-expert', d)} against {say('baseline', d)}" for d in P.domains]
     inside = [f"{say('moe', d)} on {d} (equal weights {say('uniform-weights', d)})" for d in P.domains]
     best = experts.loc[experts.groupby("run")["validation_f1"].idxmax()]
     rising = (best["epoch"] > best["epochs"] - 1).all()
     reload, room = f"reload-{P.reinit_blocks}", max(em("oracle", on) - em("baseline", on) for on in (far, test))
     return prose([
-        (all(em("baseline") - em(m) > 2 * float(printed[c]) for m, c in below),
+        (all(em("baseline") - em(m) > 2 * float(printed[c]) for _, m, c in below),
          "**What reproduces, and what does not.** Nothing that was tried beats one model of all the data; the report finds that "
          f"too. But there the others come close, and here they are far below: on {far} the baseline has an EM of "
-         f"{say('baseline')}, the mixture {say('moe')}, Reinit-{P.reinit_blocks} {say(anew)}, the mixture of re-initialised "
-         f"experts {say(f'moe-{anew}')} (printed, below the baseline: {printed['moe-dev']}, "
-         f"{printed['reinit-dev']} and {printed['moe-reinit-dev']}; by the starter code's rule, under which these were made, ours "
-         f"are {starter('moe')}, {starter(anew)} and {starter(f'moe-{anew}')} below it)."),
+         f"{say('baseline')}, " + ", ".join(f"{name} {say(m)}" for name, m, _ in below) + " (printed, below the baseline: "
+         f"{', '.join(printed[c] for *_, c in below)}; by the starter code's rule, under which these were made, ours are "
+         f"{', '.join(starter(m) for _, m, _ in below)} below it)."),
         (rising and room < 2 and all(em("own-expert", d) < em("baseline", d) for d in P.domains),
          "**Why the mixture loses.** Each of its experts has a third of the baseline's rows at the same number of "
          f"epochs, and at the report's rate ({rate(P.learning_rate)}, for a larger encoder) each is best in its last epoch, still "
@@ -225,6 +225,8 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
          "together is not said), and of MiniLM, which is smaller than DistilBERT and has met two of the in-domain datasets "
          "(section Data). "
          f"{'' if 'tuned' in P.arms else 'They are at the rate and epochs of the report; equal trials were not run. '}"
+         f"{'' if 'moe-reinit' in P.experiments else 'Of the mixture of re-initialised experts there are none yet. '}"
+         f"There are {len(P.seeds)} seeds{f', of blocks started anew {len(P.side_seeds)}' if P.side_seeds else ''}. "
          f"{state(P, claims)}"),
         (rising and room < 2,
          "**To someone who wants to use the idea.** Train the experts first, each until its validation score stops rising, at a "

@@ -132,6 +132,7 @@ def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
 
 # ---- the runs of the report ----
 
+CENTRAL = ("mixture", "controls", "gates")   # parts of the central comparison: with all seeds
 RULES = {"uniform-weights": "uniform", "best-single": "best", "own-expert": "own", "other-experts": "others", "oracle": "oracle"}
 
 
@@ -192,34 +193,37 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
 
     found, top, few_rows = compared(p, shared, "baseline"), p.reinit_blocks, dict.fromkeys(p.few_shot, p.few_rows)
     *experts, moe = compared(p, shared, "moe")
-    if "mixture" in p.experiments:
+    parts = {x for x in p.experiments if x in CENTRAL or shared["seed"] in (p.side_seeds or p.seeds)}
+    if "mixture" in parts:
         found += [*experts, moe]
-    if "reinit" in p.experiments:
-        found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)] + compared(p, shared, f"moe-reinit-{top}")
+    if "reinit" in parts:
+        found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)]
         found += [run(f"reload-{top}", reinit=top, reinit_from="lower")]
-    if "longer" in p.experiments:
+    if "moe-reinit" in parts:
+        found += compared(p, shared, f"moe-reinit-{top}")
+    if "longer" in parts:
         found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
-    if "last" in p.experiments:
+    if "last" in parts:
         found += [run("baseline-last", checkpoint="last")]
         found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
-    if "controls" in p.experiments:
+    if "controls" in parts:
         for name, rule in RULES.items():
             within = {"tests": p.domains} if rule in ("own", "others") else {}   # a new domain has no expert of its own
             found += [mixed(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
         found += [mixed(p, shared, "told-dataset", experts, {"input": "dataset", "layers": 1}, domains=few_rows, **FEW | TOLD)]
-    if "gates" in p.experiments:
+    if "gates" in parts:
         found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
         found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]
         found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
     few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
-    if "few-shot" in p.experiments:           # as many steps with altered copies as without
+    if "few-shot" in parts:           # as many steps with altered copies as without
         found += [run("few-shot", **few), run("few-shot-augmented", **few | {
             "augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)})]
-    if "outside" in p.experiments:
+    if "outside" in parts:
         more = [run(f"outside-{d}", **few | {"domains": {d: p.few_rows}}) for d in p.few_shot]
         every = dict.fromkeys(p.domains, p.train_rows) | few_rows
         found += [*experts, *more, mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW)]
-    if "clusters" in p.experiments:
+    if "clusters" in parts:
         alike = [run(f"expert-cluster-{k + 1}", cluster=[k, p.clusters]) for k in range(p.clusters)]
         found += [*alike, mixed(p, shared, "moe-clusters", alike)]
     return found

@@ -114,7 +114,7 @@ def source(thing) -> Markdown:
 
 def header(P, verdicts: str = "") -> Html:
     """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
-    sides = len(getattr(P, "side_seeds", P.seeds))
+    sides = len(getattr(P, "side_seeds", None) or P.seeds)
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
     seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
     seeds += f", {len(P.dense_seeds)} of controls (b)" if getattr(P, "dense_seeds", None) else ""

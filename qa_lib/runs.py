@@ -161,7 +161,7 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
 
 def labels(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
-    apart = {"parents", "folder", "fingerprints", "tests", "weights", "layer", "gate"}
+    apart = {"parents", "folder", "fingerprints", "places", "tests", "weights", "layer", "gate"}
     fields = {k: v for k, v in spec.model_dump(exclude=apart).items() if not isinstance(v, list)}
     layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
     gate = spec.gate.model_dump() if spec.gate else {}

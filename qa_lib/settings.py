@@ -173,9 +173,10 @@ class Moe(Study):
     domains: list[str] = Field(min_length=2)            # in-domain datasets, one expert each
     few_shot: list[str]                                 # out-of-domain datasets with few training examples
     pools: list[str]                                    # test sets of several datasets together
-    experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside",
+    experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "moe-reinit", "few-shot", "outside",
                               "clusters"]] = Field(min_length=1)    # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
+    side_seeds: Seeds | None = None                     # of all but baseline, mixture, controls and gates; None: seeds
     few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
     few_epochs: float = Field(gt=0)
     augment_copies: int = Field(gt=0)                   # altered copies of each of them
@@ -198,6 +199,12 @@ class Moe(Study):
     sweep_inputs: list[Literal["mean", "cls", "experts"]]
     trial_rates: Tried                                  # arm tuned: the same trials for every model
     trial_epochs: Tried
+
+    @model_validator(mode="after")
+    def _beside(self):
+        if bad := set(self.side_seeds or []) - set(self.seeds):
+            raise ValueError(f"side_seeds: {min(bad)} is not among seeds {self.seeds}; give both")
+        return self
 
 
 REPORTS: dict[str, type[Study]] = {"exbert": Exbert, "moe": Moe}

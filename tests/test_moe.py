@@ -257,6 +257,16 @@ def test_the_quick_plan():
         whole_plan(experiments=["gate"])
 
 
+def test_what_is_beside_the_central_comparison_may_have_fewer_seeds():
+    every = Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]
+    specs = whole_plan(seeds=[0, 1], side_seeds=[1], experiments=every)
+    both = {s.variant for s in specs if s.seed == 0} - {"start"}
+    assert both == {s.variant for s in whole_plan(experiments=["mixture", "controls", "gates"])} - {"start"}
+    assert {s.variant for s in specs if s.seed == 1} > both | {"reinit-4", "reload-4", "moe-reinit-4", "baseline-4", "few-shot"}
+    with pytest.raises(UserError, match=r"side_seeds: 3 is not among seeds \[0\]; give both"):
+        whole_plan(side_seeds=[0, 3])
+
+
 def test_the_report_s_settings():
     p = params.load("moe", "paper")
     assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (16, 3, 3e-5, 384, 128)
