@@ -225,7 +225,7 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
          "together is not said), and of MiniLM, which is smaller than DistilBERT and has met two of the in-domain datasets "
          "(section Data). "
          f"{'' if 'tuned' in P.arms else 'They are at the rate and epochs of the report; equal trials were not run. '}"
-         f"{'' if 'moe-reinit' in P.experiments else 'Of the mixture of re-initialised experts there are none yet. '}"
+         f"{'' if 'reinit' in P.experiments else 'Of the mixture of re-initialised experts there are none yet. '}"
          f"There are {len(P.seeds)} seeds{f', of blocks started anew {len(P.side_seeds)}' if P.side_seeds else ''}. "
          f"{state(P, claims)}"),
         (rising and room < 2,
