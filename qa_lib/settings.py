@@ -176,7 +176,7 @@ class Moe(Study):
     experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "reinit-alone", "few-shot", "outside",
                               "clusters"]] = Field(min_length=1)    # parts of the study; reinit-alone: without the mixture
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    side_seeds: Seeds | None = None                     # of all but baseline, mixture, controls and gates; None: seeds
+    side_seeds: Seeds | None = None                     # in arm printed of all but baseline, mixture, controls, gates
     few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
     few_epochs: float = Field(gt=0)
     augment_copies: int = Field(gt=0)                   # altered copies of each of them
