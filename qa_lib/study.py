@@ -83,8 +83,10 @@ def work(spec: Spec, known: dict[tuple, tuple]) -> float:
         train, validation, _ = data.mixture(spec)
         known[key] = tokens(train), tokens(validation), sum(tokens(rows) for _, rows in data.tests(spec).values())
     train, validation, scored = known[key]
-    if spec.gate:                         # on what its experts said, once for all
-        return train / 10
+    if spec.gate:                         # on what its experts and the plain encoder say, computed for the first gate that asks
+        first = (said := (*spec.rows, *(e.hash for e in spec.parents))) not in known
+        known[said] = ()
+        return train / 10 + first * (1 + len(spec.parents)) * (train + validation) / 3
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     looked = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     return spec.epochs * share * (train + looked / 3) + scored / 3

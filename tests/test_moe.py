@@ -267,6 +267,14 @@ def test_what_is_beside_the_central_comparison_may_have_fewer_seeds():
         whole_plan(side_seeds=[0, 3])
 
 
+def test_the_estimate_counts_what_experts_say_once():
+    """For the first of a seed's gates: a third of a training pass for each expert and for the plain encoder."""
+    specs = {s.variant: s for s in whole_plan(experiments=["mixture", "gates"])}
+    known = {}
+    plain, first, second = (study.work(specs[v], known) for v in ("baseline", "moe", "moe-layers-1"))
+    assert first > plain / 3 > plain / 9 > second > 0
+
+
 def test_the_report_s_settings():
     p = params.load("moe", "paper")
     assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (16, 3, 3e-5, 384, 128)
