@@ -196,10 +196,9 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
     parts = {x for x in p.experiments if x in CENTRAL or shared["seed"] in (p.side_seeds or p.seeds)}
     if "mixture" in parts:
         found += [*experts, moe]
-    if {"reinit", "reinit-alone"} & parts:
+    if "reinit" in parts:
         found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)]
         found += [run(f"reload-{top}", reinit=top, reinit_from="lower")]
-    if "reinit" in parts:
         found += compared(p, shared, f"moe-reinit-{top}")
     if "longer" in parts:
         found += [run(f"baseline-{e}", epochs=e) for e in p.longer]

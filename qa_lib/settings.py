@@ -173,8 +173,8 @@ class Moe(Study):
     domains: list[str] = Field(min_length=2)            # in-domain datasets, one expert each
     few_shot: list[str]                                 # out-of-domain datasets with few training examples
     pools: list[str]                                    # test sets of several datasets together
-    experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "reinit-alone", "few-shot", "outside",
-                              "clusters"]] = Field(min_length=1)    # parts of the study; reinit-alone: without the mixture
+    experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside",
+                              "clusters"]] = Field(min_length=1)    # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     side_seeds: Seeds | None = None                     # in arm printed of all but baseline, mixture, controls, gates
     few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset

@@ -87,3 +87,8 @@ def test_every_paragraph_stands_on_the_committed_records(report, monkeypatch):
 def test_a_paragraph_goes_with_the_records_that_bore_it_out(report, title, which, change, how, monkeypatch):
     other = said(report, monkeypatch, **{which: change(inputs(report)[which], **how)})
     assert f"**{title}" in said(report, monkeypatch) and f"**{title}" not in other and "left out" in other
+
+
+def test_what_is_reproduced_is_said_only_while_it_is(monkeypatch):
+    claims = claimed(inputs("moe")["claims"], "pooling-generalises", verdict="inconclusive: seeds")
+    assert "Reproduced is" in said("moe", monkeypatch) and "Reproduced is" not in said("moe", monkeypatch, claims=claims)
