@@ -67,13 +67,14 @@ def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
 
 
 def table(P) -> pd.DataFrame:
-    """A row a claim: claim, where, says, printed, printed_unit, unit, ours, low, high (95 %), part, n, verdict, tuned, control,
-    primary, run.
+    r"""A row a claim: claim, where, says, printed, printed_unit, unit, ours, low, high (95 %), part, n, seed_part, verdict,
+    tuned, control, primary, run.
 
     ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. part: of a
-    claim about several sets or metrics the one that ours is of, that with the largest p. tuned: the verdict in the arm in which
-    every model had the same trials; control: on the effect that the claim's control leaves; their ours, low, high and part stand in
-    tuned_ours, control_ours …
+    claim about several sets or metrics the one that ours is of, that with the largest p. seed_part: $\sqrt{s^2/n}$, what other
+    seeds add to the standard error of ours, in the claim's unit. tuned: the verdict in the arm in which every model had the same
+    trials; control: on the effect that the claim's control leaves; their ours, low, high and part stand in tuned_ours,
+    control_ours …
     """
     specs, listed = runs.plan(P), claims.claims(P.report, mixtures(P))
     ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
@@ -90,9 +91,9 @@ def table(P) -> pd.DataFrame:
     for c in listed:
         row = {"claim": c.id, "where": c.where, "says": c.says, "printed": stated(c),
                "printed_unit": printed_unit(c), "unit": c.unit, **effect(c, plain.loc[c.id], P.domains),
-               "n": plain["n"][c.id], "verdict": plain["verdict"][c.id], "tuned": tuned["verdict"][c.id],
-               "control": "", "primary": c.primary, "run": plain["run"][c.id],
-               "control_ours": np.nan, "control_low": np.nan, "control_high": np.nan, "control_part": ""}
+               "n": plain["n"][c.id], "seed_part": np.sqrt(plain["s2"][c.id] / plain["n"][c.id]),
+               "verdict": plain["verdict"][c.id], "tuned": tuned["verdict"][c.id], "control": "", "primary": c.primary,
+               "run": plain["run"][c.id], "control_ours": np.nan, "control_low": np.nan, "control_high": np.nan, "control_part": ""}
         row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
         if c.id in controlled:
             beside = controlled[c.id]
@@ -182,7 +183,8 @@ def main() -> int:
     P = runs.settle(args)
     frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged
     for row in frame.itertuples():
-        print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, n={row.n}: {row.verdict}"
+        seeds = f"n={row.n}" + f", seed part {row.seed_part:.2f}" * (row.seed_part >= 0)
+        print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, {seeds}: {row.verdict}"
               f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
     if P.profile == "own":
         print(advice.sentence(P))

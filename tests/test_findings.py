@@ -92,3 +92,12 @@ def test_a_paragraph_goes_with_the_records_that_bore_it_out(report, title, which
 def test_what_is_reproduced_is_said_only_while_it_is(monkeypatch):
     claims = claimed(inputs("moe")["claims"], "pooling-generalises", verdict="inconclusive: seeds")
     assert "Reproduced is" in said("moe", monkeypatch) and "Reproduced is" not in said("moe", monkeypatch, claims=claims)
+
+
+@pytest.mark.parametrize(("seeds", "warning"), [
+    ({}, ""), ({"moe-test": 2}, "Two seeds can refute a claim, not confirm one."),
+    ({"reinit-dev": 1}, "One seed: seen, not decided."), ({"reinit-dev": 0}, "")])    # not run: it makes nothing weaker
+def test_a_result_warns_of_the_fewest_seeds_of_what_it_names(seeds, warning):
+    claims = inputs("moe")["claims"]
+    claims = claims.assign(n=claims["claim"].map({"moe-dev": 3, "moe-test": 3, "reinit-dev": 3} | seeds).fillna(0))
+    assert findings.result("moe", claims).split("no answer of one token).")[1].strip() == warning

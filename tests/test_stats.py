@@ -593,9 +593,10 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
     effects = {f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high", "part")}
-    others = {"where", "says", "printed", "printed_unit", "unit", "n", "verdict", "tuned", "control", "primary", "run"}
+    others = {"where", "says", "printed", "printed_unit", "unit", "n", "seed_part", "verdict", "tuned", "control", "primary", "run"}
     assert set(table.columns) == effects | others
     eight = table.loc["squad-plus-8"]
+    assert f", n=3, seed part {eight['seed_part']:.2f}: " in told[list(table.index).index("squad-plus-8")]
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
     assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("(a) without experts: ")
     assert eight["control_low"] < eight["control_ours"] < eight["control_high"] and np.isfinite(eight["tuned_ours"])
@@ -604,6 +605,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     assert "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]      # the mixtures of this size do, the domains alone do not
     fifty = verify.table(recorded).set_index("claim").loc["fifty-on-1600"]
     assert np.isnan(fifty["ours"]) and fifty["run"] == ()
+    assert ", n=0: not tested" in told[list(table.index).index("fifty-on-1600")]
     assert told[len(listed)] == verify.counts(verify.table(recorded)) and told[len(listed)].startswith(f"{len(listed)} claims: ")
 
 
@@ -619,6 +621,7 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
               if (s.variant, s.ratio, s.arm) == ("v-db", 0.8, "printed")]
     assert a["ours"] == pytest.approx(np.mean(values)) and a["low"] < a["ours"] < a["high"]
     assert b[["ours", "low", "high"]].tolist() == pytest.approx(a[["ours", "low", "high"]].tolist())
+    assert a["seed_part"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3)) and a["seed_part"] > 0   # its pool has no other
 
 
 def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
