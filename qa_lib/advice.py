@@ -1,12 +1,12 @@
 r"""Own data: are the experts worth it? What the page of `make own` advises, from which numbers and by which rule.
 
     rule(low, high)      the advice, from the ends of the intervals
-    table(P)             a row a domain: EM with and without experts, their difference and its interval
+    table(P)             a row a domain: EM with and without the ST-MoE block, their difference and its interval
     sentence(P)          the advice in words, with what would decide it where nothing does yet
 
-The difference is ExBERT less the same model without experts (control a), at the centre mixture, in the arm in which both had the
-same trials of rate and epochs. Its interval is that of the claims (qa_lib/stats.py): over seeds and over test questions;
-differences at the other mixtures count in the variance between seeds.
+The difference is ExBERT less its encoder blocks alone, without the ST-MoE block (control a), at the centre mixture, in the arm in
+which both had the same trials of rate and epochs. Its interval is that of the claims (qa_lib/stats.py): over seeds and over test
+questions; differences at the other mixtures count in the variance between seeds.
 """
 import numpy as np
 import pandas as pd
@@ -123,12 +123,12 @@ def sentence(P) -> str:
            NOT: "a gain above 1 EM is ruled out on both domains, or a loss above 1 EM is certain on one",
            OPEN: "that allows a gain above 1 EM and also none"}[advice]
     seeds, em = int(found["n"].min()), scores(P)["value"]
-    text = (f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the experts change the score by "
-            f"{' and '.join(parts)} against the same model without experts, both with the same trials, over "
+    text = (f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the ST-MoE block changes the score by "
+            f"{' and '.join(parts)} against the same encoder blocks without it, both with the same trials, over "
             f"{seeds} seed{'s' * (seeds > 1)}: {why}. " + f"{lacks(found, em.max())} {edge(P)}" * (advice == OPEN))
     if advice == WORTH and "dense" not in P.experiments:
         text += ('Before the experts get the credit, put a dense layer of the same cost beside them: '
                  'PARAMS="experiments=[headline,dense]". ')
     each = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, CONTROL, PLAIN)]
-    return (f"{text}EM on the two: with experts {each[0]}, the same model without {each[1]} (both of {P.tuned_blocks} encoder "
+    return (f"{text}EM on the two: with the ST-MoE block {each[0]}, without {each[1]} (both of {P.tuned_blocks} encoder "
             f"blocks), the plain span model of {P.blocks} blocks, V-DB, {each[2]}.")

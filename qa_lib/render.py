@@ -118,7 +118,7 @@ def only(nb, name: str):
 
 OWN = """# Are the experts worth it on {name}?
 
-One sparse mixture-of-experts layer on a small encoder (ExBERT) against the same model without experts, on two domains of your own.
+One sparse mixture-of-experts layer on a small encoder (ExBERT) against the same model without it, on two domains of your own.
 The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExBERT*.
 """
 

@@ -10,7 +10,7 @@ from qa_lib.trials import kept
 
 MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dark enough on white), in the order of every figure
     "v-db": ("V-DB", "#0072b2"), "exbert": ("ExBERT", "#b87a00"), "exbert-tuned": ("ExBERT, tuned", "#d55e00"),
-    "plain-tuned": ("(a) without experts", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
+    "plain-tuned": ("(a) without ST-MoE block", "#009e73"), "dense-compute": ("(b) dense, equal compute", "#b5578c"),
     "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
     "baseline": ("Baseline", "#0072b2"), "baseline-4": ("4 epochs", "#4a4a4a"), "baseline-5": ("5 epochs", "#8a8a8a"),
     "few-shot": ("Baseline, few-shot", "#6a5acd"), "few-shot-augmented": ("Baseline, few-shot, altered copies", "#8878c8"),

@@ -21,8 +21,9 @@ def inputs(report: str) -> dict:
             experts = runs.histories([e for s in specs if s.variant == "moe" for e in s.parents])
             return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}
         trials = tables.trials([s for s in specs if s.variant.endswith("-trial")])
+        routed = tables.routed([s for s in specs if s.variant == "exbert-tuned"])
         return {"P": p, "ledger": tables.named(runs.ledger([s for s in specs if s.tests])), "trials": trials, "claims": claims,
-                "plain": advice.estimates(p), "dense": advice.estimates(p, "dense-compute")}
+                "routed": routed, "plain": advice.estimates(p), "dense": advice.estimates(p, "dense-compute")}
 
 
 def said(report: str, monkeypatch, **changed) -> str:
@@ -60,13 +61,17 @@ TURNS = [
     ("exbert", "Why it gains", "trials", moved, {"by": -20, "column": "validation_em", "variant": "v-db-trial"}),
     ("exbert", "The same trials", "ledger", moved, {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"}),
     ("exbert", "The same trials", "ledger", moved, {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"}),
-    ("exbert", "What the layer adds", "plain", moved, {"by": -4, "column": "low", "n": 6}),
-    ("exbert", "What the layer adds", "plain", moved, {"by": -9, "column": "d", "domain": "bioasq"}),
+    ("exbert", "What the block adds", "plain", moved, {"by": -4, "column": "low", "n": 6}),
+    ("exbert", "What the block adds", "plain", moved, {"by": -9, "column": "d", "domain": "bioasq"}),
+    ("exbert", "What the block adds", "ledger", moved, {"by": 2, "variant": "exbert-tuned", "arm": "tuned", "set": "bioasq"}),
+    ("exbert", "What the block adds", "ledger", moved, {"by": 9, "variant": "plain-tuned", "arm": "tuned", "ratio": 0.2}),
+    ("exbert", "Whether it takes experts", "ledger", moved, {"by": -9, "variant": "dense-compute", "arm": "tuned", "set": "squad"}),
+    ("exbert", "Whether it takes experts", "routed", moved, {"by": -0.4, "column": "dropped", "variant": "exbert-tuned"}),
     ("exbert", "Whether it takes experts", "dense", moved, {"by": 9, "column": "low", "domain": "squad"}),
     ("exbert", "Whether it takes experts", "dense", moved, {"by": 9, "column": "d", "domain": "bioasq"}),
     ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "high": 0.1}),
     ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "tuned_ours": 0.1}),
-    ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "control_ours": -0.6}),
+    ("exbert", "Length of answers", "ledger", moved, {"by": -1, "variant": "plain-tuned", "metric": "tokens", "set": "bioasq"}),
     ("exbert", "To someone", "plain", moved, {"by": 30, "column": "d", "domain": "squad"}),
     ("moe", "What reproduces", "scores", moved, {"by": 20, "variant": "moe", "set": "out-of-domain"}),
     ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain"}),

@@ -598,7 +598,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     eight = table.loc["squad-plus-8"]
     assert f", n=3, seed part {eight['seed_part']:.2f}: " in told[list(table.index).index("squad-plus-8")]
     assert eight["low"] < eight["ours"] < eight["high"] and eight["n"] == 3 and len(eight["run"].split()) == 6
-    assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("(a) without experts: ")
+    assert not eight["tuned"].startswith("not tested") and eight["control"].startswith("(a) without ST-MoE block: ")
     assert eight["control_low"] < eight["control_ours"] < eight["control_high"] and np.isfinite(eight["tuned_ours"])
     assert verify.table(recorded.model_copy(update={"arms": ["printed"]}))["tuned"].iloc[-1].endswith("there are no runs")
     assert not table["verdict"]["headline"].startswith("not tested") and table["printed"]["headline"] == "9 to 13"
