@@ -17,6 +17,8 @@ def build(spec: Spec):
     if spec.gate:
         return mixture(spec)
     encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
+    if spec.max_length > (most := encoders.positions(encoder)):
+        raise UserError(f"max_length: the encoder reads {most} tokens, and windows of {spec.max_length} are asked for; lower it")
     model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
         encoders.SpanModel(encoder, spec.head_dropout)
     for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
@@ -76,7 +78,8 @@ def mixture(spec: Spec):
 
     if p.rule == "best":                          # the one with the highest EM on the validation rows of all
         alone = [moe.Mixture(None, p.mixed, partial(prepare, best=k)) for k in range(len(experts))]
-        ems = [scoring.score(m, tokenizer, spec, data.mixture(spec)[1])[1]["exact_match"] for m in alone]
+        validation = data.mixture(spec)[1]
+        ems = [scoring.score(m, tokenizer, spec, validation)[1]["exact_match"] for m in alone]
         return alone[int(np.argmax(ems))], tokenizer
     gate = moe.MLP(dim, len(experts), p) if p.rule == "learned" else None
     if p.input == "dataset" and gate:             # few examples must move it: from equal weights, not from random ones

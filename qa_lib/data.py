@@ -1,7 +1,7 @@
 """Question answering data: splits, mixtures, disjointness (rows come from corpora.py or sources.py).
 
 Validation is carved from training by whole units; test sets are fixed. No training row shares its normalised
-(question, context) with a held-out one: such copies are dropped and counted.
+(question, context) with a held-out one: such copies are dropped and counted, and where a run is tested on further sets, refused.
 
     python -m qa_lib.data check --data DIR     every file against DATA.md
     python -m qa_lib.data pin                  hub revisions → params/pins.yaml
@@ -42,7 +42,7 @@ def pair(row: dict) -> tuple[str, str]:
 
 
 def fingerprint(name: str, source: str, folder: str | None) -> str:
-    """Identity of a dataset: its definition (less the choice of a test sample) and its content. A file listed in
+    """Identity of a dataset: its definition (less what testing alone reads) and its content. A file listed in
     DATA.md is known by the sha256 there, so that a machine without the data can look its records up."""
     d = dataset(name, source, folder)
     if d.pool:
@@ -149,15 +149,19 @@ def mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     """Training rows of a run, domain after domain, its validation rows in the same proportions, and counts.
 
     The sample is the start of one permutation per (seed, place of the domain): mixtures of one seed share what they can.
-    Raises UserError where a set has fewer rows than the mixture needs.
+    Raises UserError where a set has fewer rows than the mixture needs, or a copy of a row of another test set of the run.
     """
     parts = [splits(n, spec.source, spec.folder, spec.bad_rows) for n in spec.domains]
     held = {pair(r) for p in parts for r in p.test + p.validation}
+    tested = {pair(r): name for name, (_, rows) in tests(spec).items() for r in rows}
     train, validation, counts = [], [], Counter()
     places = spec.places or range(len(parts))
     for i, name, part, need in zip(places, spec.domains, parts, spec.rows, strict=True):
         rows = [r for r in part.train if pair(r) not in held]
         counts += part.counts + Counter({"copies of other sets' rows dropped": len(part.train) - len(rows)})
+        if copies := [tested[pair(r)] for r in rows if pair(r) in tested]:
+            raise UserError(f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that set's file in "
+                            f"apart_from of {name} in params/datasets.yaml")
         if len(rows) < need:
             raise UserError(f"the mixture needs {need} training rows of {name}, which has {len(rows)}: {need - len(rows)} "
                             "short; lower train_rows or change ratios")

@@ -97,6 +97,12 @@ def load(name: str, blocks: int | None = None):
     return model, tokenizer
 
 
+def positions(encoder: nn.Module) -> int:
+    """Tokens that an encoder can read: those of RoBERTa's type count their positions from behind that of the padding."""
+    first = getattr(getattr(encoder.embeddings, "position_embeddings", None), "padding_idx", None)
+    return encoder.config.max_position_embeddings - (0 if first is None else first + 1)
+
+
 def layers(encoder: nn.Module) -> nn.ModuleList:
     """The blocks of a BERT-, ELECTRA- or DistilBERT-type encoder."""
     return (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
@@ -159,7 +165,7 @@ class SpanModel(nn.Module):
         return {}
 
     def collate(self, tokenizer) -> features.Collate:
-        return features.Collate(tokenizer.pad_token_id, self.encoder.config.model_type != "distilbert")
+        return features.Collate(tokenizer.pad_token_id, getattr(self.encoder.config, "type_vocab_size", 0) > 1)
 
     def states(self, **inputs) -> Tensor:
         """What the head reads, (B, T, D)."""

@@ -56,6 +56,9 @@ def board(profile: str) -> pd.DataFrame:
             own = pd.read_csv(found, keep_default_na=False, na_values=dict.fromkeys(EFFECTS, ""),
                               dtype=dict.fromkeys(("where", "printed", "part", "verdict", "run"), str))
             rows = pd.read_csv(found.with_name("results.csv"), usecols=["run", "rows"]).drop_duplicates().set_index("run")["rows"]
+            if not {r for ids in own["run"] for r in ids.split()} <= set(rows.index):
+                raise UserError(f"claims.csv and results.csv of {slug} are of different runs; make report-{slug} PROFILE={profile} "
+                                "draws both from the records")
             listed = listed[["claim", "primary", "confound"]].merge(own.drop(columns="primary"), on="claim")
             listed["rows"] = [" to ".join(f"{n:,}" for n in sorted({rows[r].min() for r in ids.split()})) for ids in listed["run"]]
         parts.append(listed.assign(**{} if found.exists() else empty, report=slug))

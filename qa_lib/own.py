@@ -30,7 +30,7 @@ def files(option: str, text: str) -> list[Path]:
     return found
 
 
-def define(name: str, domains: dict[str, str], p: Exbert):
+def define(domains: dict[str, str], p: Exbert):
     """Write the definition of the two datasets.
 
     domains: option of the command line → its text. Raises UserError for a file that stands in two places: training rows would be
@@ -39,16 +39,20 @@ def define(name: str, domains: dict[str, str], p: Exbert):
     every = [(option, x) for option, text in domains.items() for x in files(option, text)]
     first: dict[str, tuple] = {}
     for (option, path), part in zip(every, ["training", "test"] * 2, strict=True):
-        if other := first.setdefault(sources.sha256(path.resolve()), (option, part)):
-            if other != (option, part):
-                raise UserError(f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the "
-                                "two domains, need files of their own")
-    share = max(max(r, 1 - r) for r in p.ratios)
+        if (other := first.setdefault(sources.sha256(path.resolve()), (option, part))) != (option, part):
+            raise UserError(f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the "
+                            "two domains, need files of their own")
+    share = max(max(r, 1 - r) for r in ratios(p))
     paths = [str(x.resolve()) for _, x in every]
     # whole contexts go to validation: every row has one, not every row has a title
     found = {d: {"train": paths[2 * i:2 * i + 1], "test": paths[2 * i + 1:2 * i + 2], "unit": "context",
                  "validation_rows": round(share * p.validation_rows)} for i, d in enumerate(p.domains)}
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
+
+
+def ratios(p: Exbert) -> set[float]:
+    """Every mixture that a run may have."""
+    return {*p.ratios, *p.control_ratios, p.centre}
 
 
 def check(p: Exbert):
@@ -59,8 +63,7 @@ def check(p: Exbert):
     parts = [data.splits(d, p.source, p.data, p.bad_rows) for d in p.domains]
     held = {data.pair(r) for part in parts for r in part.test + part.validation}
     have = [sum(data.pair(r) not in held for r in part.train) for part in parts]
-    ratios = {*p.ratios, *p.control_ratios, p.centre}
-    shares = [max(ratios), 1 - min(ratios)]
+    shares = [max(ratios(p)), 1 - min(ratios(p))]
     for d, part, rows, share in zip(p.domains, parts, have, shares, strict=True):
         if (need := round(share * p.train_rows)) > rows:
             # a fifth on top for validation, and some for contexts that stay whole
@@ -100,7 +103,7 @@ def main() -> int:
         + dense * len(p.control_ratios) * len(p.dense_seeds or p.side_seeds)
     print(f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the highest tried; then about "
           f"{then} runs with the rates and epochs they chose; each round says how long it takes", flush=True)
-    define(args.name, dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
+    define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     check(p)
     study.fetch(p)
     return 0

@@ -50,22 +50,23 @@ def spread(claim: Claim, questions: dict[str, tuple[int | None, float]]) -> tupl
     return max(found)
 
 
-def smallest(claim: Claim, own: float, common: float, n: float) -> float:
-    """The smallest effect (of an equivalence: margin) that n seeds can see, in points, from `spread`.
+def smallest(claim: Claim, own: float, common: float, n):
+    """The smallest effect (of an equivalence: margin) that n seeds can see, in points, from `spread`; n: a number, or several.
 
     Each variance has its own quantile, as in `claims.interval`. σ counts from two seeds on: one cannot know of another.
     """
     levels = (0.95, 0.9) if claim.kind == "equivalence" else (0.975, 0.8)
     z = sum(norm.ppf(levels)) ** 2
-    few = z * own if n == 1 else sum(t.ppf(levels, n - 1)) ** 2 * (own + SEED_SD ** 2) / n
-    return float(np.sqrt(few + z * common))
+    few = np.where(np.equal(n, 1), z * own, sum(t.ppf(x, np.subtract(n, 1)) for x in levels) ** 2 * (own + SEED_SD ** 2) / n)
+    return np.sqrt(few + z * common)
 
 
 def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float:
     """Fewest seeds, at least three, that decide the claim; inf where no number does. points: in a unit of the claim."""
     enough = points * (claim.range[1] / 2 if claim.kind == "magnitude" else claim.effect)
-    more = np.unique(np.geomspace(ENOUGH, MOST, 400).round())
-    return next((n for n in more if smallest(claim, own, common, n) <= enough), inf)
+    more = np.arange(ENOUGH, MOST + 1)
+    decided = smallest(claim, own, common, more) <= enough
+    return float(more[decided.argmax()]) if decided.any() else inf
 
 
 def table(report: str, ours: dict[str, int] | None = None, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> pd.DataFrame:
@@ -80,7 +81,7 @@ def table(report: str, ours: dict[str, int] | None = None, ratios: tuple[float, 
         level = np.mean([theirs[x][1] for x in np.ravel(c.contrast.sides()[0]["set"])])
         points = level / 100 if c.contrast.scale == "relative" else 1.0
         row, v = {"claim": c.id, "kind": c.kind + ", primary" * c.primary, "effect": points * c.effect}, spread(c, theirs)
-        row["one run sees"] = smallest(c, *v, 1) if v else np.nan
+        row["one run sees"] = float(smallest(c, *v, 1)) if v else np.nan
         row["could see it"] = ("yes" if row["one run sees"] <= row["effect"] else "no") if v else "–"
         asked = {"the report's questions": theirs} | ({"ours": mine} if ours else {}) | {"endless questions": endless}
         for name, of in asked.items():

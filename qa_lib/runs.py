@@ -9,7 +9,7 @@
 Lookup is by hash (spec.Spec.hash); the variant is a label that the plan gives. Records are portable: copied to
 another machine they give every table, figure and page without a GPU and without data.
 
-    python -m qa_lib.runs land REPORT …     completed runs of profile real → records/
+    python -m qa_lib.runs land REPORT …     completed runs of profile real or paper → records/
 """
 import argparse
 import hashlib
@@ -181,7 +181,9 @@ def histories(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × look: the labels, epoch, train_loss (mean since the look before; of a last look a few steps after another
     nothing was logged, and it has that one's), validation_loss, validation_em …"""
     frame = pd.DataFrame([{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]])
-    return frame.assign(train_loss=frame["train_loss"].astype(float).groupby(frame["run"]).ffill()) if len(frame) else frame
+    if len(frame):
+        frame["train_loss"] = frame.astype({"train_loss": float}).groupby(["run", "variant", "arm"])["train_loss"].ffill()
+    return frame
 
 
 def examples(specs: list[Spec]) -> pd.DataFrame:
@@ -221,11 +223,15 @@ def plan(p) -> list[Spec]:
     return importlib.import_module(f"qa_lib.{p.report}").plan(p)
 
 
+def sizes(args: argparse.Namespace) -> list[str | None]:
+    """The sizes that a command line may mean, the largest first."""
+    return ["full", "small"] if not args.size and (args.profile or params.default_profile()) == "real" else [args.size]
+
+
 def settle(args: argparse.Namespace):
     """Parameters of what a command line wants drawn: of the size it names, else of the largest whose runs all have
     records. Raises UserError where runs are missing."""
-    sizes = ["full", "small"] if not args.size and (args.profile or params.default_profile()) == "real" else [None]
-    for size in sizes:
+    for size in sizes(args):
         p = params.from_args(args, size)
         if all(find(s) for s in plan(p)):
             break
@@ -278,10 +284,10 @@ def main() -> int:
     verb = parser.add_subparsers(dest="verb", required=True).add_parser("land")
     params.add_arguments(verb)
     args = parser.parse_args()
-    p = params.from_args(args)
-    if p.profile in ("quick", "own"):
+    meant = [params.from_args(args, size) for size in sizes(args)]
+    if meant[0].profile in ("quick", "own"):
         raise UserError("only runs on the study's real data are landed; say --profile real or paper")
-    print(f"{land(p.report, plan(p))} new records in records/{p.report}")
+    print(f"{land(args.report, [s for p in meant for s in plan(p)])} new records in records/{args.report}")
     return 0
 
 

@@ -166,13 +166,19 @@ class Exbert(Layer, Study):
                 raise ValueError(f"{name}: {bad[0]} is not a share between 0 and 1")
         return self
 
+    @model_validator(mode="after")
+    def _sweep(self):
+        if few := [e for e in self.sweep_experts if e < self.top_n]:
+            raise ValueError(f"sweep_experts: {few[0]} is fewer than top_n {self.top_n}")
+        return self
+
 
 class Moe(Study):
     """Sesame Street Ensemble: an expert for each dataset, a gate that mixes them, re-initialised blocks."""
     report: Literal["moe"]
     domains: list[str] = Field(min_length=2)            # in-domain datasets, one expert each
-    few_shot: list[str]                                 # out-of-domain datasets with few training examples
-    pools: list[str]                                    # test sets of several datasets together
+    few_shot: list[str] = Field(min_length=1)           # out-of-domain datasets with few training examples
+    pools: list[str] = Field(min_length=1)              # test sets of several datasets together
     experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside",
                               "clusters"]] = Field(min_length=1)    # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
@@ -185,7 +191,7 @@ class Moe(Study):
     checkpoint: Literal["last", "best"]                 # best: by F1 on in-domain validation
     looks: int = Field(gt=0)                            # at validation, an epoch
     watched: int = Field(ge=0)                          # training examples whose EM and F1 are measured at each look
-    longer: Counts                                      # epochs of longer baselines
+    longer: Counts = Field(min_length=1)                # epochs of longer baselines
     reinit_blocks: int = Field(gt=0)                    # of the experts that are re-initialised
     reinit_epochs: float = Field(gt=0)
     sweep_reinit: Counts                                # blocks of re-initialised baselines

@@ -18,7 +18,6 @@ class Spec(Strict):
     size: str                             # label
     arm: str = "printed"                  # label: whose rate and epochs, the report's or those that trials found
     ratio: float | None = None            # label: share of the first domain
-    model: Literal["span"] = "span"
     seed: int
     source: str                           # label
     folder: str | None = None             # label

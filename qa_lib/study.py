@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 
 import pandas as pd
 import psutil
@@ -118,7 +118,7 @@ def rate(spec: Spec) -> float:
 
 def kind(spec: Spec) -> tuple:
     """Runs alike in this are alike in speed."""
-    return spec.weights, spec.blocks, spec.batch_size, bool(spec.layer), spec.dense, bool(spec.gate)
+    return spec.weights, spec.blocks, spec.batch_size, bool(spec.layer), spec.dense, bool(spec.gate), spec.reinit
 
 
 def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
@@ -251,6 +251,9 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
                 if error := future.result():
                     raise error
                 finished(going.pop(future))
+    except BrokenExecutor:
+        raise UserError(f"the system ended a worker, most likely for want of memory; WORKERS={max(1, workers - 1)} trains fewer "
+                        "runs at once and goes on from here") from None
     finally:
         team.stop()
 

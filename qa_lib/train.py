@@ -4,7 +4,8 @@
     accelerate launch -m qa_lib.train REPORT --run NAME …    the same over several GPUs, into the same record
 
 The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate`, `log` and the sampler, nothing else.
-A run killed at any moment goes on from its last complete checkpoint and ends with the same numbers on CPU.
+A run killed at any moment goes on from its last complete checkpoint and ends with the same scores on CPU. (Where the checkpoint was
+taken between two logged steps, the mean training loss of the look that follows is over fewer steps.)
 """
 import contextlib
 import ctypes
@@ -23,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from qa_lib import augment, build, data, features, frozen, moe, params, questions, runs, scoring
@@ -99,7 +100,7 @@ class Keeper(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.progress(f"{self.spec.run}  step {state.global_step}/{state.max_steps}")
-        # only where the mean loss is logged: what a checkpoint holds is then all there is to know
+        # only where the mean loss is logged, so that none is lost
         if control.should_log and state.global_step < state.max_steps:
             due = torch.tensor(int(time.monotonic() - self.saved >= self.every), device=args.device)
             if broadcast(due):                       # of several processes the first one's clock decides for all
@@ -111,8 +112,9 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         # the mark that this checkpoint is whole, with the seconds that led to it: a kill while it was written leaves none
-        seconds = self.spent + time.monotonic() - self.began
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").write_text(f"{seconds:.1f}")
+        if state.is_world_process_zero:              # which writes it
+            seconds = self.spent + time.monotonic() - self.began
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").write_text(f"{seconds:.1f}")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -206,6 +208,8 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
     processes of a distributed training that do not write.
     """
     began, at = time.monotonic(), runs.folder(spec)
+    if old := runs.find(spec):                       # trained again for its weights: its record keeps the scores it has
+        spec = spec.model_copy(update={"tests": old["spec"]["tests"]})
     at.mkdir(parents=True, exist_ok=True)
     before = torch.get_num_threads()
     if spec.threads == "cuda":
@@ -241,7 +245,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         if resume:
             progress(f"{spec.run}  goes on from {resume.name}")
         fit = time.monotonic()
-        if any(p.requires_grad for p in model.parameters()):   # a mixture with given weights has nothing to learn
+        if learns := any(p.requires_grad for p in model.parameters()):   # a mixture with given weights has nothing to learn
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         fit = time.monotonic() - fit + spent
         if not trainer.is_world_process_zero():
@@ -257,8 +261,8 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             frames.append(frame.assign(set=name))
             load |= {name: model.tally.tolist()} if torch.is_tensor(model.tally) else {}
         if keep_weights:
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, at / "model.safetensors")
-        tokens = sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
+            runs.write(at / "model.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        tokens = learns * sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
         peak = torch.cuda.max_memory_allocated() / 2**20 if spec.threads == "cuda" else \
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if spec.watched and past:

@@ -19,6 +19,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("QA_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("QA_RECORDS", str(tmp_path / "records"))
     runs.committed.cache_clear()
+    runs._landed.cache_clear()
     return tmp_path
 
 

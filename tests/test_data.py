@@ -90,6 +90,19 @@ def test_a_planted_leak_is_dropped_and_counted(own):
     assert not titles[0] & titles[1] and len(found.validation) >= 6
 
 
+def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
+    """A run may be tested on sets that it does not train on: its sample must not hang on which, so none is dropped."""
+    spec = runs.plan(tiny(ratios=[1.0]))[0]
+    spec = spec.model_copy(update={"domains": spec.domains[:1], "rows": spec.rows[:1], "fingerprints": spec.fingerprints[:1]})
+    whole, leak = data.splits("biomedicine", "embedded"), data.splits("encyclopaedia", "embedded").train[3]
+    planted = data.Splits(whole.train, whole.validation, [leak], whole.counts)
+    before, splits = data.mixture(spec)[0], data.splits
+    monkeypatch.setattr(data, "splits", lambda name, *rest: planted if name == "biomedicine" else splits(name, *rest))
+    with pytest.raises(UserError, match="1 training rows of encyclopaedia are test rows of biomedicine; name that set's file in"):
+        data.mixture(spec)
+    assert data.mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
+
+
 @pytest.mark.parametrize("name", ["encyclopaedia", "biomedicine"])
 def test_embedded_splits_share_no_text_and_no_entity(name):
     found = data.splits(name, "embedded")

@@ -15,6 +15,7 @@ def inputs(report: str) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "RECORDS", ROOT / "records")
         runs.committed.cache_clear()
+        runs._landed.cache_clear()
         p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
         specs, claims = runs.plan(p), verify.table(p)
         if report == "moe":
@@ -105,4 +106,12 @@ def test_what_is_reproduced_is_said_only_while_it_is(monkeypatch):
 def test_a_result_warns_of_the_fewest_seeds_of_what_it_names(seeds, warning):
     claims = inputs("moe")["claims"]
     claims = claims.assign(n=claims["claim"].map({"moe-dev": 3, "moe-test": 3, "reinit-dev": 3} | seeds).fillna(0))
-    assert findings.result("moe", claims).split("no answer of one token).")[1].strip() == warning
+    assert findings.result("moe", claims).split("no answer of one token.")[1].strip() == warning
+    assert ("four blocks started anew" in findings.result("moe", claims)) == (seeds.get("reinit-dev") != 0)
+
+
+def test_a_result_leaves_out_what_was_not_run():
+    claims = inputs("exbert")["claims"]
+    assert "where both had the same trials" in findings.result("exbert", claims)
+    lacks = claims.assign(tuned_ours=float("nan"), control_ours=float("nan"))
+    assert findings.result("exbert", lacks).endswith("percent relative).")

@@ -255,6 +255,9 @@ def test_the_quick_plan():
     assert {s.gate.layers for s in specs if s.gate and s.gate.rule == "learned"} >= {1, 3, 5}
     with pytest.raises(UserError, match="experiments: 'gate': input should be 'mixture'"):
         whole_plan(experiments=["gate"])
+    for name in ("few_shot", "pools", "longer"):
+        with pytest.raises(UserError, match=rf"{name}: .* at least 1 item"):
+            whole_plan(**{name: []})
 
 
 def test_what_is_beside_the_central_comparison_may_have_fewer_seeds():

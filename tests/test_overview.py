@@ -51,6 +51,17 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     assert "| moe |" in overview.readme() and "`exbert`, `road`, `smart`" in overview.readme()
 
 
+def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch):
+    """As a start with other parameters that was not drawn to its end leaves them."""
+    (folder := tmp_path / "exbert" / "real").mkdir(parents=True)
+    pages = runs.FIGURES / "exbert" / "real"
+    (folder / "claims.csv").write_bytes((pages / "claims.csv").read_bytes())
+    pd.read_csv(pages / "results.csv").iloc[:9].to_csv(folder / "results.csv", index=False)
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    with pytest.raises(UserError, match="of exbert are of different runs; make report-exbert PROFILE=real draws both"):
+        overview.board("real")
+
+
 def test_rows_without_a_result_need_no_run_and_others_do():
     frame = pd.DataFrame({"ours": ["–", "1.0"], "run": [(), ("a",)]})
     assert report.evidence("t", frame) == ["a"]

@@ -178,6 +178,13 @@ def test_too_few_rows_say_what_would_do(domains, monkeypatch):
     start(monkeypatch, "mine", domains, **fits)
 
 
+def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
+    """One of the controls at 90:10 takes more of its validation rows from the first domain than 50:50 does."""
+    start(monkeypatch, "mine", domains, train_rows=10, validation_rows=10, ratios=[0.5], control_ratios=[0.9], centre=0.5)
+    kept = yaml.safe_load((runs.RUNS / "own" / "mine.yaml").read_text())
+    assert [d["validation_rows"] for d in kept.values()] == [9, 9]
+
+
 def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     file.write_text(file.read_text().splitlines()[0] + "\n")

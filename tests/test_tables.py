@@ -57,6 +57,11 @@ def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
     past = [{"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))]
     monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": {"device": "CPU"}})])
     assert list(runs.histories([spec])["train_loss"]) == [1.5, 1.5]
+    past[:] = [past[0] | {"train_loss": None}, past[0]]            # before training nothing was logged, whatever stands above
+    twice = [spec, spec.model_copy(update={"variant": "v-db-size"})]
+    monkeypatch.setattr(runs, "records", lambda specs: [(s, {"run": "r", "history": past, "environment": {"device": "CPU"}})
+                                                        for s in specs])
+    assert runs.histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
     past.clear()
     assert runs.histories([spec]).empty
 

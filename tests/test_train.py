@@ -16,9 +16,9 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from transformers import BertForQuestionAnswering
+from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
-from qa_lib import build, data, encoders, runs, scoring, study, train
+from qa_lib import build, data, encoders, features, runs, scoring, study, train
 from qa_lib.params import ROOT, UserError
 from qa_lib.settings import Layer
 
@@ -84,6 +84,15 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
         runs.committed.cache_clear()
         with pytest.raises(UserError, match="runs.jsonl, line 1: damaged record"):
             runs.find(spec)
+
+
+def test_runs_of_either_size_are_landed_where_none_is_named(monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "land", lambda report, specs: seen.append({s.size for s in specs}))
+    for more in ([], ["--size", "small"]):
+        monkeypatch.setattr("sys.argv", ["runs", "land", "moe", "--profile", "real", *more])
+        assert runs.main() == 0
+    assert seen == [{"full", "small"}, {"small"}]
 
 
 def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
@@ -204,7 +213,8 @@ def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, mon
     keeper = train.Keeper(None, None, spent=10.0)                         # of a start before this one
     for step, seconds in ((1, "15.0"), (2, "18.0")):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        keeper.on_save(SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=step), None)
+        state = SimpleNamespace(global_step=step, is_world_process_zero=True)
+        keeper.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
         assert (tmp_path / f"checkpoint-{step}" / "complete").read_text() == seconds
 
 
@@ -226,6 +236,34 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     tokens = {s.hash: 1.0 for s in (parent, child)}
     study._train([parent, child], tokens, 1, study.parents([child]), False)
     assert runs.find(child) and not (runs.folder(parent) / "model.safetensors").exists()
+    train.train(parent.model_copy(update={"tests": []}), progress=lambda line: None, keep_weights=True)   # as a child holds it
+    assert runs.find(parent) and set(parent.tests) <= set(runs.find(parent)["metrics"])                   # loses no score
+
+
+def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_path):
+    """More tokens than it has positions; blocks that start anew in a run that comes late. And it is given what it knows only."""
+    with pytest.raises(UserError, match="max_length: the encoder reads 512 tokens, and windows of 513 are asked for"):
+        study.run(tiny(max_length=513), live=False)
+    specs = runs.plan(tiny())
+    with pytest.raises(UserError, match="reinit: 1 of 1 blocks would leave nothing"):
+        study.estimate([*specs, specs[0].model_copy(update={"reinit": 1})], 1)
+    small = {"vocab_size": 30522, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    roberta = RobertaModel(RobertaConfig(**small, max_position_embeddings=66, type_vocab_size=1, pad_token_id=0))
+    assert encoders.positions(roberta) == 65 and encoders.positions(encoders.load("minilm")[0]) == 512
+    rows, (_, tokenizer) = data.mixture(specs[0])[0][:2], encoders.load("minilm")
+    windows = features.windows(rows, tokenizer, 64, 16, tmp_path)
+    model = encoders.SpanModel(roberta)
+    batch = model.collate(tokenizer)([dict(w) for w in model.prepare(windows, rows)])
+    assert torch.isfinite(model(**batch).loss) and "token_type_ids" not in batch
+    assert "token_type_ids" in encoders.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)([dict(windows[0])])
+
+
+def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
+    specs = runs.plan(tiny(seeds=[0, 1]))
+    monkeypatch.setattr(study, "_one", os._exit)
+    monkeypatch.setattr(study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9))
+    with pytest.raises(UserError, match="the system ended a worker, most likely for want of memory; WORKERS=1"):
+        study._train(specs, {s.hash: 1.0 for s in specs}, 2, set(), False)
 
 
 def test_two_workers_give_the_same_numbers_as_one(tiny, store):
