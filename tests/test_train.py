@@ -260,7 +260,6 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
 
 def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
     specs = runs.plan(tiny(seeds=[0, 1]))
-    monkeypatch.setattr(study, "_one", os._exit)
     monkeypatch.setattr(study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9))
     with pytest.raises(UserError, match="the system ended a worker, most likely for want of memory; WORKERS=1"):
         study._train(specs, {s.hash: 1.0 for s in specs}, 2, set(), False)
