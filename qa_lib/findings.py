@@ -79,7 +79,7 @@ def state(P, claims: pd.DataFrame) -> str:
     judged = claims[~kind.isin(["inconclusive", verify.UNTESTED])]
     return (f"{(kind == 'inconclusive').sum()} of {len(claims)} claims stay inconclusive, {(kind == verify.UNTESTED).sum()} are "
             f"not tested; the {len(judged)} others rest on {judged['run'].nunique()} different sets of runs."
-            + " Below three seeds a claim can be refuted, never confirmed." * (len(getattr(P, "side_seeds", None) or P.seeds) == 2)
+            + " Below three seeds a claim can be refuted, never confirmed." * (len(getattr(P, "side_seeds", P.seeds)) == 2)
             + " One seed gives no interval: what stands here is observed, not decided." * (len(P.seeds) == 1))
 
 
@@ -254,7 +254,7 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
          "together is not said), and of MiniLM, which is smaller than DistilBERT and has met two of the in-domain datasets "
          "(section Data). "
          f"{'' if 'tuned' in P.arms else 'They are at the rate and epochs of the report; equal trials were not run. '}"
-         f"There are {len(P.seeds)} seeds{f', of blocks started anew {len(P.side_seeds)}' if P.side_seeds else ''}. "
+         f"There are {len(P.seeds)} seeds{f', of two training curves {len(P.seeds + P.curve_seeds)}' if P.curve_seeds else ''}. "
          f"{state(P, claims)}"),
         (rising and room.max() < 2,
          "**To someone who wants to use the idea.** Train the experts first, each until its validation score stops rising, at a "

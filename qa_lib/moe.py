@@ -132,7 +132,6 @@ def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
 
 # ---- the runs of the report ----
 
-CENTRAL = ("mixture", "controls", "gates")   # parts of the central comparison: with all seeds
 RULES = {"uniform-weights": "uniform", "best-single": "best", "own-expert": "own", "other-experts": "others", "oracle": "oracle"}
 
 
@@ -146,7 +145,13 @@ def plan(p: Moe) -> list[Spec]:
                   "schedule": "linear", "checkpoint": "last", "looks": 1, "threads": p.start_threads,
                   "epochs": 2})] if p.start else []
     shared["parents"] = start
-    found = [s for seed in p.seeds for s in printed(p, shared | {"seed": seed})] if "printed" in p.arms else []
+    found = []
+    if "printed" in p.arms:
+        found += [s for seed in p.seeds for s in printed(p, shared | {"seed": seed})]
+        # further seeds of what Fig. 2 compares, for its curves alone: with more test scores these two would have other seeds than
+        # the models beside them
+        found += [s for seed in p.curve_seeds for m in ("baseline", f"moe-reinit-{p.reinit_blocks}")
+                  for s in compared(p, shared | {"seed": seed, "tests": []}, m)]
     found += tuned(p, shared | {"arm": "tuned"}) if "tuned" in p.arms else []
     return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
 
@@ -193,36 +198,35 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
 
     found, top, few_rows = compared(p, shared, "baseline"), p.reinit_blocks, dict.fromkeys(p.few_shot, p.few_rows)
     *experts, moe = compared(p, shared, "moe")
-    parts = {x for x in p.experiments if x in CENTRAL or shared["seed"] in (p.side_seeds or p.seeds)}
-    if "mixture" in parts:
+    if "mixture" in p.experiments:
         found += [*experts, moe]
-    if "reinit" in parts:
+    if "reinit" in p.experiments:
         found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)]
         found += [run(f"reload-{top}", reinit=top, reinit_from="lower")]
         found += compared(p, shared, f"moe-reinit-{top}")
-    if "longer" in parts:
+    if "longer" in p.experiments:
         found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
-    if "last" in parts:
+    if "last" in p.experiments:
         found += [run("baseline-last", checkpoint="last")]
         found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
-    if "controls" in parts:
+    if "controls" in p.experiments:
         for name, rule in RULES.items():
             within = {"tests": p.domains} if rule in ("own", "others") else {}   # a new domain has no expert of its own
             found += [mixed(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
         found += [mixed(p, shared, "told-dataset", experts, {"input": "dataset", "layers": 1}, domains=few_rows, **FEW | TOLD)]
-    if "gates" in parts:
+    if "gates" in p.experiments:
         found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
         found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]
         found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
     few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
-    if "few-shot" in parts:           # as many steps with altered copies as without
+    if "few-shot" in p.experiments:           # as many steps with altered copies as without
         found += [run("few-shot", **few), run("few-shot-augmented", **few | {
             "augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)})]
-    if "outside" in parts:
+    if "outside" in p.experiments:
         more = [run(f"outside-{d}", **few | {"domains": {d: p.few_rows}}) for d in p.few_shot]
         every = dict.fromkeys(p.domains, p.train_rows) | few_rows
         found += [*experts, *more, mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW)]
-    if "clusters" in parts:
+    if "clusters" in p.experiments:
         alike = [run(f"expert-cluster-{k + 1}", cluster=[k, p.clusters]) for k in range(p.clusters)]
         found += [*alike, mixed(p, shared, "moe-clusters", alike)]
     return found

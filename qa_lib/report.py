@@ -114,10 +114,11 @@ def source(thing) -> Markdown:
 
 def header(P, verdicts: str = "") -> Html:
     """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
-    sides = len(getattr(P, "side_seeds", None) or P.seeds)
+    sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
     seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
     seeds += f", {len(P.dense_seeds)} of controls (b)" if getattr(P, "dense_seeds", None) else ""
+    seeds += f", {len(P.curve_seeds)} more of two training curves" if getattr(P, "curve_seeds", None) else ""
     of = "a mixture" if hasattr(P, "ratios") else "of each domain"
     text = (f"Encoder {runs.shown(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
             f"examples {of}; {seeds}.")

@@ -182,7 +182,7 @@ class Moe(Study):
     experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside",
                               "clusters"]] = Field(min_length=1)    # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    side_seeds: Seeds | None = None                     # in arm printed of all but baseline, mixture, controls, gates
+    curve_seeds: list[Annotated[int, Field(ge=0)]] = []  # more seeds of what reinit compares, for training curves alone
     few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
     few_epochs: float = Field(gt=0)
     augment_copies: int = Field(gt=0)                   # altered copies of each of them
@@ -207,9 +207,9 @@ class Moe(Study):
     trial_epochs: Tried
 
     @model_validator(mode="after")
-    def _beside(self):
-        if bad := set(self.side_seeds or []) - set(self.seeds):
-            raise ValueError(f"side_seeds: {min(bad)} is not among seeds {self.seeds}; give both")
+    def _apart(self):
+        if both := set(self.curve_seeds) & set(self.seeds):
+            raise ValueError(f"curve_seeds: {min(both)} is among seeds {self.seeds} already; leave it away")
         return self
 
 

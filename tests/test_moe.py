@@ -260,14 +260,14 @@ def test_the_quick_plan():
             whole_plan(**{name: []})
 
 
-def test_what_is_beside_the_central_comparison_may_have_fewer_seeds():
-    every = Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]
-    specs = whole_plan(seeds=[0, 1], side_seeds=[1], experiments=every)
-    both = {s.variant for s in specs if s.seed == 0} - {"start"}
-    assert both == {s.variant for s in whole_plan(experiments=["mixture", "controls", "gates"])} - {"start"}
-    assert {s.variant for s in specs if s.seed == 1} > both | {"reinit-4", "reload-4", "moe-reinit-4", "baseline-4", "few-shot"}
-    with pytest.raises(UserError, match=r"side_seeds: 3 is not among seeds \[0\]; give both"):
-        whole_plan(side_seeds=[0, 3])
+def test_training_curves_may_have_more_seeds():
+    """The same runs that these seeds would have among all others, but scored on no test set."""
+    more = [s for s in whole_plan(seeds=[0], curve_seeds=[1]) if s.seed == 1]
+    assert [s.variant for s in more if not s.gate] == ["baseline", *(f"expert-reinit-4-{d}" for d in more[0].domains)]
+    assert [s.variant for s in more if s.gate] == ["moe-reinit-4"] and not any(s.tests for s in more)
+    assert {s.hash for s in more} < {s.hash for s in whole_plan(seeds=[1])}
+    with pytest.raises(UserError, match=r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"):
+        whole_plan(seeds=[0, 1], curve_seeds=[1])
 
 
 def test_the_estimate_counts_what_experts_say_once():
