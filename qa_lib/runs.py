@@ -134,10 +134,10 @@ def stored(report: str) -> list[dict]:
 def find(spec: Spec, fresh: bool = False) -> dict | None:
     """The complete record of a training, or None.
 
-    A GPU's record serves a plan made on a CPU too. Complete: it holds every test set the plan asks for.
-    fresh: committed records do not count.
+    A record from another kind of machine (a GPU, one without bf16) serves too. Complete: it holds every test set the plan
+    asks for. fresh: committed records do not count.
     """
-    for s in (spec.on_gpu(), spec):
+    for s in spec.everywhere():
         for record in (_read(folder(s)), None if fresh else committed(s.report).get(s.hash)):
             if record and set(spec.tests) <= set(record["metrics"]):
                 return record
@@ -166,7 +166,7 @@ def labels(spec: Spec, record: dict) -> dict:
     layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
     gate = spec.gate.model_dump() if spec.gate else {}
     return {"run": record["run"], **fields, **layer, **gate, "rows": sum(spec.rows), "encoder": shown(spec.encoder),
-            "device": record["environment"]["device"]}
+            "device": record["environment"]["device"], "precision": record["environment"]["precision"]}
 
 
 def ledger(specs: list[Spec]) -> pd.DataFrame:
@@ -250,7 +250,7 @@ def write_ledger(p, specs: list[Spec]) -> Path:
 def land(report: str, specs: list[Spec]) -> int:
     """Append completed runs to the committed records; returns how many were new."""
     target, known = RECORDS / report, committed(report)
-    found = [r for s in specs for r in [_read(folder(s)) or _read(folder(s.on_gpu()))] if r]
+    found = [r for s in specs for r in [next(filter(None, (_read(folder(x)) for x in s.everywhere())), None)] if r]
     # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
     new = {r["hash"]: r for r in found if r["hash"] not in known or set(r["metrics"]) > set(known[r["hash"]]["metrics"])}
     if not new:

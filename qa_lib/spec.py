@@ -78,6 +78,24 @@ class Spec(Strict):
         """The same training on a GPU, where the thread count plays no part."""
         return self.model_copy(update={"threads": "cuda", "parents": [p.on_gpu() for p in self.parents]})
 
+    def in_fp32(self) -> "Spec":
+        """The same training without bf16, which a processor or GPU that has no instructions for it imitates, many times slower."""
+        return self.model_copy(update={"precision": "fp32", "parents": [p.in_fp32() for p in self.parents]})
+
+    def everywhere(self) -> list["Spec"]:
+        """The same training as one machine or another does it."""
+        return [self.on_gpu(), self, self.on_gpu().in_fp32(), self.in_fp32()]
+
+    def here(self) -> "Spec":
+        """The same training as this machine does it."""
+        import torch  # only training looks at the machine
+
+        if torch.cuda.is_available():
+            found, native = self.on_gpu(), torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            found, native = self, torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return found if native else found.in_fp32()
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN is refused."""

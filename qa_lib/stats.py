@@ -107,9 +107,10 @@ def part(c: Contrast, label: str, sides: list[dict], ledger: pd.DataFrame, draws
     if not (seeds := sorted(set.intersection(*map(set, every)))):
         raise KeyError("no seed that all its sides have")
     if "device" in ledger:
-        cpu = dict(zip(ledger["run"], ledger["device"].str.startswith("CPU"), strict=True))
-        if not (seeds := [s for s in seeds if len({cpu[x[s][0]] for x in every}) == 1]):
-            raise KeyError("its sides were trained on different devices")
+        made = ledger["device"].str.startswith("CPU").astype(str) + ledger.get("precision", "")
+        made = dict(zip(ledger["run"], made, strict=True))
+        if not (seeds := [s for s in seeds if len({made[x[s][0]] for x in every}) == 1]):
+            raise KeyError("its sides were trained on different devices, or in different precision")
     keys, n = [[[x[s] for s in seeds] for x in side] for side in cells], len(seeds)   # side → (cells, n) of (run, set, metric)
     used = [sorted({k for x in side for k in x}) for side in keys]
     if len(used) > 1 and used[0] == used[1]:

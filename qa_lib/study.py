@@ -37,23 +37,15 @@ class Progress:
             self.shown = time.monotonic()
 
 
-def planned(p) -> list[Spec]:
-    """The runs of a report as this machine trains them.
+def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
+    """The runs to train, as this machine trains them, parents before children: those without a complete record, and any parent
+    whose weights a missing child needs and nobody kept.
 
     On a GPU trials are scored on the test sets at once: the best, trained again for its scores, would not be the same to the last
     digit there, and might no longer be the best.
     """
-    specs = runs.plan(p)
-    if not torch.cuda.is_available():
-        return specs
-    every = max((s.tests for s in specs), key=len)
-    return [s.model_copy(update={"tests": s.tests or every}).on_gpu() for s in specs]
-
-
-def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
-    """The runs to train, parents before children: those without a complete record, and any parent whose weights
-    a missing child needs and nobody kept."""
     order: dict[str, Spec] = {}
+    every = max((s.tests for s in specs), key=len) if torch.cuda.is_available() and specs else []
 
     def visit(spec: Spec):
         for parent in spec.parents:
@@ -63,7 +55,7 @@ def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
 
     for spec in specs:
         if runs.find(spec, fresh) is None:
-            visit(spec)
+            visit(spec.here().model_copy(update={"tests": spec.tests or every}))
     return list(order.values())
 
 
@@ -165,10 +157,12 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
 
     Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
     """
-    specs = planned(p)
+    specs = runs.plan(p)
     todo = missing(specs, fresh)
     known = len({s.hash for s in specs})
     print(f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train", flush=True)
+    if any(s.precision != p.precision for s in todo):
+        print("no bf16 instructions here: what is trained is trained in fp32", flush=True)
     if todo:
         runs.RUNS.mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs.RUNS / f"{p.report}.lock")
@@ -183,11 +177,12 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
                 tokens = _announce(todo, many, yes)
                 if not dry_run:
                     _train(todo, tokens, many, parents(todo), live)
-        specs = planned(p)
+        specs = runs.plan(p)
         if not dry_run and missing(specs, fresh):  # what trials have decided
             frame = run(p, workers, fresh, yes, dry_run, live)
             return frame.assign(trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now"))
-    return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if s in todo else "found"}
+    now = {s.hash for s in todo}
+    return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if r["hash"] in now else "found"}
                          for s in specs if (r := runs.find(s, fresh))], columns=["run", "seconds", "trained"])
 
 
@@ -197,8 +192,6 @@ def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
     amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     print(f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk", flush=True)
-    if todo[0].precision == "bf16" and where.endswith("cores") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        print('this processor has no bf16 instructions and imitates them; PARAMS="precision=fp32" is faster here', flush=True)
     if hours > HOURS and not yes:
         raise UserError(f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds")
     return tokens
@@ -262,10 +255,10 @@ def compare(p):
     """Print ours against committed, per run and test set."""
     known = runs.committed(p.report)
     for spec in runs.plan(p):
-        for s in (spec.on_gpu(), spec):
-            ours, theirs = runs.find(s, fresh=True), known.get(s.hash)
-            for name in [x for x in s.tests if ours and theirs and x in theirs["metrics"]]:
-                print(f"{s.run}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}")
+        ours, theirs = runs.find(spec, fresh=True), next((known[s.hash] for s in spec.everywhere() if s.hash in known), None)
+        for name in [x for x in spec.tests if ours and theirs and x in theirs["metrics"]]:
+            on = "" if ours["hash"] == theirs["hash"] else " ({device}, {precision})".format(**theirs["environment"])
+            print(f"{ours['run']}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}{on}")
 
 
 def main() -> int:

@@ -285,7 +285,7 @@ def main() -> int:
     params.add_arguments(parser)
     parser.add_argument("--run", required=True, help="name of a run in the plan, or its start")
     args = parser.parse_args()
-    specs = [s.on_gpu() if torch.cuda.is_available() else s for s in runs.plan(params.from_args(args))]
+    specs = [s.here() for s in runs.plan(params.from_args(args))]
     chosen = [s for s in specs if s.run.startswith(args.run)]
     if len(chosen) != 1:
         raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {', '.join(s.run for s in (chosen or specs)[:6])}")

@@ -6,7 +6,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 import pytest  # noqa: E402
 
 TINY = {"train_rows": 48, "validation_rows": 8, "epochs": 1.0, "ratios": [0.5], "seeds": [0], "experiments": ["ratios"],
-        "max_length": 128, "stride": 32, "blocks": 1, "batch_size": 8, "start": None}
+        "max_length": 128, "stride": 32, "blocks": 1, "batch_size": 8, "start": None, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)

@@ -87,7 +87,7 @@ def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
     same = {"variant": "other", "tests": spec.tests[:1], "domains": ["a", "b"], "encoder": "elsewhere", "folder": "/x"}
     for key, value in same.items():
         assert spec.model_copy(update={key: value}).hash == spec.hash, key
-    other = {"seed": 1, "learning_rate": 1e-5, "threads": 2, "precision": "fp32", "weights": "w", "rows": [1, 47],
+    other = {"seed": 1, "learning_rate": 1e-5, "threads": 2, "precision": "bf16", "weights": "w", "rows": [1, 47],
              "fingerprints": ["x", "y"], "order": "sequential", "parents": [spec], "blocks": 2,
              "places": [1, 0]}
     hashes = {spec.model_copy(update={key: value}).hash for key, value in other.items()}

@@ -108,7 +108,7 @@ def record(spec: Spec, rows=30) -> tuple[dict, pd.DataFrame]:
     history = [{"epoch": float(e + 1), "step": e + 1, "train_loss": rng.uniform(1, 2),
                 "validation_loss": rng.uniform(1, 1.5) + 3 * abs(np.log10(spec.learning_rate) + 4), "validation_em": 1.0,
                 "validation_f1": 1.0} for e in range(int(spec.epochs))]
-    return {"metrics": scores, "history": history, "environment": {"device": "CPU, 1 thread"}}, examples
+    return {"metrics": scores, "history": history, "environment": {"device": "CPU, 1 thread", "precision": "bf16"}}, examples
 
 
 def test_every_contrast_finds_its_planned_runs_and_no_others(planned, monkeypatch):
@@ -271,7 +271,10 @@ def test_sides_of_different_devices_are_not_compared():
     ledger, examples = plant(two(9.0), seeds=5, seed_sd=0.1)
     on = np.where(ledger["variant"] == "v-db", "CPU, 2 threads", "NVIDIA H200")
     apart = judged(claim(), (ledger.assign(device=on), examples))
-    assert apart["verdict"] == "not tested at this profile: its sides were trained on different devices"
+    assert apart["verdict"] == "not tested at this profile: its sides were trained on different devices, or in different precision"
+    other = np.where(ledger["variant"] == "v-db", "fp32", "bf16")
+    apart = judged(claim(), (ledger.assign(device="CPU, 1 thread", precision=other), examples))
+    assert apart["verdict"].endswith("in different precision")
     on = np.where((ledger["variant"] == "v-db") & (ledger["seed"] == 1), "NVIDIA H200", "CPU, 1 thread")
     some = judged(claim(), (ledger.assign(device=on), examples))
     assert some["n"] == 4 and some["dropped"] == (1,) and some["verdict"] == "reproduced"

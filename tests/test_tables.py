@@ -7,6 +7,8 @@ from qa_lib import figures, findings, metrics, params, runs, tables, verify
 
 P = params.load("exbert", "quick")
 
+MADE = {"device": "CPU", "precision": "bf16"}
+
 
 def examples(em: dict[str, list[int]]) -> pd.DataFrame:
     return pd.DataFrame([{"run": run, "set": name, "id": f"q{i}", "em": 100.0 * x, "start": 4 * i, "end": 4 * i + 3, "tokens": 1}
@@ -55,11 +57,11 @@ def test_names_of_models_mixtures_and_rates():
 def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
     spec = next(s for s in runs.plan(P) if s.validation_rows)
     past = [{"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))]
-    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": {"device": "CPU"}})])
+    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": MADE})])
     assert list(runs.histories([spec])["train_loss"]) == [1.5, 1.5]
     past[:] = [past[0] | {"train_loss": None}, past[0]]            # before training nothing was logged, whatever stands above
     twice = [spec, spec.model_copy(update={"variant": "v-db-size"})]
-    monkeypatch.setattr(runs, "records", lambda specs: [(s, {"run": "r", "history": past, "environment": {"device": "CPU"}})
+    monkeypatch.setattr(runs, "records", lambda specs: [(s, {"run": "r", "history": past, "environment": MADE})
                                                         for s in specs])
     assert runs.histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
     past.clear()
@@ -99,7 +101,7 @@ def routed(monkeypatch):
     spec = next(s for s in runs.plan(p) if s.layer)
     load = {"training": [{"step": 1, "balance_loss": 1.0, "z_loss": 4.0, "dropped": 0.25, "load": [0.5, 0.25, 0.25, 0]}],
             P.domains[0]: [30, 10, 0, 0], P.domains[1]: [10, 30, 0, 0]}
-    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "load": load, "environment": {"device": "CPU"}})])
+    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "load": load, "environment": MADE})])
     return spec
 
 

@@ -1,6 +1,7 @@
 """One run end to end, killed and resumed, its record, its parents; the model against transformers' own."""
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -124,9 +125,51 @@ def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
 def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
     p = tiny(arms=["tuned"], experiments=["headline"])
     trials = runs.plan(p)
-    assert trials and not any(s.tests for s in trials if s.arm == "tuned") and study.planned(p) == trials
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert all(s.tests == p.domains and s.threads == "cuda" for s in study.planned(tiny(arms=["tuned", "printed"])))
+    assert trials and not any(s.tests for s in trials if s.arm == "tuned") and study.missing(trials) == trials
+    machine(monkeypatch, cuda=True)
+    todo = study.missing(runs.plan(tiny(arms=["tuned", "printed"])))
+    assert len(todo) > len(trials) and all(s.tests == p.domains and s.threads == "cuda" for s in todo)
+
+
+def machine(monkeypatch, cuda: bool, bf16: bool = True):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+
+
+def planted(spec):
+    scores = {name: {"em": 50.0, "n": 1, "clusters": 1} for name in spec.tests}
+    made = {"device": "GPU" if spec.threads == "cuda" else "CPU, 1 thread", "precision": spec.precision}
+    runs.save(spec, {"metrics": scores, "history": [], "environment": made, "seconds": 1.0}, pd.DataFrame({"id": ["a"]}))
+
+
+@pytest.mark.parametrize(("trained", "drawn"), [((False, True), (True, True)), ((False, False), (False, True)),
+                                                ((False, True), (False, False)), ((False, False), (True, False))])
+def test_records_serve_every_machine(tiny, monkeypatch, trained, drawn):
+    """Of one kind of machine they are found on another, where nothing is trained again."""
+    p = tiny(precision="bf16", ratios=[1.0])
+    machine(monkeypatch, *trained)
+    (spec,) = study.missing(runs.plan(p))
+    planted(spec)
+    machine(monkeypatch, *drawn)
+    assert study.missing(runs.plan(p)) == [] and list(study.run(p, live=False)["run"]) == [spec.run]
+    assert set(runs.ledger(runs.plan(p))["precision"]) == {"bf16" if trained[1] else "fp32"}
+
+
+def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store, capsys):
+    p = tiny(precision="bf16", ratios=[1.0])
+    machine(monkeypatch, False)
+    (spec,) = study.missing(runs.plan(p))
+    planted(spec)
+    assert runs.land("exbert", runs.plan(p)) == 1
+    machine(monkeypatch, False, bf16=False)
+    assert list(study.run(p, fresh=True, live=False)["trained"]) == ["found"]   # that of the store
+    (store / "runs").rename(store / "gone")
+    assert list(study.run(p, fresh=True, live=False)["trained"]) == ["now"]
+    study.compare(p)
+    said = capsys.readouterr().out
+    assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
+    assert re.search(rf"v-db-100-0-s0-(?!{spec.hash[:8]}).*: EM [0-9.]+, committed 50.00 \(CPU, 1 thread, bf16\)\n", said)
 
 
 def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
@@ -163,7 +206,7 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
     copied = runs.plan(tiny(encoder=str(store / "copy")))[0]
     assert copied.hash == spec.hash
     scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
-    runs.save(copied, {"metrics": scored, "environment": {"device": "CPU"}}, pd.DataFrame({"id": ["a"]}))
+    runs.save(copied, {"metrics": scored, "environment": {"device": "CPU", "precision": "bf16"}}, pd.DataFrame({"id": ["a"]}))
     assert runs.find(spec)["spec"]["encoder"] == "copy" and set(runs.ledger([copied])["encoder"]) == {"copy"}
     assert str(store) not in (runs.folder(spec) / "metrics.json").read_text()
 
@@ -302,7 +345,7 @@ def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch
     monkeypatch.setattr(study, "at_once", len)
     monkeypatch.setattr(study, "_announce", lambda todo, workers, yes: {})
     monkeypatch.setattr(study, "_train", lambda todo, tokens, workers, keep, live: seen.append(workers))
-    monkeypatch.setattr(runs, "find", lambda spec, fresh: {"run": spec.run, "seconds": 1.0})
+    monkeypatch.setattr(runs, "find", lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0})
     assert list(study.run(tiny(seeds=[0, 1, 2]))["trained"]) == ["now"] * 3 and seen == [1, 2]
 
 
