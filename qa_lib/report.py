@@ -142,7 +142,7 @@ def provenance(P, specs: list[Spec]) -> Html:
         e = record["environment"]
         dirty = " with uncommitted changes, so not exactly that code" if e["dirty"] else ""
         how = (f"at commit {e['commit'][:12]}{dirty}, on {e['device']} ({e['processor']}, "
-               f"{e['platform']}) with Python {e['python']}, torch {e['torch']} and transformers "
+               f"{e['platform']}) in {e['precision']} with Python {e['python']}, torch {e['torch']} and transformers "
                f"{e['transformers']}")
         made.setdefault(how, []).append(record)
     text = [f"{tag(P)}: {PROFILES[P.profile][0]}."]

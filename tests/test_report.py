@@ -99,7 +99,7 @@ def test_source_shows_the_librarys_lines():
 
 
 def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
-    environment = {"commit": commit, "dirty": dirty, "device": "CPU, 1 thread", "processor": "Chip 1",
+    environment = {"commit": commit, "dirty": dirty, "device": "CPU, 1 thread", "processor": "Chip 1", "precision": "bf16",
                    "platform": "Linux", "python": "3.11.2", "torch": "2.13", "transformers": "5.23"}
     spec = {"domains": ["one", "two"], "fingerprints": ["f" * 64, "e" * 64], "encoder": "minilm",
             "weights": "d" * 64}
@@ -120,7 +120,7 @@ def test_provenance_is_read_from_the_records(monkeypatch):
     monkeypatch.setattr(runs, "records", lambda specs: [(None, r) for r in [*found, found[0]]])   # one under two names
     text = report.provenance(P, [])
     assert ("2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
-            "(Chip 1, Linux) with Python 3.11.2, torch 2.13 and transformers 5.23.") in text
+            "(Chip 1, Linux) in bf16 with Python 3.11.2, torch 2.13 and transformers 5.23.") in text
     assert "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted" in text
     assert "one ffffffffffff, two eeeeeeeeeeee" in text and "no number here is a result" in text and "committed, of" not in text
     later = [record() | {"spec": record()["spec"] | {"profile": x}} for x in ("quick", "real")]
