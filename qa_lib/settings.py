@@ -210,6 +210,8 @@ class Moe(Study):
     def _apart(self):
         if both := set(self.curve_seeds) & set(self.seeds):
             raise ValueError(f"curve_seeds: {min(both)} is among seeds {self.seeds} already; leave it away")
+        if self.curve_seeds and "reinit" not in self.experiments:
+            raise ValueError("curve_seeds: they are of the part reinit, which experiments lacks; name it there")
         return self
 
 

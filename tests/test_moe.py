@@ -268,6 +268,8 @@ def test_training_curves_may_have_more_seeds():
     assert {s.hash for s in more} < {s.hash for s in whole_plan(seeds=[1])}
     with pytest.raises(UserError, match=r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"):
         whole_plan(seeds=[0, 1], curve_seeds=[1])
+    with pytest.raises(UserError, match="curve_seeds: they are of the part reinit, which experiments lacks; name it there"):
+        whole_plan(curve_seeds=[1], experiments=["mixture"])
 
 
 def test_the_estimate_counts_what_experts_say_once():
