@@ -250,7 +250,7 @@ def write_ledger(p, specs: list[Spec]) -> Path:
 def land(report: str, specs: list[Spec]) -> int:
     """Append completed runs to the committed records; returns how many were new."""
     target, known = RECORDS / report, committed(report)
-    found = [r for s in specs for r in [next(filter(None, (_read(folder(x)) for x in s.everywhere())), None)] if r]
+    found = [r for s in specs if (r := next(filter(None, map(_read, map(folder, s.everywhere()))), None))]
     # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
     new = {r["hash"]: r for r in found if r["hash"] not in known or set(r["metrics"]) > set(known[r["hash"]]["metrics"])}
     if not new:
