@@ -248,11 +248,16 @@ def write_ledger(p, specs: list[Spec]) -> Path:
 
 
 def land(report: str, specs: list[Spec]) -> int:
-    """Append completed runs to the committed records; returns how many were new."""
-    target, known = RECORDS / report, committed(report)
-    found = [r for s in specs if (r := next(filter(None, map(_read, map(folder, s.everywhere()))), None))]
-    # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
-    new = {r["hash"]: r for r in found if r["hash"] not in known or set(r["metrics"]) > set(known[r["hash"]]["metrics"])}
+    """Append completed runs to the committed records; returns how many were new.
+
+    A run that a committed record of any machine serves (one trained again, FRESH=1) stays out: two would be one result twice.
+    """
+    target, known, new = RECORDS / report, committed(report), {}
+    for same in (s.everywhere() for s in specs):
+        found = next(filter(None, map(_read, map(folder, same))), None)
+        # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
+        if found and not any(set(found["metrics"]) <= set(known[s.hash]["metrics"]) for s in same if s.hash in known):
+            new[found["hash"]] = found
     if not new:
         return 0
     target.mkdir(parents=True, exist_ok=True)

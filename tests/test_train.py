@@ -134,7 +134,8 @@ def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
 def machine(monkeypatch, cuda: bool, bf16: bool = True):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16, raising=False)
 
 
 def planted(spec):
@@ -166,6 +167,7 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
     assert list(study.run(p, fresh=True, live=False)["trained"]) == ["found"]   # that of the store
     (store / "runs").rename(store / "gone")
     assert list(study.run(p, fresh=True, live=False)["trained"]) == ["now"]
+    assert runs.land("exbert", runs.plan(p)) == 0                               # its committed record is of another machine
     study.compare(p)
     said = capsys.readouterr().out
     assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
