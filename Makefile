@@ -12,6 +12,16 @@ PROFILES := quick real paper
 # Of a profile, the reports that `make reproduce` and `make data` mean: at paper those whose hub datasets are named.
 reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
 
+# A variable that is none of these would be passed over without a word.
+KNOWN := PROFILE SIZE DATA PARAMS WORKERS FRESH YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B PY SETUP
+STRAY := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
+ifneq ($(STRAY),)
+  $(error $(firstword $(STRAY))= is no variable of make here (make help lists them); a parameter of the study is written PARAMS="$(firstword $(STRAY))=…")
+endif
+ifneq ($(filter-out 0 1,$(FRESH) $(YES)),)
+  $(error FRESH= and YES= are 1 or 0, not $(filter-out 0 1,$(FRESH) $(YES)))
+endif
+
 # Profile: paper with a CUDA device, quick without. PROFILE= overrides.
 ifdef PROFILE
   WHY := PROFILE=$(PROFILE)
@@ -40,7 +50,9 @@ endif
 FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) $(if $(NAME),figures/exbert/own-$(NAME))
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
-FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data '$(DATA)') $(foreach p,$(PARAMS),-p '$p'))
+quoted   = '$(subst ','\'',$1)'
+FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(call quoted,$(DATA))) \
+           $(foreach p,$(PARAMS),-p $(call quoted,$p)))
 TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
 # What a page shows: its notebook, its parameters, the library's own code.
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
@@ -99,7 +111,7 @@ $(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(call r
 
 figures/%: $$(@D)/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))
-	@[ -e $@ ] && touch $@ || { echo 'error: $(@F) is not among what is drawn; tables end in csv, md, tex, figures in png, svg' >&2; exit 2; }
+	@[ -e $@ ] && touch $@ || { echo 'error: $(@F) is not drawn: its part of the study is not run at this profile and size, or it has no such ending (tables: csv, md, tex; figures: png, svg)' >&2; exit 2; }
 
 power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
 	@$(PY) -m qa_lib.power
@@ -115,7 +127,7 @@ own: own-defined figures/exbert/own-$(NAME)/report.html ## are the experts worth
 	@echo 'page: $(word 2,$^)'
 
 own-defined: | $(SETUP)
-	@$(PY) -m qa_lib.own '$(NAME)' '$(DOMAIN_A)' '$(DOMAIN_B)' $(foreach p,$(PARAMS),-p '$p')
+	@$(PY) -m qa_lib.own $(foreach x,NAME DOMAIN_A DOMAIN_B,$(call quoted,$($x))) $(foreach p,$(PARAMS),-p $(call quoted,$p))
 
 # ---- set-up ----
 

@@ -16,7 +16,7 @@ from qa_lib.params import ROOT, UserError
 TITLES = {"moe": "Sesame Street Ensemble", "exbert": "Bring in the ExBERT", "road": "ROaD-ELECTRA",
           "smart": "Walk Less and Only Down Smooth Valleys"}
 VERDICTS = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", "not tested"]
-EFFECTS = [f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high")]   # columns of numbers
+EFFECTS = [f"{which}{k}" for which in ("", "tuned_", "control_", "fair_") for k in ("ours", "low", "high")]   # columns of numbers
 MARKS = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
 
 
@@ -47,7 +47,8 @@ def board(profile: str) -> pd.DataFrame:
     parts = []
     for slug in TITLES:
         listed = pd.DataFrame([{"claim": c.id, "where": c.where, "says": c.says, "unit": c.unit, "primary": c.primary,
-                                "printed": verify.stated(c), "printed_unit": verify.printed_unit(c), "confound": c.confound}
+                                "printed": verify.stated(c), "printed_unit": verify.printed_unit(c), "judged": c.kind,
+                                "confound": c.confound}
                                for c in claims.claims(slug)])
         found = runs.FIGURES / slug / profile / "claims.csv"
         empty = dict.fromkeys(EFFECTS, math.nan) | {
@@ -59,7 +60,7 @@ def board(profile: str) -> pd.DataFrame:
             if not {r for ids in own["run"] for r in ids.split()} <= set(rows.index):
                 raise UserError(f"claims.csv and results.csv of {slug} are of different runs; make report-{slug} PROFILE={profile} "
                                 "draws both from the records")
-            listed = listed[["claim", "primary", "confound"]].merge(own.drop(columns="primary"), on="claim")
+            listed = listed[["claim", "primary", "confound"]].merge(own.drop(columns=["primary", "confound"]), on="claim")
             listed["rows"] = [" to ".join(f"{n:,}" for n in sorted({rows[r].min() for r in ids.split()})) for ids in listed["run"]]
         parts.append(listed.assign(**{} if found.exists() else empty, report=slug))
     frame = pd.concat(parts, ignore_index=True)
@@ -114,17 +115,17 @@ def cost(profile: str) -> pd.DataFrame:
 
 
 def readme() -> str:
-    """The verdicts on real data, as Markdown: of each report that was run its result and its page, counts, and the decided and the
+    """The verdicts on real data, as Markdown: of each report that was run its result and its page, counts, and the tested and the
     primary claims."""
     frames = [board(profile).assign(profile=profile) for profile in ("real", "paper")]
     done = pd.concat([f[f["report"].isin(f["report"][f["run"].map(len) > 0])] for f in frames])
     rest = ", ".join(f"`{s}`" for s in TITLES if s not in set(done["report"]))
     lead = "".join(f"- **{slug}**, profile {profile}, [page](figures/{slug}/{profile}/report.html): "
-                   f"{findings.result(slug, part).removeprefix('Result: ')}\n"
+                   f"{findings.result(slug, part).removeprefix('Result: ')} {verify.alone(part)}\n"
                    for (profile, slug), part in done.groupby(["profile", "report"], sort=False))
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))
-    told = done[done["primary"] | done["kind"].isin(VERDICTS[:3])]
+    told = done[done["primary"] | done["kind"].isin(VERDICTS[:4])]
     told = told.sort_values("kind", key=lambda kind: kind == "not tested", kind="stable")        # else in the reports' order
     words = "|".join(sorted(VERDICTS, key=len, reverse=True))
 
@@ -138,7 +139,9 @@ def readme() -> str:
                     f"{control} | {r.rows or '–'} | {r.n or '–'} |\n"
                     for r, tuned, control in zip(told.itertuples(), other("tuned"), other("control"), strict=True))
     return (f"{lead}\n| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
-            "Claims with a verdict, and the primary ones; in brackets the 95 % interval, which one seed does not give.\n\n"
+            "Claims that were tested, and the primary ones. In brackets the 95 % interval, which one seed does not give, and of "
+            "several sets or metrics the one with the largest p. Control: what is left, at the report's rates, beside the model "
+            "that could refute the claim. What to bear in mind with each stands on its page.\n\n"
             "| report | says | printed | ours | verdict | equal trials | control | training rows | seeds |\n"
             f"|{'---|' * 9}\n{lines}\n"
             + f"Not yet run on real data: {rest}.\n" * bool(rest))

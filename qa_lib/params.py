@@ -139,9 +139,14 @@ def datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
             for name, fields in values[source].items()}
 
 
-def command_line(doc: str) -> argparse.ArgumentParser:
+class CommandLine(argparse.ArgumentParser):
+    def error(self, message: str):      # in one sentence, without the usage
+        raise UserError(f"{message}; {self.prog} --help says what there is")
+
+
+def command_line(doc: str) -> CommandLine:
     """A parser whose help is the module's docstring."""
-    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return CommandLine(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_arguments(parser: argparse.ArgumentParser):

@@ -2,15 +2,15 @@ r"""Which claims could ever be decided: by a report's own run and test questions
 
     python -m qa_lib.power [REPORT …]     a table for each report; needs no runs
 
-Of k sides with a share q of right answers, of which two models have the correlation ρ and two seeds of one model ρ', one test
-question has the variance $k\,q(1-q)(1-\rho)$. On Q independent questions n paired seeds leave of it (`stats.part`)
+Of k sides with a share q of right answers on one test set, of which two models have the correlation ρ and two seeds of one model
+ρ', one question has the variance $k\,q(1-q)(1-\rho)$. On Q independent questions n paired seeds leave of it (`stats.part`)
 
 $$v = k\,q(1-q)\,\frac{\rho' - \rho}{Q}, \qquad \frac{s^2}{n} = \frac{1}{n} \left( k\,q(1-q)\,\frac{1-\rho'}{Q} + \sigma^2 \right)$$
 
 with σ for what seeds differ by on endless questions. For a Pearson correlation r, $(1-r^2)^2$ stands for $q(1-q)$. A single score
-has ρ = 0. q and Q are in params/questions.yaml. An effect is seen if 80 % of repetitions would show it at the two-sided 5 % level,
-equality if 80 % would show it within the margin. A magnitude is decided if, measured at the middle of what is printed, it would
-also lie above half of it.
+has ρ = 0; sides on different sets share no question. q and Q are in params/questions.yaml. An effect is seen if 80 % of
+repetitions would show it at the two-sided 5 % level, equality if 80 % would show it within the margin. A magnitude is decided if,
+measured at the middle of what is printed, it would also lie above half of it.
 """
 from math import inf
 
@@ -39,14 +39,19 @@ def spread(claim: Claim, questions: dict[str, tuple[int | None, float]]) -> tupl
         return None
     found = []
     for _, sides in claim.contrast.parts():
-        names, total = [np.ravel(side["set"]) for side in sides], 0.0
-        for name, share in ((x, 1 / len(xs)) for xs in names for x in xs):   # a side's score is the mean over its sets
+        shares, own, common = {}, 0.0, 0.0
+        for sign, side in zip((1, -1, -1, 1), sides, strict=False):
+            for name in (names := np.ravel(side["set"])):            # a side's score is the mean over its sets
+                shares.setdefault(name, []).append(sign / len(names))
+        for name, share in shares.items():
             n, level = questions.get(name, (None, 0))
             if n is None:
                 return None
-            q = level / 100
-            total += share ** 2 * 1e4 * ((1 - q * q) ** 2 if name in CORRELATED else q * (1 - q)) / n
-        found.append((total * (1 - ALIKE_SEEDS), total * (ALIKE_SEEDS - (ALIKE if len(sides) > 1 else 0))))
+            q, each = level / 100, np.square(share).sum()
+            one = 1e4 * ((1 - q * q) ** 2 if name in CORRELATED else q * (1 - q)) / n
+            own += one * each * (1 - ALIKE_SEEDS)
+            common += one * (each * ALIKE_SEEDS + (sum(share) ** 2 - each) * ALIKE)
+        found.append((own, common))
     return max(found)
 
 

@@ -205,15 +205,16 @@ def _list(ids: list[str]) -> str:
 
 def _seeds(frame: pd.DataFrame) -> str:
     """How many seeds stand behind a frame; nothing for one whose rows are single runs."""
-    if "seeds" in frame:
-        n = frame["seeds"]
-    elif {"seed", "variant", "ratio"} <= set(frame):
-        n = frame.groupby(["variant", "ratio"], dropna=False)["seed"].nunique()
-    else:
+    if {"seed", "variant", "ratio"} <= set(frame):
+        frame = frame.assign(seeds=frame.groupby(["variant", "ratio"], dropna=False)["seed"].transform("nunique"))
+    if "seeds" not in frame:
         return ""
+    n = frame["seeds"]
     if n.max() == 1:
         return "n = 1 seed: no spread."
-    return f"n = {n.min()}{f' to {n.max()}' if n.max() > n.min() else ''} seeds."
+    most = n.groupby(frame["model"], sort=False).max() if "model" in frame else pd.Series(dtype=int)
+    few = "; ".join(most.index[most == n.min()]) if most.nunique() > 1 else ""     # means over fewer seeds than another's beside it
+    return f"n = {n.min()}{f' to {n.max()}' if n.max() > n.min() else ''} seeds{f' ({n.min()}: {few})' * bool(few)}."
 
 
 def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:

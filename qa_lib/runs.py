@@ -152,10 +152,10 @@ def command(x) -> str:
 def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
     """Each training with its record. Raises UserError where one is missing: no number without evidence."""
     found = [(s, find(s)) for s in specs]
-    if missing := [s.run for s, r in found if r is None]:
+    if missing := {s.hash: s.run for s, r in found if r is None}:
         more = f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
-        raise UserError(f"{len(set(missing))} of {len({s.hash for s in specs})} runs have no record, first {missing[0]}; "
-                        f"{command(specs[0])}{more} makes them")
+        raise UserError(f"{len(missing)} of {len({s.hash for s in specs})} runs have no record, first "
+                        f"{next(iter(missing.values()))}; {command(specs[0])}{more} makes them")
     return found
 
 
@@ -201,8 +201,8 @@ def examples(specs: list[Spec]) -> pd.DataFrame:
 
 def experts(mixture: Spec) -> pd.DataFrame:
     """The examples of a mixture's experts on its own test sets; `expert`: the dataset that each learnt."""
-    learnt = {find(e)["run"]: e.domains[0] for e in mixture.parents}
-    rows = examples([e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents])
+    learners = [e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents]
+    learnt, rows = {find(e)["run"]: e.domains[0] for e in learners}, examples(learners)
     return rows.assign(expert=rows["run"].map(learnt))
 
 

@@ -58,7 +58,7 @@ def flaw(row) -> str:
     whole = isinstance(text, list) and isinstance(start, list) and len(text) == len(start)
     if not whole or not all(isinstance(t, str) and t for t in text) or not all(isinstance(s, int) and s >= 0 for s in start):
         return "field 'answers' is not {\"text\": [texts], \"answer_start\": [as many whole numbers]}"
-    return ""
+    return "is_impossible, and yet it has answers" if row.get("is_impossible") and text else ""
 
 
 def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
@@ -66,7 +66,7 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
     it where `bad_rows` is "skip"."""
     def bad(line: int, reason: str, kind: str):
         if bad_rows == "stop":
-            raise UserError(f"{path}, {word} {line}: {reason}; mend the row, or leave such rows out with bad_rows=skip")
+            raise UserError(f"{path}, {word} {line}: {reason}; mend the row, or leave such rows out with PARAMS=bad_rows=skip")
         counts[kind] += 1
 
     if not path.exists():
@@ -97,7 +97,7 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter) -> list[dict]:
     if misplaced and bad_rows == "stop":
         raise UserError(f"{path}: {len(misplaced)} rows have an answer that does not stand at its answer_start, first "
                         f"{', '.join(x for x, _ in misplaced[:3])} (of the first, {misplaced[0][1]}); mend them, or leave them "
-                        "out with bad_rows=skip")
+                        "out with PARAMS=bad_rows=skip")
     counts["misplaced answers"] += len(misplaced)
     return rows
 
@@ -127,8 +127,8 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
 
 
 def offline(what: str, error: Exception) -> UserError:
-    return UserError(f"{what} cannot be had from the hub ({type(error).__name__}); run `make data` once with network, or use "
-                     f"PROFILE=quick (needs no data) or PROFILE=real DATA=folder (reads files)")
+    return UserError(f"{what} cannot be had from the hub ({type(error).__name__}); run make data with network once, with the same "
+                     "PROFILE and PARAMS, or use PROFILE=quick with its own encoder (needs no data) or PROFILE=real DATA=folder")
 
 
 def revision(repo: str, kind: str = "dataset") -> str:

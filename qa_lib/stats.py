@@ -215,7 +215,8 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
     """One row a claim: what it says, n, d, low, high (95 %), p, p_holm (primary claims), what they rest on, verdict, runs.
 
     report: its slug, or claims. ledger: runs.ledger, with `curves` below it. domains: the first and the second. arm: rows of
-    another are left out. Of several parts, the one with the largest p is shown.
+    another are left out. Of several parts, the one with the largest p is shown. alone: the verdict if each part had the variance
+    of its own seeds, none pooled.
     """
     listed = claims(report) if isinstance(report, str) else report
     if arm and "arm" in ledger:
@@ -230,24 +231,28 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
         size, parts, why = found[c.id]
         why = why if profile in c.profiles else c.untestable.get(profile, QUICK)
         estimates = [(x.d.mean(), s2 + len(x.d) * x.rounding, nu, x.v, len(x.d), x.clusters) for x, s2, nu, _ in parts]
-        p = [p_value(c, *e) if e[2] else 1.0 for e in estimates]
+        own = [(d, x.d.var(ddof=1) + n * x.rounding if n > 1 else s2, n - 1, v, n, k)
+               for (x, *_), (d, s2, _, v, n, k) in zip(parts, estimates, strict=True)]
+        p, p_own = ([p_value(c, *e) if e[2] else 1.0 for e in es] for es in (estimates, own))
         row = {**c.model_dump(include={"id", "where", "says", "kind", "primary", "printed", "unit"}), "size": size, "n": 0,
-               "run": (), "estimates": estimates, "verdict": f"not tested at this profile: {why}" if why else None}
+               "run": (), "estimates": estimates, "own": own, "verdict": f"not tested at this profile: {why}" if why else None}
         if parts:
             worst = min(range(len(p)), key=lambda i: (-p[i], estimates[i][0]))
             (x, _, nu, levene), (d, s2, _, v, *_) = parts[worst], estimates[worst]
             low, high = interval(*estimates[worst]) if nu else (np.nan, np.nan)
             row |= {"part": x.label, "parts": len(parts), "n": min(e[4] for e in estimates), "d": d, "low": low, "high": high,
-                    "p": p[worst] if nu else np.nan, "s2": s2, "nu": nu, "v": v, "clusters": x.clusters, "levene": levene,
+                    "p": p[worst] if nu else np.nan, "p_own": max(p_own), "s2": s2, "nu": nu, "v": v, "clusters": x.clusters,
+                    "levene": levene,
                     "dropped": tuple(sorted({s for y in parts for s in y[0].dropped})),
                     "run": tuple(sorted({r for y in parts for r, _ in y[0].weights}))}
         table.append(row)
     if primary := [r for r in table if r["primary"] and not r["verdict"] and np.isfinite(r["p"])]:
-        for r, p in zip(primary, multipletests([r["p"] for r in primary], method="holm")[1], strict=True):
-            r["p_holm"] = p
+        for p in ("p", "p_own"):
+            for r, raised in zip(primary, multipletests([r[p] for r in primary], method="holm")[1], strict=True):
+                r[f"{p}_holm"], r[f"{p}_factor"] = raised, raised / r[p] if r[p] else 1.0
     for c, r in zip(listed, table, strict=True):
-        factor = r["p_holm"] / r["p"] if r.get("p_holm") and r["p"] else 1.0
-        r["verdict"] = r["verdict"] or verdict(c, r["estimates"], factor)
+        r["alone"] = r["verdict"] or verdict(c, r["own"], r.get("p_own_factor", 1.0))
+        r["verdict"] = r["verdict"] or verdict(c, r["estimates"], r.get("p_factor", 1.0))
     return pd.DataFrame(table).reindex(columns=[
         "id", "where", "says", "kind", "primary", "printed", "unit", "size", "part", "parts", "n", "dropped", "d", "low", "high",
-        "p", "p_holm", "s2", "nu", "v", "clusters", "levene", "verdict", "run"])
+        "p", "p_holm", "s2", "nu", "v", "clusters", "levene", "verdict", "alone", "run"])

@@ -26,8 +26,8 @@ def stated(claim: claims.Claim) -> str:
 
 
 def printed(row) -> str:
-    """The printed value of a row of `table`, with its unit."""
-    return "–" if row.printed == "–" else f"{row.printed} {row.printed_unit}"
+    """The printed value of a row of `table`, with its unit; of a claim that names no size, its direction is all that is judged."""
+    return "–" if row.printed == "–" else f"{row.printed} {row.printed_unit}" + " (direction)" * (row.judged == "superiority")
 
 
 def printed_unit(claim: claims.Claim) -> str:
@@ -68,13 +68,14 @@ def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
 
 def table(P) -> pd.DataFrame:
     r"""A row a claim: claim, where, says, printed, printed_unit, unit, ours, low, high (95 %), part, n, seed_part, verdict,
-    tuned, control, primary, run.
+    tuned, control, primary, judged (the claim's kind), confound, run.
 
     ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. part: of a
     claim about several sets or metrics the one that ours is of, that with the largest p. seed_part: $\sqrt{s^2/n}$, what other
     seeds add to the standard error of ours, in the claim's unit. tuned: the verdict in the arm in which every model had the same
     trials; control: on the effect that the claim's control leaves; their ours, low, high and part stand in tuned_ours,
-    control_ours …
+    control_ours … fair_ours …: beside the control, in the arm with the same trials. alone: which of the three verdicts would be
+    others if each comparison had the variance of its own seeds, none pooled.
     """
     specs, listed = runs.plan(P), claims.claims(P.report, mixtures(P))
     ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
@@ -87,18 +88,26 @@ def table(P) -> pd.DataFrame:
 
     plain, tuned = judged(listed, "printed"), judged(listed, "tuned")
     controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
-    control, rows = judged(list(controlled.values()), "printed"), []
+    control, fair = (judged(list(controlled.values()), arm) for arm in ("printed", "tuned"))
+    rows = []
     for c in listed:
         row = {"claim": c.id, "where": c.where, "says": c.says, "printed": stated(c),
                "printed_unit": printed_unit(c), "unit": c.unit, **effect(c, plain.loc[c.id], P.domains),
                "n": plain["n"][c.id], "seed_part": np.sqrt(plain["s2"][c.id] / plain["n"][c.id]),
                "verdict": plain["verdict"][c.id], "tuned": tuned["verdict"][c.id], "control": "", "primary": c.primary,
-               "run": plain["run"][c.id], "control_ours": np.nan, "control_low": np.nan, "control_high": np.nan, "control_part": ""}
+               "judged": c.kind, "confound": c.confound, "run": plain["run"][c.id]}
+        row |= {f"{which}_{k}": "" if k == "part" else np.nan
+                for which in ("control", "fair") for k in ("ours", "low", "high", "part")}
         row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
         if c.id in controlled:
             beside = controlled[c.id]
             row |= {"control": f"{tables.MODELS[tables.model(c.control)][0]}: {control['verdict'][beside.id]}"}
-            row |= {f"control_{k}": v for k, v in effect(beside, control.loc[beside.id], P.domains).items()}
+            row |= {f"{which}_{k}": v for which, frame in (("control", control), ("fair", fair))
+                    for k, v in effect(beside, frame.loc[beside.id], P.domains).items()}
+        each = [("", plain.loc[c.id]), ("equal trials: ", tuned.loc[c.id])]
+        each += [("beside the control: ", control.loc[controlled[c.id].id])] if c.id in controlled else []
+        kinds = [(where, *(r[k].split(":")[0] for k in ("verdict", "alone"))) for where, r in each]
+        row["alone"] = "; ".join(f"{where}{own} instead of {pooled}" for where, pooled, own in kinds if own != pooled)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -120,7 +129,8 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
                 for word, r in zip(words, rows.itertuples(), strict=True)]
 
     primary = rows["primary"].map({True: "; primary", False: ""})
-    return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + primary + ")",
+    aside = (" To bear in mind: " + rows["confound"]).where(rows["confound"] != "", "")
+    return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + primary + ")" + aside,
                          "printed": [printed(r) for r in rows.itertuples()], "ours": [found(r) for r in rows.itertuples()],
                          "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
                          "equal trials": judged("tuned"), "control": judged("control"), "seeds": rows["n"], "run": rows["run"]})
@@ -141,6 +151,15 @@ def counts(frame: pd.DataFrame) -> str:
     found = frame["verdict"].str.split(":").str[0].value_counts()
     words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
     return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
+
+
+def alone(frame: pd.DataFrame) -> str:
+    """One sentence: which verdicts hang on the pooling of variance."""
+    rows = frame[frame["alone"] != ""]
+    which = "; ".join(f"{r.claim} ({r.alone})" for r in rows.itertuples())
+    return ("The variance between seeds is pooled over comparisons of one kind, but where Levene's test finds them unlike, which "
+            "with three seeds it hardly can. With the variance of each comparison's own seeds "
+            + (f"these would be judged otherwise: {which}." if len(rows) else "every verdict would be the same."))
 
 
 def notice(report: str) -> str:
@@ -190,6 +209,7 @@ def main() -> int:
         print(advice.sentence(P))
     else:
         print(counts(frame))
+        print(alone(frame))
         print(runs.page(P) / "claims.csv")
         print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):

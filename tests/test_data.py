@@ -2,6 +2,7 @@
 import gzip
 import json
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -53,7 +54,7 @@ def test_four_formats_give_the_same_rows(tmp_path):
 
 def test_a_malformed_line_is_named(tmp_path):
     write(tmp_path / "a.jsonl", [row(0), '{"id": "broken",\n', row(1)])
-    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* bad_rows=skip"):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
         sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
     counts = data.Counter()
     assert len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 2 and counts["malformed"] == 1
@@ -88,6 +89,31 @@ def test_a_planted_leak_is_dropped_and_counted(own):
     assert not pairs[0] & pairs[1] and not pairs[0] & pairs[2] and not pairs[1] & pairs[2]
     titles = [{r["title"] for r in part} for part in (found.train, found.validation)]
     assert not titles[0] & titles[1] and len(found.validation) >= 6
+
+
+def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
+    """Rows marked so, rows with a text of another set's test, and in a mixture what another of its sets holds out."""
+    train = [row(i) for i in range(30)]
+    train[4]["offset"] = "guess"
+    other = row(40) | {"context": train[9]["context"].upper(), "answers": {"text": [], "answer_start": []}}
+    write(tmp_path / "other.jsonl", [other])
+    folder = own(train, [row(30)], leave_out={"offset": "guess"}, apart_from=["other.jsonl"])
+    found = data.splits("own", "folder", folder)
+    assert {r["id"] for r in train} - {r["id"] for r in found.train} == {"r4", "r9"}
+    assert found.counts["contexts of other test sets dropped"] == 1
+    whole = {"a": data.Splits(train[:9], [], [], data.Counter()), "b": data.Splits(train[9:], train[3:4], [], data.Counter())}
+    spec = SimpleNamespace(domains=["a", "b"], rows=[8, 8], places=[], seed=0, validation_rows=0, tests=[], source="folder",
+                           folder=folder, bad_rows="stop")
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "splits", lambda name, *rest: whole[name])
+        mixed, _, counts = data.mixture(spec)
+    assert "r3" not in {r["id"] for r in mixed} and counts["copies of other sets' rows dropped"] == 1
+
+
+def test_a_row_without_an_answer_that_has_one_is_refused(tmp_path):
+    write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": True}])
+    with pytest.raises(UserError, match="line 1: is_impossible, and yet it has answers"):
+        sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
 
 
 def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):

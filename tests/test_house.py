@@ -3,6 +3,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -180,6 +181,11 @@ def test_a_switch_of_0_is_off():
     assert ["--fresh --yes" in x for x in lines] == [False, True] and "--fresh" not in lines[0] and "--yes" not in lines[0]
 
 
+def test_what_is_quoted_reaches_the_program():
+    told = make("-n", "train-exbert", "VENV=", "PROFILE=real", "DATA=/o'brien/x y").stdout.splitlines()[-1]
+    assert shlex.split(told)[-2:] == ["--data", "/o'brien/x y"]
+
+
 def test_help_lists_every_target():
     database = make("-npq", "VENV=", "help").stdout
     phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split()) - {"FORCE", "environment", "browser", "own-defined"}
@@ -209,6 +215,9 @@ def test_one_figure_alone():
     (["-B", ".venv/.installed", "PYTHON=false"], "Python 3.11 or newer"),
     (["reproduce-exbert", "VENV=nowhere"], "nowhere/bin/python lacks"),
     (["check-data", "VENV="], "DATA="),
+    (["-n", "reproduce-exbert", "seeds=[0]"], 'PARAMS="seeds=…"'),
+    (["-n", "reproduce-exbert", "profile=real"], "profile= is no variable"),
+    (["-n", "train-exbert", "YES=no"], "1 or 0, not no"),
 ])
 def test_a_mistake_ends_in_one_sentence(args, says):
     told = make(*args)

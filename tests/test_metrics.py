@@ -3,12 +3,14 @@ import random
 import re
 import string
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from torchmetrics.text import SQuAD
 
-from qa_lib import metrics
+from qa_lib import metrics, scoring, settings
 
 WORDS = ["the", "a", "An", "THE", "Zürich", "naïve", "3,837", "U.S.", "mTOR", "co-op", "“quoted”", "don't", "re", "x", "β-cell",
          "1990s", "café", "thea", "an.", "(an)", "—", "!", "", "  ", "東京", "İstanbul", "ﬁre", "\u00a0", "rock'n'roll", "$5"]
@@ -78,6 +80,36 @@ def test_best_spans_equal_a_plain_loop(one_token):
             continue
         best = max(pairs)
         assert (best[0], best[1], best[2]) == (pytest.approx(score[w]), first[w], last[w])
+
+
+def windows_of(rows: list[int]) -> Dataset:
+    """Windows "[CLS] ice snow" of the given rows."""
+    return Dataset.from_dict({"row": rows, "offsets": [[0, 0, 0, 3, 4, 8]] * len(rows)})
+
+
+def test_a_clustered_set_is_scored_by_means_of_means():
+    """As BioASQ: a question's rows first, then the questions."""
+    rows = [{"id": str(i), "question": q, "context": "ice snow", "is_impossible": False, "answers": {"text": ["ice"]}}
+            for i, q in enumerate("aab")]
+    ends = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])]                # ice, ice snow, ice
+    found = windows_of([0, 1, 2]), [np.array([0, 2, 1], np.float32)] * 3, ends, 0.0
+    model, spec = SimpleNamespace(explained=lambda *_: {}), SimpleNamespace(starter=True)
+    for average, em, contains in (("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)):
+        d = settings.Dataset(train=["x"], test=["y"], cluster="question", average=average)
+        scores, frame = scoring.examine(model, None, spec, d, rows, lambda *_: found)
+        assert scores["em"] == pytest.approx(em) and scores["contains"] == pytest.approx(contains)
+        assert scores["em_starter"] == 0.0 and scores["em_rows"] == pytest.approx(200 / 3) and scores["clusters"] == 2
+        assert frame["em"].tolist() == [100, 0, 100]
+
+
+def test_no_answer_wins_where_every_window_says_so():
+    """Of a question's windows the least score of [CLS] counts (SQuAD 2.0), the best span of any."""
+    rows, windows = [{"context": "ice snow"}] * 2, windows_of([0, 0, 1, 1])
+    start = [np.array(x, np.float32) for x in ([9, 1, 0], [0, 2, 0], [9, 1, 0], [8, 0, 2])]
+    for null, said in ((True, ["ice", ""]), (False, ["ice", "snow"])):
+        found = metrics.predict(rows, windows, start, start, null_answers=null)
+        assert [a["text"] for a in found] == said
+    assert [a["window"] for a in found] == [1, 3]
 
 
 def test_an_average_of_nothing_or_of_nan_is_refused():

@@ -95,6 +95,14 @@ def test_a_mixture_says_what_its_experts_say(experts):
             np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
 
 
+def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
+    spec, models, *_ = experts
+    said = iter([10.0, 30.0, 20.0])                                      # of the three experts
+    monkeypatch.setattr(scoring, "score", lambda *_: (None, {"exact_match": next(said)}, 0.0))
+    mixture, _ = build.build(spec.model_copy(update={"gate": Gate(rule="best")}))
+    assert mixture.prepare.keywords["best"] == 1
+
+
 def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
     """The device `meta` stands for a GPU: it refuses what lies elsewhere."""
     spec, _, rows, windows, _ = experts

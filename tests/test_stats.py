@@ -328,6 +328,25 @@ def test_holm_for_primary_claims_only():
     assert primary.loc[primary["p_holm"] > 0.05, "verdict"].str.startswith("inconclusive").all()
 
 
+def test_a_verdict_that_hangs_on_the_pooling_says_so():
+    """Two comparisons of a kind: of one the seeds agree, of the other they do not, and three are too few for Levene's test."""
+    d = {"quiet": [2.0, 2.1, 2.2], "loud": [-9.0, 3.0, 12.0]}
+    rows = [{"run": f"{v}-{m}-s{s}", "variant": v, "seed": s, "ratio": r, "size": "full", "order": "trainer", "arm": "printed",
+             "set": n, "metric": "em", "value": 50 + (v == "exbert-tuned") * x} for m, r in (("quiet", 0.8), ("loud", 0.2))
+            for s, x in enumerate(d[m]) for v in ("v-db", "exbert-tuned") for n in DOMAINS]
+    ledger = pd.DataFrame(rows)
+    examples = pd.DataFrame([r | {"id": k, "cluster": k, "em": r["value"]} for r in rows for k in "ab"])
+    listed = [claim(id=m, primary=m == "quiet", contrast={"both": {"ratio": r}}) for m, r in (("quiet", 0.8), ("loud", 0.2))]
+    found = stats.verdicts(listed, ledger, examples, "real", DOMAINS).set_index("id")
+    assert found["levene"]["quiet"] > 0.01 and found["s2"]["quiet"] == found["s2"]["loud"]
+    assert found["verdict"]["quiet"].startswith("inconclusive") and found["alone"]["quiet"] == "reproduced"
+    only = stats.verdicts(listed[:1], ledger, examples, "real", DOMAINS).iloc[0]
+    assert only["verdict"] == only["alone"] == "reproduced"              # nothing else is in its pool
+    told = verify.alone(pd.DataFrame({"claim": ["a", "b"], "alone": ["", "reproduced instead of inconclusive"]}))
+    assert told.endswith("own seeds these would be judged otherwise: b (reproduced instead of inconclusive).")
+    assert verify.alone(pd.DataFrame({"claim": ["a"], "alone": [""]})).endswith("every verdict would be the same.")
+
+
 def test_variances_are_pooled_unless_levene_objects():
     quiet, loud = plant({("v-db", 0.2): 0.0, ("exbert-tuned", 0.2): 4.0}, seeds=12, seed_sd=0.02, row_sd=0.1), \
         plant(two(4.0), seeds=12, seed_sd=20.0, row_sd=0.1)
@@ -355,6 +374,19 @@ def test_what_seeds_average_out_is_no_variance_of_questions():
     planted = plant(two(1.0), seeds=20, seed_sd=0.0, cluster_sd=1.0, row_sd=10.0, clusters=400)
     found = judged(claim(), planted)
     assert found["v"] == pytest.approx(2 * 1.0 / 400, abs=0.005) and found["s2"] == pytest.approx(2 * 100 / 400, rel=0.5)
+
+
+def test_few_clusters_widen_an_interval():
+    """t of K - 1 clusters, those of the smallest set; and resamples whose variance is that of a mean, not (K - 1) / K of it."""
+    low, high = claims_module.interval(0.0, 0.0, 4, 1.0, 3, 5)
+    assert (high - low) / 2 == pytest.approx(2.776445)
+    few, many = plant(two(3.0), clusters=10, sets=["first"]), plant(two(3.0), clusters=100, sets=["second"])
+    found = judged(claim(contrast={"set": ["first", "second"]}), [pd.concat(x) for x in zip(few, many, strict=True)])
+    assert found["clusters"] == 10
+    y = np.array([0.0, 0.0, 50.0, 100.0])
+    examples = pd.DataFrame({"run": "r", "set": "first", "id": list("abcd"), "cluster": list("abcd"), "em": y})
+    draws = resample(pd.DataFrame([{"run": "r", "set": "first", "metric": "em", "value": y.mean()}]), examples, 20_000)
+    assert draws["r", "first", "em"].var() == pytest.approx(y.var(ddof=1) / 4, rel=0.05)
 
 
 def test_clusters_first():
@@ -492,6 +524,9 @@ def test_power_says_what_more_seeds_and_more_questions_can_do():
     assert power.spread(claim(), {"first": (None, 50)}) is None
     twice = power.spread(claim(contrast={"set": ["first", "second"]}), {"first": (100, 50), "second": (100, 50)})
     assert twice == pytest.approx(np.divide(power.spread(claim(), {"first": (100, 50)}), 2))      # the mean over two sets
+    apart = {"ours": {"variant": "v-db", "set": "first"}, "against": {"variant": "v-db", "set": "second"}, "set": None}
+    sides = [power.spread(claim(contrast={"against": None, "set": s}), {s: (n, 50)}) for s, n in (("first", 100), ("second", 400))]
+    assert power.spread(claim(contrast=apart), {"first": (100, 50), "second": (400, 50)}) == pytest.approx(np.sum(sides, 0))
     worse = power.spread(claim(contrast={"set": ["first", "second"], "each": ["set"]}), {"first": (100, 50), "second": (50, 50)})
     assert worse == pytest.approx(np.multiply(power.spread(claim(), {"first": (100, 50)}), 2))    # the smaller of two parts
 
@@ -598,8 +633,9 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     told, written = capsys.readouterr().out.splitlines(), runs.FIGURES / "exbert" / "real" / "claims.csv"
     table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
-    effects = {f"{which}{k}" for which in ("", "tuned_", "control_") for k in ("ours", "low", "high", "part")}
-    others = {"where", "says", "printed", "printed_unit", "unit", "n", "seed_part", "verdict", "tuned", "control", "primary", "run"}
+    effects = {f"{which}{k}" for which in ("", "tuned_", "control_", "fair_") for k in ("ours", "low", "high", "part")}
+    others = {"where", "says", "printed", "printed_unit", "unit", "n", "seed_part", "verdict", "tuned", "control", "primary", "run",
+              "judged", "confound", "alone"}
     assert set(table.columns) == effects | others
     eight = table.loc["squad-plus-8"]
     assert f", n=3, seed part {eight['seed_part']:.2f}: " in told[list(table.index).index("squad-plus-8")]
@@ -612,7 +648,9 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     fifty = verify.table(recorded).set_index("claim").loc["fifty-on-1600"]
     assert np.isnan(fifty["ours"]) and fifty["run"] == ()
     assert ", n=0: not tested" in told[list(table.index).index("fifty-on-1600")]
-    assert told[len(listed)] == verify.counts(verify.table(recorded)) and told[len(listed)].startswith(f"{len(listed)} claims: ")
+    frame = verify.table(recorded)
+    assert told[len(listed):len(listed) + 2] == [verify.counts(frame), verify.alone(frame)]
+    assert told[len(listed)].startswith(f"{len(listed)} claims: ")
 
 
 def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
@@ -657,3 +695,5 @@ def test_power_with_our_own_test_sets(recorded):
     table = verify.power(recorded)
     assert "seeds, ours" in table and (table["run"].map(len) == 1).all()
     assert table.set_index("claim").loc["mixed-gain", "seeds, ours"] == "no number"        # 30 questions a set
+    effects = power.table("exbert").set_index("claim")["effect"]          # of a score of 50 half in points
+    assert effects["mixed-gain-relative"] == effects["mixed-gain"] / 2

@@ -146,6 +146,11 @@ def test_a_full_expert_drops_the_later_tokens():
     assert out[:, :capacity].any(-1).all() and not out[:, capacity:].any()
     torch.testing.assert_close(moe.routed.dropped, torch.tensor(1 - capacity / T))
     torch.testing.assert_close(moe.routed.load, torch.tensor([1.0, 0, 0, 0]))
+    p = (x @ moe.router.weight.T).softmax(-1)[..., 0].mean()
+    for density, share in (("wanted", 1.0), ("kept", capacity / T)):            # E times share times mean p, of expert 0 alone
+        moe.router.layer = moe.router.layer.model_copy(update={"density": density})
+        moe(x, ones())
+        torch.testing.assert_close(moe.routed.balance_loss, E * share * p)
 
 
 def test_evaluation_is_deterministic_unless_the_report_s_routing_is_asked_for():

@@ -114,15 +114,17 @@ def test_routing_frames(routed):
 
 def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
     row = {"claim": "c", "where": "3", "says": "It gains", "printed": "9 to 13", "printed_unit": "EM or F1", "unit": "EM",
-           "ours": 1.25, "low": -1.0, "high": 3.5, "part": "", "n": 3, "primary": True,
+           "ours": 1.25, "low": -1.0, "high": 3.5, "part": "", "n": 3, "primary": True, "confound": "", "judged": "magnitude",
            "verdict": "inconclusive: seeds (needs n=9)",
            "tuned": f"{verify.UNTESTED}: why", "control": "Equal weights: not reproduced", "run": ("a",),
            **dict.fromkeys(("tuned_ours", "tuned_low", "tuned_high"), float("nan")), "tuned_part": "",
            "control_ours": 0.5, "control_low": -1.0, "control_high": 2.0, "control_part": "squad, EM"}
-    shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | {"low": float("nan"), "n": 1}]))
-    assert set(shown["printed"]) == {"9 to 13 EM or F1"}
+    one = {"low": float("nan"), "n": 1, "confound": "It may not.", "judged": "superiority"}
+    shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | one]))
+    assert list(shown["printed"]) == ["9 to 13 EM or F1", "9 to 13 EM or F1 (direction)"]
     assert list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"] and list(shown["equal trials"]) == ["not tested"] * 2
     assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)" and shown.iloc[0, 0] == "It gains (3; primary)"
+    assert shown.iloc[1, 0] == "It gains (3; primary) To bear in mind: It may not."
     assert shown["control"].iloc[0] == "0.5 [-1.0, 2.0] EM (squad), Equal weights: not reproduced"
 
 

@@ -138,10 +138,11 @@ def machine(monkeypatch, cuda: bool, bf16: bool = True):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16, raising=False)
 
 
-def planted(spec):
+def planted(spec, examples=None):
     scores = {name: {"em": 50.0, "n": 1, "clusters": 1} for name in spec.tests}
     made = {"device": "GPU" if spec.threads == "cuda" else "CPU, 1 thread", "precision": spec.precision}
-    runs.save(spec, {"metrics": scores, "history": [], "environment": made, "seconds": 1.0}, pd.DataFrame({"id": ["a"]}))
+    runs.save(spec, {"metrics": scores, "history": [], "environment": made, "seconds": 1.0},
+              pd.DataFrame({"id": ["a"]}) if examples is None else examples)
 
 
 @pytest.mark.parametrize(("trained", "drawn"), [((False, True), (True, True)), ((False, False), (False, True)),
@@ -172,6 +173,22 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
     said = capsys.readouterr().out
     assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
     assert re.search(rf"v-db-100-0-s0-(?!{spec.hash[:8]}).*: EM [0-9.]+, committed 50.00 \(CPU, 1 thread, bf16\)\n", said)
+
+
+def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store):
+    specs = runs.plan(tiny(ratios=[0.0, 0.5, 1.0]))[:3]
+    for i, spec in enumerate(specs):
+        planted(spec, pd.DataFrame({"set": spec.tests[0], "id": [f"{i}-{k}" for k in range(9)], "cluster": "a", "em": 50.0}))
+    monkeypatch.setattr(runs, "LIMIT", 1)
+    assert runs.land("exbert", specs) == 3 and len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
+    (store / "runs").rename(store / "gone")
+    assert runs.examples(specs)["id"].tolist() == [f"{i}-{k}" for i in range(3) for k in range(9)]
+
+
+def test_a_look_s_training_loss_is_the_mean_over_its_steps():
+    log = [{"loss": 4.0, "step": 10}, {"loss": 2.0, "step": 20}, {"loss": 1.0, "step": 25},
+           {"eval_loss": 3.0, "eval_em": 1.0, "eval_f1": 2.0, "epoch": 1.0, "step": 25}]
+    assert train.history(log)[0]["train_loss"] == (40 + 20 + 5) / 25
 
 
 def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
