@@ -13,7 +13,7 @@ PROFILES := quick real paper
 reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
 
 # A variable that is none of these would be passed over without a word.
-KNOWN := PROFILE SIZE DATA PARAMS WORKERS FRESH YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B PY SETUP
+KNOWN := PROFILE SIZE DATA PARAMS WORKERS FRESH YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B HOLD PY SETUP
 STRAY := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
 ifneq ($(STRAY),)
   $(error $(firstword $(STRAY))= is no variable of make here (make help lists them); a parameter of the study is written PARAMS="$(firstword $(STRAY))=…")
@@ -183,7 +183,7 @@ data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offl
 
 check-data: | $(SETUP) ## compare the files in DATA= with DATA.md
 	@$(if $(DATA),,$(error check-data needs DATA=folder, the one that holds qa/ and nlu/))
-	$(PY) -m qa_lib.data check --data '$(DATA)'
+	$(PY) -m qa_lib.data check --data $(call quoted,$(DATA))
 
 pin: | $(SETUP) ## resolve hub revisions into params/pins.yaml
 	$(PY) -m qa_lib.data pin

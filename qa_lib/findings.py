@@ -244,15 +244,15 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
          f"{say('baseline', far, test)}, the mixture {say('moe', far, test)}: choosing perfectly among the experts' answers would "
          f"close most of the gap to one model, and lie {room.min():.1f} to {room.max():.1f} EM from it, by seed and set. Whether "
          "few rows and steps hold the experts back, or the single dataset, was not separated."),
-        (max(abs(em("moe", on) - em("uniform-weights", on)) for on in (far, test)) < 2,
+        (max(abs(em("moe", on) - em("uniform-weights", on)) for on in (far, test)) < 2
+         and all(verify.says(claims, c, "inconclusive") for c in ("gate-not-learned", "gate-below-told")),
          f"**Has the gate learnt anything?** Little that shows on new domains: {say('moe', far, test)} on {far} and {test}, where "
          f"equal weights give {say('uniform-weights', far, test)}, the one expert that is best on validation "
          f"{say('best-single', far, test)}, and one set of weights for each new dataset, fitted on its few examples, "
          f"{say('told-dataset', far, test)}. These seeds do not decide it: what the gate adds to equal weights is "
-         f"{verify.ours(claims, 'gate-not-learned')} on {far} (“{by['verdict']['gate-not-learned'].split(':')[0]}”), what such a "
-         f"set of weights adds to the gate {verify.ours(claims, 'gate-below-told')} "
-         f"(“{by['verdict']['gate-below-told'].split(':')[0]}”) and, by seed, {spread(told)} on {test}. In its own domains "
-         "the mixture has " + ", ".join(inside) + "."),
+         f"{verify.ours(claims, 'gate-not-learned')} on {far}, what such a set of weights adds to the gate "
+         f"{verify.ours(claims, 'gate-below-told')} there and, by seed, {spread(told)} on {test}. In its own domains the mixture "
+         "has " + ", ".join(inside) + "."),
         (em(anew) < em(reload) < em("baseline"),
          f"**Starting blocks anew.** With {P.reinit_blocks} top blocks at random weights the model has {say(anew)} on {far}, with "
          f"the weights of lower blocks in their place {say(reload)}, untouched {say('baseline')}. What is lost is probably what "

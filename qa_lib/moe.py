@@ -219,7 +219,7 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
         found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]
         found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
     few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
-    if "few-shot" in p.experiments:   # as many steps with altered copies as without
+    if "few-shot" in p.experiments:           # as many steps with altered copies as without
         found += [run("few-shot", **few), run("few-shot-augmented", **few | {
             "augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)})]
     if "outside" in p.experiments:

@@ -121,7 +121,7 @@ def readme() -> str:
     done = pd.concat([f[f["report"].isin(f["report"][f["run"].map(len) > 0])] for f in frames])
     rest = ", ".join(f"`{s}`" for s in TITLES if s not in set(done["report"]))
     lead = "".join(f"- **{slug}**, profile {profile}, [page](figures/{slug}/{profile}/report.html): "
-                   f"{findings.result(slug, part).removeprefix('Result: ')} {verify.alone(part)}\n"
+                   f"{findings.result(slug, part).removeprefix('Result: ')} {verify.unpooled(part)}\n"
                    for (profile, slug), part in done.groupby(["profile", "report"], sort=False))
     count = "".join("| " + " | ".join(map(str, row)) + " |\n" for _, part in done.groupby("profile")
                     for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False))

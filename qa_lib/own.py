@@ -99,11 +99,11 @@ def main() -> int:
         raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
     dense = len(exbert.DENSE) * ("dense" in p.experiments)
     first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
-    then = len(exbert.HEADLINE) * (len(p.seeds) + len({*p.ratios} - {p.centre}) * len(p.side_seeds)) \
-        + dense * len(p.control_ratios) * len(p.dense_seeds or p.side_seeds)
+    define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
+    parts = [x for x in p.experiments if x in ("headline", "dense")]                # of which the arm `tuned` consists
+    then = len(exbert.plan(p.model_copy(update={"arms": ["printed"], "experiments": parts})))
     print(f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the highest tried; then about "
           f"{then} runs with the rates and epochs they chose; each round says how long it takes", flush=True)
-    define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     check(p)
     study.fetch(p)
     return 0

@@ -215,7 +215,7 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
     """One row a claim: what it says, n, d, low, high (95 %), p, p_holm (primary claims), what they rest on, verdict, runs.
 
     report: its slug, or claims. ledger: runs.ledger, with `curves` below it. domains: the first and the second. arm: rows of
-    another are left out. Of several parts, the one with the largest p is shown. alone: the verdict if each part had the variance
+    another are left out. Of several parts, the one with the largest p is shown. unpooled: the verdict if each part had the variance
     of its own seeds, none pooled.
     """
     listed = claims(report) if isinstance(report, str) else report
@@ -251,8 +251,8 @@ def verdicts(report: str | list[Claim], ledger: pd.DataFrame, examples: pd.DataF
             for r, raised in zip(primary, multipletests([r[p] for r in primary], method="holm")[1], strict=True):
                 r[f"{p}_holm"], r[f"{p}_factor"] = raised, raised / r[p] if r[p] else 1.0
     for c, r in zip(listed, table, strict=True):
-        r["alone"] = r["verdict"] or verdict(c, r["own"], r.get("p_own_factor", 1.0))
+        r["unpooled"] = r["verdict"] or verdict(c, r["own"], r.get("p_own_factor", 1.0))
         r["verdict"] = r["verdict"] or verdict(c, r["estimates"], r.get("p_factor", 1.0))
     return pd.DataFrame(table).reindex(columns=[
         "id", "where", "says", "kind", "primary", "printed", "unit", "size", "part", "parts", "n", "dropped", "d", "low", "high",
-        "p", "p_holm", "s2", "nu", "v", "clusters", "levene", "verdict", "alone", "run"])
+        "p", "p_holm", "s2", "nu", "v", "clusters", "levene", "verdict", "unpooled", "run"])

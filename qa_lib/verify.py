@@ -26,7 +26,7 @@ def stated(claim: claims.Claim) -> str:
 
 
 def printed(row) -> str:
-    """The printed value of a row of `table`, with its unit; of a claim that names no size, its direction is all that is judged."""
+    """The printed value of a row of `table`, with its unit, and whether its direction is all that is judged."""
     return "–" if row.printed == "–" else f"{row.printed} {row.printed_unit}" + " (direction)" * (row.judged == "superiority")
 
 
@@ -74,7 +74,7 @@ def table(P) -> pd.DataFrame:
     claim about several sets or metrics the one that ours is of, that with the largest p. seed_part: $\sqrt{s^2/n}$, what other
     seeds add to the standard error of ours, in the claim's unit. tuned: the verdict in the arm in which every model had the same
     trials; control: on the effect that the claim's control leaves; their ours, low, high and part stand in tuned_ours,
-    control_ours … fair_ours …: beside the control, in the arm with the same trials. alone: which of the three verdicts would be
+    control_ours …; fair_ours …: beside the control, in the arm with the same trials. unpooled: which of the three verdicts would be
     others if each comparison had the variance of its own seeds, none pooled.
     """
     specs, listed = runs.plan(P), claims.claims(P.report, mixtures(P))
@@ -98,16 +98,16 @@ def table(P) -> pd.DataFrame:
                "judged": c.kind, "confound": c.confound, "run": plain["run"][c.id]}
         row |= {f"{which}_{k}": "" if k == "part" else np.nan
                 for which in ("control", "fair") for k in ("ours", "low", "high", "part")}
+        judgements = {"": plain.loc[c.id], "equal trials: ": tuned.loc[c.id]}
         row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
         if c.id in controlled:
             beside = controlled[c.id]
             row |= {"control": f"{tables.MODELS[tables.model(c.control)][0]}: {control['verdict'][beside.id]}"}
             row |= {f"{which}_{k}": v for which, frame in (("control", control), ("fair", fair))
                     for k, v in effect(beside, frame.loc[beside.id], P.domains).items()}
-        each = [("", plain.loc[c.id]), ("equal trials: ", tuned.loc[c.id])]
-        each += [("beside the control: ", control.loc[controlled[c.id].id])] if c.id in controlled else []
-        kinds = [(where, *(r[k].split(":")[0] for k in ("verdict", "alone"))) for where, r in each]
-        row["alone"] = "; ".join(f"{where}{own} instead of {pooled}" for where, pooled, own in kinds if own != pooled)
+            judgements["beside the control: "] = control.loc[beside.id]
+        kinds = {where: [r[k].split(":")[0] for k in ("unpooled", "verdict")] for where, r in judgements.items()}
+        row["unpooled"] = "; ".join(where + " instead of ".join(two) for where, two in kinds.items() if two[0] != two[1])
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -153,10 +153,10 @@ def counts(frame: pd.DataFrame) -> str:
     return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
 
 
-def alone(frame: pd.DataFrame) -> str:
+def unpooled(frame: pd.DataFrame) -> str:
     """One sentence: which verdicts hang on the pooling of variance."""
-    rows = frame[frame["alone"] != ""]
-    which = "; ".join(f"{r.claim} ({r.alone})" for r in rows.itertuples())
+    rows = frame[frame["unpooled"] != ""]
+    which = "; ".join(f"{r.claim} ({r.unpooled})" for r in rows.itertuples())
     return ("The variance between seeds is pooled over comparisons of one kind, but where Levene's test finds them unlike, which "
             "with three seeds it hardly can. With the variance of each comparison's own seeds "
             + (f"these would be judged otherwise: {which}." if len(rows) else "every verdict would be the same."))
@@ -209,7 +209,7 @@ def main() -> int:
         print(advice.sentence(P))
     else:
         print(counts(frame))
-        print(alone(frame))
+        print(unpooled(frame))
         print(runs.page(P) / "claims.csv")
         print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):

@@ -80,6 +80,7 @@ TURNS = [
     ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "own-expert", "set": "newsqa"}),
     ("moe", "Why the mixture", "experts", moved, {"by": 90, "column": "validation_f1", "epoch": 1.0}),
     ("moe", "Has the gate", "scores", moved, {"by": 5, "variant": "moe", "set": "out-of-domain-test"}),
+    ("moe", "Has the gate", "claims", claimed, {"claim": "gate-below-told", "verdict": "reproduced"}),
     ("moe", "Starting blocks", "scores", moved, {"by": 20, "variant": "reinit-4", "set": "out-of-domain"}),
     ("moe", "Starting blocks", "scores", moved, {"by": 20, "variant": "reload-4", "set": "out-of-domain"}),
     ("moe", "To someone", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain-test"})]

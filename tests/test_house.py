@@ -186,6 +186,12 @@ def test_what_is_quoted_reaches_the_program():
     assert shlex.split(told)[-2:] == ["--data", "/o'brien/x y"]
 
 
+def test_every_variable_that_make_tells_of_is_known():
+    told = set(re.findall(r"([A-Z_]+)=", make("help").stdout))
+    assert {"HOLD", "DATA", "DOMAIN_A"} <= told
+    assert make("-n", "profile", *[f"{name}=1" for name in told - {"PROFILE", "VENV"}]).returncode == 0
+
+
 def test_help_lists_every_target():
     database = make("-npq", "VENV=", "help").stdout
     phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split()) - {"FORCE", "environment", "browser", "own-defined"}

@@ -33,7 +33,7 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     ids = [c.id for c in claims.claims("moe")]
     (tmp_path / "moe" / "real").mkdir(parents=True)
     shared = {"where": "1", "says": "x", "printed": "1", "printed_unit": "EM", "unit": "EM", "part": "", "n": 3, "primary": False,
-              **dict.fromkeys(("tuned", "control", "tuned_part", "control_part", "confound", "alone", "judged"), "")}
+              **dict.fromkeys(("tuned", "control", "tuned_part", "control_part", "confound", "unpooled", "judged"), "")}
     one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
     other, folder = {"verdict": "not tested at this profile: why", "run": ""}, tmp_path / "moe" / "real"
     rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]

@@ -144,6 +144,8 @@ def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
     start(monkeypatch, "mine", domains, experiments=["headline", "dense"])
     told = capsys.readouterr().out
     assert "15 trials, more where" in told and "then about 5 runs" in told
+    start(monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5)      # (a) at two of three
+    assert "then about 8 runs" in capsys.readouterr().out
 
 
 def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):

@@ -72,6 +72,13 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
         params.read_yaml(tmp_path / "a.yaml")
 
 
+def test_an_argument_that_is_wrong_is_one_sentence():
+    parser = params.command_line("What it does.")
+    parser.add_argument("--workers", type=int)
+    with pytest.raises(UserError, match="^argument --workers: invalid int value: 'two'; .* --help says what there is$"):
+        parser.parse_args(["--workers", "two"])
+
+
 def test_notebook_names_are_checked():
     names = {**params.load("exbert", "quick").model_dump(), "params": params, "_private": 1, "In": ["x = 1"],
              "P": params, "specs": [params], "exit": print}

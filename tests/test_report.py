@@ -76,6 +76,8 @@ def test_missing_seeds_are_counted():
     frame = ledger()
     frame = frame[(frame["ratio"] > 0) | (frame["seed"] == 0)]
     assert "n = 1 to 2 seeds." in draw(frame)
+    several = pd.DataFrame({"model": ["a", "b", "b"], "seeds": [3, 6, 3], "run": "r"})
+    assert "n = 3 to 6 seeds (3: a)." in report.save_table(P, "table_x", several, "A caption.")
 
 
 def test_dataset_text_is_never_markup(folder):

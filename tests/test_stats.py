@@ -339,12 +339,12 @@ def test_a_verdict_that_hangs_on_the_pooling_says_so():
     listed = [claim(id=m, primary=m == "quiet", contrast={"both": {"ratio": r}}) for m, r in (("quiet", 0.8), ("loud", 0.2))]
     found = stats.verdicts(listed, ledger, examples, "real", DOMAINS).set_index("id")
     assert found["levene"]["quiet"] > 0.01 and found["s2"]["quiet"] == found["s2"]["loud"]
-    assert found["verdict"]["quiet"].startswith("inconclusive") and found["alone"]["quiet"] == "reproduced"
+    assert found["verdict"]["quiet"].startswith("inconclusive") and found["unpooled"]["quiet"] == "reproduced"
     only = stats.verdicts(listed[:1], ledger, examples, "real", DOMAINS).iloc[0]
-    assert only["verdict"] == only["alone"] == "reproduced"              # nothing else is in its pool
-    told = verify.alone(pd.DataFrame({"claim": ["a", "b"], "alone": ["", "reproduced instead of inconclusive"]}))
+    assert only["verdict"] == only["unpooled"] == "reproduced"              # nothing else is in its pool
+    told = verify.unpooled(pd.DataFrame({"claim": ["a", "b"], "unpooled": ["", "reproduced instead of inconclusive"]}))
     assert told.endswith("own seeds these would be judged otherwise: b (reproduced instead of inconclusive).")
-    assert verify.alone(pd.DataFrame({"claim": ["a"], "alone": [""]})).endswith("every verdict would be the same.")
+    assert verify.unpooled(pd.DataFrame({"claim": ["a"], "unpooled": [""]})).endswith("every verdict would be the same.")
 
 
 def test_variances_are_pooled_unless_levene_objects():
@@ -635,7 +635,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     assert list(table.index) == [c.id for c in listed] == [line.split("  ")[1] for line in told[:len(listed)]]
     effects = {f"{which}{k}" for which in ("", "tuned_", "control_", "fair_") for k in ("ours", "low", "high", "part")}
     others = {"where", "says", "printed", "printed_unit", "unit", "n", "seed_part", "verdict", "tuned", "control", "primary", "run",
-              "judged", "confound", "alone"}
+              "judged", "confound", "unpooled"}
     assert set(table.columns) == effects | others
     eight = table.loc["squad-plus-8"]
     assert f", n=3, seed part {eight['seed_part']:.2f}: " in told[list(table.index).index("squad-plus-8")]
@@ -649,7 +649,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     assert np.isnan(fifty["ours"]) and fifty["run"] == ()
     assert ", n=0: not tested" in told[list(table.index).index("fifty-on-1600")]
     frame = verify.table(recorded)
-    assert told[len(listed):len(listed) + 2] == [verify.counts(frame), verify.alone(frame)]
+    assert told[len(listed):len(listed) + 2] == [verify.counts(frame), verify.unpooled(frame)]
     assert told[len(listed)].startswith(f"{len(listed)} claims: ")
 
 

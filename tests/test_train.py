@@ -216,7 +216,7 @@ def test_nan_is_no_score(tiny):
     with pytest.raises(UserError, match="the loss is .* at step"):
         train.train(spec.model_copy(update={"learning_rate": 1e30, "clip": 1e30}), progress=lambda line: None)
     with pytest.raises(UserError, match="1 of 1 runs have no record"):
-        runs.ledger([spec])
+        runs.ledger([spec, spec.model_copy(update={"variant": "its other name"})])
 
 
 def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store):
