@@ -139,7 +139,7 @@ def plan(p: Exbert) -> list[Spec]:
     With arm `tuned` its trials, and what follows from them once they are recorded. With `start`, all runs go on from one that
     learnt the span head on another dataset (profile quick: so that short runs can learn at all).
     """
-    shared = p.model_dump(include=set(Spec.model_fields)) | {"folder": p.data, "weights": encoders.weights(p.encoder)}
+    shared = p.model_dump(include=set(Spec.model_fields)) | {"folder": p.data, "weights": encoders.weights(p.encoder), "recipe": 1}
 
     def domains(names: list[str]) -> dict:
         return {"domains": names, "tests": names, "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]}

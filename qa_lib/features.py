@@ -37,7 +37,7 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
     folder = cache / key.hexdigest()[:32]
     if not folder.exists():  # written beside and renamed: a reader never sees half a cache
         half = cache / f"{folder.name}.{os.getpid()}"
-        Dataset.from_dict(_tokenise(rows, tokenizer, max_length, stride)).save_to_disk(half)
+        Dataset.from_dict(tokenise(rows, tokenizer, max_length, stride)).save_to_disk(half)
         try:
             half.rename(folder)
         except OSError:  # another worker was first
@@ -45,7 +45,8 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
     return load_from_disk(folder)
 
 
-def _tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
+def tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
+    """Return the columns of `windows`."""
     questions = [r["question"] for r in rows]
     room = min(MAX_QUESTION, max_length - stride - 4)          # and for windows that go on by a token at least
     cut = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=room,
@@ -55,31 +56,61 @@ def _tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict
                         stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True)
     columns: dict[str, list] = {"input_ids": encoded["input_ids"], "type_ids": [], "offsets": [],
                                 "row": encoded["overflow_to_sample_mapping"], "start_positions": [], "end_positions": []}
+    windows_of_row: dict[int, list[np.ndarray]] = {}
     for window, row in enumerate(columns["row"]):
         sequence = np.array([-1 if s is None else s for s in encoded.sequence_ids(window)])
         offsets = np.array(encoded["offset_mapping"][window]) * (sequence == 1)[:, None]  # (T, 2)
-        start, end = label(rows[row], offsets)
+        windows_of_row.setdefault(row, []).append(offsets)
         columns["type_ids"].append((sequence == 1).astype(np.int8) | (np.arange(len(sequence)) == len(sequence) - 1))
         columns["offsets"].append(offsets.ravel().astype(np.int32))
-        columns["start_positions"].append(start)
-        columns["end_positions"].append(end)
+    for row, every in windows_of_row.items():
+        answer = answer_characters(rows[row], np.concatenate(every))
+        for offsets in every:
+            first, last = label(answer, offsets)
+            columns["start_positions"].append(first)
+            columns["end_positions"].append(last)
     return columns
 
 
-def label(row: dict, offsets: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first gold answer in a window; (0, 0), [CLS], where it is not wholly inside.
+def answer_characters(row: dict, offsets: np.ndarray) -> tuple[int, int] | None:
+    """Return the characters, (begin, end), of all tokens that hold a character of the first gold answer.
 
-    offsets: (T, 2), character start and end of each context token, zeros elsewhere.
+    A token may hold more than the answer, and characters at the answer's ends may belong to no token: blanks, control and
+    zero-width characters, combining marks. None where the row has no answer, or no token holds any of it.
+
+    offsets: (T, 2), character start and end of each context token of all windows of the row, zeros elsewhere.
     """
     answers = row["answers"]
     if row["is_impossible"] or not answers["text"]:
-        return 0, 0
-    begin, stop = answers["answer_start"][0], answers["answer_start"][0] + len(answers["text"][0])
+        return None
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    touched = offsets[(offsets[:, 1] > begin) & (offsets[:, 0] < end) & (offsets[:, 1] > 0)]
+    if not len(touched):
+        return None
+    return int(touched[:, 0].min()), int(touched[:, 1].max())
+
+
+def label(answer: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, int]:
+    """Return the first and the last token of an answer in a window; (0, 0), [CLS], where it is not wholly inside.
+
+    answer: `answer_characters` of the window's row. offsets: (T, 2), of this window.
+    """
     inside = np.flatnonzero(offsets[:, 1] > 0)
-    if not len(inside) or offsets[inside[0], 0] > begin or offsets[inside[-1], 1] < stop:
+    if answer is None or not len(inside):
         return 0, 0
-    touched = inside[(offsets[inside, 1] > begin) & (offsets[inside, 0] < stop)]
-    return (int(touched[0]), int(touched[-1])) if len(touched) else (0, 0)
+    begin, end = answer
+    if offsets[inside[0], 0] > begin or offsets[inside[-1], 1] < end:
+        return 0, 0
+    touched = inside[(offsets[inside, 1] > begin) & (offsets[inside, 0] < end)]
+    return int(touched[0]), int(touched[-1])
+
+
+def count_unlabelled(rows: list[dict], windows: Dataset) -> int:
+    """Count the answerable rows that have no label in any window: the answer is longer than what windows hold whole."""
+    answerable = {i for i, row in enumerate(rows) if row["answers"]["text"] and not row["is_impossible"]}
+    labelled = {row for row, end in zip(windows["row"], windows["end_positions"], strict=True) if end > 0}
+    return len(answerable - labelled)
 
 
 @dataclass

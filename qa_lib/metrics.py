@@ -15,6 +15,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from qa_lib.characters import trim_invisible, widen_to_characters
+
 N_BEST, MAX_TOKENS = 20, 30
 
 
@@ -61,8 +63,10 @@ def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.nda
             i, row = part[j], row_of[part[j]]
             null[row] = min(null[row], s[j, 0] + e[j, 0])
             if score > answers[row]["score"]:
+                text = rows[row]["context"]
                 begin, stop = int(offsets[j][2 * first]), int(offsets[j][2 * last + 1])
-                answers[row] = {"text": rows[row]["context"][begin:stop], "start": begin, "end": stop,
+                begin, stop = widen_to_characters(text, begin, stop)       # a token may end before its letter's accent
+                answers[row] = {"text": text[begin:stop], "start": begin, "end": stop,
                                 "tokens": int(last - first + 1), "score": float(score), "window": i}
     if null_answers:
         for i, answer in enumerate(answers):
@@ -72,7 +76,9 @@ def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.nda
 
 
 def normalise(text: str) -> str:
-    """The official normalisation."""
+    """The official normalisation, of the text without what shows nothing at its ends: no token holds that, so no model can
+    tell an answer with a zero-width blank behind it from one without."""
+    text = trim_invisible(text)
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 

@@ -139,7 +139,7 @@ def plan(p: Moe) -> list[Spec]:
     """Every run of the report at these parameters; with arm `tuned` its trials, and what follows from them once they are
     recorded."""
     shared = p.model_dump(include=set(Spec.model_fields)) | {
-        "folder": p.data, "weights": encoders.weights(p.encoder), "tests": [*p.domains, *p.pools], "starter": True}
+        "folder": p.data, "weights": encoders.weights(p.encoder), "recipe": 1, "tests": [*p.domains, *p.pools], "starter": True}
     start = [Spec(**shared | {"variant": "start", "seed": 0, "domains": [p.start], "rows": [p.start_rows], "tests": [p.start],
                   "fingerprints": [data.fingerprint(p.start, p.source, p.data)], "learning_rate": p.start_rate, "watched": 0,
                   "schedule": "linear", "checkpoint": "last", "looks": 1, "threads": p.start_threads,

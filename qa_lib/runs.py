@@ -31,6 +31,9 @@ RUNS = Path(os.environ.get("QA_RUNS", ROOT / "runs"))
 RECORDS = Path(os.environ.get("QA_RECORDS", ROOT / "records"))
 FIGURES = Path(os.environ.get("QA_FIGURES", ROOT / "figures"))
 LIMIT = 4 * 1024 * 1024     # bytes a committed file may have
+# The version of scoring (metrics.py, scoring.py): raised when the same answers would get other scores; records hold theirs.
+# 2: an answer keeps the accent of its last letter, and what shows nothing at an answer's ends is no part of it.
+SCORING = 2
 
 
 def folder(spec: Spec) -> Path:
@@ -87,7 +90,8 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     write(at / "examples.parquet", parquet(examples))
     record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
               "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
-              "parents": [p.hash for p in spec.parents], **record, "files": {"examples.parquet": digest(at / "examples.parquet")}}
+              "parents": [p.hash for p in spec.parents], "scoring": SCORING, **record,
+              "files": {"examples.parquet": digest(at / "examples.parquet")}}
     record["checksum"] = checksum(record)
     write(at / "metrics.json", canonical(record))
 
@@ -156,12 +160,21 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
         more = f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
         raise UserError(f"{len(missing)} of {len({s.hash for s in specs})} runs have no record, first "
                         f"{next(iter(missing.values()))}; {command(specs[0])}{more} makes them")
+    for _, record in found:                              # scores of two versions are never pooled
+        if (version := scoring_version(record)) != SCORING:
+            raise UserError(f"{record['run']} has scores of version {version} and this code scores by version {SCORING}; python -m "
+                            f"qa_lib.rescore {record['report']} with the profile and data of the run scores its answers again")
     return found
+
+
+def scoring_version(record: dict) -> int:
+    """Return the version of scoring that a record's scores are of; the first records do not say theirs."""
+    return record.get("scoring", 1)
 
 
 def labels(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
-    apart = {"parents", "folder", "fingerprints", "places", "tests", "weights", "layer", "gate"}
+    apart = {"parents", "folder", "fingerprints", "places", "tests", "weights", "layer", "gate", "recipe"}
     fields = {k: v for k, v in spec.model_dump(exclude=apart).items() if not isinstance(v, list)}
     layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
     gate = spec.gate.model_dump() if spec.gate else {}
@@ -190,13 +203,25 @@ def examples(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test example: run, variant, seed, ratio, set, id, cluster, em, f1, start, end, tokens."""
     frames = []
     for spec, record in records([s for s in specs if s.tests]):      # a trial has none
-        at, run = record["folder"], record["run"]
-        frame = pd.read_parquet(at / "examples.parquet") if at else _landed(spec.report).get(run)
-        if frame is None:
-            raise UserError(f"{RECORDS / spec.report}: the examples of {run} are in no examples-*.parquet; restore them from git")
+        frame = read_examples(record)
         frame = frame[frame["set"].isin(spec.tests)]
-        frames.append(frame.assign(run=run, variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
+        frames.append(frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
     return pd.concat(frames, ignore_index=True)
+
+
+def read_examples(record: dict) -> pd.DataFrame:
+    """Return the examples of a record, from the store or from the committed ones. Raises UserError where they are gone."""
+    if record["folder"]:
+        return pd.read_parquet(record["folder"] / examples_file(record))
+    report, run = record["report"], record["run"]
+    if any(set(scores) >= {"em"} for scores in record["metrics"].values()) and run not in _landed(report):
+        raise UserError(f"{RECORDS / report}: the examples of {run} are in no examples-*.parquet; restore them from git")
+    return _landed(report).get(run, pd.DataFrame({"set": [], "id": []}))
+
+
+def examples_file(record: dict) -> str:
+    """Return the name of the file beside a record that holds its examples; rescored ones have a name of their own."""
+    return next(name for name in record["files"] if name.startswith("examples"))
 
 
 def experts(mixture: Spec) -> pd.DataFrame:
@@ -252,16 +277,29 @@ def land(report: str, specs: list[Spec]) -> int:
 
     A run that a committed record of any machine serves (one trained again, FRESH=1) stays out: two would be one result twice.
     """
-    target, known, new = RECORDS / report, committed(report), {}
+    known, new = committed(report), {}
     for same in (s.everywhere() for s in specs):
         found = next(filter(None, map(_read, map(folder, same))), None)
         # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
         if found and not any(set(found["metrics"]) <= set(known[s.hash]["metrics"]) for s in same if s.hash in known):
             new[found["hash"]] = found
-    if not new:
-        return 0
+    for record in new.values():
+        if scoring_version(record) != SCORING:
+            raise UserError(f"{record['run']} has scores of version {scoring_version(record)}, and version {SCORING} is landed; "
+                            f"python -m qa_lib.rescore {report} with the profile and data of the run scores its answers again")
+    if new:
+        commit(report, new, {h: read_examples(r) for h, r in new.items()})
+    return len(new)
+
+
+def commit(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame]):
+    """Write records, by hash, among the committed ones, and examples of theirs into further files.
+
+    An earlier record of the same hash is replaced, and of examples of a run the later ones count.
+    """
+    target, known = RECORDS / report, committed(report)
     target.mkdir(parents=True, exist_ok=True)
-    read = [pd.read_parquet(r["folder"] / "examples.parquet").assign(run=r["run"]) for r in new.values()]
+    read = [frame.assign(run=new[h]["run"]) for h, frame in examples.items()]
     frames = [f for f in read if len(f)]                # a trial has no examples, and its empty columns no types
     part = 1 + max((int(f.stem.split("-")[1]) for f in target.glob("examples-*.parquet")), default=-1)
     while frames:                                       # files of at most LIMIT bytes, a whole number of runs in each
@@ -271,11 +309,38 @@ def land(report: str, specs: list[Spec]) -> int:
                 break
         write(target / f"examples-{part:03d}.parquet", content)
         frames, part = frames[size:], part + 1
-    lines = [canonical({k: v for k, v in r.items() if k != "folder"}) for r in (known | new).values()]
-    write(target / "runs.jsonl", "\n".join(sorted(lines, key=lambda x: json.loads(x)["run"])) + "\n")
+    records = [{k: v for k, v in r.items() if k != "folder"} for r in (known | new).values()]
+    records.sort(key=lambda r: r["run"])
+    write(target / "runs.jsonl", "".join(canonical(r) + "\n" for r in records))
     committed.cache_clear()
     _landed.cache_clear()
-    return len(new)
+
+
+def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
+    """Write rescored records in the place they were read from, the store or the committed ones.
+
+    changed: hash → (record, its examples, how many of them differ); examples that do not differ are not written again.
+    """
+    landed, landed_examples = {}, {}
+    for h, (record, frame, moved) in changed.items():
+        at = record["folder"]
+        record = {k: v for k, v in record.items() if k not in ("folder", "checksum")}
+        old = examples_file(record)
+        if at and moved:                # under another name: until the record names it, the old pair is whole
+            name = f"examples-scoring-{SCORING}.parquet"
+            write(at / name, parquet(frame))
+            record["files"] = {name: digest(at / name)}
+        record["checksum"] = checksum(record)
+        if at:
+            write(at / "metrics.json", canonical(record))
+            if old not in record["files"]:
+                (at / old).unlink()
+            continue
+        landed[h] = record
+        if moved:
+            landed_examples[h] = frame
+    if landed:
+        commit(report, landed, landed_examples)
 
 
 def discard(spec: Spec, what: str):

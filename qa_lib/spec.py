@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from qa_lib.settings import Gate, Layer, Strict
+from pydantic import Field
 
-# Raised by hand when a report's training changes in a way its parameters do not show.
-RECIPE = {"exbert": 1, "moe": 1}
+from qa_lib.settings import Gate, Layer, Strict
 
 
 class Spec(Strict):
@@ -55,6 +54,8 @@ class Spec(Strict):
     clip: float
     precision: Literal["fp32", "bf16"]
     threads: int | Literal["cuda"]
+    # Raised by a report's plan for the variants whose training changes in a way that no parameter shows. Always hashed.
+    recipe: int = Field(1, ge=1)
     parents: list["Spec"] = []
 
     LABELS: ClassVar = frozenset({"variant", "profile", "size", "arm", "ratio", "source", "folder", "domains", "tests",
@@ -65,7 +66,7 @@ class Spec(Strict):
         """sha256 over what changes the numbers; fields at their default are left out, so that a new
         field orphans no record."""
         fields = self.model_dump(exclude=set(self.LABELS), exclude_defaults=True)
-        fields |= {"recipe": RECIPE[self.report], "parents": [p.hash for p in self.parents]}
+        fields |= {"recipe": self.recipe, "parents": [p.hash for p in self.parents]}
         return hashlib.sha256(canonical(fields).encode()).hexdigest()
 
     @property

@@ -102,7 +102,7 @@ def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
 
 
 def test_golden_hash():
-    """Changing a default, a field's name or the canonical form orphans every record: bump RECIPE instead, knowingly."""
+    """Changing a default, a field's name or the canonical form orphans every record: raise the plan's recipe instead, knowingly."""
     spec = Spec(report="exbert", variant="v-db", profile="real", size="full", seed=0, source="folder", domains=["a", "b"],
                        fingerprints=["f", "g"], rows=[3200, 800], validation_rows=500, tests=["a"], encoder="minilm",
                        weights="w", max_length=384, stride=128, batch_size=16, learning_rate=1e-4, epochs=2.0, warmup=0.0,

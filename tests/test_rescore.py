@@ -1,0 +1,84 @@
+"""Stored answers scored again: what changes, what does not, and that scores of two versions never meet."""
+
+import sys
+
+import pandas as pd
+import pytest
+
+from qa_lib import data, exbert, params, rescore, runs, settings
+from qa_lib.params import UserError
+
+ROWS = [
+    {"id": "a", "context": "Tea in a cafe\u0301 again", "question": "?", "answers": {"text": ["cafe\u0301"]}},
+    {"id": "b", "context": "Tea in May", "question": "?", "answers": {"text": ["May"]}},
+]
+SPANS = [(9, 13), (7, 10)]  # the first lacks the accent, as scoring of version 1 cut it
+
+
+@pytest.fixture
+def old_run(tiny, monkeypatch):
+    """A run of the store with scores of version 1, and its plan."""
+    p = tiny()
+    spec = exbert.plan(p)[0].model_copy(update={"tests": ["encyclopaedia"]})
+    d = settings.Dataset(train=["x"], test=["y"])
+    monkeypatch.setattr(runs, "plan", lambda p: [spec])
+    monkeypatch.setattr(data, "tests", lambda spec: {name: (d, ROWS) for name in spec.tests})
+    spans = pd.DataFrame(SPANS, columns=["start", "end"]).astype("int32")
+    frame = spans.assign(set="encyclopaedia", id=["a", "b"], cluster=["x", "y"], em=[0.0, 100.0], f1=[0.0, 100.0])
+    scores = {"em": 50.0, "f1": 50.0, "em_rows": 50.0, "f1_rows": 50.0, "contains": 0.0, "loss": 3.5, "n": 2, "clusters": 2}
+    environment = {"device": "CPU, 1 thread", "precision": "fp32"}
+    record = {"metrics": {"encyclopaedia": scores}, "history": [], "environment": environment, "scoring": 1}
+    runs.save(spec, record, frame)
+    return spec
+
+
+def score_again(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rescore", "exbert", "--profile", "quick"])
+    rescore.main()
+
+
+def test_scores_of_an_earlier_version_are_refused_and_scored_again(old_run, monkeypatch, capsys):
+    with pytest.raises(UserError, match="scores of version 1 .* qa_lib.rescore exbert"):
+        runs.ledger([old_run])
+    score_again(monkeypatch)
+    assert "1 of 2 answers scored otherwise" in capsys.readouterr().out
+    record = runs.find(old_run)
+    assert record["scoring"] == runs.SCORING
+    scores = record["metrics"]["encyclopaedia"]
+    assert (scores["em"], scores["f1"], scores["loss"], scores["n"]) == (100.0, 100.0, 3.5, 2)
+    frame = runs.examples([old_run])
+    assert frame["em"].tolist() == [100.0, 100.0] and frame["end"].tolist() == [14, 10]
+    assert len(list(record["folder"].glob("examples*.parquet"))) == 1
+
+
+def test_a_record_of_todays_scoring_is_left_as_it_is(old_run, monkeypatch, capsys):
+    score_again(monkeypatch)
+    before = (runs.folder(old_run) / "metrics.json").read_bytes()
+    capsys.readouterr()
+    score_again(monkeypatch)
+    assert capsys.readouterr().out == ""
+    assert (runs.folder(old_run) / "metrics.json").read_bytes() == before
+
+
+def test_committed_records_are_rescored_in_place(old_run, monkeypatch):
+    monkeypatch.setattr(runs, "SCORING", 1)
+    assert runs.land("exbert", [old_run]) == 1
+    runs.shutil.rmtree(runs.RUNS)
+    monkeypatch.setattr(runs, "SCORING", 2)
+    score_again(monkeypatch)
+    record = runs.committed("exbert")[old_run.hash]
+    assert record["scoring"] == 2 and record["metrics"]["encyclopaedia"]["em"] == 100.0
+    assert runs.examples([old_run])["em"].tolist() == [100.0, 100.0]
+
+
+def test_scores_of_an_earlier_version_are_not_landed(old_run):
+    with pytest.raises(UserError, match="version 2 is landed"):
+        runs.land("exbert", [old_run])
+
+
+def test_every_report_sets_its_recipe():
+    for slug in ("exbert", "moe"):
+        plan = runs.plan(params.load(slug, "quick"))
+        assert {spec.recipe for spec in plan} == {1}
+        other = plan[0].model_copy(update={"recipe": 2})
+        assert other.hash != plan[0].hash
