@@ -95,7 +95,7 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
             if path.exists() and s in known_files() and sha256(path.resolve()) != known_files()[s][1]:
                 raise UserError(f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
                                 "your own data another name")
-        return [r for s in sources for r in read(Path(folder) / s, label, bad_rows, counts)]
+        return [r for s in sources for r in read(Path(folder) / s, label, bad_rows, counts, d.leave_out)]
 
     pool, test = rows(d.train), rows(d.test)
     units = sorted({normalised(r[d.unit]) for r in pool})
