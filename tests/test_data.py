@@ -294,7 +294,8 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 def test_utf_16_is_one_sentence(tmp_path, file, encoding):
     content = json.dumps(row(0)).encode(encoding)
     (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith("gz") else content)
-    with pytest.raises(UserError, match=rf"{file} cannot be read .it is {encoding[:6]}\S* and not utf-8; save it anew as utf-8") as e:
+    told = rf"{file} cannot be read .it is {encoding[:6]}\S* and not utf-8; save it anew as utf-8"
+    with pytest.raises(UserError, match=told) as e:
         sources.read(tmp_path / file, "own", "skip", data.Counter())
     assert "\n" not in str(e.value)
 
