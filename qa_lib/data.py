@@ -82,7 +82,13 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
         return Splits([], [], [r for n in d.pool for r in splits(n, source, folder, bad_rows).test], counts)
     if source == "folder" and not folder:
         raise UserError("profile real reads real datasets from a folder; name it with DATA=path/to/data (see DATA.md)")
+    return split_rows(d, *read_parts(name, source, folder, bad_rows, counts), counts)
 
+
+def read_parts(name: str, source: str, folder: str | None, bad_rows: str,
+               counts: Counter) -> tuple[list[dict], list[dict], list[dict]]:
+    """The rows of a dataset's training sources, of its test sources and of those it stays apart from."""
+    d = dataset(name, source, folder)
     label = d.part_of or name
 
     def rows(sources: list[str]) -> list[dict]:
@@ -95,9 +101,14 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
             if path.exists() and s in known_files() and sha256(path.resolve()) != known_files()[s][1]:
                 raise UserError(f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
                                 "your own data another name")
-        return [r for s in sources for r in read(Path(folder) / s, label, bad_rows, counts)]
+        return [r for s in sources for r in read(Path(folder) / s, label, bad_rows, counts, d.leave_out)]
 
-    pool, test = rows(d.train), rows(d.test)
+    return rows(d.train), rows(d.test), rows(d.apart_from)
+
+
+def split_rows(d: Dataset, pool: list[dict], test: list[dict], apart: list[dict],
+               counts: Counter) -> Splits:
+    """Splits of the rows that `read_parts` gives, and in `counts` what was left out."""
     units = sorted({normalised(r[d.unit]) for r in pool})
     random.Random(d.split_seed).shuffle(units)
     if d.test:
@@ -118,7 +129,7 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
     if d.scored == "validation":
         validation, test = [], validation
     if d.apart_from:
-        others = {normalised(r["context"]) for r in rows(d.apart_from)}
+        others = {normalised(r["context"]) for r in apart}
         clean = [r for r in train if normalised(r["context"]) not in others]
         counts["contexts of other test sets dropped"], train = len(train) - len(clean), clean
     taken = {pair(r) for r in test}

@@ -6,6 +6,7 @@ The file defines two datasets, NAME-a and NAME-b unless the parameter `domains` 
 the study; `--profile own --data FILE` reads it. A file's content is its identity, not its place: moved data find their runs again.
 """
 import re
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,7 @@ from qa_lib.params import UserError
 from qa_lib.settings import Exbert
 
 NAME, LETTERS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}"), "letters, digits, - and _, at most 40 of them"
+FEWEST = 10     # training rows of a mixture below which nothing is proposed
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
 
 
@@ -42,11 +44,11 @@ def define(domains: dict[str, str], p: Exbert):
         if (other := first.setdefault(sources.sha256(path.resolve()), (option, part))) != (option, part):
             raise UserError(f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the "
                             "two domains, need files of their own")
-    share = max(max(r, 1 - r) for r in ratios(p))
+    validation_rows = largest_share(p, p.validation_rows)
     paths = [str(x.resolve()) for _, x in every]
     # whole contexts go to validation: every row has one, not every row has a title
     found = {d: {"train": paths[2 * i:2 * i + 1], "test": paths[2 * i + 1:2 * i + 2], "unit": "context",
-                 "validation_rows": round(share * p.validation_rows)} for i, d in enumerate(p.domains)}
+                 "validation_rows": validation_rows} for i, d in enumerate(p.domains)}
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
 
 
@@ -55,32 +57,111 @@ def ratios(p: Exbert) -> set[float]:
     return {*p.ratios, *p.control_ratios, p.centre}
 
 
+def largest_share(p: Exbert, validation_rows: int) -> int:
+    """Validation rows that a mixture takes of one domain at most."""
+    return round(max(max(r, 1 - r) for r in ratios(p)) * validation_rows)
+
+
+def needed_rows(p: Exbert, train_rows: int) -> list[int]:
+    """Training rows that the mixtures take of each domain at most (exbert.plan)."""
+    first = [round(train_rows * r) for r in ratios(p)]
+    return [max(first), train_rows - min(first)]
+
+
+def count_rows(parts: list[data.Splits]) -> list[int]:
+    """Training rows of each domain that no held-out row of either repeats."""
+    held = {data.pair(r) for part in parts for r in part.test + part.validation}
+    return [sum(data.pair(r) not in held for r in part.train) for part in parts]
+
+
+def fitting_rows(p: Exbert, files: list[tuple]) -> tuple[int, int] | None:
+    """The most train_rows, and validation_rows, that fit what the domains have; None where none do.
+
+    files: of each domain what data.read_parts gives. Each candidate is split as a study would split
+    it. train_rows is at most that of p, and validation takes a fifth of it at most.
+    """
+    validation_rows = max(p.validation_rows, 2)             # of one row a half may be none
+    while validation_rows >= 2:
+        parts = split_files(p, files, validation_rows)
+        have = count_rows(parts)
+        train_rows = min(p.train_rows, sum(have))
+        while any(n > rows for n, rows in zip(needed_rows(p, train_rows), have, strict=True)):
+            train_rows -= 1
+        whole = all(part.validation and has_answers(part.train) for part in parts)
+        if whole and train_rows >= max(FEWEST, 5 * validation_rows):
+            return train_rows, validation_rows
+        validation_rows = 3 * validation_rows // 4
+    return None
+
+
+def split_files(p: Exbert, files: list[tuple], validation_rows: int) -> list[data.Splits]:
+    """Splits of the domains if the parameter validation_rows had this value."""
+    parts = []
+    for name, rows in zip(p.domains, files, strict=True):
+        changed = {"validation_rows": largest_share(p, validation_rows)}
+        d = data.dataset(name, p.source, p.data).model_copy(update=changed)
+        parts.append(data.split_rows(d, *rows, Counter()))
+    return parts
+
+
+def has_answers(rows: list[dict]) -> bool:
+    """Whether any of the rows has an answer."""
+    return any(r["answers"]["text"] for r in rows)
+
+
+def context_hint(rows: list[dict]) -> str:
+    """Half a sentence where one context holds most of the training rows; else empty."""
+    sizes = Counter(data.normalised(r["context"]) for r in rows)
+    most = max(sizes.values(), default=0)
+    if 2 * most <= len(rows):
+        return ""
+    return (f"one context holds {most:,} of its {len(rows):,} training rows, and whole contexts go to "
+            "validation")
+
+
+def refuse_shortage(p: Exbert, parts: list[data.Splits]):
+    """Raise UserError where a mixture needs more training rows than a domain has, with what helps."""
+    have, need = count_rows(parts), needed_rows(p, p.train_rows)
+    short = [i for i, rows in enumerate(have) if need[i] > rows]
+    if not short:
+        return
+    files = [data.read_parts(d, p.source, p.data, p.bad_rows, Counter()) for d in p.domains]
+    fitting = fitting_rows(p, files)
+    if fitting is None:                 # the domain that has least left, whatever validation takes
+        least = count_rows(split_files(p, files, 2))
+        i = least.index(min(least))
+        hint = context_hint(files[i][0])
+        if hint:
+            raise UserError(f"{p.domains[i]} cannot be split: {hint}, so that too few are left to train "
+                            "on; add rows of other contexts, or cut that context into several")
+        total = len(parts[i].train) + len(parts[i].validation)
+        raise UserError(f"{p.domains[i]} has {total} training rows that no test row repeats: too few to "
+                        "train on; add rows")
+    i = short[0]
+    held, hint = len(parts[i].validation), context_hint(files[i][0])
+    why = f" ({hint})" if hint else ""
+    raise UserError(f"{p.domains[i]} has {len(parts[i].train) + held} training rows; after {held} for "
+                    f"validation {have[i]} are left{why}, and the mixture needs {need[i]} of it: what fits "
+                    f'is PARAMS="train_rows={fitting[0]} validation_rows={fitting[1]}"')
+
+
 def check(p: Exbert):
     """Raises UserError where a mixture lacks rows, with what would fit them all, or where a test set lacks contexts.
 
     The trials use one mixture only: without this the others would be missed after hours.
     """
     parts = [data.splits(d, p.source, p.data, p.bad_rows) for d in p.domains]
-    held = {data.pair(r) for part in parts for r in part.test + part.validation}
-    have = [sum(data.pair(r) not in held for r in part.train) for part in parts]
-    shares = [max(ratios(p)), 1 - min(ratios(p))]
-    for d, part, rows, share in zip(p.domains, parts, have, shares, strict=True):
-        if (need := round(share * p.train_rows)) > rows:
-            # a fifth on top for validation, and some for contexts that stay whole
-            most = min(int((n + len(x.validation)) / s / 1.3) for n, x, s in zip(have, parts, shares, strict=True) if s)
-            most = min(most, p.train_rows)
-            fits = f'lower both numbers, PARAMS="train_rows={most} validation_rows={most // 5}"'
-            raise UserError(f"{d} has {len(part.train) + len(part.validation)} training rows; after {len(part.validation)} for "
-                            f"validation {rows} are left, and the mixture needs {need} of it: "
-                            f"{fits if most >= 10 else 'too few to train on; add rows'}")
-        if bare := [kind for kind in ("train", "test") if not any(r["answers"]["text"] for r in getattr(part, kind))]:
-            raise UserError(f"no row of the {bare[0]} file of {d} has an answer; a row without one is a question its text leaves "
-                            "open: add rows with answers")
+    for d, part in zip(p.domains, parts, strict=True):
+        for kind, rows in {"train": part.train, "test": part.test}.items():
+            if rows and not has_answers(rows):
+                raise UserError(f"no row of the {kind} file of {d} has an answer; a row without one is a "
+                                "question its text leaves open: add rows with answers")
         if len({r["id"] for r in part.test}) < len(part.test):
             raise UserError(f"rows of the test file of {d} share an id; give each an id of its own, or none of them any")
         if len({data.normalised(r["context"]) for r in part.test}) < 2:
             raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
-                            "known of others; test on a few hundred rows")
+                            "known of others; test on rows of several contexts")
+    refuse_shortage(p, parts)       # last: what it proposes is then all that is amiss
 
 
 def main() -> int:

@@ -29,6 +29,11 @@ PROFILES = {  # what a page's numbers are worth, and the colour of its tag
 NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB", "tokens": "tokens an answer",
          "validation_em": "validation EM", "contains": "gold within a longer answer, %"}
 
+# What would be markup in Markdown: code, emphasis, maths, an underscore that is not within a word, a
+# bracket that begins a link's address, and what GitHub makes links of without being asked.
+MARKDOWN = re.compile(r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|:(?=//)|(?<=www)\.|(?<=\w)@(?=\w)")
+BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")      # of lines and pages, and control characters
+
 plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 
 
@@ -58,8 +63,9 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
     shown = _shown(P, frame, digits)
     if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():    # the caption says it
         shown = shown.drop(columns="seeds")
-    rows = shown.map(lambda x: escape(x).replace("|", "\\|")).to_markdown(index=False, disable_numparse=True)
-    _write(P, f"{name}.md", f"**{tag(P)}** {escape(caption)}\n\n{rows}\n")
+    columns = {name: _markdown(name, quote=False) for name in shown}
+    rows = shown.map(_markdown).rename(columns=columns).to_markdown(index=False, disable_numparse=True)
+    _write(P, f"{name}.md", f"**{tag(P)}** {_markdown(caption)}\n\n{rows}\n")
     tex = shown.drop(columns="runs").rename(columns=_tex).map(_tex).to_latex(
         index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
     _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
@@ -68,7 +74,8 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
              for c in shown]
 
     def linked(cell: str) -> str:
-        return f'<a href="{escape(links[cell])}">{escape(cell)}</a>' if links and cell in links else escape(cell)
+        text = escape(cell).replace("$", "<span>$</span>")      # JupyterLab reads $x$ as maths
+        return f'<a href="{escape(links[cell])}">{text}</a>' if links and cell in links else text
 
     def row(cells, first: str, others: str) -> str:
         kinds = [first] + [others] * (len(looks) - 1)
@@ -218,7 +225,8 @@ def _seeds(frame: pd.DataFrame) -> str:
 
 
 def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """The frame as text: "mean ± sd", missing seeds counted, runs by the digits of their hash."""
+    """The frame as text, one line a cell: "mean ± sd", missing seeds counted, runs by the digits of
+    their hash."""
     def text(column, values) -> str:
         value, sd = values[column], values.get(f"{column}_sd")
         value = value.item() if hasattr(value, "item") else value
@@ -236,11 +244,31 @@ def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
     columns = [c for c in frame if c != "run" and not c.endswith("_sd")]
     return pd.DataFrame([
         {NAMES.get(c, c.replace("_", " ")): text(c, values) for c in columns}
-        | {"runs": hashes(_tuple(values["run"]))} for values in frame.to_dict("records")])
+        | {"runs": hashes(_tuple(values["run"]))} for values in frame.to_dict("records")]).map(_one_line)
+
+
+def _one_line(text: str) -> str:
+    """The text with a space in place of line breaks and control characters: they end a table's row."""
+    return BREAKS.sub(" ", text)
+
+
+def _markdown(text: str, quote: bool = True) -> str:
+    """The text such that Markdown shows it as it is; quote: quotation marks as references too.
+
+    Character references stand for what would be markup: no dialect reads them as such, where some
+    read a backslash as the beginning of maths.
+    """
+    text = MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", escape(text, quote))
+    return text.replace("|", "\\|")
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", re.sub(r"[\\~^]", " ", text))
+    """The text such that LaTeX shows it as it is, less what it has no plain letter for.
+
+    A row that begins with [ or * would be an argument of the line break before it.
+    """
+    text = re.sub(r"([&%$#_{}])", r"\\\1", re.sub(r"[\\~^]", " ", text))
+    return re.sub(r"^(?=\s*[\[*])", "{}", text)
 
 
 def _write(P, file: str, content: str | bytes):

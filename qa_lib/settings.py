@@ -1,6 +1,7 @@
 """The parameters there are: of a dataset, of every report, of each report and its parts. Strict: what is unknown or of another
 type is refused (qa_lib/params.py says where it was written).
 """
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -8,6 +9,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive, Counts = Annotated[float, Field(gt=0)], list[Annotated[int, Field(gt=0)]]
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Tried = Annotated[list[Positive], Field(min_length=1)]
+
+# Words to which run records, the ledger, claims and tables give a meaning of their own. A dataset
+# of such a name would be counted twice, scored as another set, or stand in the place of a column.
+TAKEN_NAMES = frozenset("""
+    training validation first second start set metric value n run runs hash report variant profile
+    size arm ratio seed seeds source rows validation_rows order bad_rows encoder blocks dense reinit
+    reinit_from augment starter head_dropout max_length stride batch_size learning_rate epochs
+    schedule checkpoint looks watched warmup weight_decay clip precision threads device
+    place experts width top_n threshold capacity_train capacity_eval eval_routing route_padding
+    density balance router_z norm feed_forward expert_dropout dropout_at layer_dropout
+    rule input layers hidden mixed model mixture rate dropout layer windows malformed incomplete
+    seconds training_seconds tokens_per_second peak_memory_mb parameters active_parameters
+    epoch step train_loss validation_loss validation_em validation_f1 loss_gap best_epoch
+    id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
+    tokens end dataset expert weight share bin of pairs case
+    """.split())
+# What names tell by their beginning or end: a spread, a gate's weight, an expert, a trial.
+TAKEN_PATTERN = re.compile(r".*_sd|gate_\d+|(reinit|cluster)-.*|.*-trial")
 
 
 class Strict(BaseModel):
@@ -84,6 +103,16 @@ class Study(Strict):
                              "parameters")
         if self.stride >= self.max_length // 2:
             raise ValueError(f"stride: {self.stride} must be below half of max_length {self.max_length}")
+        return self
+
+    @model_validator(mode="after")
+    def _names(self):
+        for field in ("domains", "few_shot", "pools", "start"):
+            names = getattr(self, field, None) or []
+            for name in [names] if isinstance(names, str) else names:
+                if name in TAKEN_NAMES or TAKEN_PATTERN.fullmatch(name):
+                    raise ValueError(f"{field}: '{name}' cannot name a dataset, since run records and "
+                                     "tables use that word for something else; give it another name")
         return self
 
     @model_validator(mode="after")
@@ -205,6 +234,14 @@ class Moe(Study):
     sweep_inputs: list[Literal["mean", "cls", "experts"]]
     trial_rates: Tried                                  # arm tuned: the same trials for every model
     trial_epochs: Tried
+
+    @model_validator(mode="after")
+    def _pools(self):
+        for name in self.pools:
+            if name in self.domains:
+                raise ValueError(f"pools: {name} is among domains already, so that its rows would be "
+                                 "counted twice; leave it away")
+        return self
 
     @model_validator(mode="after")
     def _apart(self):
