@@ -12,61 +12,116 @@ PROFILES := quick real paper
 # Of a profile, the reports that `make reproduce` and `make data` mean: at paper those whose hub datasets are named.
 reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
 
+# What a user may give. The programs read those of QA_ and RAY_ from the environment themselves.
+GIVEN := PROFILE SIZE DATA PARAMS WORKERS FRESH YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B
+OUTER := QA_RUNS QA_RECORDS QA_FIGURES QA_COMMIT RAY_ADDRESS
+
 # A variable that is none of these would be passed over without a word.
-KNOWN := PROFILE SIZE DATA PARAMS WORKERS FRESH YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B HOLD PY SETUP
+KNOWN := $(GIVEN) $(OUTER) HOLD PY SETUP
 STRAY := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$v)))
 ifneq ($(STRAY),)
-  $(error $(firstword $(STRAY))= is no variable of make here (make help lists them); a parameter of the study is written PARAMS="$(firstword $(STRAY))=…")
+  $(error $(firstword $(STRAY))= is no variable of make here (make help lists them); a parameter of the study is written PARAMS="$(firstword $(STRAY))=…", a variable of the environment before the word make)
 endif
+
+# A value reaches the programs as it was typed: a $ in it begins no variable of make. A recipe's line cannot hold a line break.
+define newline
+
+
+endef
+broken = $(if $(findstring $(newline),$($1)),$(error $1= holds a line break; give it a value of one line))
+typed  = $(eval override $1 := $$(value $1))$(eval export $1)$(call broken,$1)
+$(foreach v,$(GIVEN) $(OUTER),$(if $(filter undefined,$(origin $v)),,$(call typed,$v)))
+# One that was not given is empty. VENV is the exception: empty, it means the active environment.
+$(foreach v,$(filter-out VENV,$(GIVEN) $(OUTER)),$(if $(filter undefined,$(origin $v)),$(eval $v :=)))
+
+# A value as one word of a recipe's line, and a program, whose ~/ the shell looks up.
+quoted  = '$(subst ','\'',$1)'
+program = $(subst '~/,~/',$(call quoted,$1))
+
 ifneq ($(filter-out 0 1,$(FRESH) $(YES)),)
   $(error FRESH= and YES= are 1 or 0, not $(filter-out 0 1,$(FRESH) $(YES)))
 endif
 
+# This file as make was told of it; its path may hold blanks, and stands behind that of a file that includes it.
+TOLD := $(subst ^^,,$(subst ^^ ,^^,^^$(value MAKEFILE_LIST)))
+ifneq ($(filter-out help,$(or $(MAKECMDGOALS),help)),)
+  ifeq ($(wildcard qa_lib/params.py),)
+    $(error make was started outside the folder of the study; cd to the folder of $(TOLD) first, or name it: make -C folder …)
+  endif
+endif
+
 # Profile: paper with a CUDA device, quick without. PROFILE= overrides.
-ifdef PROFILE
+override PROFILE := $(strip $(PROFILE))
+ifneq ($(PROFILE),)
   WHY := PROFILE=$(PROFILE)
 else ifneq ($(shell nvidia-smi -L 2>/dev/null),)
-  PROFILE := paper
+  override PROFILE := paper
   WHY := CUDA device found; PROFILE=quick or PROFILE=real DATA=… override
 else
-  PROFILE := quick
+  override PROFILE := quick
   WHY := no CUDA device found; PROFILE=real DATA=… or PROFILE=paper override
 endif
-ifeq ($(filter $(PROFILE),$(PROFILES)),)
+ifneq ($(words $(PROFILE)) $(filter $(PROFILES),$(PROFILE)),1 $(PROFILE))
   $(error PROFILE=$(PROFILE) is not a profile; known: $(PROFILES))
 endif
 
 # Environment: .venv, made from the lock. VENV= is the active one instead, VENV=path the one there.
-PYTHON ?= python3
+ifeq ($(PYTHON),)
+  override PYTHON := python3
+endif
 ifeq ($(origin VENV),undefined)
   SETUP := .venv/.installed
   PY    := .venv/bin/python
 else
   SETUP := environment
-  PY    := $(if $(VENV),$(VENV)/bin/)python
+  PY    := $(if $(VENV),$(call program,$(VENV)/bin/python),python)
 endif
 
 # figures/<slug>/<profile>/<file>: the path says which report and which profile.
-FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) $(if $(NAME),figures/exbert/own-$(NAME))
+# The rule for NAME is that of qa_lib/own.py, asked here since it is part of a path that make builds.
+ifneq ($(filter own own-defined,$(MAKECMDGOALS)),)
+  ifeq ($(shell printf '%s\n' $(call quoted,$(NAME)) | LC_ALL=C grep -xE '[A-Za-z0-9][A-Za-z0-9_-]{0,39}'),)
+    $(error NAME=$(NAME): a name is letters, digits, - and _, at most 40 of them: make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl)
+  endif
+endif
+
+# Own data have a folder by their name; at other targets NAME may be a variable of the environment that means something else.
+OWN     := figures/exbert/own-$(if $(filter own,$(MAKECMDGOALS)),$(NAME),NAME)
+FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) $(OWN)
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
-quoted   = '$(subst ','\'',$1)'
-FLAGS    = $(strip --profile $(profile) $(if $(SIZE),--size $(SIZE)) $(if $(DATA),--data $(call quoted,$(DATA))) \
-           $(foreach p,$(PARAMS),-p $(call quoted,$p)))
-TRAINING = $(FLAGS)$(if $(WORKERS), --workers $(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
+# Where a figures/… path lies: QA_FIGURES=folder puts it elsewhere, and it is then drawn at every start.
+place    = $(if $(QA_FIGURES),$(QA_FIGURES)/$(patsubst figures/%,%,$1),$1)
+option   = $(if $2, --$1=$(call quoted,$2))
+FLAGS    = --profile $(profile)$(call option,size,$(SIZE))$(call option,data,$(DATA))$(call option,params,$(PARAMS))
+TRAINING = $(FLAGS)$(call option,workers,$(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
 # What a page shows: its notebook, its parameters, the library's own code.
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
            $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
 
+# A table or figure that the report's notebook does not draw is refused before the study starts.
+names   = $(shell grep -ohE '"(table|fig)[0-9A-Za-z_]*"' notebooks/*_$(call quoted,$1).ipynb 2>/dev/null | tr -d '"' | sort -u)
+files   = $(foreach n,$(names),$(if $(filter table%,$n),$n.csv $n.md $n.tex,$n.png $n.svg)) report.html results.csv
+known   = $(filter $(foreach d,$(filter figures/$1/%,$(FOLDERS)),$(addprefix $d/,$(files))),$2)
+refuse  = $(error $2 is no file of the study: write figures/<report>/<profile>/<file>; reports: $(REPORTS); profiles: $(PROFILES)$(if $(names),; tables (csv, md, tex) and figures (png, svg): $(names)))
+PAGES  := $(filter-out $(PROFILES:%=figures/index-%.html),$(filter figures/%,$(MAKECMDGOALS)))
+$(foreach f,$(PAGES),$(foreach r,$(word 2,$(subst /, ,$f)),$(if $(call known,$r,$f),,$(call refuse,$r,$f))))
+
 .PHONY: FORCE environment browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
         help profile reproduce overview own readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
 
+# Of a reader that has seen enough, as head does, nothing is said.
+enough = || [ $$? -eq 141 ]
+
 help: ## this list (the default)
-	@echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'
-	@echo '            [WORKERS=n] [FRESH=1] [YES=1] [VENV=path] [PYTHON=python3.12] [TORCH_INDEX=url]'
-	@{ for r in $(REPORTS); do sed -n "s/^[$$](REPORTS:%=\(.*-\)%).*## /\1$$r|/p" Makefile; done; \
-	   sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile; } | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'
-	@echo '  figures/<report>/<profile>/<file>: that page, table or figure alone'
+	@{ echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'; \
+	   echo '            [WORKERS=n] [FRESH=1] [YES=1] [VENV=path] [PYTHON=python3.12] [TORCH_INDEX=url]'; \
+	   file=$(call quoted,$(TOLD)); [ -e "$$file" ] || file=$(call quoted,$(lastword $(value MAKEFILE_LIST))); \
+	   { for r in $(REPORTS); do sed -n "s/^[$$](REPORTS:%=\(.*-\)%).*## /\1$$r|/p" "$$file"; done; \
+	     sed -n 's/^\([a-z-]*\):.*## /\1|/p' "$$file"; } | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'; \
+	   echo '  figures/<report>/<profile>/<file>: that page, table or figure alone'; \
+	   echo "a value with a blank stands in quotes: DATA='my data' PARAMS='\"encoder=my model\" epochs=2'"; \
+	} | cat $(enough)
 
 profile: ## print the profile in use, and why
 	@echo 'profile $(PROFILE): $(WHY)'
@@ -74,15 +129,15 @@ profile: ## print the profile in use, and why
 # ---- train, collect, report ----
 
 reproduce: $(foreach r,$(call reports,$(PROFILE)),reproduce-$r) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
-	@cp figures/index-$(PROFILE).html figures/index.html
-	@echo 'page: figures/index.html'
+	@cp $(call quoted,$(call place,$(lastword $^))) $(call quoted,$(call place,figures/index.html))
+	@echo $(call quoted,page: $(call place,figures/index.html))
 
 overview: profile | $(SETUP) ## draw figures/index.html from the pages there are
 	$(PY) -m qa_lib.overview --profile $(PROFILE)
-	@cp figures/index-$(PROFILE).html figures/index.html
+	@cp $(call quoted,$(call place,figures/index-$(PROFILE).html)) $(call quoted,$(call place,figures/index.html))
 
 $(REPORTS:%=reproduce-%): reproduce-%: profile figures/%/$(PROFILE)/report.html ## train what is missing, then render the page
-	@echo 'page: $(word 2,$^)'
+	@echo $(call quoted,page: $(call place,$(word 2,$^)))
 
 $(REPORTS:%=train-%): train-%: profile figures/%/$(PROFILE)/results.csv ## train what is missing
 
@@ -96,7 +151,7 @@ readme: | $(SETUP) ## write the verdicts on real data into README.md
 	$(PY) -m qa_lib.overview --readme
 
 verify: profile | $(SETUP) ## print the verdict on every claim, from records alone; fails where results.csv disagrees
-	@for r in $(REPORTS); do $(PY) -m qa_lib.verify $$r $(FLAGS); done
+	@for r in $(REPORTS); do $(PY) -m qa_lib.verify $$r $(FLAGS) $(enough); done
 
 # The study looks at every run at each start, and touches results.csv only if a number changed.
 $(FOLDERS:%=%/results.csv): $(SETUP) FORCE
@@ -111,23 +166,23 @@ $(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(call r
 
 figures/%: $$(@D)/results.csv $$(inputs)
 	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))
-	@[ -e $@ ] && touch $@ || { echo 'error: $(@F) is not drawn: its part of the study is not run at this profile and size, or it has no such ending (tables: csv, md, tex; figures: png, svg)' >&2; exit 2; }
+	@[ -e $(call quoted,$(call place,$@)) ] && touch -c $@ || { echo 'error: $(@F) is not drawn: its part of the study is not run at this profile and size' >&2; exit 2; }
 
 power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
-	@$(PY) -m qa_lib.power
+	@$(PY) -m qa_lib.power $(enough)
 
 # ---- own data ----
 
 # The page stands in figures/exbert/own-NAME, the definition of its two domains, which names the files, beside the runs.
 own: profile = own
 own: override DATA = $(or $(QA_RUNS),runs)/own/$(NAME).yaml
-own: override PARAMS := domains=[$(NAME)-a,$(NAME)-b] $(PARAMS)
-own: own-defined figures/exbert/own-$(NAME)/report.html ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
+own: override PARAMS := domains=[$(NAME)-a,$(NAME)-b]$(if $(PARAMS), $(PARAMS))
+own: own-defined $(OWN)/report.html ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
 	@$(PY) -m qa_lib.verify exbert $(FLAGS)
-	@echo 'page: $(word 2,$^)'
+	@echo $(call quoted,page: $(call place,$(word 2,$^)))
 
 own-defined: | $(SETUP)
-	@$(PY) -m qa_lib.own $(foreach x,NAME DOMAIN_A DOMAIN_B,$(call quoted,$($x))) $(foreach p,$(PARAMS),-p $(call quoted,$p))
+	@$(PY) -m qa_lib.own$(call option,params,$(PARAMS)) -- $(foreach x,NAME DOMAIN_A DOMAIN_B,$(call quoted,$($x)))
 
 # ---- set-up ----
 
@@ -135,10 +190,10 @@ own-defined: | $(SETUP)
 WAIT := $(if $(shell command -v flock),flock .venv)
 
 .venv/.installed: requirements.lock pyproject.toml
-	@$(if $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),,\
+	@$(if $(shell $(call program,$(PYTHON)) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),,\
 	$(error Python 3.11 or newer is needed and $(PYTHON) is not; name one with make PYTHON=python3.12))
-	$(PYTHON) -m venv .venv
-	$(if $(TORCH_INDEX),$(WAIT) $(PY) -m pip install -q --no-deps --index-url $(TORCH_INDEX) $(HOLD))
+	$(call program,$(PYTHON)) -m venv .venv
+	$(if $(TORCH_INDEX),$(WAIT) $(PY) -m pip install -q --no-deps --index-url=$(call quoted,$(TORCH_INDEX)) $(torch))
 	$(WAIT) $(PY) -m pip install -q -r requirements.lock
 	$(WAIT) $(PY) -m pip install -q --no-deps -e .
 	@touch $@
@@ -183,7 +238,7 @@ data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offl
 
 check-data: | $(SETUP) ## compare the files in DATA= with DATA.md
 	@$(if $(DATA),,$(error check-data needs DATA=folder, the one that holds qa/ and nlu/))
-	$(PY) -m qa_lib.data check --data $(call quoted,$(DATA))
+	$(PY) -m qa_lib.data check$(call option,data,$(DATA)) $(enough)
 
 pin: | $(SETUP) ## resolve hub revisions into params/pins.yaml
 	$(PY) -m qa_lib.data pin
@@ -192,10 +247,11 @@ lab: | $(SETUP) ## open JupyterLab
 	$(PY) -m jupyterlab
 
 # CPU and CUDA builds of torch share the pin; pip finds the CUDA libraries that a build asks for.
-HOLD = $(shell grep '^torch==' requirements.lock)
+HOLD  = $(shell grep '^torch==' requirements.lock)
+torch = $(foreach h,$(HOLD),$(call quoted,$h))
 lock: | $(SETUP) ## pin what pyproject.toml asks for (torch stays; HOLD=torch==x.y.z moves it)
 	@{ echo '# Exact versions of what pyproject.toml asks for, tests included. Made by `make lock`; not edited.'; \
-	   $(PY) -m pip install --dry-run --ignore-installed -e '.[test]' $(HOLD) | sed -n 's/^Would install //p' | tr ' ' '\n' | \
+	   $(PY) -m pip install --dry-run --ignore-installed -e '.[test]' $(torch) | sed -n 's/^Would install //p' | tr ' ' '\n' | \
 	   sed -E 's/\+.*//; s/-([^-]+)$$/==\1/' | grep -vE '^(qa-study|nvidia-|cuda-|triton)' | sort -f; } >requirements.new
 	mv requirements.new requirements.lock
 

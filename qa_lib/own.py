@@ -5,6 +5,7 @@
 The file defines two datasets, NAME-a and NAME-b unless the parameter `domains` names them, as params/datasets.yaml does those of
 the study; `--profile own --data FILE` reads it. A file's content is its identity, not its place: moved data find their runs again.
 """
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,7 @@ def files(option: str, text: str) -> list[Path]:
     parts = text.split(":")
     if len(parts) != 2 or not all(parts):
         raise UserError(f"{option}={text} does not name two files: write {option}=train.jsonl:test.jsonl, one colon between them")
-    found = [Path(x).expanduser() for x in parts]
+    found = [Path(os.path.expanduser(x)) for x in parts]
     if absent := [x for x in found if not x.is_file()]:
         raise UserError(f"{option}: {absent[0]} is {'a folder, not a file' if absent[0].exists() else 'not there'}; "
                         f"write {option}=train.jsonl:test.jsonl, seen from {Path.cwd().name}/ or as whole paths")
@@ -168,7 +169,7 @@ def main() -> int:
     parser = params.command_line(__doc__)
     parser.add_argument("name")
     parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
-    parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
+    params.add_parameters(parser)
     args = parser.parse_args()
     if not NAME.fullmatch(args.name):
         raise UserError(f"NAME={args.name}: a name is {LETTERS}: {USAGE}")

@@ -5,8 +5,12 @@
 """
 import argparse
 import contextlib
+import datetime
 import difflib
+import errno
+import io
 import os
+import shlex
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,6 +23,7 @@ from qa_lib.settings import REPORTS, Dataset, Strict
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "real", "paper", "own")
+SIZES = ("small", "full")
 
 
 class UserError(Exception):
@@ -28,16 +33,80 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
+class OutputError(Exception):
+    """Standard output cannot be written: its reader is gone, or its disk is full."""
+
+
+class Output(io.FileIO):
+    """Standard output whose failures can be told from those of other files."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as e:
+            raise OutputError(e.errno, e.strerror) from None
+
+
+def watch_output():
+    """From here on a failure of standard output is an OutputError; another stream in its place, as tests have one, stays."""
+    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+        return
+    sys.stdout.flush()
+    raw = Output(sys.stdout.fileno(), "w", closefd=False)
+    unbuffered = sys.stdout.write_through       # python -u
+    sys.stdout = io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=sys.stdout.line_buffering,
+        write_through=unbuffered,
+    )
+
+
 def main(run):
-    """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C."""
+    """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C.
+
+    Where nobody reads the output any more (`| head`) it ends without a word and with 141, as a program that SIGPIPE ends.
+    """
+    watch_output()
     try:
-        sys.exit(run())
+        code = answer(run)
+        if sys.stdout:
+            sys.stdout.flush()
+    except OutputError as e:
+        number, reason = e.args
+        code = 141
+        if number != errno.EPIPE:
+            print(f"error: standard output cannot be written ({reason}); send it to a place that takes it", file=sys.stderr)
+            code = 2
+        # What is left in the buffer goes nowhere: Python would fail to write it once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def answer(run) -> int | str | None:
+    """The exit code of `run()`, a user's mistake told in one sentence."""
+    try:
+        check_surroundings()
+        return run()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("stopped; nothing finished is lost, the same command goes on from here", file=sys.stderr, flush=True)
         os._exit(130)  # an orderly exit would wait for workers that are being ended
+    except SystemExit as e:     # --help, or a notebook that failed
+        return e.code
+
+
+def check_surroundings():
+    """Raise UserError where a command line cannot work at all: no output, or a folder that is gone."""
+    if sys.stdout is None:
+        raise UserError("standard output is closed, so nothing could be told; send it to a file, or to /dev/null")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the folder in which this was started does not exist any more; cd to one that does") from None
 
 
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
@@ -54,6 +123,25 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
     return value, {k.value: k.start_mark.line + 1 for k, _ in (node.value if node else [])}
+
+
+# What is asked for where pydantic refuses a value, by the kind of its error.
+ASKED = {
+    "greater_than": "is too small; write a number greater than {gt}",
+    "greater_than_equal": "is too small; write a number greater than or equal to {ge}",
+    "less_than": "is too large; write a number less than {lt}",
+    "less_than_equal": "is too large; write a number less than or equal to {le}",
+    "finite_number": "is not a finite number; write one",
+    "int_type": "is not a whole number; write one",
+    "int_from_float": "is not a whole number; write one",
+    "float_type": "is not a number; write one",
+    "bool_type": "is neither true nor false; write one of them",
+    "string_type": "is not a text; write one",
+    "dict_type": "is no mapping; write {{name: value}}",
+    "literal_error": "is not known; known: {expected}",
+    "too_short": "has too few values; write at least {min_length}",
+    "too_long": "has too many values; write at most {max_length}",
+}
 
 
 def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
@@ -77,11 +165,52 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
             point = repr(float(text)) if "." in repr(float(text)) else repr(float(text)).replace("e", ".0e")
             raise UserError(f"{place}{key}: '{text}' is read as text, not as a number; write {point} (YAML wants a point)")
     if error["type"] == "list_type":
-        raise UserError(f"{place}{key}: {text!r} is one value and a list is wanted; write {key}=[{text}]")
+        raise UserError(f"{place}{key}: {ask_for_list(model, values, key, ': ' if '.yaml' in place else '=')}")
+    if error["type"] in ASKED:
+        raise UserError(f"{place}{key}: {ask_for_value(error)}")
     message = error["msg"].removeprefix("Value error, ")
     if not key:  # a rule over several fields: its sentence begins with the one to change
         raise UserError(f"{where.get(message.split(':')[0], '')}{message}")
     raise UserError(f"{place}{key}: {text!r}: {message[0].lower() + message[1:]}")
+
+
+def ask_for_list(model: type[Strict], values: dict, key: str, sign: str) -> str:
+    """What to write where one value stands and a list is wanted: the value in brackets, if that would be taken."""
+    value = values[key]
+    try:
+        listed = yaml.safe_load(f"[{value}]") if isinstance(value, str) else [value]
+    except yaml.YAMLError:
+        listed = [value]
+    try:
+        model(**values | {key: listed})
+        others = []
+    except ValidationError as e:
+        others = [error for error in e.errors() if error["loc"][:1] == (key,)]
+    if others and others[0]["type"] in ASKED:
+        return f"a list is wanted, as {key}{sign}[…], and {ask_for_value(others[0])}"
+    return f"{show_value(value)} is one value and a list is wanted; write {key}{sign}[{value}]"
+
+
+def ask_for_value(error: dict) -> str:
+    """What is wrong with a value and what would be taken, from an error of pydantic's of a kind in ASKED."""
+    limits = {}
+    for name, limit in error.get("ctx", {}).items():
+        whole = isinstance(limit, float) and limit.is_integer()
+        limits[name] = int(limit) if whole else limit
+    value = error["input"]
+    if error["type"] == "string_type" and isinstance(value, (int, float, datetime.date)):
+        return f'{show_value(value)} is not read as text; write "{show_value(value)}", its quotes included'
+    return f"{show_value(value)} {ASKED[error['type']].format(**limits)}"
+
+
+def show_value(value) -> str:
+    """A value as it is written in YAML, a text in quotes."""
+    written = {True: "true", False: "false", None: "null"}
+    if value is None or isinstance(value, bool):
+        return written[value]
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    return repr(value)
 
 
 def load(slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None) -> Any:
@@ -90,11 +219,8 @@ def load(slug: str, profile: str | None = None, overrides: dict | None = None, s
     params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml what the
     profile changes; its mapping `small` holds what `size: small` changes on top.
     """
-    if slug not in REPORTS:
-        raise UserError(f"'{slug}' is not a report of this study; known: {', '.join(REPORTS)}")
-    profile = profile or default_profile()
-    if profile not in PROFILES:
-        raise UserError(f"PROFILE={profile} is not a profile; known: {', '.join(PROFILES)}")
+    check_report(slug)
+    profile = check_profile(profile or default_profile())
     values, places, folders = {}, {}, [""] if profile == "paper" else ["", profile]
     for file in [ROOT / "params" / folder / f"{slug}.yaml" for folder in folders]:
         new, lines = read_yaml(file)
@@ -145,28 +271,81 @@ class CommandLine(argparse.ArgumentParser):
 
 
 def command_line(doc: str) -> CommandLine:
-    """A parser whose help is the module's docstring."""
-    return CommandLine(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A parser whose help is the module's docstring, and whose name is what a user types."""
+    module = sys.modules["__main__"].__spec__
+    name = f"python -m {module.name}" if module else None
+    return CommandLine(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     """The choices that a command line about one report takes."""
-    parser.add_argument("report", help=", ".join(REPORTS))
-    parser.add_argument("--profile", help="quick | real | paper | own")
-    parser.add_argument("--size", help="small | full (profile real)")
+    parser.add_argument("report", type=check_report, help=", ".join(REPORTS))
+    parser.add_argument("--profile", type=check_profile, help="quick | real | paper | own")
+    parser.add_argument("--size", type=check_size, help="small | full (profile real)")
     parser.add_argument("--data", help="folder of real datasets; of profile own, the file that defines them")
+    add_parameters(parser)
+
+
+def add_parameters(parser: argparse.ArgumentParser):
+    """Parameters of a command line: each as one -p, or several in a text, as make has them in PARAMS."""
     parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
+    parser.add_argument("--params", dest="p", action="extend", type=split_parameters, metavar="'KEY=VALUE …'",
+                        help="several, one with a blank in quotes: '\"encoder=my folder\" epochs=2'")
+
+
+def split_parameters(text: str) -> list[str]:
+    """The items of PARAMS. Quotes around an item keep its blanks; quotes within an item are part of it."""
+    try:
+        items = shlex.split(text, posix=False)
+    except ValueError:
+        raise UserError(f"PARAMS: a quote in {text} is not closed; write PARAMS='\"key=a b\" other=1', and around an item that "
+                        "begins with ' the quotes \"") from None
+    return [item[1:-1] if item[0] in "'\"" else item for item in items]
+
+
+def check_report(slug: str) -> str:
+    if slug not in REPORTS:
+        raise UserError(f"'{slug}' is not a report of this study; known: {', '.join(REPORTS)}")
+    return slug
+
+
+def check_profile(profile: str) -> str:
+    if profile not in PROFILES:
+        raise UserError(f"PROFILE={profile} is not a profile; known: {', '.join(PROFILES)}")
+    return profile
+
+
+def check_size(size: str) -> str:
+    if size not in SIZES:
+        raise UserError(f"SIZE={size} is not a size; known: {', '.join(SIZES)}")
+    return size
+
+
+def find_data(text: str) -> Path:
+    """The path that DATA= or --data names, links in it kept: own data are called by the name of their file.
+
+    What lies there is looked at later, by those who need it. Raises UserError for a path that cannot be looked up.
+    """
+    path = Path(os.path.expanduser(text)).absolute()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as e:
+        raise UserError(f"DATA={text} cannot be looked up ({e.strerror}); name a folder that can be read") from None
+    return path
 
 
 def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """The parameters that a parsed command line asks for; `size` is used where it names none."""
     if bad := [item for item in args.p if not item.partition("=")[2]]:
-        raise UserError(f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]")
+        raise UserError(f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]; what has to "
+                        "hold a blank stands in quotes: PARAMS='\"key=a b\"'")
     try:
         given = {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)}
     except yaml.YAMLError as e:
         raise UserError(f"-p {' '.join(args.p)}: not a value of YAML ({' '.join(str(e).split())})") from None
     if args.data:
-        given["data"] = str(Path(args.data).resolve())
+        given["data"] = str(find_data(args.data))
     real = (profile := args.profile or default_profile()) == "real"
     return load(args.report, profile, given, (args.size or size) if real else None)

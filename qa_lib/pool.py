@@ -13,7 +13,7 @@ from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from qa_lib import runs
+from qa_lib import params, runs
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec
 
@@ -38,7 +38,8 @@ class Processes:
 
 def _worker():
     """In a worker process: Ctrl-C is the study's to answer; a study that was killed takes its workers with it, so that
-    none writes beside the next study."""
+    none writes beside the next study. Output that nobody reads any more ends a worker's run as it ends the study."""
+    params.watch_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
 

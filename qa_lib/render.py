@@ -11,7 +11,6 @@ import ast
 import base64
 import copy
 import hashlib
-import os
 import re
 import sys
 import time
@@ -101,11 +100,16 @@ def tags(cell) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def only(nb, name: str):
-    """The notebook less every cell that the table or figure `name` does without."""
+def check_drawn(nb, name: str):
+    """Raise UserError for a table or figure that the notebook does not draw."""
     names = [t for c in nb.cells for t in tags(c) if t.startswith(("table", "fig"))]
     if name not in names:
         raise UserError(f"there is no table or figure {name}; the page has {', '.join(names)}")
+
+
+def only(nb, name: str):
+    """The notebook less every cell that the table or figure `name` does without."""
+    check_drawn(nb, name)
     kept, need = [], set()
     for cell in reversed([c for c in nb.cells if c.cell_type == "code"]):
         used = [x for x in ast.walk(ast.parse(cell.source)) if isinstance(x, ast.Name)]
@@ -195,17 +199,24 @@ def execute(nb, name: str, values: dict):
     return nb
 
 
+def find_notebook(slug: str) -> Path:
+    """The notebook of a report."""
+    return next((ROOT / "notebooks").glob(f"*_{slug}.ipynb"))
+
+
 def render(p, name: str | None = None):
     """Write a report's report.ipynb and report.html and all on it, or only the files of `name`."""
     start, folder = time.time(), runs.page(p)
-    file = next((ROOT / "notebooks").glob(f"*_{p.report}.ipynb"))
+    file = find_notebook(p.report)
     nb = load_notebook_node(str(file))
     nb = execute(only(nb, name) if name else nb, file.name, p.model_dump())
     if not name:
         html = page(nb, p)
         runs.write(folder / "report.ipynb", nbformat.writes(nb))
         runs.write(folder / "report.html", html)
-    shown = os.path.relpath(folder / (name or "report.html"))
+    shown = folder / (name or "report.html")
+    if shown.is_relative_to(Path.cwd()):
+        shown = shown.relative_to(Path.cwd())
     print(f"{shown}: {time.time() - start:.0f} s", flush=True)
 
 
@@ -214,6 +225,8 @@ def main() -> int:
     params.add_arguments(parser)
     parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
     args = parser.parse_args()
+    if args.only is not None:             # before the runs are looked up, which takes long
+        check_drawn(load_notebook_node(str(find_notebook(args.report))), args.only)
     p = runs.settle(args)                 # a page is drawn from records; what is missing is not trained here
     runs.write_ledger(p, runs.plan(p))    # of the page's own runs: make sees when it was last drawn of others
     render(p, args.only)

@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from qa_lib import runs
-from qa_lib.params import ROOT, UserError
+from qa_lib.params import UserError
 from qa_lib.spec import Spec
 
 PROFILES = {  # what a page's numbers are worth, and the colour of its tag
@@ -112,9 +112,12 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
 
 
 def source(thing) -> Markdown:
-    """The library's own lines of a function or class, and where they stand."""
+    """The library's own lines of a function or class, and where they stand.
+
+    The file is named by its module: its path may lead through a link.
+    """
     lines, first = inspect.getsourcelines(thing)
-    file = Path(inspect.getsourcefile(thing)).relative_to(ROOT)
+    file = inspect.unwrap(thing).__module__.replace(".", "/") + ".py"
     code = textwrap.dedent("".join(lines))
     return Markdown(f"`{file}`, line {first}:\n\n```python\n{code}```\n")
 

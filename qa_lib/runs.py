@@ -27,9 +27,16 @@ from qa_lib import params
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec, canonical, digest
 
-RUNS = Path(os.environ.get("QA_RUNS", ROOT / "runs"))
-RECORDS = Path(os.environ.get("QA_RECORDS", ROOT / "records"))
-FIGURES = Path(os.environ.get("QA_FIGURES", ROOT / "figures"))
+
+def find_place(variable: str, name: str) -> Path:
+    """The folder that a variable of the environment names; of the checkout where it is unset or empty."""
+    given = os.environ.get(variable)
+    return Path(os.path.expanduser(given)) if given else ROOT / name
+
+
+RUNS = find_place("QA_RUNS", "runs")
+RECORDS = find_place("QA_RECORDS", "records")
+FIGURES = find_place("QA_FIGURES", "figures")
 LIMIT = 4 * 1024 * 1024     # bytes a committed file may have
 # The version of scoring (metrics.py, scoring.py): raised when the same answers would get other scores; records hold theirs.
 # 2: an answer keeps the accent of its last letter, and what shows nothing at an answer's ends is no part of it.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -166,12 +167,43 @@ def test_conda_uses_the_lock():
 
 # ---- Makefile ----
 
-def make(*args: str) -> subprocess.CompletedProcess:
-    """make in the repository: this Python first on the path, nothing of an outer make inherited."""
+def make(*args: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """make in a folder: this Python first on the path, nothing of an outer make inherited, more variables of the environment."""
     ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "VENV"}
     env = {k: v for k, v in os.environ.items() if k not in ours}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    return subprocess.run(["make", *args], cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run(["make", *args], cwd=folder, env=env | variables, capture_output=True, text=True)
+
+
+# What a shell or make reads as something else than a letter, in the middle of a value and at its start.
+ODD = ["a b", "a  b", "$HOME", "$(HOME)", "$$", "a$", "`id`", "o'brien", 'a"b', "#a", "a#b", "*", "~", "(a", "a;b&c|d>e", "-a",
+       "--a=b", "a=b", "a,b", "%", "a\\", "a\\\\b", "é", "!x", "[a]"]
+
+
+@pytest.fixture
+def python(tmp_path):
+    """An environment whose Python writes down what it was started with, in a folder with an odd name; returns (folder, starts)."""
+    folder = tmp_path / "my $env é"
+    program = folder / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1] == "-c":
+    print(True)     # asked whether its packages are there
+else:
+    with open(os.environ["STARTS"], "a") as file:
+        file.write(json.dumps([sys.argv[2:], os.environ.get("QA_RUNS"), os.environ.get("QA_FIGURES")]) + "\\n")
+""")
+    program.chmod(0o755)
+
+    def starts(*args: str, **variables: str) -> list[list]:
+        file = tmp_path / "starts"
+        file.write_text("")
+        told = make(*args, f"VENV={folder}", STARTS=str(file), **variables)
+        assert told.returncode == 0 and not told.stderr, told.stderr
+        return [json.loads(line) for line in file.read_text().splitlines()]
+
+    return folder, starts
 
 
 def test_a_switch_of_0_is_off():
@@ -181,7 +213,87 @@ def test_a_switch_of_0_is_off():
 
 def test_what_is_quoted_reaches_the_program():
     told = make("-n", "train-exbert", "VENV=", "PROFILE=real", "DATA=/o'brien/x y").stdout.splitlines()[-1]
-    assert shlex.split(told)[-2:] == ["--data", "/o'brien/x y"]
+    assert shlex.split(told)[-1] == "--data=/o'brien/x y"
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_value_reaches_the_program_as_it_was_typed(python, text):
+    _, starts = python
+    given = {name: text for name in ("DATA", "PARAMS", "SIZE", "WORKERS")}
+    flags = [f"--{name.lower()}={text}" for name in ("SIZE", "DATA", "PARAMS", "WORKERS")]
+    expected = ["qa_lib.study", "exbert", "--profile", "quick", *flags]
+    line = [f"{name}={value}" for name, value in given.items()]
+    [typed] = starts("train-exbert", "PROFILE=quick", *line, f"QA_RUNS={text}", f"QA_FIGURES={text}")
+    [exported] = starts("train-exbert", PROFILE="quick", QA_RUNS=text, QA_FIGURES=text, **given)
+    assert typed == exported == [expected, text, text]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_files_of_own_data_reach_the_program_as_they_were_typed(python, text):
+    _, starts = python
+    own, study, *_ = starts("own", "NAME=mine", f"DOMAIN_A={text}:c", f"DOMAIN_B={text}", QA_RUNS=text)
+    assert own[0] == ["qa_lib.own", "--params=domains=[mine-a,mine-b]", "--", "mine", f"{text}:c", text]
+    assert f"--data={text}/own/mine.yaml" in study[0]
+
+
+def test_a_python_whose_path_holds_anything(python, tmp_path):
+    """The recipes of the set-up name it too; a ~ is the shell's to look up."""
+    folder, _ = python
+    home = make("-n", "power", "VENV=~/my $env é", HOME=str(tmp_path))
+    assert home.returncode == 0 and home.stdout.startswith("~/'my $env é/bin/python' -m qa_lib.power")
+    set_up = make("-n", "-B", ".venv/.installed", f"PYTHON={folder}/bin/python", "TORCH_INDEX=https://x/?a=1&b=2")
+    lines = [shlex.split(line) for line in set_up.stdout.splitlines()]
+    assert [str(folder / "bin" / "python"), "-m", "venv", ".venv"] in lines
+    assert any("--index-url=https://x/?a=1&b=2" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["a b$c", "it's", "a#b", "größe", "(a;b&c)", "-x", "%a"])
+def test_a_checkout_whose_path_holds_anything(tmp_path, name):
+    folder = tmp_path / name
+    for part in ("qa_lib", "params", "notebooks"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Makefile", folder)
+    for args in (["profile"], ["-n", "reproduce", "VENV=", "PROFILE=real"], ["help"]):
+        here, there = make(*args, folder=folder), make(*args, folder=tmp_path)
+        assert here.returncode == 0 and here.stdout == make(*args).stdout
+        assert there.returncode == 2
+    outside = make("-f", str(folder / "Makefile"), folder=tmp_path)
+    assert outside.returncode == 0 and outside.stdout == make("help").stdout
+
+
+def test_make_from_outside_is_one_sentence(tmp_path):
+    told = make("-f", str(ROOT / "Makefile"), "profile", folder=tmp_path)
+    assert told.returncode == 2 and len(told.stderr.splitlines()) == 1
+    assert f"cd to the folder of {ROOT}/Makefile first" in told.stderr
+    inside = make("-s", "--no-print-directory", "-C", str(ROOT), "profile", folder=tmp_path)
+    assert inside.stdout == make("profile").stdout
+
+
+def test_make_included_from_another_makefile(tmp_path):
+    (tmp_path / "other.mk").write_text(f"include {ROOT}/Makefile\n")
+    told = make("-f", str(tmp_path / "other.mk"), "help", folder=tmp_path)
+    assert told.returncode == 0 and told.stdout == make("help").stdout
+
+
+@pytest.mark.parametrize("args", [["help"], ["profile"], ["-n", "reproduce", "VENV="], ["-n", "train-moe", "VENV=", "SIZE=small"]])
+def test_no_variable_is_used_undefined(args):
+    assert not make("--warn-undefined-variables", *args).stderr
+
+
+def test_help_for_a_reader_that_leaves():
+    told = subprocess.run(["bash", "-c", "make help | true"], cwd=ROOT, capture_output=True, text=True)
+    assert not told.stderr
+
+
+def test_figures_elsewhere(python, tmp_path):
+    """QA_FIGURES=folder is where the page is, and what make tells of it."""
+    _, starts = python
+    (tmp_path / "exbert" / "quick").mkdir(parents=True)
+    (tmp_path / "exbert" / "quick" / "fig3_ratios.png").touch()
+    programs = starts("figures/exbert/quick/fig3_ratios.png", QA_FIGURES=str(tmp_path))
+    assert [start[0][0] for start in programs] == ["qa_lib.study", "qa_lib.render"]
+    told = make("-n", "reproduce-exbert", "VENV=", "PROFILE=quick", QA_FIGURES="/elsewhere").stdout
+    assert "echo 'page: /elsewhere/exbert/quick/report.html'" in told
 
 
 def test_every_variable_that_make_tells_of_is_known():
@@ -202,26 +314,45 @@ def test_the_recipe_reads_as_study_then_page(profile):
     told = make("-n", "reproduce-exbert", "VENV=", f"PROFILE={profile}", "DATA=a b",
                 "PARAMS=seeds=[0,1] epochs=1")
     study, page = [x for x in told.stdout.splitlines() if "qa_lib" in x]
-    flags = f"exbert --profile {profile} --data 'a b' -p 'seeds=[0,1]' -p 'epochs=1'"
+    flags = f"exbert --profile {profile} --data='a b' --params='seeds=[0,1] epochs=1'"
     assert study == f"python -m qa_lib.study {flags}"
     assert page == f"python -m qa_lib.render {flags}"
     assert told.stdout.startswith(f"echo 'profile {profile}: ")
 
 
 def test_one_figure_alone():
-    told = make("-n", "figures/exbert/real/fig9_none.png", "VENV=").stdout
-    assert "qa_lib.render exbert --profile real --only fig9_none" in told
+    told = make("-n", "figures/exbert/real/fig3_ratios.png", "VENV=").stdout
+    assert "qa_lib.render exbert --profile real --only fig3_ratios" in told
     assert told.count("qa_lib.render") == 1
+
+
+def test_every_file_on_a_page_can_be_made_alone():
+    for file in (ROOT / "figures").glob("*/real/*.*"):
+        drawn = file.stem.startswith(("table", "fig"))
+        told = make("-n", str(file.relative_to(ROOT)), "VENV=")
+        assert (told.returncode == 0) == (drawn or file.name in ("report.html", "results.csv")), file.name
 
 
 @pytest.mark.parametrize("args, says", [
     (["reproduce-exbert", "PROFILE=quik"], "quik"),
     (["-B", ".venv/.installed", "PYTHON=false"], "Python 3.11 or newer"),
-    (["reproduce-exbert", "VENV=nowhere"], "nowhere/bin/python lacks"),
+    (["reproduce-exbert", "VENV=nowhere"], "nowhere/bin/python' lacks"),
     (["check-data", "VENV="], "DATA="),
     (["-n", "reproduce-exbert", "seeds=[0]"], 'PARAMS="seeds=…"'),
     (["-n", "reproduce-exbert", "profile=real"], "profile= is no variable"),
     (["-n", "train-exbert", "YES=no"], "1 or 0, not no"),
+    (["profile", "PROFILE=quick real"], "PROFILE=quick real is not a profile"),
+    (["profile", "PROFILE=%"], "PROFILE=% is not a profile"),
+    (["profile", "PROFILE=$(HOME)"], "PROFILE=$(HOME) is not a profile"),
+    (["profile", "DATA=a\nb"], "DATA= holds a line break"),
+    (["own", "NAME=a b"], "NAME=a b: a name is letters"),
+    (["own", "NAME=$x:%"], "NAME=$x:%: a name is letters"),
+    (["own", "NAME="], "NAME=: a name is letters"),
+    (["figures/exbert/real/fig9_none.png"], "fig9_none.png is no file of the study: write figures/<report>/<profile>/<file>"),
+    (["figures/exbert/real/fig3_ratios.csv"], "figures (png, svg): fig1_model"),
+    (["figures/exbert/quik/fig3_ratios.png"], "profiles: quick real paper"),
+    (["figures/exbrt/real/fig3_ratios.png"], "reports: moe exbert"),
+    (["figures/x'y"], "figures/x'y is no file"),
 ])
 def test_a_mistake_ends_in_one_sentence(args, says):
     told = make(*args)

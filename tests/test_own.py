@@ -98,9 +98,10 @@ def domains(tmp_path):
 
 def test_the_recipe_checks_first_then_trains_then_draws():
     told = make("-n", "own", "VENV=", "NAME=mine", "DOMAIN_A=a b:c", "DOMAIN_B=d:e", "PARAMS=epochs=1", "YES=1").stdout.splitlines()
-    flags = f"exbert --profile own --data '{runs.RUNS}/own/mine.yaml' -p 'domains=[mine-a,mine-b]' -p 'epochs=1'"
+    values = "--params='domains=[mine-a,mine-b] epochs=1'"
+    flags = f"exbert --profile own --data='{runs.RUNS}/own/mine.yaml' {values}"
     assert [x for x in told if "qa_lib" in x] == [
-        "python -m qa_lib.own 'mine' 'a b:c' 'd:e' -p 'domains=[mine-a,mine-b]' -p 'epochs=1'",
+        f"python -m qa_lib.own {values} -- 'mine' 'a b:c' 'd:e'",
         *(f"python -m qa_lib.{x}" for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}"))]
 
 

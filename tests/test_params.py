@@ -1,5 +1,8 @@
 """Parameters: strictness, places, and the identity of a run."""
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +28,18 @@ def test_every_yaml_validates(profile):
     ({"order": "random"}, ["order", "'random'", "sequential"]),
     ({"seeds": []}, ["seeds", "at least 1"]),
     ({"seeds": 5}, ["seeds: 5 is one value", "write seeds=[5]"]),
+    ({"seeds": "1,2"}, ["seeds: '1,2' is one value", "write seeds=[1,2]"]),
+    ({"seeds": "abc"}, ["seeds: a list is wanted, as seeds=[…], and 'abc' is not a whole number"]),
+    ({"seeds": None}, ["seeds: a list is wanted, as seeds=[…], and null is not a whole number"]),
+    ({"full_rows": 5}, ["full_rows: a list is wanted, as full_rows=[…], and [5] has too few values; write at least 2"]),
+    ({"domains": ["a", "b", "c"]}, ["domains: ['a', 'b', 'c'] has too many values; write at most 2"]),
+    ({"domains": [1, 2]}, ['domains: 1 is not read as text; write "1", its quotes included']),
+    ({"encoder": None}, ["encoder: null is not a text; write one"]),
+    ({"size": "huge"}, ["size: 'huge' is not known; known: 'small' or 'full'"]),
+    ({"warmup": 1}, ["warmup: 1 is too large; write a number less than 1"]),
+    ({"centre": 2}, ["centre: 2 is too large; write a number less than or equal to 1"]),
+    ({"route_padding": "yes"}, ["route_padding: 'yes' is neither true nor false"]),
+    ({"epochs": [1]}, ["epochs: [1] is not a number"]),
     ({"stride": 300}, ["stride: 300", "max_length 384"]),
     ({"blocks": 1.5}, ["blocks"]),
     ({"seeds": [0, 1, 0]}, ["seeds: 0 stands there twice"]),
@@ -81,6 +96,111 @@ def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as e:
         params.from_args(argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text]))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("text, items", [
+    ("", []),
+    ("  ", []),
+    ("epochs=1 seeds=[0,1]", ["epochs=1", "seeds=[0,1]"]),
+    ('"encoder=/my models/x" epochs=2', ["encoder=/my models/x", "epochs=2"]),
+    ("'encoder=/my models/x'\tepochs=2", ["encoder=/my models/x", "epochs=2"]),
+    ('"seeds=[0, 1]"', ["seeds=[0, 1]"]),
+    ("encoder=/o'brien/$x\\y#z*é", ["encoder=/o'brien/$x\\y#z*é"]),
+    ("\"encoder=/o'brien and co\"", ["encoder=/o'brien and co"]),
+    ('domains=["2023","2024"]', ['domains=["2023","2024"]'])])
+def test_a_text_of_parameters_is_split_at_blanks(text, items):
+    parser = params.command_line("What it does.")
+    params.add_parameters(parser)
+    assert parser.parse_args(["-p", "first=1", f"--params={text}", "-p", "last=2"]).p == ["first=1", *items, "last=2"]
+
+
+def test_a_quote_that_is_not_closed_is_one_sentence():
+    with pytest.raises(UserError, match="""^PARAMS: a quote in "encoder=/my x is not closed; write PARAMS='"key=a b" other=1',"""):
+        params.split_parameters('"encoder=/my x')
+
+
+@pytest.mark.parametrize("args, says", [
+    (["moe", "--size", "huge"], "^SIZE=huge is not a size; known: small, full$"),
+    (["moe", "--profile", "quik"], "^PROFILE=quik is not a profile; known: quick"),
+    (["mo"], "^'mo' is not a report of this study; known: exbert, moe$")])
+def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):
+    parser = params.command_line("What it does.")
+    params.add_arguments(parser)
+    with pytest.raises(UserError, match=says):
+        parser.parse_args(args)
+
+
+def test_a_list_in_yaml_is_asked_for_as_yaml_has_it():
+    places = {"seeds": "params/exbert.yaml, line 3: "}
+    values = params.load("exbert", "quick").model_dump() | {"seeds": 5}
+    with pytest.raises(UserError, match=r"exbert.yaml, line 3: seeds: .* write seeds: \[5\]$"):
+        params.validate(params.REPORTS["exbert"], values, places)
+
+
+def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
+    (tmp_path / "there.yaml").touch()
+    (tmp_path / "mine.yaml").symlink_to("there.yaml")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert params.find_data("~/mine.yaml") == tmp_path / "mine.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert params.find_data("mine.yaml") == params.find_data("./mine.yaml") == tmp_path / "mine.yaml"
+    assert params.find_data("nowhere/at all") == tmp_path / "nowhere" / "at all"
+    for name in ("x" * 300, "loop"):
+        (tmp_path / "loop").unlink(missing_ok=True)
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(UserError, match=f"^DATA={name} cannot be looked up .*; name a folder that can be read$"):
+            params.find_data(name)
+
+
+# ---- what a command line writes to ----
+
+def start(code: str, shell: str, **how) -> subprocess.CompletedProcess:
+    """`params.main` of a function whose body is this code, its output handled by a piece of shell; returns also its exit code."""
+    program = f"from qa_lib import params\ndef run():\n    {code}\nparams.main(run)"
+    command = f'"{sys.executable}" {how.pop("switch", "")} -c "$PROGRAM" {shell}; exit "${{PIPESTATUS[0]}}"'
+    env = os.environ | {"PROGRAM": program, "PYTHONPATH": str(params.ROOT)}
+    return subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, **how)
+
+
+@pytest.mark.parametrize("switch", ["", "-u"])
+@pytest.mark.parametrize("code", [
+    "[print('x' * 50000) for _ in range(20)]",
+    "import time; print('x', flush=True); time.sleep(1); print('y')",
+    "import time; print('x', flush=True); time.sleep(1); print('y', flush=True)"])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(code, switch):
+    told = start(code, "| head -c 1", switch=switch)
+    assert (told.returncode, told.stderr) == (141, "")
+    told = start("import time; time.sleep(1); params.command_line('What it does.').parse_args(['--help'])", "| true", switch=switch)
+    assert (told.returncode, told.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("code", ["print('x')", "print('x', flush=True)", "print('x' * 50000)", "print('x'); return 1"])
+def test_a_full_disk_behind_the_output_is_one_sentence(code):
+    told = start(code, ">/dev/full")
+    assert told.returncode == 2
+    assert told.stderr == ("error: standard output cannot be written (No space left on device); "
+                           "send it to a place that takes it\n")
+
+
+def test_an_output_that_is_closed_is_one_sentence():
+    told = start("print('x')", ">&-")
+    assert told.returncode == 2
+    assert told.stderr.startswith("error: standard output is closed, ") and len(told.stderr.splitlines()) == 1
+    assert start("return 0", "2>&-").returncode == 0
+
+
+def test_the_failure_of_another_file_is_not_that_of_the_output():
+    told = start("print('x'); open('/dev/full', 'w').write('x' * 50000)", "")
+    assert "OSError: [Errno 28]" in told.stderr and "standard output" not in told.stderr
+    told = start("raise params.UserError('seeds: say how many')", "| true")
+    assert (told.returncode, told.stderr) == (2, "error: seeds: say how many\n")
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
+    told = start("print('x')", "", cwd=tmp_path, preexec_fn=tmp_path.rmdir)
+    assert told.returncode == 2
+    last = told.stderr.splitlines()[-1]     # the shell complains before it
+    assert last == "error: the folder in which this was started does not exist any more; cd to one that does"
 
 
 def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):

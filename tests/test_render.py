@@ -129,6 +129,22 @@ def test_only_draws_one_thing(plant, tmp_path):
         plant(*cells, name="fig_c")
 
 
+def test_a_name_that_is_not_drawn_is_refused_before_runs_are_looked_up(monkeypatch):
+    monkeypatch.setattr(render.runs, "settle", None)
+    monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "real", "--only", "fig9_none"])
+    with pytest.raises(UserError, match="^there is no table or figure fig9_none; the page has table_data,"):
+        render.main()
+
+
+@pytest.mark.parametrize("where", ["", "elsewhere"])
+def test_a_page_tells_where_it_is(plant, tmp_path, monkeypatch, capsys, where):
+    """Seen from the folder where it was started, else by its whole path."""
+    (tmp_path / where).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / where)
+    file = plant() / "report.html"
+    assert capsys.readouterr().out.startswith(f"{file if where else file.relative_to(tmp_path)}: ")
+
+
 @pytest.mark.parametrize("slug", ["moe", "exbert"])
 def test_what_is_drawn_alone_keeps_the_cells_that_it_takes(slug):
     whole = nbformat.read(next((ROOT / "notebooks").glob(f"*_{slug}.ipynb")), 4)

@@ -1,5 +1,9 @@
 """Tables, figures, provenance: no number without a run, the same bytes for the same numbers."""
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 from html.parser import HTMLParser
 
@@ -150,6 +154,29 @@ def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
 
 def test_mixtures_stand_in_order():
     assert list(tables.named(ledger())["mixture"].cat.categories) == ["0:100", "60:40", "100:0"]
+
+
+def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
+    checkout, folder = tmp_path / "link", tmp_path / "folder"
+    checkout.symlink_to(params.ROOT)
+    folder.mkdir()
+    (folder / "qa_lib").symlink_to(params.ROOT / "qa_lib")
+    for path in (checkout, folder):
+        code = "from qa_lib import report, runs; print(report.source(runs.checksum))"
+        env = os.environ | {"PYTHONPATH": str(path)}
+        shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert shown.stdout.startswith("`qa_lib/runs.py`, line "), shown.stderr
+
+
+@pytest.mark.parametrize("value, place", [
+    (None, params.ROOT / "runs"), ("", params.ROOT / "runs"), ("~/a b$c", Path("/home/x/a b$c")), ("a/~", Path("a/~"))])
+def test_a_place_that_the_environment_names(monkeypatch, value, place):
+    monkeypatch.setenv("HOME", "/home/x")
+    if value is None:
+        monkeypatch.delenv("QA_RUNS")
+    else:
+        monkeypatch.setenv("QA_RUNS", value)
+    assert runs.find_place("QA_RUNS", "runs") == place
 
 
 def test_source_shows_the_librarys_lines():
