@@ -23,12 +23,15 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports what stands above it, and siblings; the reports import no sibling.
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
-CORE = [{"settings"}, {"params"}, {"spec"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics", "augment"},
-        {"encoders", "stmoe"}, {"questions"}, IDEAS, {"scoring"}, {"frozen"}, {"build"}, {"train"}, {"pool"}, {"study"}, {"own"}]
-APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
+CORE = [{"settings"}, {"params"}, {"spec"}, {"files"}, {"corpora", "sentences", "sources"},
+        {"data", "features", "metrics", "augment"}, {"encoders", "stmoe"}, {"questions"}, IDEAS,
+        {"scoring"}, {"frozen"}, {"build"}, {"train"}, {"pool"}, {"study"}, {"own"}]
+APART = {"runs": {"files", "params", "spec"}, "claims": {"params"}, "resample": {"params"},
+         "stats": {"claims", "resample", "params"},
         "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
          "advice": {"claims", "tables", "stats", "runs", "params"},
-         "verify": {"advice", "claims", "power", "stats", "tables", "runs", "params", "spec"},
+         "verify": {"advice", "claims", "files", "power", "stats", "tables", "runs", "params",
+                    "spec"},
          "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
          "findings": {"advice", "report", "runs", "tables", "verify"},
          "render": {"report", "runs", "params"}, "overview": {"claims", "findings", "render", "report", "runs", "verify", "params"}}
@@ -114,7 +117,7 @@ def test_the_readme_lists_every_module():
     assert set(listed) == set(LIBRARY) - {"__init__"}
     assert all({name for name, _ in ours(m)} <= set(listed[:i]) for i, m in enumerate(listed)), "imports what stands below it"
     written = re.sub(r"<!-- verdicts -->.*<!-- /verdicts -->", "", readme, flags=re.S)      # the rest is generated
-    assert len(written.splitlines()) <= 180
+    assert len(written.splitlines()) <= 185
 
 
 UNSAFE = (r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_code ?= ?True"
