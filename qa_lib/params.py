@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import os
 import sys
 from functools import cache
@@ -19,6 +20,8 @@ from qa_lib.settings import REPORTS, Dataset, Strict
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "real", "paper", "own")
+# no permission, no room
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -28,12 +31,27 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
+def print_in_any_locale():
+    """Let stdout and stderr print letters that the locale has not, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(run):
     """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C."""
+    print_in_any_locale()
     try:
         sys.exit(run())
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno not in NOT_WRITABLE:
+            raise
+        print(f"error: {e.filename or 'a file'}: {e.strerror}; make room or set its permissions, "
+              "or name another folder with QA_RUNS, QA_FIGURES or TMPDIR; the same command goes on "
+              "from here", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; nothing finished is lost, the same command goes on from here", file=sys.stderr, flush=True)
@@ -44,7 +62,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
     """A YAML mapping and the line of each of its top-level keys."""
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text) or {}
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from qa_lib import runs
-from qa_lib.params import ROOT, UserError
+from qa_lib.params import ROOT, UserError, print_in_any_locale
 from qa_lib.spec import Spec
 
 
@@ -39,6 +39,7 @@ class Processes:
 def _worker():
     """In a worker process: Ctrl-C is the study's to answer; a study that was killed takes its workers with it, so that
     none writes beside the next study."""
+    print_in_any_locale()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
 
