@@ -166,6 +166,9 @@ def unpooled(frame: pd.DataFrame) -> str:
 
 def changed_files(report: str) -> list[str]:
     """Return what claims.changed lists, less files of which only the line ends differ (CRLF)."""
+    differ = claims.changed(report)
+    if not differ:
+        return []
     told = (ROOT / "params" / "claims" / "FROZEN").read_text(encoding="utf-8")
     frozen = []                                          # "sha256  file", of this report
     for section in told.split("# "):
@@ -173,7 +176,7 @@ def changed_files(report: str) -> list[str]:
         if report in reports.split(", "):
             frozen += lines.splitlines()
     changed = []
-    for name in claims.changed(report):
+    for name in differ:
         path = ROOT / name
         if not path.exists() or f"{digest_text(path)}  {name}" not in frozen:
             changed.append(name)

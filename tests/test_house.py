@@ -130,6 +130,43 @@ def test_nothing_unsafe_is_loaded(file):
     assert not found
 
 
+def lacks_encoding(call: ast.Call) -> bool:
+    """Does a call read or write text as the locale says?"""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    given = {keyword.arg for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    if name == "open" and owner not in ("gzip", "Image", "os"):       # these open bytes
+        modes = {arg.value for arg in call.args if isinstance(arg, ast.Constant)}
+        return not modes & {"rb", "wb"}
+    return name in ("read_text", "write_text") or "text" in given and name in ("run", "Popen")
+
+
+def test_text_has_its_encoding():
+    """Else a locale without UTF-8 reads other letters, or none. claims.py is frozen; it reads ASCII."""
+    found = []
+    for file in [*LIBRARY.values(), *NOTEBOOKS]:
+        sources = [file.read_text(encoding="utf-8")]
+        if file.suffix == ".ipynb":
+            cells = json.loads(sources[0])["cells"]
+            sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        calls = [x for text in sources for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Call)]
+        found += [f"{file.name}, line {x.lineno}" for x in calls if lacks_encoding(x)]
+    assert [x for x in found if not x.startswith("claims.py")] == []
+
+
+def test_git_keeps_line_ends():
+    """Whatever core.autocrlf says: claims and rules are known by their sha256."""
+    told = subprocess.run(["git", "check-attr", "text", "eol", "--", "params/claims/FROZEN", "qa_lib/claims.py",
+                           "records/moe/examples-000.parquet", "figures/moe/real/fig1_model.png"],
+                          cwd=ROOT, capture_output=True, text=True).stdout
+    if not told:
+        pytest.skip("not a checkout of git")
+    assert "FROZEN: eol: lf" in told and "claims.py: eol: lf" in told
+    assert "parquet: text: unset" in told and "png: text: unset" in told
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebooks_are_stripped(file):
     notebook = json.loads(file.read_text())
