@@ -8,18 +8,18 @@ Shapes: W windows, B batch, T tokens.
 """
 import hashlib
 import json
-import os
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars, load_from_disk
+from filelock import FileLock
 from torch.utils.data import Sampler
 
-from qa_lib.spec import canonical, digest
+from qa_lib.files import digest_text, read_seal, write_folder
+from qa_lib.spec import canonical
 
 MAX_QUESTION = 64  # tokens; longer questions are cut so that a window always has room for context (google-research/electra)
 disable_progress_bars()
@@ -33,16 +33,17 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
     """
     identity = [[r["id"], r["question"], r["context"], r["answers"], r["is_impossible"]] for r in rows]
     words = {k: v for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items() if k not in ("truncation", "padding")}
-    key = hashlib.sha256(canonical([identity, words, max_length, stride, digest(Path(__file__))]).encode())   # and this code
+    code = digest_text(Path(__file__))
+    key = hashlib.sha256(canonical([identity, words, max_length, stride, code]).encode())
     folder = cache / key.hexdigest()[:32]
-    if not folder.exists():  # written beside and renamed: a reader never sees half a cache
-        half = cache / f"{folder.name}.{os.getpid()}"
-        Dataset.from_dict(tokenise(rows, tokenizer, max_length, stride)).save_to_disk(half)
-        try:
-            half.rename(folder)
-        except OSError:  # another worker was first
-            shutil.rmtree(half)
-    return load_from_disk(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):         # another worker that wants the same waits
+        if read_seal(folder) is None:
+            if folder.exists():
+                print(f"cached features {folder.name} are damaged; made anew", flush=True)
+            made = Dataset.from_dict(tokenise(rows, tokenizer, max_length, stride))
+            write_folder(folder, made.save_to_disk)
+        return load_from_disk(folder)
 
 
 def tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from qa_lib import encoders, features, scoring
+from qa_lib.files import read_seal, write_folder
 from qa_lib.spec import Spec
 
 
@@ -53,14 +54,16 @@ def _stored(key: str, windows: Dataset, precision: str, make: Callable[[], dict[
     """The folder of what `make` returns, rounded to half precision; made where it is not there."""
     at = scoring.CACHE / "frozen" / f"{key[:16]}-{precision}-{Path(windows.cache_files[0]['filename']).parent.name}"
     at.parent.mkdir(parents=True, exist_ok=True)
+
+    def write_outputs(folder: Path):
+        for name, values in make().items():
+            np.save(folder / f"{name}.npy", values.astype(np.float16))
+
     with FileLock(f"{at}.lock"):              # another worker may want the same: it waits instead of computing it too
-        if not at.exists():
-            half = at.with_name(f"{at.name}.half")
-            shutil.rmtree(half, ignore_errors=True)           # of a worker that was killed
-            half.mkdir()
-            for name, values in make().items():
-                np.save(half / f"{name}.npy", values.astype(np.float16))
-            half.rename(at)
+        if read_seal(at) is None:
+            if at.exists():
+                print(f"stored outputs {at.name} are damaged; made anew", flush=True)
+            write_folder(at, write_outputs)
     return at
 
 

@@ -120,6 +120,10 @@ class SpanScore(evaluate.Metric):
     predictions: texts; references: lists of gold texts, [""] where the question has no answer.
     """
 
+    def _build_data_dir(self) -> str:
+        """No folder is made: everything is kept in memory, and the home folder may be read-only."""
+        return self._data_dir_root
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=__doc__, citation="Rajpurkar et al. 2016, SQuAD", inputs_description=SpanScore.__doc__,

@@ -154,9 +154,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.readme:
         file = ROOT / "README.md"
-        before, rest = file.read_text().split(MARKS[0])
+        before, rest = file.read_text(encoding="utf-8").split(MARKS[0])
         runs.write(file, before + MARKS[0] + readme() + MARKS[1] + rest.split(MARKS[1])[1])
         return 0
+    runs.check_writable(runs.FIGURES, "QA_FIGURES")
     p = chosen({"profile": args.profile or params.default_profile()})
     nb = render.execute(render.load_notebook_node(str(ROOT / "notebooks" / "00_overview.ipynb")), "00_overview.ipynb",
                         {"profile": p.profile})

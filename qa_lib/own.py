@@ -177,6 +177,8 @@ def main() -> int:
     args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
     args.p.insert(0, f"domains=[{args.name}-a, {args.name}-b]")
     p = params.from_args(args)
+    runs.check_store()
+    runs.check_page(p)
     if bad := [d for d in p.domains if not NAME.fullmatch(d)]:
         raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
     dense = len(exbert.DENSE) * ("dense" in p.experiments)

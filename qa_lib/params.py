@@ -24,6 +24,8 @@ from qa_lib.settings import REPORTS, Dataset, Strict
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
+# no permission, no room
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(Exception):
@@ -47,6 +49,13 @@ class Output(io.FileIO):
             raise OutputError(e.errno, e.strerror) from None
 
 
+def print_in_any_locale():
+    """Let stdout and stderr print letters that the locale has not, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def watch_output():
     """From here on a failure of standard output is an OutputError; another stream in its place, as tests have one, stays."""
     if sys.stdout is None or sys.stdout is not sys.__stdout__:
@@ -68,6 +77,7 @@ def main(run):
 
     Where nobody reads the output any more (`| head`) it ends without a word and with 141, as a program that SIGPIPE ends.
     """
+    print_in_any_locale()
     watch_output()
     try:
         code = answer(run)
@@ -92,6 +102,13 @@ def answer(run) -> int | str | None:
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except OSError as e:
+        if e.errno not in NOT_WRITABLE:
+            raise
+        print(f"error: {e.filename or 'a file'}: {e.strerror}; make room or set its permissions, "
+              "or name another folder with QA_RUNS, QA_FIGURES or TMPDIR; the same command goes on "
+              "from here", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; nothing finished is lost, the same command goes on from here", file=sys.stderr, flush=True)
         os._exit(130)  # an orderly exit would wait for workers that are being ended
@@ -113,7 +130,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
     """A YAML mapping and the line of each of its top-level keys."""
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text) or {}
     except FileNotFoundError:

@@ -39,6 +39,7 @@ class Processes:
 def _worker():
     """In a worker process: Ctrl-C is the study's to answer; a study that was killed takes its workers with it, so that
     none writes beside the next study. Output that nobody reads any more ends a worker's run as it ends the study."""
+    params.print_in_any_locale()
     params.watch_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()

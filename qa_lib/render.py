@@ -9,10 +9,13 @@ hash and refuses any other. A notebook that fails leaves the earlier page as it 
 """
 import ast
 import base64
+import contextlib
 import copy
 import hashlib
+import os
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -73,6 +76,36 @@ def markdown(source: str) -> str:
     return MarkdownWithMath(renderer=renderer).render(source)
 
 
+@contextlib.contextmanager
+def clean_settings():
+    """Leave out the user's set-up of Jupyter, IPython and matplotlib.
+
+    A page is the same whoever draws it. The folders of these three are new and empty for as long as
+    this lasts, so no home folder is needed either.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        ours = {"JUPYTER_NO_CONFIG": "1", "PYTHONUTF8": "1"}
+        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
+                     "MPLCONFIGDIR"):
+            ours[name] = str(Path(folder) / name.lower())
+            Path(ours[name]).mkdir()
+        # without MPLBACKEND the kernel chooses a backend that needs no screen
+        absent = ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "PYTHONSTARTUP", "MPLBACKEND",
+                  "MATPLOTLIBRC")
+        before = {name: os.environ.get(name) for name in (*ours, *absent)}
+        for name in absent:
+            os.environ.pop(name, None)
+        os.environ.update(ours)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
 class Page(HTMLExporter):
     """nbconvert with our template; resources["page"] holds tag, title, contents and script."""
 
@@ -81,13 +114,14 @@ class Page(HTMLExporter):
         return markdown(source)
 
 
+@clean_settings()
 def page(nb, p) -> str:
     """An executed notebook as HTML; its first cell is the title block."""
     nb = present(copy.deepcopy(nb), Path(p.data).stem) if p.profile == "own" else gathered(copy.deepcopy(nb))
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
-    script = SCRIPT.read_text()
+    script = SCRIPT.read_text(encoding="utf-8")
     exporter = Page(template_name="page", extra_template_basedirs=[str(Path(__file__).parent)])
     return exporter.from_notebook_node(nb, {"page": {
         "title": title, "name": re.search(r"^# (.+)$", title, re.M)[1], "tag": report.tag(p),
@@ -180,6 +214,7 @@ def say_parameters_once(nb):
         nb.cells.remove(default)
 
 
+@clean_settings()
 def execute(nb, name: str, values: dict):
     """Run a notebook. A UserError in a cell is raised again; other failures end in one sentence."""
     try:
@@ -228,6 +263,7 @@ def main() -> int:
     if args.only is not None:             # before the runs are looked up, which takes long
         check_drawn(load_notebook_node(str(find_notebook(args.report))), args.only)
     p = runs.settle(args)                 # a page is drawn from records; what is missing is not trained here
+    runs.check_page(p)
     runs.write_ledger(p, runs.plan(p))    # of the page's own runs: make sees when it was last drawn of others
     render(p, args.only)
     return 0

@@ -34,6 +34,7 @@ NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memor
 MARKDOWN = re.compile(r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|:(?=//)|(?<=www)\.|(?<=\w)@(?=\w)")
 BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")      # of lines and pages, and control characters
 
+plt.rcdefaults()     # a matplotlibrc of the user's does not count
 plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 
 
@@ -150,8 +151,7 @@ def provenance(P, specs: list[Spec]) -> Html:
     found, made = list({record["hash"]: record for _, record in runs.records(specs)}.values()), {}
     for record in found:
         e = record["environment"]
-        dirty = " with uncommitted changes, so not exactly that code" if e["dirty"] else ""
-        how = (f"at commit {e['commit'][:12]}{dirty}, on {e['device']} ({e['processor']}, "
+        how = (f"at {_commit(e)}, on {e['device']} ({e['processor']}, "
                f"{e['platform']}) in {e['precision']} with Python {e['python']}, torch {e['torch']} and transformers "
                f"{e['transformers']}")
         made.setdefault(how, []).append(record)
@@ -171,6 +171,18 @@ def provenance(P, specs: list[Spec]) -> Html:
     text += [f"Data and its fingerprint: {', '.join(sorted(data))}. "
              f"Encoder and its hash: {', '.join(sorted(encoder))}."]
     return Html("".join(f"<p>{escape(t)}</p>\n" for t in text) + _list([r["run"] for r in found]))
+
+
+def _commit(environment: dict) -> str:
+    """Which code made a run, as a page says it."""
+    commit, dirty = environment["commit"], environment["dirty"]
+    if commit == "unknown":
+        return "a commit that is not known, so nothing says which code it was"
+    if dirty is None:
+        return f"commit {commit[:12]}, as the machine was told, with or without changes"
+    if dirty:
+        return f"commit {commit[:12]} with uncommitted changes, so not exactly that code"
+    return f"commit {commit[:12]}"
 
 
 def evidence(name: str, frame: pd.DataFrame) -> list[str]:

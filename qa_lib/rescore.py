@@ -74,7 +74,7 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
 def count_differences(old: pd.DataFrame, new: pd.DataFrame) -> int:
     """Count the examples whose score or span is another one."""
     key = ["set", "id"]
-    names = [name for name in ("em", "f1", "start", "end") if name in old]
+    names = [name for name in ("em", "f1", "start", "end") if name in old and name in new]
     both = old[key + names].merge(new[key + names], on=key, suffixes=("", "_new"), validate="1:1")
     differs = np.zeros(len(both), bool)
     for name in names:

@@ -24,6 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from qa_lib import params
+from qa_lib.files import check_writable, write
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec, canonical, digest
 
@@ -51,7 +52,9 @@ def folder(spec: Spec) -> Path:
 
 def shown(encoder: str) -> str:
     """An encoder's name in records and on pages: of a folder its own name, since its path is the machine's."""
-    return Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
+    name = Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
+    # a locale without UTF-8 reads letters beyond its own as single bytes
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def page(P) -> Path:
@@ -63,15 +66,14 @@ def checksum(record: dict) -> str:
     return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "checksum"}).encode()).hexdigest()
 
 
-def write(path: Path, content: str | bytes):
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    with half.open("wb") as f:
-        f.write(content.encode() if isinstance(content, str) else content)
-        f.flush()
-        os.fsync(f.fileno())
-    half.replace(path)
+def check_store():
+    """Raises UserError where no run can be written."""
+    check_writable(RUNS, "QA_RUNS")
+
+
+def check_page(P):
+    """Raises UserError where a page, or results.csv beside it, cannot be written."""
+    check_writable(page(P), "QA_FIGURES")
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -108,7 +110,7 @@ def _read(at: Path) -> dict | None:
     if not (at / "metrics.json").exists():
         return None
     try:
-        record = json.loads((at / "metrics.json").read_text())
+        record = json.loads((at / "metrics.json").read_text(encoding="utf-8"))
         if record["checksum"] != checksum(record) or any(digest(at / f) != sha for f, sha in record["files"].items()):
             raise ValueError("its checksum does not fit")
     except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
@@ -274,7 +276,7 @@ def settle(args: argparse.Namespace):
 def write_ledger(p, specs: list[Spec]) -> Path:
     """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
     file, text = page(p) / "results.csv", csv(ledger(specs))
-    if not file.exists() or file.read_text() != text:
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
         write(file, text)
     return file
 

@@ -347,7 +347,7 @@ def offline(what: str, error: Exception) -> UserError:
 
 def revision(repo: str, kind: str = "dataset") -> str:
     """The pinned commit of a hub repository; resolved, announced and written at first use."""
-    pins = yaml.safe_load(PINS.read_text()) or {} if PINS.exists() else {}
+    pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {} if PINS.exists() else {}
     if repo not in pins:
         from huggingface_hub import HfApi
         try:
@@ -362,7 +362,8 @@ def revision(repo: str, kind: str = "dataset") -> str:
 @cache
 def known_files() -> dict[str, tuple[int, str]]:
     """DATA.md's table: path below DATA → rows, sha256."""
-    found = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", (ROOT / "DATA.md").read_text(), re.M)
+    text = (ROOT / "DATA.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", text, re.M)
     return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in found}
 
 

@@ -5,6 +5,7 @@
 Make decides what to render, the run store decides what to train: only runs without a complete record are trained.
 Everything that can be refused is refused before the first training starts.
 """
+import errno
 import os
 import shutil
 import sys
@@ -164,6 +165,9 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
     if any(s.precision != p.precision for s in todo):
         print("no bf16 instructions here: what is trained is trained in fp32", flush=True)
     if todo:
+        runs.check_store()
+        if not dry_run:
+            runs.check_page(p)      # which is drawn when all is trained
         runs.RUNS.mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs.RUNS / f"{p.report}.lock")
         try:
@@ -205,7 +209,7 @@ def _one(spec: Spec, keep: bool, live: bool | None):
     try:
         record = train.train(spec, progress, keep_weights=keep)
     except OSError as e:
-        if e.errno == 28:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk of {runs.RUNS} is full; make room, the same command goes on from here") from None
         raise
     scores = ", ".join(f"{name} EM {m['em']:.1f}" for name in spec.tests for m in [record["metrics"][name]])

@@ -10,10 +10,12 @@ taken between two logged steps, the mean training loss of the look that follows 
 import contextlib
 import ctypes
 import datetime
+import json
 import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from accelerate.utils import broadcast
 from safetensors.torch import save
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_lib import augment, build, data, features, frozen, moe, params, questions, runs, scoring
+from qa_lib import augment, build, data, features, files, frozen, moe, params, questions, runs, scoring
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec
 
@@ -45,7 +47,7 @@ def keep_freed_memory():
         libc = ctypes.CDLL(None)
         libc.malloc_trim(0)
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         libc.mallopt(-4, 0)
         libc.mallopt(-1, 2**31 - 1)
 
@@ -112,14 +114,44 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         # the mark that this checkpoint is whole, with the seconds that led to it: a kill while it was written leaves none
-        if state.is_world_process_zero:              # which writes it
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()              # each writes the state of its random numbers
+        if state.is_world_process_zero:              # which writes the mark
             seconds = self.spent + time.monotonic() - self.began
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "complete").write_text(f"{seconds:.1f}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            files.seal(folder, seconds=round(seconds, 1))
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    whole = [p.parent for p in folder.glob("checkpoint-*/complete")]
-    return max(whole, key=lambda p: int(p.name.split("-")[1]), default=None)
+    """Return the newest checkpoint that is whole, as is the best one that it names; else None."""
+    whole = {p.name: p for p in folder.glob("checkpoint-*") if files.read_seal(p) is not None}
+    usable = []
+    for path in whole.values():
+        state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        best = state["best_model_checkpoint"]
+        if best is None or Path(best).name in whole:
+            usable.append(path)
+    return max(usable, key=step_of, default=None)
+
+
+def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable[[str], None]):
+    """Remove checkpoints from which the run cannot go on: the Trainer keeps two, whole or not.
+
+    resume: the one that the run goes on from. Older whole ones stay: one of them may be the best.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=step_of):
+        sealed = (path / files.SEAL).exists()    # else the run was killed while it was written
+        older = resume is not None and step_of(path) <= step_of(resume)
+        if older and files.read_seal(path) is not None:
+            continue
+        if sealed:
+            progress(f"{folder.parent.name}  {path.name}, or the best one before it, is damaged; "
+                     "dropped")
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
@@ -141,6 +173,8 @@ def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArgumen
         use_cpu=spec.threads != "cuda", save_total_limit=2, **looks,
         logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 10), logging_nan_inf_filter=False,
         report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=spec.threads == "cuda")
+    # whatever ACCELERATE_MIXED_PRECISION says
+    found.mixed_precision = "bf16" if spec.precision == "bf16" else "no"
     found._n_gpu = min(found.n_gpu, 1)     # or several visible GPUs make a batch of several times batch_size (DataParallel)
     return found
 
@@ -178,23 +212,50 @@ def routing(log: list[dict]) -> list[dict]:
     return [{k: entry[k] for k in ("step", "balance_loss", "z_loss", "dropped", "load")} for entry in log if "load" in entry]
 
 
-def environment(spec: Spec) -> dict:
-    """What made a run: the machine, the versions, the commit (QA_COMMIT, of files that came without git). No host name or path."""
-    def git(*words: str) -> str:
-        try:
-            return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-        except OSError:                              # a machine without git
-            return ""
+def ask_git(*words: str) -> str | None:
+    """Ask git about the folder that holds qa_lib. Returns None without git, or where it refuses.
 
-    commit = os.environ.get("QA_COMMIT") or git("rev-parse", "HEAD")
-    dirty = git("status", "--porcelain", "--", "qa_lib", "params")
+    GIT_DIR and the like, which a hook sets, are left out: they may name another repository.
+    """
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, env=env)
+    except OSError:                                  # a machine without git
+        return None
+    return os.fsdecode(done.stdout).rstrip("\n") if done.returncode == 0 else None
+
+
+def read_commit() -> tuple[str, bool | None]:
+    """(commit, dirty) of the checkout that holds qa_lib.
+
+    Files without git of their own have the commit that QA_COMMIT says, or "unknown".
+    dirty: whether code or parameters differ from the commit; None where nobody knows.
+    """
+    told = os.environ.get("QA_COMMIT") or "unknown"
+    top = ask_git("rev-parse", "--show-toplevel")
+    if not top or os.path.realpath(top) != os.path.realpath(ROOT):
+        return told, None                            # no repository, or one around this folder
+    if not ask_git("rev-parse", "--verify", "--quiet", "HEAD:qa_lib"):
+        return told, None                            # one without a commit, or without this code
+    changes = ask_git("--no-optional-locks", "status", "--porcelain", "--untracked-files=all",
+                      "--", "qa_lib", "params")
+    dirty = None if changes is None else bool(changes)
+    return ask_git("rev-parse", "HEAD"), dirty
+
+
+def environment(spec: Spec) -> dict:
+    """What made a run: the machine, the versions, the commit. No host name or path."""
+    commit, dirty = read_commit()
     cuda = spec.threads == "cuda"
-    model = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")] \
-        if Path("/proc/cpuinfo").exists() else []
+    model = []
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {"device": torch.cuda.get_device_name() if cuda else f"CPU, {spec.threads} thread" + "s" * (spec.threads > 1),
             "processor": (model or [platform.processor() or platform.machine()])[0], "platform": platform.system(),
-            "python": platform.python_version(), "precision": spec.precision, "commit": commit or "unknown",
-            "dirty": bool(dirty), **{p: version(p) for p in ("torch", "transformers", "accelerate", "tokenizers", "numpy")}}
+            "python": platform.python_version(), "precision": spec.precision,
+            "commit": commit, "dirty": dirty,
+            **{p: version(p) for p in ("torch", "transformers", "accelerate", "tokenizers", "numpy")}}
 
 
 def now() -> str:
@@ -211,6 +272,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
     if old := runs.find(spec):                       # trained again for its weights: its record keeps the scores it has
         spec = spec.model_copy(update={"tests": old["spec"]["tests"]})
     at.mkdir(parents=True, exist_ok=True)
+    made = environment(spec)                         # the checkout may be another when the run ends
     before = torch.get_num_threads()
     if spec.threads == "cuda":
         torch.cuda.reset_peak_memory_stats()         # of the runs before this one
@@ -222,7 +284,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             scores, frame = moe.combined(spec)
             nothing = dict.fromkeys(("parameters", "active_parameters", "tokens", "training_seconds", "tokens_per_second",
                                      "peak_memory_mb"), 0)
-            runs.save(spec, {"metrics": scores, "history": [], "load": {}, "data": {}, "environment": environment(spec), **nothing,
+            runs.save(spec, {"metrics": scores, "history": [], "load": {}, "data": {}, "environment": made, **nothing,
                              "seconds": time.monotonic() - began, "created": now()}, frame)
             return runs.find(spec)
         model, tokenizer = build.build(spec)
@@ -239,13 +301,15 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             progress(f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window holds whole: they teach "
                      "“no answer”; a larger max_length or stride would keep them")
         resume = last_checkpoint(at / "checkpoints")
-        spent = float((resume / "complete").read_text()) if resume else 0.0      # seconds that earlier starts put into it
+        spent = files.read_seal(resume)["seconds"] if resume else 0.0    # by the starts before
         trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=model.prepare(windows, rows),
                               eval_dataset=validation,
                               args=arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
                               data_collator=model.collate(tokenizer), callbacks=[Keeper(spec, progress, spent)])
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper
+        if trainer.is_world_process_zero():
+            drop_other_checkpoints(at / "checkpoints", resume, progress)
         if resume:
             progress(f"{spec.run}  goes on from {resume.name}")
         fit = time.monotonic()
@@ -272,7 +336,7 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         if spec.watched and past:
             scores["training"] = curve(past)
         every, active = build.size(model, spec)
-        runs.save(spec, {"metrics": scores, "history": past, "load": load, "data": dict(counts), "environment": environment(spec),
+        runs.save(spec, {"metrics": scores, "history": past, "load": load, "data": dict(counts), "environment": made,
                          "parameters": every, "active_parameters": active, "chosen_step": trainer.state.best_global_step,
                          "tokens": tokens, "training_seconds": fit, "seconds": time.monotonic() - began + spent,
                          "tokens_per_second": tokens / fit, "peak_memory_mb": peak,

@@ -11,6 +11,8 @@ import pandas as pd
 
 from qa_lib import advice, claims, params, runs, stats, tables
 from qa_lib import power as decidable
+from qa_lib.files import digest_text
+from qa_lib.params import ROOT
 
 UNTESTED, ALONE = "not tested at this profile", "inconclusive: seeds (one gives no interval)"
 
@@ -162,9 +164,28 @@ def unpooled(frame: pd.DataFrame) -> str:
             + (f"these would be judged otherwise: {which}." if len(rows) else "every verdict would be the same."))
 
 
+def changed_files(report: str) -> list[str]:
+    """Return what claims.changed lists, less files of which only the line ends differ (CRLF)."""
+    differ = claims.changed(report)
+    if not differ:
+        return []
+    told = (ROOT / "params" / "claims" / "FROZEN").read_text(encoding="utf-8")
+    frozen = []                                          # "sha256  file", of this report
+    for section in told.split("# "):
+        reports, _, lines = section.partition("\n")
+        if report in reports.split(", "):
+            frozen += lines.splitlines()
+    changed = []
+    for name in differ:
+        path = ROOT / name
+        if not path.exists() or f"{digest_text(path)}  {name}" not in frozen:
+            changed.append(name)
+    return changed
+
+
 def notice(report: str) -> str:
     """One sentence where claims, arms or rules are not as they were frozen; empty where they are."""
-    changed = claims.changed(report)
+    changed = changed_files(report)
     return f"Changed since they were frozen: {', '.join(changed)} (LOG.md says what)." if changed else ""
 
 
@@ -183,7 +204,7 @@ def disagreement(P) -> str:
     file = runs.page(P) / "results.csv"
     if not file.exists():
         return ""
-    kept = file.read_text().splitlines()
+    kept = file.read_text(encoding="utf-8").splitlines()
     ours = runs.csv(runs.ledger(runs.plan(P))).splitlines()
     differ = set(kept) ^ set(ours)
     return next((line.split(",")[0] for line in kept + ours if line in differ), "")
@@ -200,6 +221,7 @@ def main() -> int:
               f"{len(claims.claims(args.report))} claims is tested{known}")
         return 0
     P = runs.settle(args)
+    runs.check_page(P)
     frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged
     for row in frame.itertuples():
         seeds = f"n={row.n}" + f", seed part {row.seed_part:.2f}" * (row.seed_part >= 0)

@@ -5,13 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_lib import data, encoders, features
+from qa_lib import data, encoders, features, files, frozen
 from qa_lib.params import UserError
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return encoders.load("minilm", 1)[1]
+
+
+def folders(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir()]
 
 
 def smallest_cover(offsets: np.ndarray, begin: int, stop: int) -> tuple[int, int]:
@@ -96,13 +100,61 @@ def test_the_cache_is_read_again_and_follows_content_and_code(tokenizer, tmp_pat
     rows = data.splits("encyclopaedia", "embedded").train[:20]
     features.windows(rows, tokenizer, 96, 24, tmp_path)
     features.windows(rows, tokenizer, 96, 24, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(folders(tmp_path)) == 1
     features.windows([dict(rows[0], question="Other?")] + rows[1:], tokenizer, 96, 24, tmp_path)
     features.windows(rows, tokenizer, 96, 16, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr(features, "digest", lambda file: "of other code")
+    assert len(folders(tmp_path)) == 3
+    monkeypatch.setattr(features, "digest_text", lambda file: "of other code")
     features.windows(rows, tokenizer, 96, 24, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(folders(tmp_path)) == 4
+
+
+def damage_largest(folder: Path, pattern: str):
+    """Cut the largest of a folder's files short."""
+    file = max(folder.glob(pattern), key=lambda f: f.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-99])
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda folder: damage_largest(folder, "*.arrow"),
+    lambda folder: (folder / "state.json").write_text("", encoding="utf-8"),
+    lambda folder: (folder / "dataset_info.json").unlink(),
+    lambda folder: (folder / files.SEAL).write_bytes(b"\0" * 40),
+    lambda folder: [file.unlink() for file in folder.iterdir()],
+])
+def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, capsys, spoil):
+    rows = data.splits("encyclopaedia", "embedded").train[:20]
+    first = features.windows(rows, tokenizer, 96, 24, tmp_path)[:]
+    (folder,) = folders(tmp_path)
+    spoil(folder)
+    assert features.windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
+    said = f"cached features {folder.name} are damaged; made anew\n"
+    assert capsys.readouterr().out == said
+    assert features.windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_store_of_frozen_outputs_is_made_anew(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(frozen.scoring, "CACHE", tmp_path)
+    rows = data.splits("encyclopaedia", "embedded").train[:4]
+    windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
+    model = encoders.SpanModel(encoders.load("minilm", 1)[0])
+
+    def outputs():
+        return frozen.outputs("key", windows, tokenizer, lambda: model, "fp32")
+
+    first = outputs().start.copy()
+    (folder,) = folders(tmp_path / "frozen")
+    damage_largest(folder, "mean.npy")
+    assert (outputs().start == first).all()
+    assert "stored outputs " in capsys.readouterr().out
+    assert (outputs().start == first).all() and capsys.readouterr().out == ""
+
+
+def test_line_ends_of_the_code_do_not_make_the_cache_anew(tmp_path):
+    for name, ends in (("a.py", b"\n"), ("b.py", b"\r\n")):
+        (tmp_path / name).write_bytes(b"x = 1" + ends + b"y = 2" + ends)
+    assert files.digest_text(tmp_path / "a.py") == files.digest_text(tmp_path / "b.py")
 
 
 @pytest.mark.parametrize("order", ["trainer", "sequential", "shuffled"])

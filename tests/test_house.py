@@ -24,20 +24,25 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports what stands above it, and siblings; the reports import no sibling.
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
-CORE = [{"settings"}, {"params"}, {"spec"}, {"corpora", "sentences", "sources"}, {"data", "features", "metrics", "augment"},
-        {"encoders", "stmoe"}, {"questions"}, IDEAS, {"scoring"}, {"frozen"}, {"build"}, {"train"}, {"pool"}, {"study"}, {"own"}]
-APART = {"runs": {"params", "spec"}, "claims": {"params"}, "resample": {"params"}, "stats": {"claims", "resample", "params"},
+CORE = [{"settings"}, {"params"}, {"spec"}, {"files"}, {"characters"},
+        {"corpora", "sentences", "sources"},
+        {"data", "features", "metrics", "augment"}, {"encoders", "stmoe"}, {"questions"}, IDEAS,
+        {"scoring"}, {"rescore"}, {"frozen"}, {"build"}, {"train"}, {"pool"}, {"study"}, {"own"}]
+APART = {"runs": {"files", "params", "spec"}, "claims": {"params"}, "resample": {"params"},
+         "stats": {"claims", "resample", "params"},
         "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
          "advice": {"claims", "tables", "stats", "runs", "params"},
-         "verify": {"advice", "claims", "power", "stats", "tables", "runs", "params", "spec"},
+         "verify": {"advice", "claims", "files", "power", "stats", "tables", "runs", "params",
+                    "spec"},
          "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
          "findings": {"advice", "report", "runs", "tables", "verify"},
          "render": {"report", "runs", "params"}, "overview": {"claims", "findings", "render", "report", "runs", "verify", "params"}}
-MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS | {"sources", "scoring", "build", "train", "pool", "study", "own"}}
+MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS 
+            | {"sources", "scoring", "rescore", "build", "train", "pool", "study", "own"}}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
 IMAGE = {"torch", "transformers", "accelerate", "numpy", "pandas", "scipy", "pyarrow",
-         "safetensors", "tokenizers", "yaml", "filelock", "psutil", "tqdm", "huggingface_hub"}
+         "safetensors", "tokenizers", "yaml", "filelock", "psutil", "tqdm", "regex", "huggingface_hub"}
 CARRIED = {"pydantic", "datasets", "evaluate"}
 EXTRA = {"ray"}          # only where RAY_ADDRESS is set, and then said in one sentence if it is not installed
 
@@ -115,7 +120,7 @@ def test_the_readme_lists_every_module():
     assert set(listed) == set(LIBRARY) - {"__init__"}
     assert all({name for name, _ in ours(m)} <= set(listed[:i]) for i, m in enumerate(listed)), "imports what stands below it"
     written = re.sub(r"<!-- verdicts -->.*<!-- /verdicts -->", "", readme, flags=re.S)      # the rest is generated
-    assert len(written.splitlines()) <= 180
+    assert len(written.splitlines()) <= 185
 
 
 UNSAFE = (r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_code ?= ?True"
@@ -126,6 +131,43 @@ UNSAFE = (r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_
 def test_nothing_unsafe_is_loaded(file):
     found = re.findall(UNSAFE, file.read_text())
     assert not found
+
+
+def lacks_encoding(call: ast.Call) -> bool:
+    """Does a call read or write text as the locale says?"""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    owner = getattr(getattr(call.func, "value", None), "id", "")
+    given = {keyword.arg for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    if name == "open" and owner not in ("gzip", "Image", "os"):       # these open bytes
+        modes = {arg.value for arg in call.args if isinstance(arg, ast.Constant)}
+        return not modes & {"rb", "wb"}
+    return name in ("read_text", "write_text") or "text" in given and name in ("run", "Popen")
+
+
+def test_text_has_its_encoding():
+    """Else a locale without UTF-8 reads other letters, or none. claims.py is frozen; it reads ASCII."""
+    found = []
+    for file in [*LIBRARY.values(), *NOTEBOOKS]:
+        sources = [file.read_text(encoding="utf-8")]
+        if file.suffix == ".ipynb":
+            cells = json.loads(sources[0])["cells"]
+            sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        calls = [x for text in sources for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Call)]
+        found += [f"{file.name}, line {x.lineno}" for x in calls if lacks_encoding(x)]
+    assert [x for x in found if not x.startswith("claims.py")] == []
+
+
+def test_git_keeps_line_ends():
+    """Whatever core.autocrlf says: claims and rules are known by their sha256."""
+    told = subprocess.run(["git", "check-attr", "text", "eol", "--", "params/claims/FROZEN", "qa_lib/claims.py",
+                           "records/moe/examples-000.parquet", "figures/moe/real/fig1_model.png"],
+                          cwd=ROOT, capture_output=True, text=True).stdout
+    if not told:
+        pytest.skip("not a checkout of git")
+    assert "FROZEN: eol: lf" in told and "claims.py: eol: lf" in told
+    assert "parquet: text: unset" in told and "png: text: unset" in told
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.name)

@@ -3,9 +3,8 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
-
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -116,8 +115,27 @@ class Cells(HTMLParser):
             self.texts[-1] += data
 
 
-EVIL = ["**b** and *i*", "__b__ and _i_ and a_b", "`code`", "[x](https://y.z)", "![x](y)", "<b>b</b> &amp; <!-- c", "~~s~~",
-        "$x^2$ for $5", "a|b||c", "\\*a\\|b\\\\", "\\(x\\)", "www.x.org, a@b.org", "# h", "- l", "1. l", "> q", "---", "[x]: /y", "&copy;"]
+EVIL = [
+    "**b** and *i*",
+    "__b__ and _i_ and a_b",
+    "`code`",
+    "[x](https://y.z)",
+    "![x](y)",
+    "<b>b</b> &amp; <!-- c",
+    "~~s~~",
+    "&copy;",
+    "$x^2$ for $5",
+    "a|b||c",
+    "\\*a\\|b\\\\",
+    "\\(x\\)",
+    "www.x.org, a@b.org",
+    "# h",
+    "- l",
+    "1. l",
+    "> q",
+    "---",
+    "[x]: /y",
+]
 
 
 def test_markup_in_a_cell_is_text_in_markdown(folder):

@@ -1,4 +1,5 @@
 """Claims files, and the statistics on planted ledgers, where the answer is known."""
+import hashlib
 import json
 import re
 import subprocess
@@ -566,12 +567,30 @@ def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
     assert changed("exbert") == frozen[1:] and changed("smart") == frozen[2:]
 
 
+def test_line_ends_are_no_change(tmp_path, monkeypatch):
+    """Of a checkout with CRLF; a word that differs is a change, and so is the report of another section."""
+    for module in (claims_module, verify):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "params" / "claims").mkdir(parents=True)
+    lines = []
+    for name, ends in (("a.py", b"\n"), ("b.py", b"\r\n"), ("c.py", b"\r\n")):
+        sha = hashlib.sha256(b"x = 1\ny = 2\n").hexdigest()
+        value = b"x = 2" if name == "c.py" else b"x = 1"
+        (tmp_path / name).write_bytes(value + ends + b"y = 2" + ends)
+        lines.append(f"{sha}  {name}")
+    told = ["# exbert, moe", *lines, "# smart", f"{'0' * 64}  a.py", ""]
+    for ends in ("\n", "\r\n"):
+        (tmp_path / "params" / "claims" / "FROZEN").write_bytes(ends.join(told).encode())
+        assert verify.changed_files("exbert") == verify.changed_files("moe") == ["c.py"]
+        assert verify.changed_files("smart") == ["a.py"] and verify.changed_files("road") == []
+
+
 def test_all_reports_are_frozen():
     """Claims are as they were; rules may differ for a report that was frozen before them, and its page says so."""
     told = (ROOT / "params" / "claims" / "FROZEN").read_text()
     for file in FILES:
         assert f"params/claims/{file.name}" in told
-        assert not [f for f in changed(file.stem) if f.endswith(".yaml")]
+        assert not [f for f in verify.changed_files(file.stem) if f.endswith(".yaml")]
 
 
 def coverage(n, contrasts, seed_sd, question_sd, noise, replicates=2000, K=100, gain=1.0, rng=0) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
-from qa_lib import build, data, encoders, features, runs, scoring, study, train
+from qa_lib import build, data, encoders, features, files, report, runs, scoring, study, train
 from qa_lib.params import ROOT, UserError
 from qa_lib.settings import Layer
 
@@ -115,11 +115,109 @@ def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
     def absent(*args, **kwargs):
         raise FileNotFoundError("git")
 
+    monkeypatch.delenv("QA_COMMIT", raising=False)
     monkeypatch.setattr(train.subprocess, "run", absent)
     spec = runs.plan(tiny())[0]
-    assert (train.environment(spec)["commit"], train.environment(spec)["dirty"]) == ("unknown", False)
+    made = train.environment(spec)
+    assert (made["commit"], made["dirty"]) == ("unknown", None)
     monkeypatch.setenv("QA_COMMIT", "0123abc")
-    assert train.environment(spec)["commit"] == "0123abc"
+    made = train.environment(spec)
+    assert (made["commit"], made["dirty"]) == ("0123abc", None)
+
+
+def run_git(folder: Path, *words: str) -> str:
+    """Run git in a folder, without the settings and the repository of whoever runs the tests."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.example"]
+    command += ["-c", "protocol.file.allow=always", *words]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Make a folder with code and parameters that read_commit takes for its own checkout."""
+    monkeypatch.delenv("QA_COMMIT", raising=False)
+
+    def make(folder: Path, committed: bool) -> Path:
+        for name in ("qa_lib/a.py", "params/a.yaml"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("x", encoding="utf-8")
+        if committed:
+            run_git(folder, "init", "-q")
+            run_git(folder, "add", ".")
+            run_git(folder, "commit", "-qm", folder.name)
+        monkeypatch.setattr(train, "ROOT", folder)
+        return folder
+
+    return make
+
+
+def test_a_commit_is_that_of_the_checkout_that_holds_the_code(checkout, tmp_path, monkeypatch):
+    other = checkout(tmp_path / "other", committed=True)
+    theirs = run_git(other, "rev-parse", "HEAD")
+    inside = checkout(other / "inside", committed=False)         # unpacked within another repository
+    assert train.read_commit() == ("unknown", None)
+    run_git(other, "add", "inside")
+    run_git(other, "commit", "-qm", "vendored")                  # and even committed there
+    assert train.read_commit() == ("unknown", None)
+    monkeypatch.setenv("QA_COMMIT", "0123abc")
+    assert train.read_commit() == ("0123abc", None)
+
+    run_git(inside, "init", "-q")                                # a repository without a commit
+    assert train.read_commit() == ("0123abc", None)
+    monkeypatch.delenv("QA_COMMIT")
+    assert train.read_commit() == ("unknown", None)
+
+    own = checkout(tmp_path / "own", committed=True)
+    commit = run_git(own, "rev-parse", "HEAD")
+    monkeypatch.setenv("QA_COMMIT", "0123abc")                   # left over from another machine
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert theirs != commit and train.read_commit() == (commit, False)
+
+
+@pytest.mark.parametrize("file", ["qa_lib/a.py", "params/a.yaml", "qa_lib/new.py", "params/b/new.yaml"])
+def test_what_differs_from_the_commit_is_dirty(checkout, tmp_path, file):
+    """Also a file that git does not know yet, and where the user's settings hide those."""
+    own = checkout(tmp_path / "own", committed=True)
+    run_git(own, "config", "status.showUntrackedFiles", "no")
+    (own / "notes.txt").write_text("neither code nor parameters", encoding="utf-8")
+    assert train.read_commit()[1] is False
+    (own / file).parent.mkdir(exist_ok=True)
+    (own / file).write_text("other", encoding="utf-8")
+    assert train.read_commit()[1] is True
+
+
+def test_worktrees_and_submodules_have_commits_of_their_own(checkout, tmp_path, monkeypatch):
+    own = checkout(tmp_path / "own", committed=True)
+    commit = run_git(own, "rev-parse", "HEAD")
+    run_git(own, "worktree", "add", "-q", str(tmp_path / "tree"))
+    monkeypatch.setattr(train, "ROOT", tmp_path / "tree")
+    assert train.read_commit() == (commit, False)
+    around = checkout(tmp_path / "around", committed=True)
+    run_git(around, "submodule", "--quiet", "add", str(own), "part")
+    run_git(around, "commit", "-qm", "part")
+    monkeypatch.setattr(train, "ROOT", around / "part")
+    assert train.read_commit() == (commit, False)
+
+
+def test_where_git_refuses_the_commit_is_unknown(checkout, tmp_path, monkeypatch):
+    """As with the folder of another owner (safe.directory)."""
+    own = checkout(tmp_path / "own", committed=True)
+    (own / ".git" / "HEAD").write_text("no reference", encoding="utf-8")
+    assert train.read_commit() == ("unknown", None)
+
+
+def test_a_page_does_not_call_unknown_code_clean():
+    told = {"commit": "0123456789abcdef", "dirty": None}
+    assert report._commit(told) == "commit 0123456789ab, as the machine was told, with or without changes"
+    assert report._commit(told | {"dirty": False}) == "commit 0123456789ab"
+    assert "not exactly that code" in report._commit(told | {"dirty": True})
+    for dirty in (None, False):
+        assert "is not known" in report._commit({"commit": "unknown", "dirty": dirty})
 
 
 def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
@@ -269,15 +367,89 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     assert again["load"] == undisturbed["load"]                           # routing too: the router draws in training
 
 
+KILLED = """
+import os, sys
+from qa_lib import train
+real = train.Keeper.on_step_end
+def on_step_end(self, args, state, control, **kwargs):
+    if state.global_step == int(sys.argv[2]):
+        os._exit(9)
+    real(self, args, state, control, **kwargs)
+train.Keeper.on_step_end = on_step_end
+"""
+
+
+def kill_at_step(p, step: int) -> Path:
+    """Train the plan's last run with a checkpoint at each logged step; returns its checkpoints."""
+    env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
+    changes = json.dumps(p.model_dump(exclude={"report", "profile"}))
+    done = subprocess.run([sys.executable, "-c", KILLED + CHILD, changes, str(step)], env=env, stdout=subprocess.PIPE)
+    assert done.returncode == 9
+    return runs.folder(runs.plan(p)[-1]) / "checkpoints"
+
+
+def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
+    """Whatever file of the newest checkpoint a power cut has truncated; the scores stay the same."""
+    p = tiny(epochs=2.0)
+    spec = runs.plan(p)[-1]
+    undisturbed = train.train(spec, progress=lambda line: None)
+    (store / "runs").rename(store / "undisturbed")
+    checkpoints = kill_at_step(p, 9)
+    older, newest = sorted(checkpoints.iterdir(), key=train.step_of)
+    names = sorted(f.name for f in newest.iterdir())
+    wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", files.SEAL}
+    assert wanted <= set(names) and train.last_checkpoint(checkpoints) == newest
+    for name in names:
+        content = (newest / name).read_bytes()
+        for spoilt in (content[:-1], b"", b"\0" * len(content)):
+            (newest / name).write_bytes(spoilt)
+            assert train.last_checkpoint(checkpoints) == older, name
+        (newest / name).unlink()
+        assert train.last_checkpoint(checkpoints) == older, name
+        (newest / name).write_bytes(content)
+    (newest / "optimizer.pt").write_bytes(b"")
+    lines = []
+    again = train.train(spec, progress=lines.append)
+    assert lines[0] == f"{spec.run}  {newest.name}, or the best one before it, is damaged; dropped"
+    assert f"goes on from {older.name}" in lines[1]
+    assert scores(again) == scores(undisturbed)
+
+
+def test_without_a_whole_checkpoint_a_run_starts_anew(tiny, store):
+    p = tiny(epochs=2.0)
+    spec = runs.plan(p)[-1]
+    for checkpoint in kill_at_step(p, 9).iterdir():
+        (checkpoint / "trainer_state.json").write_text("", encoding="utf-8")
+    lines = []
+    train.train(spec, progress=lines.append)
+    assert ["is damaged" in line for line in lines[:3]] == [True, True, False]
+    assert not [line for line in lines if "goes on from" in line] and runs.find(spec)
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(tmp_path):
+    for step, best in ((2, 2), (4, 4), (6, 4)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        state = json.dumps({"best_model_checkpoint": f"elsewhere/checkpoint-{best}"})
+        (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+        files.seal(folder, seconds=1.0)
+    assert train.last_checkpoint(tmp_path).name == "checkpoint-6"
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{", encoding="utf-8")
+    resume = train.last_checkpoint(tmp_path)
+    assert resume.name == "checkpoint-2"
+    train.drop_other_checkpoints(tmp_path, resume, lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
 def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, monkeypatch):
     clock = iter([100.0, 105.0, 108.0])                                   # the start, then two checkpoints
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
     keeper = train.Keeper(None, None, spent=10.0)                         # of a start before this one
-    for step, seconds in ((1, "15.0"), (2, "18.0")):
+    for step, seconds in ((1, 15.0), (2, 18.0)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         state = SimpleNamespace(global_step=step, is_world_process_zero=True)
         keeper.on_save(SimpleNamespace(output_dir=str(tmp_path)), state, None)
-        assert (tmp_path / f"checkpoint-{step}" / "complete").read_text() == seconds
+        assert files.read_seal(tmp_path / f"checkpoint-{step}")["seconds"] == seconds
 
 
 def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
