@@ -6,7 +6,6 @@ Apart from data.py, which decides what the rows are used for: reading knows form
 import gzip
 import json
 import re
-import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from qa_lib import runs
+from qa_lib.characters import trim_invisible
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import digest
 
@@ -181,11 +181,6 @@ def lacks_answers(row: dict) -> bool:
     return is_absent(answers)
 
 
-def is_blank(text: str) -> bool:
-    """Whether nothing of a text is seen: spaces, line breaks, marks without width."""
-    return all(c.isspace() or unicodedata.category(c) in ("Cc", "Cf") for c in text)
-
-
 def read_flag(value: Any) -> bool | None:
     """What a value of `is_impossible` says; None where it is neither true nor false."""
     if is_absent(value):
@@ -221,7 +216,7 @@ def answers_error(answers: Any) -> str:
     for number, (answer, at) in enumerate(zip(text, start, strict=True), 1):
         if not isinstance(answer, str):
             return f"field 'answers' is not whole: answer {number} has no 'text'"
-        if is_blank(answer):
+        if not trim_invisible(answer):
             return (f"field 'answers' is not whole: answer {number} is blank, and a question without "
                     "an answer has none")
         if not isinstance(at, int) or isinstance(at, bool) or at < 0:
@@ -244,7 +239,7 @@ def row_error(row: Any) -> str:
         if field not in row and not (field == "answers" and impossible):
             return f"no field '{field}' among {', '.join(map(str, row)) or 'none'}"
     for field in ("context", "question"):
-        if not isinstance(row[field], str) or is_blank(row[field]):
+        if not isinstance(row[field], str) or not trim_invisible(row[field]):
             return f"field '{field}' holds no text"
     for field in ("id", "title", "context", "question"):
         error = text_error(field, str(row.get(field)))

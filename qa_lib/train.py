@@ -296,8 +296,9 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             rows = rows + augment.copies(rows, spec.augment, spec.seed)
         windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
-        if unlabelled := features.count_unlabelled(rows, windows):
-            counts["answers whole in no window"] = unlabelled
+        unlabelled = features.count_unlabelled(rows, windows)
+        counts["answers whole in no window"] = unlabelled
+        if unlabelled:
             progress(f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window holds whole: they teach "
                      "“no answer”; a larger max_length or stride would keep them")
         resume = last_checkpoint(at / "checkpoints")

@@ -181,3 +181,33 @@ def test_encoder_errors_are_sentences(tmp_path):
         encoders.weights(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):
         encoders.weights("./none")
+
+
+def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
+    """The rule that the landed runs were trained by: blanks and marks at a window's edge counted as outside of it."""
+    answers = row["answers"]
+    if row["is_impossible"] or not answers["text"]:
+        return 0, 0
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    inside = np.flatnonzero(offsets[:, 1] > 0)
+    if not len(inside) or offsets[inside[0], 0] > begin or offsets[inside[-1], 1] < end:
+        return 0, 0
+    touched = inside[(offsets[inside, 1] > begin) & (offsets[inside, 0] < end)]
+    return (int(touched[0]), int(touched[-1])) if len(touched) else (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: DATA=path/to/data pytest -m slow")
+@pytest.mark.parametrize("name", ["squad", "bioasq", "newsqa", "naturalquestions", "duorc", "race", "relations"])
+def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_path, name):
+    rows = data.splits(name, "folder", str(Path(os.environ["DATA"]).resolve())).train
+    windows = features.windows(rows, tokenizer, 384, 128, tmp_path)
+    labels = zip(windows["start_positions"], windows["end_positions"], strict=True)
+    moved = set()
+    for row, flat, label in zip(windows["row"], windows["offsets"], labels, strict=True):
+        if label_by_earlier_rule(rows[row], np.asarray(flat).reshape(-1, 2)) != label:
+            moved.add(row)
+    print(f"\n{name}: {len(rows)} training rows, {len(moved)} with another label, "
+          f"{features.count_unlabelled(rows, windows)} without any")
+    assert not moved
