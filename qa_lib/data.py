@@ -87,7 +87,7 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
 
 def read_parts(name: str, source: str, folder: str | None, bad_rows: str,
                counts: Counter) -> tuple[list[dict], list[dict], list[dict]]:
-    """The rows of a dataset's training sources, of its test sources and of those it stays apart from."""
+    """The rows of a dataset's training sources, its test sources, and those it stays apart from."""
     d = dataset(name, source, folder)
     label = d.part_of or name
 
@@ -101,7 +101,10 @@ def read_parts(name: str, source: str, folder: str | None, bad_rows: str,
             if path.exists() and s in known_files() and sha256(path.resolve()) != known_files()[s][1]:
                 raise UserError(f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
                                 "your own data another name")
-        return [r for s in sources for r in read(Path(folder) / s, label, bad_rows, counts, d.leave_out)]
+        found = []
+        for s in sources:
+            found += read(Path(folder) / s, label, bad_rows, counts, d.leave_out)
+        return found
 
     return rows(d.train), rows(d.test), rows(d.apart_from)
 

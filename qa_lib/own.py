@@ -116,12 +116,12 @@ def context_hint(rows: list[dict]) -> str:
     most = max(sizes.values(), default=0)
     if 2 * most <= len(rows):
         return ""
-    return (f"one context holds {most:,} of its {len(rows):,} training rows, and whole contexts go to "
-            "validation")
+    return (f"one context holds {most:,} of its {len(rows):,} training rows, and whole contexts go "
+            "to validation")
 
 
 def refuse_shortage(p: Exbert, parts: list[data.Splits]):
-    """Raise UserError where a mixture needs more training rows than a domain has, with what helps."""
+    """Raise UserError, with what helps, where a mixture needs more rows than a domain has."""
     have, need = count_rows(parts), needed_rows(p, p.train_rows)
     short = [i for i, rows in enumerate(have) if need[i] > rows]
     if not short:
@@ -133,17 +133,18 @@ def refuse_shortage(p: Exbert, parts: list[data.Splits]):
         i = least.index(min(least))
         hint = context_hint(files[i][0])
         if hint:
-            raise UserError(f"{p.domains[i]} cannot be split: {hint}, so that too few are left to train "
-                            "on; add rows of other contexts, or cut that context into several")
+            raise UserError(f"{p.domains[i]} cannot be split: {hint}, so that too few are left to "
+                            "train on; add rows of other contexts, or cut that context into "
+                            "several")
         total = len(parts[i].train) + len(parts[i].validation)
-        raise UserError(f"{p.domains[i]} has {total} training rows that no test row repeats: too few to "
-                        "train on; add rows")
+        raise UserError(f"{p.domains[i]} has {total} training rows that no test row repeats: too "
+                        "few to train on; add rows")
     i = short[0]
     held, hint = len(parts[i].validation), context_hint(files[i][0])
     why = f" ({hint})" if hint else ""
-    raise UserError(f"{p.domains[i]} has {len(parts[i].train) + held} training rows; after {held} for "
-                    f"validation {have[i]} are left{why}, and the mixture needs {need[i]} of it: what fits "
-                    f'is PARAMS="train_rows={fitting[0]} validation_rows={fitting[1]}"')
+    raise UserError(f"{p.domains[i]} has {len(parts[i].train) + held} training rows; after {held} "
+                    f"for validation {have[i]} are left{why}, and the mixture needs {need[i]} of it"
+                    f': what fits is PARAMS="train_rows={fitting[0]} validation_rows={fitting[1]}"')
 
 
 def check(p: Exbert):
@@ -155,8 +156,8 @@ def check(p: Exbert):
     for d, part in zip(p.domains, parts, strict=True):
         for kind, rows in {"train": part.train, "test": part.test}.items():
             if rows and not has_answers(rows):
-                raise UserError(f"no row of the {kind} file of {d} has an answer; a row without one is a "
-                                "question its text leaves open: add rows with answers")
+                raise UserError(f"no row of the {kind} file of {d} has an answer; a row without "
+                                "one is a question its text leaves open: add rows with answers")
         if len({r["id"] for r in part.test}) < len(part.test):
             raise UserError(f"rows of the test file of {d} share an id; give each an id of its own, or none of them any")
         if len({data.normalised(r["context"]) for r in part.test}) < 2:

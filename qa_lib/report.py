@@ -29,10 +29,12 @@ PROFILES = {  # what a page's numbers are worth, and the colour of its tag
 NAMES = {"em": "EM", "f1": "F1", "n": "test rows", "peak_memory_mb": "peak memory, MB", "tokens": "tokens an answer",
          "validation_em": "validation EM", "contains": "gold within a longer answer, %"}
 
-# What would be markup in Markdown: code, emphasis, maths, an underscore that is not within a word, a
-# bracket that begins a link's address, and what GitHub makes links of without being asked.
-MARKDOWN = re.compile(r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|:(?=//)|(?<=www)\.|(?<=\w)@(?=\w)")
-BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")      # of lines and pages, and control characters
+# What would be markup in Markdown: code, emphasis, maths, an underscore that is not within a word,
+# a bracket that begins a link's address, and what GitHub makes links of without being asked.
+MARKDOWN = re.compile(r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()"
+                      r"|:(?=//)|(?<=www)\.|(?<=\w)@(?=\w)")
+# breaks of lines and pages, and control characters
+BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 plt.rcdefaults()     # a matplotlibrc of the user's does not count
 plt.style.use(Path(__file__).with_name("paper.mplstyle"))
@@ -65,7 +67,8 @@ def save_table(P, name: str, frame: pd.DataFrame, caption: str, digits: int = 1,
     if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():    # the caption says it
         shown = shown.drop(columns="seeds")
     columns = {name: _markdown(name, quote=False) for name in shown}
-    rows = shown.map(_markdown).rename(columns=columns).to_markdown(index=False, disable_numparse=True)
+    rows = shown.map(_markdown).rename(columns=columns)
+    rows = rows.to_markdown(index=False, disable_numparse=True)
     _write(P, f"{name}.md", f"**{tag(P)}** {_markdown(caption)}\n\n{rows}\n")
     tex = shown.drop(columns="runs").rename(columns=_tex).map(_tex).to_latex(
         index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
@@ -257,13 +260,14 @@ def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
         return " ".join(r.rsplit("-", 1)[-1] for r in run) if len(run) == 1 else _count(run)
 
     columns = [c for c in frame if c != "run" and not c.endswith("_sd")]
-    return pd.DataFrame([
+    rows = pd.DataFrame([
         {NAMES.get(c, c.replace("_", " ")): text(c, values) for c in columns}
-        | {"runs": hashes(_tuple(values["run"]))} for values in frame.to_dict("records")]).map(_one_line)
+        | {"runs": hashes(_tuple(values["run"]))} for values in frame.to_dict("records")])
+    return rows.map(_one_line)
 
 
 def _one_line(text: str) -> str:
-    """The text with a space in place of line breaks and control characters: they end a table's row."""
+    """The text with a space in place of line breaks and control characters, which end a row."""
     return BREAKS.sub(" ", text)
 
 

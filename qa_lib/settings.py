@@ -111,8 +111,9 @@ class Study(Strict):
             names = getattr(self, field, None) or []
             for name in [names] if isinstance(names, str) else names:
                 if name in TAKEN_NAMES or TAKEN_PATTERN.fullmatch(name):
-                    raise ValueError(f"{field}: '{name}' cannot name a dataset, since run records and "
-                                     "tables use that word for something else; give it another name")
+                    raise ValueError(f"{field}: '{name}' cannot name a dataset, since run records "
+                                     "and tables use that word for something else; give it another "
+                                     "name")
         return self
 
     @model_validator(mode="after")
@@ -239,8 +240,8 @@ class Moe(Study):
     def _pools(self):
         for name in self.pools:
             if name in self.domains:
-                raise ValueError(f"pools: {name} is among domains already, so that its rows would be "
-                                 "counted twice; leave it away")
+                raise ValueError(f"pools: {name} is among domains already, so that its rows would "
+                                 "be counted twice; leave it away")
         return self
 
     @model_validator(mode="after")

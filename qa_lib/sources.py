@@ -143,8 +143,8 @@ def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
         names = file.schema_arrow.names
         for name in NEEDED:
             if name not in names:
-                raise ValueError(f"no column '{name}' among {', '.join(names) or 'none'}; a row has "
-                                 f"{', '.join(NEEDED)}")
+                raise ValueError(f"no column '{name}' among {', '.join(names) or 'none'}; a row "
+                                 f"has {', '.join(NEEDED)}")
         columns = [name for name in dict.fromkeys(fields) if name in names]
         number = 0
         for batch in file.iter_batches(columns=columns):
@@ -212,7 +212,8 @@ def answers_error(answers: Any) -> str:
     text = answers.get("text") if isinstance(answers, dict) else None
     start = answers.get("answer_start") if isinstance(answers, dict) else None
     if not isinstance(text, list) or not isinstance(start, list) or len(text) != len(start):
-        return "field 'answers' is not {\"text\": [texts], \"answer_start\": [as many whole numbers]}"
+        return ("field 'answers' is not {\"text\": [texts], \"answer_start\": [as many whole "
+                "numbers]}")
     for number, (answer, at) in enumerate(zip(text, start, strict=True), 1):
         if not isinstance(answer, str):
             return f"field 'answers' is not whole: answer {number} has no 'text'"
@@ -220,8 +221,8 @@ def answers_error(answers: Any) -> str:
             return (f"field 'answers' is not whole: answer {number} is blank, and a question without "
                     "an answer has none")
         if not isinstance(at, int) or isinstance(at, bool) or at < 0:
-            return (f"field 'answers' is not whole: answer {number} has no 'answer_start' that is a "
-                    "whole number")
+            return (f"field 'answers' is not whole: answer {number} has no 'answer_start' that is "
+                    "a whole number")
         error = text_error("answers", answer)
         if error:
             return error
@@ -285,14 +286,14 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter,
     "skip".
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md where "
-                        "to get it")
+        raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md "
+                        "where to get it")
     rows, misplaced = [], []
     for entry in iterate_rows(path, [*FIELDS, *fields]):
         reason = entry.malformed or row_error(entry.row)
         if reason and bad_rows == "stop":
-            raise UserError(f"{path}, {entry.place}: {printable(reason)}; mend the row, or leave such "
-                            "rows out with PARAMS=bad_rows=skip")
+            raise UserError(f"{path}, {entry.place}: {printable(reason)}; mend the row, or leave "
+                            "such rows out with PARAMS=bad_rows=skip")
         if reason:
             counts["malformed" if entry.malformed else "incomplete"] += 1
             continue
@@ -305,8 +306,8 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter,
     if misplaced and bad_rows == "stop":
         first = ", ".join(identity for identity, _ in misplaced[:3])
         raise UserError(f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
-                        f"answer_start, first {printable(first)} (of the first, {misplaced[0][1]}); "
-                        "mend them, or leave them out with PARAMS=bad_rows=skip")
+                        f"answer_start, first {printable(first)} (of the first, {misplaced[0][1]}"
+                        "); mend them, or leave them out with PARAMS=bad_rows=skip")
     counts["misplaced answers"] += len(misplaced)
     return rows
 

@@ -132,28 +132,45 @@ def read_both(path, **how) -> tuple[str, list[dict], data.Counter]:
 
 
 def nested(question: dict | None = None, **changes) -> dict:
-    """Nested SQuAD JSON of one whole question in the first article, and one that is told in the second."""
+    """Nested SQuAD JSON of one whole question, and in a second article of one that is told."""
+
     def article(r: dict, question: dict) -> dict:
         return {"title": r["title"], "paragraphs": [{"context": r["context"], "qas": [question]}]}
 
     first, second = row(0), row(1)
-    whole = {"id": "r0", "question": first["question"],
-             "answers": [{"text": "Osk0", "answer_start": first["answers"]["answer_start"][0]}]}
+    whole = {
+        "id": "r0",
+        "question": first["question"],
+        "answers": [{"text": "Osk0", "answer_start": first["answers"]["answer_start"][0]}],
+    }
     asked = {"id": "r1", "question": second["question"]} | (question or {})
     return {"data": [article(first, whole), article(second, asked) | changes]}
 
 
-@pytest.mark.parametrize("question, reason", [
-    ({}, "no field 'answers' among title, id, question, context"),
-    ({"answers": None}, "field 'answers' is null and is_impossible is not true"),
-    ({"answers": [{"text": "Osk1"}]}, "answer 1 has no 'answer_start' that is a whole number"),
-    ({"answers": [{"text": "Osk1", "answer_start": "39"}]}, "answer 1 has no 'answer_start' that is a whole number"),
-    ({"answers": [{"text": "Osk1", "answer_start": True}]}, "answer 1 has no 'answer_start' that is a whole number"),
-    ({"answers": [{"answer_start": 3}]}, "answer 1 has no 'text'"),
-    ({"answers": ["Osk1"]}, "field 'answers' is not"),
-    ({"answers": [], "question": None}, "field 'question' holds no text"),
-    ({"plausible_answers": [{"text": "Osk1", "answer_start": 3}]}, "no field 'answers'"),
-    ({"is_impossible": True, "answers": [{"text": "Osk1", "answer_start": 3}]}, "is_impossible, and yet it has answers")])
+@pytest.mark.parametrize(
+    "question, reason",
+    [
+        ({}, "no field 'answers' among title, id, question, context"),
+        ({"answers": None}, "field 'answers' is null and is_impossible is not true"),
+        ({"answers": [{"text": "Osk1"}]}, "answer 1 has no 'answer_start' that is a whole number"),
+        (
+            {"answers": [{"text": "Osk1", "answer_start": "39"}]},
+            "answer 1 has no 'answer_start' that is a whole number",
+        ),
+        (
+            {"answers": [{"text": "Osk1", "answer_start": True}]},
+            "answer 1 has no 'answer_start' that is a whole number",
+        ),
+        ({"answers": [{"answer_start": 3}]}, "answer 1 has no 'text'"),
+        ({"answers": ["Osk1"]}, "field 'answers' is not"),
+        ({"answers": [], "question": None}, "field 'question' holds no text"),
+        ({"plausible_answers": [{"text": "Osk1", "answer_start": 3}]}, "no field 'answers'"),
+        (
+            {"is_impossible": True, "answers": [{"text": "Osk1", "answer_start": 3}]},
+            "is_impossible, and yet it has answers",
+        ),
+    ],
+)
 def test_a_bad_question_of_nested_json_is_a_bad_row(tmp_path, question, reason):
     (tmp_path / "a.json").write_text(json.dumps(nested(question)))
     told, rows, counts = read_both(tmp_path / "a.json")
@@ -161,32 +178,63 @@ def test_a_bad_question_of_nested_json_is_a_bad_row(tmp_path, question, reason):
     assert [r["id"] for r in rows] == ["r0"] and counts["incomplete"] == 1
 
 
-@pytest.mark.parametrize("changes, place", [
-    ({"paragraphs": None}, "article 2: not an object with a list 'paragraphs'"),
-    ({"paragraphs": ["text"]}, "article 2, paragraph 1: not an object with a list of questions, 'qas'"),
-    ({"paragraphs": [{"context": "x"}]}, "article 2, paragraph 1: not an object with a list of questions"),
-    ({"paragraphs": [{"context": "x", "qas": {}}]}, "article 2, paragraph 1: not an object with a list of"),
-    ({"paragraphs": [{"context": "x", "qas": [1]}]}, "article 2, paragraph 1, question 1: not an object"),
-    ({"paragraphs": [{"qas": [{"question": "x", "answers": []}]}]},
-     "article 2, paragraph 1, question 1: no field 'context'")])
+@pytest.mark.parametrize(
+    "changes, place",
+    [
+        ({"paragraphs": None}, "article 2: not an object with a list 'paragraphs'"),
+        (
+            {"paragraphs": ["text"]},
+            "article 2, paragraph 1: not an object with a list of questions, 'qas'",
+        ),
+        (
+            {"paragraphs": [{"context": "x"}]},
+            "article 2, paragraph 1: not an object with a list of questions",
+        ),
+        (
+            {"paragraphs": [{"context": "x", "qas": {}}]},
+            "article 2, paragraph 1: not an object with a list of",
+        ),
+        (
+            {"paragraphs": [{"context": "x", "qas": [1]}]},
+            "article 2, paragraph 1, question 1: not an object",
+        ),
+        (
+            {"paragraphs": [{"qas": [{"question": "x", "answers": []}]}]},
+            "article 2, paragraph 1, question 1: no field 'context'",
+        ),
+    ],
+)
 def test_a_part_of_nested_json_that_holds_no_question_is_a_bad_row(tmp_path, changes, place):
     (tmp_path / "a.json").write_text(json.dumps(nested(**changes)))
     told, rows, counts = read_both(tmp_path / "a.json")
     assert place in told and [r["id"] for r in rows] == ["r0"] and sum(counts.values()) == 1
 
 
-@pytest.mark.parametrize("question", [
-    {"is_impossible": True}, {"is_impossible": True, "answers": None}, {"is_impossible": True, "answers": []}, {"answers": []},
-    {"is_impossible": True, "plausible_answers": [{"text": "Osk1", "answer_start": 3}]}])
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"is_impossible": True},
+        {"is_impossible": True, "answers": None},
+        {"is_impossible": True, "answers": []},
+        {"answers": []},
+        {"is_impossible": True, "plausible_answers": [{"text": "Osk1", "answer_start": 3}]},
+    ],
+)
 def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, question):
     (tmp_path / "a.json").write_text(json.dumps(nested(question)))
     _, found = sources.read(tmp_path / "a.json", "own", "stop", data.Counter())
     assert found["is_impossible"] and found["answers"] == NOTHING
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("[1]", "it is not an object"), ('{"rows": []}', "no field 'data'"), ('{"data": {}}', "its field 'data' is not a list"),
-    ("[" * 9000, "maximum recursion")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("[1]", "it is not an object"),
+        ('{"rows": []}', "no field 'data'"),
+        ('{"data": {}}', "its field 'data' is not a list"),
+        ("[" * 9000, "maximum recursion"),
+    ],
+)
 def test_nested_json_without_articles_is_one_sentence(tmp_path, text, reason):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=f"a.json cannot be read .{reason}"):
@@ -203,75 +251,123 @@ def test_null_answers_of_an_impossible_row(tmp_path, value):
         assert found["is_impossible"] and found["answers"] == NOTHING
     write(tmp_path / "a.jsonl", [row(0), row(1) | {"answers": value}])
     told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert "line 2: field 'answers' is null and is_impossible is not true" in told and len(rows) == counts["incomplete"] == 1
+    assert (
+        "line 2: field 'answers' is null and is_impossible is not true" in told
+        and len(rows) == counts["incomplete"] == 1
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    {"id": "\ud83d"}, {"title": "x\ude00"}, {"context": "Half \ud83d."}, {"question": "\udcff?"},
-    {"answers": {"text": ["\ud83d"], "answer_start": [0]}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "\ud83d"},
+        {"title": "x\ude00"},
+        {"context": "Half \ud83d."},
+        {"question": "\udcff?"},
+        {"answers": {"text": ["\ud83d"], "answer_start": [0]}},
+    ],
+)
 def test_half_a_character_is_a_bad_row(tmp_path, changes):
     """Nothing can hash, tokenise or write it."""
     field = next(iter(changes))
-    write(tmp_path / "a.jsonl", [row(0), row(1) | changes, row(2) | {"note": "\ud83d", "title": "\U0001f600"}])
+    write(
+        tmp_path / "a.jsonl",
+        [row(0), row(1) | changes, row(2) | {"note": "\ud83d", "title": "\U0001f600"}],
+    )
     told, rows, counts = read_both(tmp_path / "a.jsonl")
     assert f"a.jsonl, line 2: field '{field}' holds what is no UTF-8 text at character " in told
     assert [r["id"] for r in rows] == ["r0", "r2"] and counts["incomplete"] == 1
-    assert rows[1]["title"] == "\U0001f600"         # whole, though JSON writes it as two halves
+    assert rows[1]["title"] == "\U0001f600"  # whole, though JSON writes it as two halves
 
 
 def test_bytes_of_another_encoding_are_a_bad_row(tmp_path):
     lines = [json.dumps(row(i) | {"question": "Où ?"}, ensure_ascii=False) for i in range(3)]
-    (tmp_path / "a.jsonl").write_bytes(lines[0].encode() + b"\n" + lines[1].encode("latin-1") + b"\n" + lines[2].encode())
+    (tmp_path / "a.jsonl").write_bytes(
+        lines[0].encode() + b"\n" + lines[1].encode("latin-1") + b"\n" + lines[2].encode()
+    )
     told, rows, counts = read_both(tmp_path / "a.jsonl")
     assert "a.jsonl, line 2: field 'question' holds what is no UTF-8 text at character 2" in told
     assert [r["id"] for r in rows] == ["r0", "r2"] and counts["incomplete"] == 1
 
 
 def test_parquet_is_read_by_its_used_columns(tmp_path):
-    """Beside them may stand what no row of JSON can hold; whole numbers are ids with every digit."""
+    """Beside them may stand what no row of JSON holds; whole numbers are ids with every digit."""
     rows = [row(0) | {"id": 2**53 + 1}, row(1) | {"id": 2**53}, row(2) | {"id": None}]
-    more = {"raw": pa.array([b"\xff", b"", None]), "day": pa.array([datetime.date(1500, 1, 1)] * 3),
-            "far": pa.array([-2**40] * 3, pa.int64()).cast(pa.timestamp("s")), "offset": pa.array(["guess", "sure", None])}
+    more = {
+        "raw": pa.array([b"\xff", b"", None]),
+        "day": pa.array([datetime.date(1500, 1, 1)] * 3),
+        "far": pa.array([-(2**40)] * 3, pa.int64()).cast(pa.timestamp("s")),
+        "offset": pa.array(["guess", "sure", None]),
+    }
     table = pa.Table.from_pylist(rows)
     for name, column in more.items():
         table = table.append_column(name, column)
     pq.write_table(table, tmp_path / "a.parquet")
     found = sources.read(tmp_path / "a.parquet", "own", "stop", data.Counter())
     assert [r["id"] for r in found] == [str(2**53 + 1), str(2**53), "own-3"]
-    assert found[0]["answers"] == rows[0]["answers"] and set(found[0]) == {*sources.FIELDS, "domain"}
-    found = sources.read(tmp_path / "a.parquet", "own", "stop", data.Counter(), fields=["offset", "absent"])
+    assert found[0]["answers"] == rows[0]["answers"] and set(found[0]) == {
+        *sources.FIELDS,
+        "domain",
+    }
+    found = sources.read(
+        tmp_path / "a.parquet", "own", "stop", data.Counter(), fields=["offset", "absent"]
+    )
     assert [r["offset"] for r in found] == ["guess", "sure", None]
 
 
 def test_fields_that_leave_rows_out_are_read_from_parquet(monkeypatch, tmp_path):
-    pd.DataFrame([row(i) | {"offset": "guess" if i == 4 else "sure"} for i in range(9)]).to_parquet(tmp_path / "train.parquet")
+    pd.DataFrame([row(i) | {"offset": "guess" if i == 4 else "sure"} for i in range(9)]).to_parquet(
+        tmp_path / "train.parquet"
+    )
     write(tmp_path / "test.jsonl", [row(30)])
-    known = {"own": Dataset(train=["train.parquet"], test=["test.jsonl"], leave_out={"offset": "guess"})}
+    known = {
+        "own": Dataset(train=["train.parquet"], test=["test.jsonl"], leave_out={"offset": "guess"})
+    }
     monkeypatch.setattr(params, "datasets", lambda *source: known)
     data.splits.cache_clear()
     found = data.splits("own", "folder", str(tmp_path))
     data.splits.cache_clear()
-    assert found.counts["offset=guess left out of training"] == 1 and "r4" not in {r["id"] for r in found.train}
+    assert found.counts["offset=guess left out of training"] == 1 and "r4" not in {
+        r["id"] for r in found.train
+    }
 
 
 def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
     rows = [row(0), row(1), row(2)]
-    lists = [[{"text": t, "answer_start": s} for t, s in zip(*r["answers"].values(), strict=True)] for r in rows[:2]] + [[]]
-    pq.write_table(pa.Table.from_pylist([r | {"answers": x} for r, x in zip(rows, lists, strict=True)]), tmp_path / "a.parquet")
+    lists = [
+        [{"text": t, "answer_start": s} for t, s in zip(*r["answers"].values(), strict=True)]
+        for r in rows[:2]
+    ] + [[]]
+    pq.write_table(
+        pa.Table.from_pylist([r | {"answers": x} for r, x in zip(rows, lists, strict=True)]),
+        tmp_path / "a.parquet",
+    )
     found = sources.read(tmp_path / "a.parquet", "own", "stop", data.Counter())
-    assert [r["answers"] for r in found] == [rows[0]["answers"], rows[1]["answers"], NOTHING] and found[2]["is_impossible"]
+    assert [r["answers"] for r in found] == [
+        rows[0]["answers"],
+        rows[1]["answers"],
+        NOTHING,
+    ] and found[2]["is_impossible"]
 
 
 def test_a_column_that_parquet_lacks_is_one_sentence(tmp_path):
     pd.DataFrame([row(0)]).drop(columns="question").to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="a.parquet cannot be read .no column 'question' among id, title, context, answers; a row"):
+    with pytest.raises(
+        UserError,
+        match="a.parquet cannot be read .no column 'question' among id, title, context, answers;",
+    ):
         sources.read(tmp_path / "a.parquet", "own", "skip", data.Counter())
 
 
 def test_text_of_parquet_that_is_none_is_a_bad_row(tmp_path):
-    context = pa.array([row(i)["context"].encode() + b"\xff" * (i == 1) for i in range(3)]).view(pa.string())
+    context = pa.array([row(i)["context"].encode() + b"\xff" * (i == 1) for i in range(3)]).view(
+        pa.string()
+    )
     table = pa.Table.from_pylist([row(i) for i in range(3)])
-    pq.write_table(table.set_column(table.schema.get_field_index("context"), "context", context), tmp_path / "a.parquet")
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("context"), "context", context),
+        tmp_path / "a.parquet",
+    )
     told, rows, counts = read_both(tmp_path / "a.parquet")
     assert "a.parquet, row 2: cannot be read ('utf-8' codec" in told
     assert [r["id"] for r in rows] == ["r0", "r2"] and counts["malformed"] == 1
@@ -280,7 +376,9 @@ def test_text_of_parquet_that_is_none_is_a_bad_row(tmp_path):
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     lines = "".join(json.dumps(row(i)) + "\n" for i in range(2)).encode("utf-8-sig")
     (tmp_path / "a.jsonl").write_bytes(lines)
-    (tmp_path / "b.jsonl").write_bytes(lines + b"\n" + "".join(json.dumps(row(2)) + "\n").encode("utf-8-sig"))   # end to end
+    (tmp_path / "b.jsonl").write_bytes(
+        lines + b"\n" + "".join(json.dumps(row(2)) + "\n").encode("utf-8-sig")
+    )  # end to end
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     (tmp_path / "a.json").write_text(json.dumps(nested({"answers": []})), encoding="utf-8-sig")
     for file, ids in {"a.jsonl": 2, "b.jsonl": 3, "a.jsonl.gz": 2, "a.json": 2}.items():
@@ -303,24 +401,39 @@ def test_utf_16_is_one_sentence(tmp_path, file, encoding):
 @pytest.mark.parametrize("blank", [" ", "  \t", "\u00a0", "\n", "\u200b", "\u2003\ufeff", "\x00"])
 def test_an_answer_of_blanks_is_a_bad_row(tmp_path, blank):
     spaced = row(1) | {"context": f"The{blank}mill."}
-    write(tmp_path / "a.jsonl", [row(0), spaced | {"answers": {"text": ["mill", blank], "answer_start": [3 + len(blank), 3]}}])
+    write(
+        tmp_path / "a.jsonl",
+        [
+            row(0),
+            spaced | {"answers": {"text": ["mill", blank], "answer_start": [3 + len(blank), 3]}},
+        ],
+    )
     told, rows, counts = read_both(tmp_path / "a.jsonl")
     assert "a.jsonl, line 2: field 'answers' is not whole: answer 2 is blank" in told
     assert len(rows) == 1 and counts["incomplete"] == 1
 
 
-@pytest.mark.parametrize("says, values", [
-    (False, [None, float("nan"), False, 0, 0.0, "False", "false", "FALSE", " false ", "0"]),
-    (True, [True, 1, 1.0, "True", "true", "TRUE", "1"])])
+@pytest.mark.parametrize(
+    "says, values",
+    [
+        (False, [None, float("nan"), False, 0, 0.0, "False", "false", "FALSE", " false ", "0"]),
+        (True, [True, 1, 1.0, "True", "true", "TRUE", "1"]),
+    ],
+)
 def test_what_says_whether_a_row_is_impossible(tmp_path, says, values):
     given = row(0)["answers"]
-    write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": x, "answers": NOTHING if says else given} for x in values])
+    write(
+        tmp_path / "a.jsonl",
+        [row(0) | {"is_impossible": x, "answers": NOTHING if says else given} for x in values],
+    )
     found = sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
     assert [r["is_impossible"] for r in found] == [says] * len(values)
     if says:
         write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": x} for x in values])
         told, rows, counts = read_both(tmp_path / "a.jsonl")
-        assert "is_impossible, and yet it has answers" in told and counts["incomplete"] == len(values)
+        assert "is_impossible, and yet it has answers" in told and counts["incomplete"] == len(
+            values
+        )
 
 
 @pytest.mark.parametrize("value", ["no", "", 2, -1, 0.5, [], {}, [True]])
@@ -332,7 +445,10 @@ def test_what_says_neither_is_a_bad_row(tmp_path, value):
 
 
 def test_ids_and_titles_that_are_no_number_are_absent(tmp_path):
-    write(tmp_path / "a.jsonl", [row(i) | {"id": float("nan"), "title": float("nan")} for i in range(2)])
+    write(
+        tmp_path / "a.jsonl",
+        [row(i) | {"id": float("nan"), "title": float("nan")} for i in range(2)],
+    )
     found = sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
     assert [(r["id"], r["title"]) for r in found] == [("own-1", ""), ("own-2", "")]
 

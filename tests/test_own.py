@@ -176,7 +176,10 @@ def test_a_mistake_on_the_command_line(domains, monkeypatch, name, change, words
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
     """Its scores would be taken for those on training rows, and stand in results.csv twice."""
-    with pytest.raises(UserError, match="PARAMS .-p.: domains: 'training' cannot name a dataset, since .*; give it another name"):
+    with pytest.raises(
+        UserError,
+        match="PARAMS .-p.: domains: 'training' cannot name a dataset, .*; give it another name",
+    ):
         start(monkeypatch, "mine", domains, domains=["training", "legal"])
     assert not list(runs.RUNS.glob("own/*"))
 
@@ -189,7 +192,11 @@ def test_too_few_rows_say_what_would_do(domains, monkeypatch):
 
 def proposed(error: UserError) -> dict:
     """The parameters that an error proposes."""
-    return yaml.safe_load("{" + str(error).split('PARAMS="')[1].rstrip('"').replace("=", ": ").replace(" v", ", v") + "}")
+    return yaml.safe_load(
+        "{"
+        + str(error).split('PARAMS="')[1].rstrip('"').replace("=", ": ").replace(" v", ", v")
+        + "}"
+    )
 
 
 def crowded(name: str, sizes: list[int]) -> list[dict]:
@@ -198,19 +205,35 @@ def crowded(name: str, sizes: list[int]) -> list[dict]:
     for i, size in enumerate(sizes):
         context = f"The {name} mill {i} was built in {1000 + i}."
         answers = {"text": [str(1000 + i)], "answer_start": [context.index(str(1000 + i))]}
-        rows += [{"context": context, "question": f"When was mill {i} built, asked {k} times?", "answers": answers}
-                 for k in range(size)]
+        rows += [
+            {
+                "context": context,
+                "question": f"When was mill {i} built, asked {k} times?",
+                "answers": answers,
+            }
+            for k in range(size)
+        ]
     return rows
 
 
-@pytest.mark.parametrize("sizes", [[600, 600], [1000] + [1] * 200, [30] * 20, [400, 300, 200, 100, 1]])
-@pytest.mark.parametrize("changes", [{"train_rows": 2500, "validation_rows": 200}, {"train_rows": 2501, "validation_rows": 1},
-                                     {"train_rows": 1999, "validation_rows": 900, "ratios": [0.1, 0.9], "centre": 0.1}])
+@pytest.mark.parametrize(
+    "sizes", [[600, 600], [1000] + [1] * 200, [30] * 20, [400, 300, 200, 100, 1]]
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_rows": 2500, "validation_rows": 200},
+        {"train_rows": 2501, "validation_rows": 1},
+        {"train_rows": 1999, "validation_rows": 900, "ratios": [0.1, 0.9], "centre": 0.1},
+    ],
+)
 def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
     """Also where a few contexts hold most of the rows, which go to validation whole."""
     written(tmp_path / "harbour" / "train.jsonl", crowded("harbour", sizes))
     written(tmp_path / "clinic" / "train.jsonl", crowded("clinic", [2] * 800))
-    with pytest.raises(UserError, match=r"mine-a has \d+ training rows; after \d+ for validation") as e:
+    with pytest.raises(
+        UserError, match=r"mine-a has \d+ training rows; after \d+ for validation"
+    ) as e:
         start(monkeypatch, "mine", domains, **changes)
     fits = proposed(e.value)
     assert fits["train_rows"] < changes["train_rows"]
@@ -220,16 +243,27 @@ def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
         assert len(train) == fits["train_rows"] and validation
 
 
-@pytest.mark.parametrize("sizes, most", [([1200], "1,200 of its 1,200"), ([1195, 1, 1], "1,195 of its 1,197")])
+@pytest.mark.parametrize(
+    "sizes, most", [([1200], "1,200 of its 1,200"), ([1195, 1, 1], "1,195 of its 1,197")]
+)
 @pytest.mark.parametrize("domain", ["harbour", "clinic"])
-def test_one_context_of_all_rows_cannot_be_split(domains, tmp_path, monkeypatch, sizes, most, domain):
+def test_one_context_of_all_rows_cannot_be_split(
+    domains, tmp_path, monkeypatch, sizes, most, domain
+):
     written(tmp_path / domain / "train.jsonl", crowded("harbour", sizes))
-    for given in ({"train_rows": 1000, "validation_rows": 200}, {"train_rows": 20, "validation_rows": 900}):
-        with pytest.raises(UserError, match=f"{most} training rows, and whole contexts go to validation") as e:
+    for given in (
+        {"train_rows": 1000, "validation_rows": 200},
+        {"train_rows": 20, "validation_rows": 900},
+    ):
+        with pytest.raises(
+            UserError, match=f"{most} training rows, and whole contexts go to validation"
+        ) as e:
             start(monkeypatch, "mine", domains, **given)
         name = {"harbour": "mine-a", "clinic": "mine-b"}[domain]
         assert str(e.value).startswith(f"{name} cannot be split: one context holds ")
-        assert "add rows of other contexts, or cut that context into several" in str(e.value) and "PARAMS" not in str(e.value)
+        assert "add rows of other contexts, or cut that context into several" in str(
+            e.value
+        ) and "PARAMS" not in str(e.value)
     rows = crowded("harbour", sizes)
     for i, r in enumerate(rows):
         r["context"] += f" Part {i // 10}."
@@ -239,7 +273,10 @@ def test_one_context_of_all_rows_cannot_be_split(domains, tmp_path, monkeypatch,
 
 def test_hardly_any_rows_propose_nothing(domains, tmp_path, monkeypatch):
     written(tmp_path / "clinic" / "train.jsonl", crowded("clinic", [1] * 5))
-    with pytest.raises(UserError, match="mine-b has 5 training rows that no test row repeats: too few to train on; add rows"):
+    with pytest.raises(
+        UserError,
+        match="mine-b has 5 training rows that no test row repeats: too few to train on; add rows",
+    ):
         start(monkeypatch, "mine", domains)
 
 
@@ -253,7 +290,8 @@ def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
 def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     file.write_text(file.read_text().splitlines()[0] + "\n")
-    with pytest.raises(UserError, match="test file of mine-b has 1 rows and not two different contexts.*of several contexts"):
+    told = "test file of mine-b has 1 rows and not two different contexts.*of several contexts"
+    with pytest.raises(UserError, match=told):
         start(monkeypatch, "mine", domains)
 
 

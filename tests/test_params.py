@@ -49,7 +49,7 @@ def test_every_yaml_validates(profile):
     ({"full_rows": [100]}, ["full_rows", "at least 2"]),
     ({"sweep_blocks": [0]}, ["sweep_blocks: 0", "greater than 0"]),
     ({"domains": ["news", "news"]}, ["domains: news stands there twice"]),
-    ({"domains": ["training", "news"]}, ["domains: 'training' cannot name a dataset", "give it another name"]),
+    ({"domains": ["training", "news"]}, ["domains: 'training' cannot name a dataset"]),
     ({"domains": ["news", "validation"]}, ["domains: 'validation' cannot name a dataset"]),
     ({"domains": ["second", "first"]}, ["domains: 'second' cannot name a dataset"]),
     ({"domains": ["news", "seed"]}, ["domains: 'seed' cannot name a dataset"]),
@@ -71,7 +71,8 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
     ({"few_shot": ["metric"]}, "few_shot: 'metric' cannot name a dataset"),
     ({"pools": ["first"]}, "pools: 'first' cannot name a dataset"),
     ({"domains": ["squad", "cluster-1"]}, "domains: 'cluster-1' cannot name a dataset"),
-    ({"domains": ["squad", "newsqa"], "pools": ["squad"]}, "pools: squad is among domains already")])
+    ({"domains": ["squad", "newsqa"], "pools": ["squad"]}, "pools: squad is among domains already"),
+])
 def test_a_dataset_of_a_taken_name_is_refused_wherever_one_is_named(changes, words):
     with pytest.raises(UserError, match=words) as e:
         params.load("moe", "real", changes)
@@ -80,11 +81,13 @@ def test_a_dataset_of_a_taken_name_is_refused_wherever_one_is_named(changes, wor
 
 def test_every_column_of_the_ledger_is_a_taken_name():
     """A table of rows by dataset has the datasets' names as columns beside these."""
-    spec = Spec(report="exbert", variant="v-db", profile="real", size="full", seed=0, source="folder", domains=["a"], rows=[1],
-                fingerprints=["x"], validation_rows=1, tests=["a"], encoder="minilm", weights="w", max_length=384, stride=128,
-                batch_size=16, learning_rate=3e-5, epochs=1.0, warmup=0.1, weight_decay=0.01, clip=1.0, precision="fp32",
-                threads=1, layer=Layer(), gate=Gate())
-    columns = runs.labels(spec, {"run": spec.run, "environment": {"device": "CPU", "precision": "fp32"}})
+    spec = Spec(report="exbert", variant="v-db", profile="real", size="full", seed=0,
+                source="folder", domains=["a"], rows=[1], fingerprints=["x"], validation_rows=1,
+                tests=["a"], encoder="minilm", weights="w", max_length=384, stride=128,
+                batch_size=16, learning_rate=3e-5, epochs=1.0, warmup=0.1, weight_decay=0.01,
+                clip=1.0, precision="fp32", threads=1, layer=Layer(), gate=Gate())
+    machine = {"device": "CPU", "precision": "fp32"}
+    columns = runs.labels(spec, {"run": spec.run, "environment": machine})
     assert len(columns) > 50 and set(columns) <= TAKEN_NAMES
     for source in ("embedded", "folder", "hub"):
         assert not set(params.datasets(source)) & TAKEN_NAMES

@@ -139,16 +139,29 @@ EVIL = [
 
 
 def test_markup_in_a_cell_is_text_in_markdown(folder):
-    report.save_table(P, "table_x", pd.DataFrame({"set": "one", "question": EVIL, "run": "a-b"}), "A caption with *stars*.")
+    report.save_table(
+        P,
+        "table_x",
+        pd.DataFrame({"set": "one", "question": EVIL, "run": "a-b"}),
+        "A caption with *stars*.",
+    )
     shown = Cells(markdown2html_mistune((folder / "table_x.md").read_text()))
     assert [x.strip() for x in shown.texts[1::3]] == EVIL
     assert not shown.tags & {"em", "code", "a", "img", "del", "b", "math", "h1", "li"}
     assert "*stars*" not in (folder / "table_x.md").read_text()
 
 
-@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x00", "\x1b", "\n\n\n"])
+@pytest.mark.parametrize(
+    "end",
+    ["\n", "\r", "\r\n", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x00", "\x1b", "\n\n\n"],
+)
 def test_a_cell_is_one_line(folder, end):
-    shown = report.save_table(P, "table_x", pd.DataFrame({"question": [f"When{end}| did it?"], "run": "a-b"}), "A caption.")
+    shown = report.save_table(
+        P,
+        "table_x",
+        pd.DataFrame({"question": [f"When{end}| did it?"], "run": "a-b"}),
+        "A caption.",
+    )
     lines = (folder / "table_x.md").read_text().splitlines()
     assert len(lines) == 5 and re.fullmatch(r"\| When \\\| did it\? +\| b +\|", lines[4])
     assert "\nWhen | did it? \\\\\n" in (folder / "table_x.tex").read_text()
@@ -156,8 +169,18 @@ def test_a_cell_is_one_line(folder, end):
 
 
 def test_what_is_fine_in_markdown_stays(folder):
-    plain = ["58eb99f3_000", "qa_lib/claims.py", "9.4 [6.5, 12.4] EM (squad, EM)", "3–13", "a - b", "50 % #1!", "10:30"]
-    report.save_table(P, "table_x", pd.DataFrame({"set": plain, "run": "a-b"}), "It's qa_lib/claims.py.")
+    plain = [
+        "58eb99f3_000",
+        "qa_lib/claims.py",
+        "9.4 [6.5, 12.4] EM (squad, EM)",
+        "3–13",
+        "a - b",
+        "50 % #1!",
+        "10:30",
+    ]
+    report.save_table(
+        P, "table_x", pd.DataFrame({"set": plain, "run": "a-b"}), "It's qa_lib/claims.py."
+    )
     text = (folder / "table_x.md").read_text()
     assert all(f"| {x} " in text for x in plain) and "It&#x27;s qa_lib/claims.py." in text
 
@@ -166,8 +189,12 @@ def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
     frame = pd.DataFrame({"question": ["[2pt] or", "* star", "$5 & $6"], "run": "a-b"})
     shown = report.save_table(P, "table_x", frame, "A caption.")
     lines = (folder / "table_x.tex").read_text().splitlines()
-    assert {r"{}[2pt] or \\", r"{}* star \\", r"\$5 \& \$6 \\"} <= set(lines)    # [2pt] would be the break's argument
-    assert "<span>$</span>5 &amp; <span>$</span>6" in shown             # two in one text are maths in JupyterLab
+    assert {r"{}[2pt] or \\", r"{}* star \\", r"\$5 \& \$6 \\"} <= set(
+        lines
+    )  # [2pt] would be the break's argument
+    assert (
+        "<span>$</span>5 &amp; <span>$</span>6" in shown
+    )  # two in one text are maths in JupyterLab
 
 
 def test_mixtures_stand_in_order():
