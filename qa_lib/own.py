@@ -5,12 +5,13 @@
 The file defines two datasets, NAME-a and NAME-b unless the parameter `domains` names them, as params/datasets.yaml does those of
 the study; `--profile own --data FILE` reads it. A file's content is its identity, not its place: moved data find their runs again.
 """
+import os
 import re
 from pathlib import Path
 
 import yaml
 
-from qa_lib import data, exbert, params, runs, sources, study
+from qa_lib import data, encoders, exbert, params, runs, sources, study
 from qa_lib.params import UserError
 from qa_lib.settings import Exbert
 
@@ -23,7 +24,7 @@ def files(option: str, text: str) -> list[Path]:
     parts = text.split(":")
     if len(parts) != 2 or not all(parts):
         raise UserError(f"{option}={text} does not name two files: write {option}=train.jsonl:test.jsonl, one colon between them")
-    found = [Path(x).expanduser() for x in parts]
+    found = [Path(os.path.expanduser(x)) for x in parts]
     if absent := [x for x in found if not x.is_file()]:
         raise UserError(f"{option}: {absent[0]} is {'a folder, not a file' if absent[0].exists() else 'not there'}; "
                         f"write {option}=train.jsonl:test.jsonl, seen from {Path.cwd().name}/ or as whole paths")
@@ -97,6 +98,7 @@ def main() -> int:
     p = params.from_args(args)
     if bad := [d for d in p.domains if not NAME.fullmatch(d)]:
         raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
+    encoders.load(p.encoder)    # first: reading the data may take long
     dense = len(exbert.DENSE) * ("dense" in p.experiments)
     first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
     define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
