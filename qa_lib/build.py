@@ -17,8 +17,13 @@ def build(spec: Spec):
     if spec.gate:
         return mixture(spec)
     encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
-    if spec.max_length > (most := encoders.positions(encoder)):
+    most = encoders.positions(encoder)
+    if spec.max_length > most:
         raise UserError(f"max_length: the encoder reads {most} tokens, and windows of {spec.max_length} are asked for; lower it")
+    if -(-spec.max_length // 8) * 8 > most:     # features.Collate
+        raise UserError(f"max_length: the encoder reads {most} tokens, and windows of "
+                        f"{spec.max_length} are padded to a multiple of 8; lower it to "
+                        f"{most // 8 * 8}")
     model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
         encoders.SpanModel(encoder, spec.head_dropout)
     for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes

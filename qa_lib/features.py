@@ -49,7 +49,8 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
 def tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
     """Return the columns of `windows`."""
     questions = [r["question"] for r in rows]
-    room = min(MAX_QUESTION, max_length - stride - 4)          # and for windows that go on by a token at least
+    special = tokenizer.num_special_tokens_to_add(pair=True)   # 3 of BERT's type, 4 of RoBERTa's
+    room = min(MAX_QUESTION, max_length - stride - special - 1)   # and for windows that go on by a token at least
     cut = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=room,
                     return_offsets_mapping=True)["offset_mapping"]
     questions = [q[:o[-1][1]] if o else q for q, o in zip(questions, cut, strict=True)]

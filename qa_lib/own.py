@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from qa_lib import data, exbert, params, runs, sources, study
+from qa_lib import data, encoders, exbert, params, runs, sources, study
 from qa_lib.params import UserError
 from qa_lib.settings import Exbert
 
@@ -182,6 +182,7 @@ def main() -> int:
     runs.check_page(p)
     if bad := [d for d in p.domains if not NAME.fullmatch(d)]:
         raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
+    encoders.load(p.encoder)    # first: reading the data may take long
     dense = len(exbert.DENSE) * ("dense" in p.experiments)
     first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
     define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)

@@ -4,11 +4,11 @@
 * `UserError`   one sentence for a user's mistake: what is wrong, where, what to do
 """
 import argparse
-import contextlib
 import datetime
 import difflib
 import errno
 import io
+import math
 import os
 import shlex
 import sys
@@ -135,7 +135,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         value = yaml.safe_load(text) or {}
     except FileNotFoundError:
         raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:   # a ValueError of a date or number that is none
         raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
@@ -176,11 +176,13 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
         raise UserError(f"{place}{key} is not a parameter; {hint}")
     if error["type"] == "missing":
         raise UserError(f"{place}{key} is missing; give it a value")
-    text = error["input"]
-    if isinstance(text, str) and error["type"] in ("float_type", "int_type"):
-        with contextlib.suppress(ValueError):
-            point = repr(float(text)) if "." in repr(float(text)) else repr(float(text)).replace("e", ".0e")
-            raise UserError(f"{place}{key}: '{text}' is read as text, not as a number; write {point} (YAML wants a point)")
+    value = error["input"]
+    if error["type"] in ("float_type", "finite_number"):
+        raise UserError(f"{place}{key}: {describe_number(value, whole=False)}")
+    if error["type"] in ("int_type", "int_from_float"):
+        raise UserError(f"{place}{key}: {describe_number(value, whole=True)}")
+    if error["type"] == "list_type" and value is None:
+        raise UserError(f"{place}{key} has no value; write a list, {key}=[…]")
     if error["type"] == "list_type":
         raise UserError(f"{place}{key}: {ask_for_list(model, values, key, ': ' if '.yaml' in place else '=')}")
     if error["type"] in ASKED:
@@ -188,7 +190,37 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
     message = error["msg"].removeprefix("Value error, ")
     if not key:  # a rule over several fields: its sentence begins with the one to change
         raise UserError(f"{where.get(message.split(':')[0], '')}{message}")
-    raise UserError(f"{place}{key}: {text!r}: {message[0].lower() + message[1:]}")
+    raise UserError(f"{place}{key}: {repr(value)[:60]}: {message[0].lower() + message[1:]}")
+
+
+def describe_number(value: Any, whole: bool) -> str:
+    """What is wrong with a value that stands where a number must, and what to write instead."""
+    wanted = "a whole number" if whole else "a number"
+    if value is None:
+        return f"there is no value; write {wanted}"
+    if isinstance(value, bool):
+        return f"{str(value).lower()} is no number; write {wanted}"
+    if isinstance(value, str) and "," in value:
+        decimals = "" if whole else ", decimals behind a point"
+        return f"'{value}' has a comma; write {wanted}{decimals} and nothing between thousands"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return f"{repr(value)[:60]} is no number; write {wanted}"
+    except OverflowError:       # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        return f"{str(value)[:60]} is no finite number; write {wanted} that is finite"
+    if whole and not number.is_integer():
+        return f"{value} is not whole; write {wanted}"
+    point = str(int(number)) if whole else repr(number)
+    if "." not in point and not whole:
+        point = point.replace("e", ".0e")
+    if not isinstance(value, str):
+        return f"{value} has a point and a whole number is wanted; write {point}"
+    if isinstance(yaml.safe_load(value), str):
+        return f"'{value}' is read as text, not as a number; write {point} (YAML wants a point)"
+    return f"'{value}' is text, not a number; write {point}, without quotes"
 
 
 def ask_for_list(model: type[Strict], values: dict, key: str, sign: str) -> str:
@@ -212,7 +244,7 @@ def ask_for_value(error: dict) -> str:
     """What is wrong with a value and what would be taken, from an error of pydantic's of a kind in ASKED."""
     limits = {}
     for name, limit in error.get("ctx", {}).items():
-        whole = isinstance(limit, float) and limit.is_integer()
+        whole = isinstance(limit, float) and limit.is_integer() and abs(limit) < 1e15
         limits[name] = int(limit) if whole else limit
     value = error["input"]
     if error["type"] == "string_type" and isinstance(value, (int, float, datetime.date)):
@@ -360,8 +392,8 @@ def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
                         "hold a blank stands in quotes: PARAMS='\"key=a b\"'")
     try:
         given = {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)}
-    except yaml.YAMLError as e:
-        raise UserError(f"-p {' '.join(args.p)}: not a value of YAML ({' '.join(str(e).split())})") from None
+    except (yaml.YAMLError, ValueError) as e:
+        raise UserError(f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})") from None
     if args.data:
         given["data"] = str(find_data(args.data))
     real = (profile := args.profile or default_profile()) == "real"

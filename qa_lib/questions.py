@@ -12,9 +12,11 @@ def states(name: str, questions: list[str], batch: int = 256) -> np.ndarray:
     """Mean last hidden state of each question in the pre-trained encoder `name`, scaled to length 1: (N, D)."""
     model, tokenizer = encoders.load(name)
     model.eval()
+    most = min(64, encoders.positions(model))
     parts = []
     for at in range(0, len(questions), batch):
-        inputs = tokenizer(questions[at:at + batch], truncation=True, max_length=64, padding=True, return_tensors="pt")
+        inputs = tokenizer(questions[at:at + batch], truncation=True, max_length=most, padding=True,
+                           return_tensors="pt")
         with torch.inference_mode():
             hidden = model(**inputs).last_hidden_state                             # (B, T, D)
         mask = inputs["attention_mask"][:, :, None]

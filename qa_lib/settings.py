@@ -6,9 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive, Counts = Annotated[float, Field(gt=0)], list[Annotated[int, Field(gt=0)]]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Tried = Annotated[list[Positive], Field(min_length=1)]
+# What lies beyond these bounds is a slip of the pen: it would end in a traceback or without memory.
+Rows = Annotated[int, Field(gt=0, le=10**9)]
+Blocks = Annotated[int, Field(gt=0, le=1000)]
+Experts = Annotated[int, Field(gt=0, le=1000)]
+Layers = Annotated[int, Field(gt=0, le=100)]                # of a gate
+Threads = Annotated[int, Field(gt=0, le=512)]               # OpenMP crashes at too many
+Batch = Annotated[int, Field(gt=0, le=10_000)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Epochs = Annotated[float, Field(gt=0, le=1000)]
+WholeEpochs = Annotated[int, Field(gt=0, le=1000)]
+WholeEpochs = Annotated[int, Field(gt=0, le=1000)]
+Factor = Annotated[float, Field(gt=0, le=1000)]             # multiples and weights
+Penalty = Annotated[float, Field(ge=0, le=1000)]            # coefficients of a loss or of a decay
+Share = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]                # NumPy's
+Seeds = Annotated[list[Seed], Field(min_length=1)]
 
 # Words to which run records, the ledger, claims and tables give a meaning of their own. A dataset
 # of such a name would be counted twice, scored as another set, or stand in the place of a column.
@@ -74,25 +87,25 @@ class Study(Strict):
     encoder: str                          # minilm | a folder | a hub id
     domains: list[str] = Field(min_length=1)
     seeds: Seeds
-    train_rows: int = Field(gt=0)
-    validation_rows: int = Field(gt=0)
+    train_rows: Rows
+    validation_rows: Rows
     order: Literal["trainer", "sequential", "shuffled"]
-    blocks: int | None = Field(None, gt=0)          # encoder blocks kept; None: all
-    max_length: int = Field(ge=32)
+    blocks: Blocks | None = None                    # encoder blocks kept; None: all
+    max_length: int = Field(ge=32, le=10**6)
     stride: int = Field(ge=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    epochs: float = Field(gt=0)
-    warmup: float = Field(ge=0, lt=1)               # share of the steps
-    weight_decay: float = Field(ge=0)
-    clip: float = Field(gt=0)
+    batch_size: Batch
+    learning_rate: Rate
+    epochs: Epochs
+    warmup: Share                                   # share of the steps
+    weight_decay: Penalty
+    clip: float = Field(gt=0, le=1e30)
     precision: Literal["fp32", "bf16"]
-    threads: int = Field(gt=0)                      # on CPU; a GPU counts as "cuda"
+    threads: Threads                                # on CPU; a GPU counts as "cuda"
     bad_rows: Literal["stop", "skip"]
     start: str | None = None              # dataset of a run that all others go on from, so that short ones learn at all (quick)
-    start_rows: int = Field(1, gt=0)      # its examples
-    start_rate: float = Field(1e-4, gt=0)   # its learning rate
-    start_threads: int = Field(1, gt=0)   # it trains alone: more than `threads` where there are more cores
+    start_rows: Rows = 1                            # its examples
+    start_rate: Rate = 1e-4                         # its learning rate
+    start_threads: Threads = 1                      # it trains alone: more than `threads` where there are more cores
 
     @model_validator(mode="after")
     def _lengths(self):
@@ -127,22 +140,22 @@ class Study(Strict):
 class Layer(Strict):
     """The sparse ST-MoE block between encoder and head (qa_lib/exbert.py). Defaults: the report's, or st-moe-pytorch's."""
     place: Literal["after", "feed_forward"] = "after"   # after the encoder, or in place of its last block's feed-forward layer
-    experts: int = Field(16, ge=1)
-    width: float = Field(1.0, gt=0)                     # of an expert, in multiples of 8/3 of the encoder's width
-    top_n: int = Field(2, ge=1)                         # experts a token is sent to
-    threshold: float = Field(0.2, gt=0)                 # weight below which a further expert is drawn, or left out
-    capacity_train: float = Field(1.25, gt=0)           # tokens an expert takes, in multiples of an even share
-    capacity_eval: float = Field(2.0, gt=0)
+    experts: Experts = 16
+    width: float = Field(1.0, ge=0.05, le=100)          # of an expert, in multiples of 8/3 of the encoder's width
+    top_n: Experts = 2                                  # experts a token is sent to
+    threshold: Factor = 0.2                             # weight below which a further expert is drawn, or left out
+    capacity_train: Factor = 1.25                       # tokens an expert takes, in multiples of an even share
+    capacity_eval: Factor = 2.0
     eval_routing: Literal["threshold", "random"] = "threshold"
     route_padding: bool = False
     density: Literal["wanted", "kept"] = "wanted"
-    balance: float = Field(1e-2, ge=0)                  # coefficient of the balance loss
-    router_z: float = Field(1e-3, ge=0)                 # coefficient of the router z-loss
+    balance: Penalty = 1e-2                             # coefficient of the balance loss
+    router_z: Penalty = 1e-3                            # coefficient of the router z-loss
     norm: bool = True                                   # RMSNorm in front
     feed_forward: Literal["none", "before", "after", "both"] = "after"
-    expert_dropout: float = Field(0.0, ge=0, lt=1)
+    expert_dropout: Share = 0.0
     dropout_at: Literal["none", "before", "after", "both"] = "none"
-    layer_dropout: float = Field(0.1, ge=0, lt=1)       # at the places of dropout_at
+    layer_dropout: Share = 0.1                          # at the places of dropout_at
 
     @model_validator(mode="after")
     def _top(self):
@@ -155,8 +168,8 @@ class Gate(Strict):
     """How a mixture weighs its frozen experts (qa_lib/moe.py)."""
     rule: Literal["learned", "uniform", "best", "own", "others", "oracle"] = "learned"
     input: Literal["mean", "cls", "experts", "dataset"] = "mean"   # what a learned gate sees of a window
-    layers: int = Field(3, ge=1)                        # linear layers, ReLU between them
-    hidden: int = Field(768, ge=1)
+    layers: Layers = 3                                  # linear layers, ReLU between them
+    hidden: int = Field(768, ge=1, le=10**5)
     mixed: Literal["logits", "probabilities"] = "logits"
 
 
@@ -173,21 +186,21 @@ class Exbert(Layer, Study):
     side_seeds: Seeds                     # of all runs but V-DB, tuned ExBERT and (a) at the centre
     dense_seeds: Seeds | None = None      # of controls (b), the dearest; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]     # beside the trainer's
-    full_rows: Counts = Field(min_length=2, max_length=2)   # training rows of each domain alone
-    sizes: Counts                         # training rows of the first domain alone
-    tuned_blocks: int = Field(gt=0)       # ExBERT as the report tunes it
-    tuned_rate: float = Field(gt=0)
-    tuned_epochs: float = Field(gt=0)
+    full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
+    sizes: list[Rows]                     # training rows of the first domain alone
+    tuned_blocks: Blocks                  # ExBERT as the report tunes it
+    tuned_rate: Rate
+    tuned_epochs: Epochs
     tuned_dropout: Literal["none", "before", "after", "both"]
-    curve_epochs: float = Field(gt=0)
-    sweep_blocks: Counts
-    sweep_experts: Counts
-    sweep_rates: list[Positive]           # multiples of the plain rate
+    curve_epochs: Epochs
+    sweep_blocks: list[Blocks]
+    sweep_experts: list[Experts]
+    sweep_rates: list[Factor]             # multiples of the plain rate
     sweep_dropout: list[Literal["none", "before", "after", "both"]]
-    sweep_dropout_rates: list[Annotated[float, Field(ge=0, lt=1)]]
-    sweep_balance: list[Annotated[float, Field(ge=0)]]
-    trial_rates: Tried                    # arm tuned: the same trials for every model
-    trial_epochs: Tried
+    sweep_dropout_rates: list[Share]
+    sweep_balance: list[Penalty]
+    trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
+    trial_epochs: list[Epochs] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _ratios(self):
@@ -212,29 +225,40 @@ class Moe(Study):
     experiments: list[Literal["mixture", "controls", "gates", "longer", "last", "reinit", "few-shot", "outside",
                               "clusters"]] = Field(min_length=1)    # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    curve_seeds: list[Annotated[int, Field(ge=0)]] = []  # more seeds of what reinit compares, for training curves alone
-    few_rows: int = Field(gt=0)                         # training examples of each few-shot dataset
-    few_epochs: float = Field(gt=0)
-    augment_copies: int = Field(gt=0)                   # altered copies of each of them
-    clusters: int = Field(ge=2)                         # experts by clusters of questions
+    curve_seeds: list[Seed] = []                        # more seeds of what reinit compares, for training curves alone
+    few_rows: Rows                                      # training examples of each few-shot dataset
+    few_epochs: Epochs
+    augment_copies: int = Field(gt=0, le=100)           # altered copies of each of them
+    clusters: int = Field(ge=2, le=100)                 # experts by clusters of questions
     schedule: Literal["linear", "constant"]
     checkpoint: Literal["last", "best"]                 # best: by F1 on in-domain validation
-    looks: int = Field(gt=0)                            # at validation, an epoch
-    watched: int = Field(ge=0)                          # training examples whose EM and F1 are measured at each look
-    longer: Counts = Field(min_length=1)                # epochs of longer baselines
-    reinit_blocks: int = Field(gt=0)                    # of the experts that are re-initialised
-    reinit_epochs: float = Field(gt=0)
-    sweep_reinit: Counts                                # blocks of re-initialised baselines
+    looks: int = Field(gt=0, le=1000)                   # at validation, an epoch
+    watched: int = Field(ge=0, le=10**9)                # training examples whose EM and F1 are measured at each look
+    longer: list[WholeEpochs] = Field(min_length=1)     # epochs of longer baselines
+    reinit_blocks: Blocks                               # of the experts that are re-initialised
+    reinit_epochs: Epochs
+    sweep_reinit: list[Blocks]                          # blocks of re-initialised baselines
     gate_input: Literal["mean", "cls", "experts"]
-    gate_layers: int = Field(gt=0)
-    gate_hidden: int = Field(gt=0)
-    gate_rate: float = Field(gt=0)
-    gate_epochs: float = Field(gt=0)
-    gate_batch: int = Field(gt=0)
-    sweep_layers: Counts
+    gate_layers: Layers
+    gate_hidden: int = Field(gt=0, le=10**5)
+    gate_rate: Rate
+    gate_epochs: Epochs
+    gate_batch: Batch
+    sweep_layers: list[Layers]
     sweep_inputs: list[Literal["mean", "cls", "experts"]]
-    trial_rates: Tried                                  # arm tuned: the same trials for every model
-    trial_epochs: Tried
+    trial_rates: list[Rate] = Field(min_length=1)       # arm tuned: the same trials for every model
+    trial_epochs: list[Epochs] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _look(self):
+        """A curve and a best checkpoint need a look at validation before training ends."""
+        for name in ("epochs", "reinit_epochs", "gate_epochs", "trial_epochs"):
+            value = getattr(self, name)
+            fewest = min(value) if isinstance(value, list) else value
+            if self.looks > 1 and fewest < 1 / self.looks:
+                raise ValueError(f"{name}: {fewest} ends before the first of {self.looks} looks an "
+                                 f"epoch; write at least {1 / self.looks:.4g}, or looks=1")
+        return self
 
     @model_validator(mode="after")
     def _pools(self):

@@ -85,6 +85,37 @@ def work(spec: Spec, known: dict[tuple, tuple]) -> float:
     return spec.epochs * share * (train + looked / 3) + scored / 3
 
 
+def batch_memory(spec: Spec) -> float:
+    """GB that a run on CPU takes beside its weights: MiniLM took 5.2 at batch 8 and 7.4 at 16."""
+    return 2.5 + 5 * spec.batch_size * spec.max_length / (16 * 384)
+
+
+def check_memory(spec: Spec):
+    """Raise UserError where a run on CPU needs more than twice the memory that the machine has.
+
+    The system would end it without a word. Twice, since the need of a batch is a rough guess.
+    """
+    from qa_lib import exbert
+
+    encoder, _ = encoders.load(spec.encoder, spec.blocks)
+    weights = sum(p.numel() for p in encoder.parameters())
+    if spec.layer:
+        with torch.device("meta"):  # counted, not made
+            block = exbert.Block(encoder.config.hidden_size, spec.layer, spec.dense)
+        weights += sum(p.numel() for p in block.parameters())
+    for_weights = 16 * weights / 2**30  # weight, gradient and two moments, four bytes each
+    length = min(spec.max_length, encoders.positions(encoder))  # build.build refuses more
+    for_batch = batch_memory(spec.model_copy(update={"max_length": length}))
+    total = psutil.virtual_memory().total / 2**30
+    if for_weights + for_batch > 2 * total:
+        if for_weights > for_batch:
+            cause, cure = "its weights", "lower experts or width"
+        else:
+            cause, cure = f"a batch of {spec.batch_size} windows", "lower batch_size or max_length"
+        raise UserError(f"{spec.run} needs about {for_weights + for_batch:.0f} GB of memory, most of "
+                        f"it for {cause}, and this machine has {total:.0f}; {cure}")
+
+
 def rate(spec: Spec) -> float:
     """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
     from qa_lib import build  # takes seconds, and only training needs it
@@ -94,13 +125,15 @@ def rate(spec: Spec) -> float:
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
     model = build.build(spec.model_copy(update={"parents": []}))[0].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    ids = torch.randint(1000, 2000, (spec.batch_size, 128), device=device)
+    length = min(128, spec.max_length)
+    pieces = model.encoder.get_input_embeddings().num_embeddings
+    ids = torch.randint(pieces, (spec.batch_size, length), device=device)
     for step in range(3):
         if step == 1:  # the first warms up
             began = time.monotonic()
         with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16"):
-            out = model(start_positions=ids[:, 0] % 128, end_positions=ids[:, 1] % 128, input_ids=ids,
-                        attention_mask=torch.ones_like(ids))
+            out = model(input_ids=ids, attention_mask=torch.ones_like(ids),
+                        start_positions=ids[:, 0] % length, end_positions=ids[:, 1] % length)
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -119,6 +152,9 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
     known: dict[tuple, tuple] = {}
     tokens = {s.hash: work(s, known) for s in todo}
     kinds = {kind(s): s.parents[0] if s.gate else s for s in todo}
+    if not torch.cuda.is_available():
+        for spec in kinds.values():
+            check_memory(spec)
     speed = {k: rate(s) for k, s in kinds.items()}
     hours = sum(tokens[s.hash] / speed[kind(s)] for s in todo) / 3600
     size = 4 * max(sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values())
@@ -137,7 +173,7 @@ def at_once(specs: list[Spec]) -> int:
         return pool.size(ray, specs[0])
     if torch.cuda.is_available() or not specs:
         return 1
-    need = max(2.5 + 5 * s.batch_size * s.max_length / (16 * 384) for s in specs)  # GB: 5.2 and 7.4 were seen at batch 8 and 16
+    need = max(batch_memory(s) for s in specs)
     memory = psutil.virtual_memory().available / 2**30 // need
     return int(max(1, min(os.cpu_count() // min(s.threads for s in specs), memory, 4, len(specs))))
 

@@ -39,11 +39,14 @@ def test_every_yaml_validates(profile):
     ({"warmup": 1}, ["warmup: 1 is too large; write a number less than 1"]),
     ({"centre": 2}, ["centre: 2 is too large; write a number less than or equal to 1"]),
     ({"route_padding": "yes"}, ["route_padding: 'yes' is neither true nor false"]),
-    ({"epochs": [1]}, ["epochs: [1] is not a number"]),
+    ({"epochs": [1]}, ["epochs: [1] is no number; write a number"]),
     ({"stride": 300}, ["stride: 300", "max_length 384"]),
     ({"blocks": 1.5}, ["blocks"]),
     ({"seeds": [0, 1, 0]}, ["seeds: 0 stands there twice"]),
     ({"seeds": [-1]}, ["seeds: -1", "greater than or equal to 0"]),
+    ({"seeds": [2**32]}, ["seeds: 4294967296", "a number less than 4294967296"]),
+    ({"side_seeds": [5 * 10**9]}, ["side_seeds: 5000000000", "a number less than 4294967296"]),
+    ({"dense_seeds": [5 * 10**9]}, ["dense_seeds: 5000000000", "a number less than 4294967296"]),
     ({"trial_epochs": []}, ["trial_epochs", "at least 1"]),
     ({"trial_rates": [0.0]}, ["trial_rates: 0.0", "greater than 0"]),
     ({"full_rows": [100]}, ["full_rows", "at least 2"]),
@@ -204,6 +207,99 @@ def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
     assert told.returncode == 2
     last = told.stderr.splitlines()[-1]     # the shell complains before it
     assert last == "error: the folder in which this was started does not exist any more; cd to one that does"
+
+
+ONE_TOO_FAR = {"batch_size": 10**12, "epochs": 1e300, "max_length": 10**9, "train_rows": 10**12, "threads": 10**6,
+               "start_threads": 10**6, "clip": 1e300, "learning_rate": 1e300, "weight_decay": 1e300, "experts": 10**6,
+               "width": 1e9, "capacity_eval": 1e300, "balance": 1e300, "sweep_rates": [1e300], "sweep_experts": [10**6],
+               "blocks": 10**12, "sweep_blocks": [10**12], "sizes": [10**12], "trial_epochs": [1e300]}
+
+
+@pytest.mark.parametrize("key", ONE_TOO_FAR)
+def test_a_number_far_beyond_sense_is_refused_at_once(key):
+    with pytest.raises(UserError, match=f"{key}: .* is too large; write a number less than or equal to [15]"):
+        params.load("exbert", "quick", {key: ONE_TOO_FAR[key]})
+
+
+def test_too_small_an_expert_is_refused():
+    with pytest.raises(UserError, match="width: 1e-09 is too small; write a number greater than or equal to 0.05"):
+        params.load("exbert", "quick", {"width": 1e-9})
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"curve_seeds": [2**32]}, "curve_seeds: 4294967296 is too large; write a number less than"),
+    ({"gate_layers": 10**6}, "gate_layers: 1000000 is too large; write a number less than"),
+    ({"clusters": 10**9}, "clusters: 1000000000 is too large; write a number less than"),
+    ({"longer": [10**12]}, "longer: 1000000000000 is too large; write a number less than"),
+    ({"epochs": 1e-9}, "epochs: 1e-09 ends before the first of 2 looks an epoch; write at least 0.5, or looks=1"),
+    ({"trial_epochs": [3.0, 0.1]}, "trial_epochs: 0.1 ends before the first of 2 looks")])
+def test_bounds_of_the_other_report(changes, words):
+    with pytest.raises(UserError, match=words):
+        params.load("moe", "quick", changes)
+
+
+@pytest.mark.parametrize("text, says", [
+    ("nan", "nan is no finite number; write a number that is finite"),
+    (".nan", "nan is no finite number"),
+    ("inf", "inf is no finite number"),
+    ("-inf", "-inf is no finite number"),
+    ("-.inf", "-inf is no finite number"),
+    ("1e400", "1e400 is no finite number"),
+    ("1" + "0" * 400, "1000000000000.* is no finite number"),
+    ("1e-4", "'1e-4' is read as text, not as a number; write 0.0001 .YAML wants a point"),
+    ("1e-7", "'1e-7' is read as text, .*write 1.0e-07 .YAML wants"),
+    ("1,5", "'1,5' has a comma; write a number, decimals behind a point and nothing between thousands"),
+    ("1,000", "'1,000' has a comma"),
+    ('"3"', "'3' is text, not a number; write 3.0, without quotes"),
+    ("true", "true is no number; write a number"),
+    ("no", "false is no number"),
+    ("null", "there is no value; write a number"),
+    ("abc", "'abc' is no number; write a number"),
+    ("2022-01-01", ".*2022, 1, 1.* is no number"),
+])
+def test_what_is_no_number_is_told_as_it_is(text, says):
+    for key, value in (("epochs", text), ("trial_rates", f"[{text}]")):
+        if "," in text and value != text:
+            value = f"['{text}']"        # else it would be two numbers
+        with pytest.raises(UserError, match=f"^PARAMS .-p.: {key}: {says}") as e:
+            given("exbert", f"{key}={value}")
+        assert len(str(e.value)) < 160
+
+
+@pytest.mark.parametrize("text, says", [
+    ("nan", "nan is no finite number; write a whole number that is finite"),
+    (".inf", "inf is no finite number"),
+    ("1e3", "'1e3' is read as text, not as a number; write 1000 .YAML"),
+    ('"3"', "'3' is text, not a number; write 3, without quotes"),
+    ("2.0", "2.0 has a point and a whole number is wanted; write 2$"),
+    ("1.5", "1.5 is not whole; write a whole number$"),
+    ("true", "true is no number; write a whole number"),
+    ("null", "there is no value; write a whole number"),
+])
+def test_what_is_no_whole_number_is_told_as_it_is(text, says):
+    for key, value in (("batch_size", text), ("seeds", f"[{text}]")):
+        with pytest.raises(UserError, match=f"^PARAMS .-p.: {key}: {says}"):
+            given("exbert", f"{key}={value}")
+
+
+def test_numbers_as_people_write_them():
+    p = given("exbert", "epochs=1_0", "learning_rate=.001", "trial_rates=[1.0e-4,0.0002]")
+    assert (p.epochs, p.learning_rate, p.trial_rates) == (10.0, 0.001, [1e-4, 2e-4])
+
+
+@pytest.mark.parametrize("text, says", [
+    ("seeds=null", "seeds has no value; write a list, seeds="),
+    ("epochs=2022-13-45", "-p epochs=2022-13-45: not a value of YAML .month must be"),
+    ("epochs=" + "9" * 5000, "-p epochs=9999.*: not a value of YAML .Exceeds the limit")])
+def test_values_that_yaml_itself_stumbles_over(text, says):
+    with pytest.raises(UserError, match=says) as e:
+        given("exbert", text)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 500
+
+
+def given(report: str, *texts: str):
+    """Parameters of profile quick, changed by the texts of a command line."""
+    return params.from_args(argparse.Namespace(report=report, profile="quick", size=None, data=None, p=list(texts)))
 
 
 def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):

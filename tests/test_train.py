@@ -492,6 +492,22 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
     assert "token_type_ids" in encoders.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)([dict(windows[0])])
 
 
+@pytest.mark.parametrize("changes, words", [
+    ({"batch_size": 10_000}, "GB of memory, most of it for a batch of 10000 windows, and .*; lower batch_size or max_length"),
+    ({"experts": 1000, "width": 100.0}, "GB of memory, most of it for its weights, and .*; lower experts or width")])
+def test_what_no_memory_can_hold_is_refused_before_any_training(tiny, changes, words):
+    spec = runs.plan(tiny(experiments=["untuned"], **changes))[-1]
+    with pytest.raises(UserError, match=words):
+        study.check_memory(spec)
+    for spec in runs.plan(tiny(experiments=["untuned"])):
+        study.check_memory(spec)
+
+
+def test_the_largest_seed_trains(tiny):
+    p = tiny(seeds=[2**32 - 1])
+    assert train.train(runs.plan(p)[0], progress=lambda line: None)["metrics"]
+
+
 def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
     specs = runs.plan(tiny(seeds=[0, 1]))
     monkeypatch.setattr(study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9))

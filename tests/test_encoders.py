@@ -1,0 +1,353 @@
+"""Encoders: the architectures that are taken, files that are refused, and names that lead nowhere."""
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer, BertForPreTraining
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from qa_lib import build, corpora, encoders, features, own, params, questions, runs, sources, study
+from qa_lib.params import UserError
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """MiniLM's tokenizer with 600 word pieces of its own."""
+    large = AutoTokenizer.from_pretrained(encoders.folder("minilm"))
+    texts = [row["context"] for row in corpora.qa("encyclopaedia", 200)]
+    return large.train_new_from_iterator(texts, 600)
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tokenizer, tmp_path_factory):
+    """Makes the folder of an encoder with random weights: two blocks of width 32, 600 word pieces."""
+    def make(architecture: str = "bert", model=None, **changes) -> Path:
+        sizes = {"vocab_size": 600, "pad_token_id": tokenizer.pad_token_id,
+                 "max_position_embeddings": 160}
+        if architecture == "distilbert":
+            sizes |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+        else:
+            sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+                      "intermediate_size": 64}
+        config = CONFIG_MAPPING[architecture](**sizes | changes)
+        folder = tmp_path_factory.mktemp(architecture)
+        (model or AutoModel.from_config)(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole(small_encoder):
+    return small_encoder()
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of a small encoder's folder, to break."""
+    return Path(shutil.copytree(whole, tmp_path / "encoder"))
+
+
+def refusal(folder: Path) -> str:
+    """The one sentence with which an encoder folder is refused."""
+    with pytest.raises(UserError) as e:
+        encoders.weights(str(folder))
+        encoders.load(str(folder))
+    sentence = str(e.value)
+    assert str(folder) in sentence and "\n" not in sentence and "; " in sentence
+    return sentence
+
+
+# ---- what is taken ----
+
+@pytest.mark.parametrize("architecture", encoders.ARCHITECTURES)
+def test_every_architecture_that_is_taken_trains(architecture, small_encoder, tiny):
+    """The plain model, and the block after the encoder and inside its last block: one step each."""
+    folder = small_encoder(architecture)
+    shared = {"encoder": str(folder), "blocks": 1, "max_length": 96, "stride": 24}
+    plain = runs.plan(tiny(**shared))[0]
+    after = runs.plan(tiny(**shared, experiments=["untuned"], experts=4))[-1]
+    within = runs.plan(tiny(**shared, experiments=["untuned"], experts=4, place="feed_forward"))[-1]
+    assert after.layer.place == "after" and within.layer.place == "feed_forward"
+    for spec in (plain, after, within):
+        assert study.rate(spec) > 0
+    model, tokenizer = build.build(within)
+    ids = torch.full((2, 16), tokenizer.unk_token_id)
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), start_positions=ids[:, 0] % 16,
+          end_positions=ids[:, 1] % 16).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_small_vocabulary_goes_all_the_way(whole, tiny):
+    p = tiny(encoder=str(whole), max_length=96, stride=24)
+    frame = study.run(p, workers=1, live=False)
+    assert set(frame["trained"]) == {"now"}
+
+
+@pytest.mark.parametrize("change", [
+    pytest.param(lambda w: {f"bert.{k}": v for k, v in w.items()}, id="of a model with a head"),
+    pytest.param(lambda w: w | {"cls.predictions.bias": torch.zeros(600)}, id="a head"),
+    pytest.param(lambda w: {k: v for k, v in w.items() if "pooler" not in k}, id="no pooler"),
+    pytest.param(lambda w: w | {"embeddings.position_ids": torch.arange(160)[None]}, id="positions"),
+    pytest.param(lambda w: {k.replace("Norm.weight", "Norm.gamma"): v for k, v in w.items()}, id="old"),
+])
+def test_weights_that_are_whole_under_other_names_are_taken(copied, whole, change):
+    file = copied / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    ours, theirs = (encoders.load(str(f))[0].state_dict() for f in (copied, whole))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_a_pretrained_head_is_left_out(small_encoder):
+    model, _ = encoders.load(str(small_encoder(model=BertForPreTraining)))
+    assert not [k for k in model.state_dict() if "cls" in k or "pooler" in k]
+
+
+def test_minilm_keeps_its_identity():
+    assert encoders.weights("minilm") == sources.sha256(encoders.folder("minilm") / "model.safetensors")
+    assert encoders.weights("minilm").startswith("53aa51172d14")
+
+
+# ---- what is refused ----
+
+def lose_one(weights: dict) -> dict:
+    return {k: v for k, v in weights.items() if k != "encoder.layer.1.output.dense.bias"}
+
+
+def spoil_one(weights: dict) -> dict:
+    return weights | {"embeddings.LayerNorm.bias": torch.full((32,), torch.nan)}
+
+
+def prefix_all(prefix: str, weights: dict) -> dict:
+    return {prefix + k: v for k, v in weights.items()}
+
+
+@pytest.mark.parametrize("change, words", [
+    *[(partial(prefix_all, prefix), f"lacks 37 of 37 weights, .* called {prefix}.*inside the wrapper")
+      for prefix in ("_orig_mod.", "module.", "model.", "encoder.", "bert.model.", "roberta.")],
+    (lose_one, "lacks 1 of 37 weights, first encoder.layer.1.output.dense.bias; save encoder and"),
+    (spoil_one, "embeddings.LayerNorm.bias in model.safetensors holds values that are no finite"),
+])
+def test_weights_that_would_be_random_are_refused(copied, change, words):
+    file = copied / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=words):
+        encoders.load(str(copied))
+    refusal(copied)
+
+
+@pytest.mark.parametrize("file, text, words", [
+    ("model.safetensors", LFS, "model.safetensors is a pointer of Git LFS .* git lfs pull"),
+    ("tokenizer.json", LFS, "tokenizer.json is a pointer of Git LFS"),
+    ("model.safetensors", b"", "model.safetensors is empty; copy it anew"),
+    ("model.safetensors", b"PK\x03\x04" + bytes(99), "model.safetensors is cut short or of another"),
+    ("config.json", b"{", "config.json is not JSON"),
+    ("config.json", b"[1]", "config.json has no model_type; name it there, one of bert, "),
+    ("config.json", b"\xff\xfe", "config.json is not JSON"),
+    ("tokenizer.json", b"{}", "its tokenizer.json or tokenizer_config.json cannot be read"),
+    ("tokenizer.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
+    ("tokenizer_config.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
+])
+def test_a_broken_file_is_refused(copied, file, text, words):
+    (copied / file).write_bytes(text)
+    assert re.search(words, refusal(copied))
+
+
+def test_a_file_that_is_cut_short_is_refused(copied):
+    file = copied / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert "model.safetensors is cut short" in refusal(copied)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"vocab_size": 700}, "has the shape (600, 32) in model.safetensors, and (700, 32) by config"),
+    ({"hidden_size": 64}, "(32,) in model.safetensors, and (64,) by config.json"),
+    ({"num_hidden_layers": 1}, "has weights that config.json does not know, first encoder.layer.1."),
+    ({"num_hidden_layers": 3}, "lacks 16 of 53 weights, first encoder.layer.2."),
+    ({"num_hidden_layers": "two"}, "config.json and model.safetensors cannot be read"),
+    ({"num_attention_heads": 3}, "config.json and model.safetensors cannot be read"),
+    ({"hidden_act": "none such"}, "config.json and model.safetensors cannot be read (KeyError"),
+    ({"model_type": None}, "config.json has no model_type; name it there, one of bert, camembert, "),
+    ({"model_type": "gpt2"}, "of the architecture 'gpt2', which is not taken; take one of bert, "),
+    ({"model_type": "t5"}, "of the architecture 't5', which is not taken"),
+    ({"model_type": "llama"}, "of the architecture 'llama', which is not taken"),
+    ({"model_type": "deberta-v2"}, "of the architecture 'deberta-v2', which is not taken"),
+    ({"model_type": "own", "auto_map": {"AutoModel": "a.B"}}, "of the architecture 'own'"),
+    ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
+])
+def test_a_config_of_another_encoder_is_refused(copied, changes, words):
+    config = json.loads((copied / "config.json").read_text()) | changes
+    (copied / "config.json").write_text(json.dumps(config))
+    assert words in refusal(copied)
+
+
+def test_no_code_of_a_folder_runs(copied):
+    """Neither is asked for it: the architecture is known, and its own code is the library's."""
+    (copied / "evil.py").write_text("raise SystemExit('ran')")
+    config = json.loads((copied / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (copied / "config.json").write_text(json.dumps(config))
+    assert type(encoders.load(str(copied))[0]).__module__.startswith("transformers.")
+
+
+@pytest.mark.parametrize("beside, words", [
+    ("model.safetensors.index.json", "has its weights in several files .* save it in one"),
+    ("adapter_config.json", "holds an adapter and no encoder"),
+    ("pytorch_model.bin", "has no model.safetensors, and weights as pytorch_model.bin are not read"),
+    ("notes.txt", "has no model.safetensors; save the encoder there with save_pretrained"),
+])
+def test_weights_in_another_form_are_refused(copied, beside, words):
+    (copied / "model.safetensors").rename(copied / beside)
+    with pytest.raises(UserError, match=words):
+        encoders.weights(str(copied))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(copied, file):
+    (copied / file).unlink()
+    assert f"has no {file}; save the encoder" in refusal(copied)
+
+
+# ---- tokenizers ----
+
+def test_a_tokenizer_with_more_pieces_than_the_encoder_is_refused(copied, small_encoder, tokenizer):
+    AutoTokenizer.from_pretrained(encoders.folder("minilm")).save_pretrained(copied)
+    assert "its tokenizer has 30522 word pieces and the encoder embeds 600; " in refusal(copied)
+    larger = small_encoder(vocab_size=640)          # rows beyond the tokenizer's pieces are common
+    assert len(encoders.load(str(larger))[1]) == 600
+
+
+@pytest.mark.parametrize("token", ["pad_token", "cls_token", "sep_token"])
+def test_a_tokenizer_without_a_special_token_is_refused(copied, token):
+    change_tokenizer(copied, drop=token, padding=None)
+    assert f"its tokenizer has no {token}; name one in tokenizer_config.json" in refusal(copied)
+
+
+def test_a_tokenizer_that_adds_no_special_tokens_is_refused(copied):
+    change_tokenizer(copied, post_processor=None)
+    assert "its tokenizer does not put [CLS] before a question and [SEP] behind it" in refusal(copied)
+
+
+def test_padding_counts_as_the_encoder_counts_it(small_encoder):
+    other = small_encoder("roberta", pad_token_id=1)
+    assert "pads with token 0 and the encoder with 1 (pad_token_id in config.json)" in refusal(other)
+
+
+def change_tokenizer(folder: Path, drop: str = "", **changes):
+    """Rewrite parts of tokenizer.json, and read it as it is written, whatever the architecture."""
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(rules | changes))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop(drop, None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+# ---- lengths ----
+
+def test_few_positions_are_told_before_training(small_encoder, tiny):
+    few = {"encoder": str(small_encoder(max_position_embeddings=60))}
+    with pytest.raises(UserError, match="reads 60 tokens, and windows of 64 are asked for; lower it"):
+        study.run(tiny(**few, max_length=64, stride=16), live=False)
+    with pytest.raises(UserError, match="windows of 60 are padded to a multiple of 8; lower it to 56"):
+        study.run(tiny(**few, max_length=60, stride=16), live=False)
+    spec = runs.plan(tiny(**few, max_length=56, stride=16))[0]
+    assert study.rate(spec) > 0
+    long = [" ".join(["when"] * 99)]
+    assert questions.states(few["encoder"], long).shape == (1, 32)
+
+
+def test_an_encoder_that_is_refused_trains_nothing(copied, tiny, monkeypatch, tmp_path):
+    file = copied / "model.safetensors"
+    save_file(prefix_all("module.", load_file(file)), file, metadata={"format": "pt"})
+    monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("it trains"))
+    with pytest.raises(UserError, match="lacks 37 of 37 weights"):
+        study.run(tiny(encoder=str(copied)), live=False)
+    pair = f"{tmp_path}/a.jsonl:{tmp_path}/b.jsonl"
+    monkeypatch.setattr("sys.argv", ["own", "mine", pair, pair, "-p", f"encoder={copied}"])
+    with pytest.raises(UserError, match="lacks 37 of 37 weights"):
+        own.main()
+
+
+def test_long_questions_leave_room_for_context_beside_four_special_tokens(tokenizer, tmp_path):
+    """RoBERTa's pairs have one special token more than BERT's."""
+    folder = Path(tokenizer.save_pretrained(tmp_path / "pairs")[0]).parent
+    change_tokenizer(folder, post_processor=ROBERTA_PAIRS)
+    pairs = AutoTokenizer.from_pretrained(folder)
+    assert pairs.num_special_tokens_to_add(pair=True) == 4
+    rows = [row | {"question": " ".join([row["question"]] * 12)} for row in corpora.qa("news", 4)]
+    for length, stride in ((32, 15), (64, 31), (100, 49), (132, 64)):
+        assert len(features.windows(rows, pairs, length, stride, tmp_path / "cache")) > len(rows)
+
+
+ROBERTA_PAIRS = {"type": "RobertaProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2],
+                 "trim_offsets": True, "add_prefix_space": False}
+
+
+# ---- names ----
+
+@pytest.mark.parametrize("name, words", [
+    ("models/minlm", "encoder models/minlm: there is no such folder, seen from .*/, nor .*; "
+                     "did you mean models/minilm.$"),
+    ("model/minilm", "did you mean models/minilm.$"),
+    ("minlm", "did you mean minilm.$"),
+    ("./models/minlm", "folder ./models/minlm does not exist, .*; did you mean models/minilm.$"),
+    ("models/minlm/", "encoder folder models/minlm/ does not exist"),
+    ("a/b/c", "folder a/b/c does not exist, .*; name a folder, a hub id or 'minilm'"),
+    ("~nobody-of-this-name/x", "folder ~nobody-of-this-name/x does not exist"),
+    ("models/minilm/config.json", "is a file; name the folder .*, encoder=models/minilm"),
+    ("some/encoder", "name an encoder's folder or minilm, which need no network .* "
+                     "or give the same command once with network"),
+])
+def test_a_name_that_leads_nowhere_says_what_would(whole, tmp_path, monkeypatch, name, words):
+    shutil.copytree(whole, tmp_path / "models" / "minilm")
+    (tmp_path / "models" / "minilm-notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    pair = "a.jsonl:b.jsonl"
+    monkeypatch.setattr("sys.argv", ["own", "mine", pair, pair, "-p", f"encoder={name}"])
+    with pytest.raises(UserError, match=words) as e:
+        own.main()
+    sentence = str(e.value)
+    assert not any(x in sentence for x in ("\n", "make data", "PROFILE", "DATA="))
+
+
+def test_a_name_that_the_hub_does_not_know_gets_no_advice_about_the_network():
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    unknown = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+    sentence = str(sources.offline("model", "some/encoder", unknown))
+    assert "it has no public repository of that name" in sentence and "with network" not in sentence
+    sentence = str(sources.offline("dataset", "some/data", unknown))
+    assert "mend its name in params/datasets.yaml" in sentence and "with network" not in sentence
+
+
+def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, monkeypatch):
+    """From the hub's cache on disk, at the pinned revision."""
+    pinned = "0" * 40
+    snapshot = tmp_path / "hub" / "models--some--encoder" / "snapshots" / pinned
+    shutil.copytree(whole, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(sources, "PINS", tmp_path / "pins.yaml")
+    (tmp_path / "pins.yaml").write_text(f"some/encoder: '{pinned}'\n")
+    ours, theirs = (encoders.load(x)[0].state_dict() for x in ("some/encoder", str(whole)))
+    assert encoders.weights("some/encoder") == pinned
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    encoders.read_encoder.cache_clear()
+    (snapshot / "model.safetensors").write_bytes(LFS)
+    with pytest.raises(UserError, match="some/encoder, at the hub's revision 000000000000,.* Git LFS"):
+        encoders.load("some/encoder")
+
+
+def test_parameters_of_a_plan_load_no_weights(tiny, copied):
+    """A page is drawn from records where the encoder's weights need not be read."""
+    (copied / "model.safetensors").write_bytes(b"of the same name")
+    assert runs.plan(tiny(encoder=str(copied))) and params.load("exbert", "quick")
