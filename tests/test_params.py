@@ -60,7 +60,8 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("seeds=[0", "-p seeds=.0: not a value of YAML"), ("seeds=", "-p seeds=: write -p key=value"), ("1]", "a list without spaces")])
+    ("seeds=[0", "-p seeds=.0: not a value of YAML"), ("seeds=", "-p seeds=: write -p key=value"), ("1]", "a list without spaces"),
+    ("=[0]", "-p =.0.: write -p key=value"), ("start=2026-13-45", "-p start=2026-13-45: not a value of YAML")])
 def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as e:
         params.from_args(argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text]))
@@ -190,6 +191,23 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
     (tmp_path / "a.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="a.yaml holds no mapping; write a line key: value"):
         params.read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"\xff", "own.yaml is not valid YAML: 'utf-8' codec"),
+    (b"a: {train: 2026-13-45}", "own.yaml is not valid YAML: month must be in 1..12"),
+    (b"1: {}", "own.yaml: the key 1 is not text"),
+    (b"a: 1", "own.yaml: a holds no mapping; make own NAME=own"),
+    (None, "own.yaml cannot be read .Is a directory.; name a YAML file")])
+def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, content, says):
+    file = tmp_path / "own.yaml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=says) as e:
+        params.datasets("own", str(file))
+    assert "\n" not in str(e.value)
 
 
 def test_an_argument_that_is_wrong_is_one_sentence():
