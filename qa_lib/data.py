@@ -200,7 +200,7 @@ def main() -> int:
     verbs.add_parser("pin")
     args = parser.parse_args()
     if args.verb == "check":
-        return check(args.data)
+        return check(str(params.find_data(args.data)))
     for repo in {s.split(":")[0] for d in params.datasets("hub").values() for s in d.train + d.test}:
         revision(repo)
     for slug in params.REPORTS:

@@ -135,10 +135,15 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         value = yaml.safe_load(text) or {}
     except FileNotFoundError:
         raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
-    except (yaml.YAMLError, ValueError) as e:   # a ValueError of a date or number that is none
+    except OSError as e:
+        raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
+    except (yaml.YAMLError, ValueError) as e:    # of bytes that are no text, and of a date that is none
         raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
+    for key in value:
+        if not isinstance(key, str):
+            raise UserError(f"{shown}: the key {show_value(key)} is not text; write it in quotes, or leave it out")
     return value, {k.value: k.start_mark.line + 1 for k, _ in (node.value if node else [])}
 
 
@@ -306,8 +311,13 @@ def datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     if source == "own":
         if not Path(file).exists():
             raise UserError(f"{file} does not exist; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes it")
-        return {name: validate(Dataset, fields, {k: f"{file}: {name}: " for k in fields})
-                for name, fields in read_yaml(Path(file))[0].items()}
+        known = {}
+        for name, fields in read_yaml(Path(file))[0].items():
+            if not isinstance(fields, dict):
+                raise UserError(f"{file}: {name} holds no mapping; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes "
+                                "the file")
+            known[name] = validate(Dataset, fields, {k: f"{file}: {name}: " for k in fields})
+        return known
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
     return {name: validate(Dataset, fields, {k: f"{place}{name}: " for k in fields})
@@ -387,7 +397,8 @@ def find_data(text: str) -> Path:
 
 def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """The parameters that a parsed command line asks for; `size` is used where it names none."""
-    if bad := [item for item in args.p if not item.partition("=")[2]]:
+    bad = [item for item in args.p if not all(item.partition("="))]
+    if bad:
         raise UserError(f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]; what has to "
                         "hold a blank stands in quotes: PARAMS='\"key=a b\"'")
     try:

@@ -301,17 +301,23 @@ def compare(p):
             print(f"{ours['run']}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}{on}")
 
 
+def count_workers(text: str) -> int:
+    """The number that WORKERS= or --workers gives."""
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"WORKERS={text}: at least one run is trained at once; write a whole number of 1 or more, or leave it away "
+                        "for as many as the cores take")
+    return int(text)
+
+
 def main() -> int:
     parser = params.command_line(__doc__)
     params.add_arguments(parser)
-    parser.add_argument("--workers", type=int, help="runs trained at once; by default what fills the cores")
+    parser.add_argument("--workers", type=count_workers, help="runs trained at once; by default what fills the cores")
     parser.add_argument("--fresh", action="store_true", help="ignore committed records, retrain, compare")
     parser.add_argument("--yes", action="store_true", help=f"start even what takes more than {HOURS} hours")
     parser.add_argument("--dry-run", action="store_true", help="estimate only")
     parser.add_argument("--fetch", action="store_true", help="fetch and verify data and encoder only")
     args = parser.parse_args()
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"WORKERS={args.workers}: at least one run is trained at once; leave it away for as many as the cores take")
     p = params.from_args(args, size="full" if torch.cuda.is_available() else "small")
     if args.fetch:
         fetch(p)

@@ -30,7 +30,7 @@ def test_every_yaml_validates(profile):
     ({"seeds": 5}, ["seeds: 5 is one value", "write seeds=[5]"]),
     ({"seeds": "1,2"}, ["seeds: '1,2' is one value", "write seeds=[1,2]"]),
     ({"seeds": "abc"}, ["seeds: a list is wanted, as seeds=[…], and 'abc' is not a whole number"]),
-    ({"seeds": None}, ["seeds: a list is wanted, as seeds=[…], and null is not a whole number"]),
+    ({"seeds": None}, ["seeds has no value", "seeds=[…]"]),
     ({"full_rows": 5}, ["full_rows: a list is wanted, as full_rows=[…], and [5] has too few values; write at least 2"]),
     ({"domains": ["a", "b", "c"]}, ["domains: ['a', 'b', 'c'] has too many values; write at most 2"]),
     ({"domains": [1, 2]}, ['domains: 1 is not read as text; write "1", its quotes included']),
@@ -97,7 +97,8 @@ def test_every_column_of_the_ledger_is_a_taken_name():
 
 
 @pytest.mark.parametrize("text, words", [
-    ("seeds=[0", "-p seeds=.0: not a value of YAML"), ("seeds=", "-p seeds=: write -p key=value"), ("1]", "a list without spaces")])
+    ("seeds=[0", "-p seeds=.0: not a value of YAML"), ("seeds=", "-p seeds=: write -p key=value"), ("1]", "a list without spaces"),
+    ("=[0]", "-p =.0.: write -p key=value"), ("start=2026-13-45", "-p start=2026-13-45: not a value of YAML")])
 def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as e:
         params.from_args(argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text]))
@@ -320,6 +321,23 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
     (tmp_path / "a.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="a.yaml holds no mapping; write a line key: value"):
         params.read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"\xff", "own.yaml is not valid YAML: 'utf-8' codec"),
+    (b"a: {train: 2026-13-45}", "own.yaml is not valid YAML: month must be in 1..12"),
+    (b"1: {}", "own.yaml: the key 1 is not text"),
+    (b"a: 1", "own.yaml: a holds no mapping; make own NAME=own"),
+    (None, "own.yaml cannot be read .Is a directory.; name a YAML file")])
+def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, content, says):
+    file = tmp_path / "own.yaml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=says) as e:
+        params.datasets("own", str(file))
+    assert "\n" not in str(e.value)
 
 
 def test_an_argument_that_is_wrong_is_one_sentence():
