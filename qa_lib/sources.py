@@ -363,7 +363,7 @@ def offline(kind: str, repo: str, error: Exception) -> UserError:
         if not near and not unknown:
             cure += ", or give the same command once with network, which keeps the files"
         return UserError(f"encoder {repo}: there is no such folder, seen from {Path.cwd().name}/, "
-                         f"nor can it be had from the hub ({why}); {cure}")
+                         f"and it cannot be had from the hub ({why}); {cure}")
     if unknown:
         cure = "mend its name in params/datasets.yaml"
     else:

@@ -506,7 +506,7 @@ def test_a_changed_listed_file_is_refused(own, monkeypatch):
 
 def test_the_hub_is_refused_in_one_sentence_offline():
     """First the encoder, then the data: each with the cures that apply to it."""
-    with pytest.raises(UserError, match=r"encoder distilbert-base-uncased: there is no such folder.* nor can it be had from the "
+    with pytest.raises(UserError, match=r"encoder distilbert-base-uncased: there is no such folder.* and it cannot be had from the "
                                         r"hub .*minilm, which need no network \(PARAMS=encoder=…\), or .* once with network"):
         runs.plan(params.load("exbert", "paper"))
     with pytest.raises(UserError, match=r"dataset .* cannot be had from the hub .*make data .*PROFILE=quick .*PROFILE=real DATA="):

@@ -296,7 +296,7 @@ ROBERTA_PAIRS = {"type": "RobertaProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS
 # ---- names ----
 
 @pytest.mark.parametrize("name, words", [
-    ("models/minlm", "encoder models/minlm: there is no such folder, seen from .*/, nor .*; "
+    ("models/minlm", "encoder models/minlm: there is no such folder, seen from .*/, and it .*; "
                      "did you mean models/minilm.$"),
     ("model/minilm", "did you mean models/minilm.$"),
     ("minlm", "did you mean minilm.$"),
