@@ -40,11 +40,15 @@ def folder(spec: Spec) -> Path:
     return found[0] if found else RUNS / spec.report / spec.run
 
 
+def readable_name(path: str) -> str:
+    """A file's name as text, also of a locale that reads letters beyond ASCII as single bytes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def shown(encoder: str) -> str:
     """An encoder's name in records and on pages: of a folder its own name, since its path is the machine's."""
     name = Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
-    # a locale without UTF-8 reads letters beyond its own as single bytes
-    return os.fsencode(name).decode("utf-8", "replace")
+    return readable_name(name)
 
 
 def page(P) -> Path:
@@ -294,6 +298,7 @@ def main() -> int:
     meant = [params.from_args(args, size) for size in sizes(args)]
     if meant[0].profile in ("quick", "own"):
         raise UserError("only runs on the study's real data are landed; say --profile real or paper")
+    check_writable(RECORDS, "QA_RECORDS")
     print(f"{land(args.report, [s for p in meant for s in plan(p)])} new records in records/{args.report}")
     return 0
 

@@ -280,6 +280,8 @@ def main() -> int:
     if args.fetch:
         fetch(p)
         return 0
+    if not args.dry_run:
+        runs.check_page(p)
     if p.profile == "real" and not args.size and not args.fresh and runs.committed(p.report):
         print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
         p = runs.settle(args)
