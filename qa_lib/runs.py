@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
 from qa_lib import params
 from qa_lib.files import check_writable, write
@@ -282,6 +283,20 @@ def land(report: str, specs: list[Spec]) -> int:
     committed.cache_clear()
     _landed.cache_clear()
     return len(new)
+
+
+def has_weights(spec: Spec) -> bool:
+    """Are a run's weights there, and whole? Those that a power cut has truncated are removed."""
+    file = folder(spec) / "model.safetensors"
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, framework="numpy"):     # compares the file's size with its header
+            return True
+    except SafetensorError:
+        print(f"the weights of {spec.run} are damaged and do not count", flush=True)
+        file.unlink(missing_ok=True)
+        return False
 
 
 def discard(spec: Spec, what: str):

@@ -50,7 +50,7 @@ def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
 
     def visit(spec: Spec):
         for parent in spec.parents:
-            if not (runs.folder(parent) / "model.safetensors").exists():
+            if not runs.has_weights(parent):
                 visit(parent)
         order.setdefault(spec.hash, spec)
 

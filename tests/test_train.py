@@ -462,6 +462,12 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     weights = load_file(runs.folder(parent) / "model.safetensors")
     model, _ = build.build(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    file = runs.folder(parent) / "model.safetensors"
+    content = file.read_bytes()
+    for spoilt in (content[:-1], b""):                                    # as a power cut leaves them
+        file.write_bytes(spoilt)
+        assert study.missing([parent, child]) == [parent, child] and not file.exists()
+    file.write_bytes(content)
     inside = child.model_copy(update={"layer": Layer(place="feed_forward", experts=4)})
     assert build.build(inside)[0].layer.sparse                            # new experts inside an encoder that goes on
     runs.discard(parent, "model.safetensors")
