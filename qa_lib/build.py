@@ -44,9 +44,9 @@ def trained(spec: Spec) -> encoders.SpanModel:
 
 def left(spec: Spec) -> dict[str, torch.Tensor]:
     """The weights that a run left behind. Raises UserError where they were not kept."""
-    if not (file := runs.folder(spec) / "model.safetensors").exists():
+    if not runs.has_weights(spec):
         raise UserError(f"the weights of {spec.run}, from which the run goes on, were not kept; train it first: --run {spec.run}")
-    return load_file(file)
+    return load_file(runs.folder(spec) / "model.safetensors")
 
 
 def device(spec: Spec) -> str:

@@ -32,11 +32,16 @@ def sync(path: Path):
 
 
 def write(path: Path, content: str | bytes):
-    """Write a file so that it is there whole or not at all."""
+    """Write a file so that it is there whole or not at all.
+
+    A file name that the locale could not read, and that stands in the text, is written as it is.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.{os.getpid()}")
     with half.open("wb") as f:
-        f.write(content.encode("utf-8") if isinstance(content, str) else content)
+        f.write(content)
         f.flush()
         os.fsync(f.fileno())
     half.replace(path)
@@ -96,6 +101,11 @@ def check_writable(folder: Path, variable: str):
     variable: the environment variable that names another folder. Nothing is left behind.
     """
     place = folder.absolute()
+    try:
+        str(place).encode("utf-8")
+    except UnicodeEncodeError:           # Python reads such letters as single bytes, Arrow cannot
+        raise UserError(f"{folder} has letters that this locale does not know; set LC_ALL=C.UTF-8, "
+                        f"or set {variable} to a folder without them") from None
     while not os.path.lexists(place):
         place = place.parent
     try:

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
 from qa_lib import params
 from qa_lib.files import check_writable, write
@@ -50,11 +51,15 @@ def folder(spec: Spec) -> Path:
     return found[0] if found else RUNS / spec.report / spec.run
 
 
+def readable_name(path: str) -> str:
+    """A file's name as text, also of a locale that reads letters beyond ASCII as single bytes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def shown(encoder: str) -> str:
     """An encoder's name in records and on pages: of a folder its own name, since its path is the machine's."""
     name = Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
-    # a locale without UTF-8 reads letters beyond its own as single bytes
-    return os.fsencode(name).decode("utf-8", "replace")
+    return readable_name(name)
 
 
 def page(P) -> Path:
@@ -352,6 +357,20 @@ def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
         commit(report, landed, landed_examples)
 
 
+def has_weights(spec: Spec) -> bool:
+    """Are a run's weights there, and whole? Those that a power cut has truncated are removed."""
+    file = folder(spec) / "model.safetensors"
+    if not file.exists():
+        return False
+    try:
+        with safe_open(file, framework="numpy"):     # compares the file's size with its header
+            return True
+    except SafetensorError:
+        print(f"the weights of {spec.run} are damaged and do not count", flush=True)
+        file.unlink(missing_ok=True)
+        return False
+
+
 def discard(spec: Spec, what: str):
     """Remove a run's checkpoints or weights."""
     path = folder(spec) / what
@@ -366,6 +385,7 @@ def main() -> int:
     meant = [params.from_args(args, size) for size in sizes(args)]
     if meant[0].profile in ("quick", "own"):
         raise UserError("only runs on the study's real data are landed; say --profile real or paper")
+    check_writable(RECORDS, "QA_RECORDS")
     print(f"{land(args.report, [s for p in meant for s in plan(p)])} new records in records/{args.report}")
     return 0
 

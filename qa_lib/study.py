@@ -50,7 +50,7 @@ def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
 
     def visit(spec: Spec):
         for parent in spec.parents:
-            if not (runs.folder(parent) / "model.safetensors").exists():
+            if not runs.has_weights(parent):
                 visit(parent)
         order.setdefault(spec.hash, spec)
 
@@ -322,6 +322,8 @@ def main() -> int:
     if args.fetch:
         fetch(p)
         return 0
+    if not args.dry_run:
+        runs.check_page(p)
     if p.profile == "real" and not args.size and not args.fresh and runs.committed(p.report):
         print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
         p = runs.settle(args)

@@ -75,7 +75,10 @@ def datasets(P, specs: list[Spec]) -> pd.DataFrame:
     for name in specs[0].tests:
         known, scores = params.datasets(P.source, P.data)[name], found[0][1]["metrics"][name]
         most = max((n for s in specs for d, n in zip(s.domains, s.rows, strict=True) if d == name), default=0)
-        where = {"files": ", ".join("/".join(Path(x).parts[-2:]) for x in known.train + known.test)} if P.source == "own" else {}
+        where = {}
+        if P.source == "own":
+            names = ["/".join(Path(file).parts[-2:]) for file in known.train + known.test]
+            where["files"] = runs.readable_name(", ".join(names))
         rows.append({"dataset": name, **where, "training rows, at most": most,
                      "test rows": scores["n"], "different texts": f"{scores['clusters']:,} {known.cluster}s",
                      "longer than a window": scores["overflowed"], "seen by the encoder": known.seen_by.get(P.encoder, unknown),

@@ -3,6 +3,7 @@ import ast
 import base64
 import copy
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -201,3 +202,70 @@ def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
                    new_markdown_cell("Between."), code(lack.format("order"), "fig_c"))
     page = (folder / "report.html").read_text()
     assert re.findall("size: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
+
+
+START = "P = 5\nseeds = [9]\nimport pandas; pandas.options.display.precision = 1\n"
+MATPLOTLIBRC = "font.size: 30\ntext.usetex: True\naxes.facecolor: red\nbackend: TkAgg\n"
+
+
+@pytest.fixture
+def hostile_home(tmp_path, monkeypatch):
+    """A home folder, a working folder and variables with settings that would show on a page."""
+    home = tmp_path / "home"
+    kernel = '{"argv": ["false"], "display_name": "x", "language": "python"}'
+    settings = {".ipython/profile_default/startup/00.py": START,
+                ".ipython/profile_default/ipython_kernel_config.py":
+                    "c.InlineBackend.rc = {'font.size': 30}\nc.InteractiveShellApp.exec_lines = ['x = 1']",
+                ".config/matplotlib/matplotlibrc": MATPLOTLIBRC,
+                ".jupyter/jupyter_config.py": "c.HTMLExporter.exclude_input = True",
+                ".local/share/jupyter/kernels/python3/kernel.json": kernel,
+                ".local/share/jupyter/nbconvert/templates/base/display_priority.j2": "not ours",
+                "here/matplotlibrc": MATPLOTLIBRC, "start.py": START}
+    for name, text in settings.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text, encoding="utf-8")
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("JUPYTER_PATH", str(home / ".local" / "share" / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    monkeypatch.setenv("PYTHONSTARTUP", str(home / "start.py"))
+    monkeypatch.setenv("MPLBACKEND", "TkAgg")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("PYTHONPATH", str(Path(render.__file__).parent.parent))
+    monkeypatch.chdir(home / "here")
+
+
+LABELLED = DRAW.replace("fig = plt.figure(figsize=(1, 1))", "fig, axes = plt.subplots(); axes.plot([1, 2]); axes.set_title('a')")
+NAMES = code("print(sorted(k for k in globals() if not k.startswith('_')), pandas.options.display.precision)")
+
+
+def test_the_user_s_set_up_does_not_reach_a_page(plant, request):
+    """Start-up files, configuration, kernels and templates of the home folder, and a matplotlibrc."""
+    cells = [code("import pandas"), NAMES, code(LABELLED, "fig_a")]
+    first = {f.name: f.read_bytes() for f in plant(*cells).iterdir() if f.suffix != ".ipynb"}
+    assert {"report.html", "fig_a.png", "fig_a.svg"} <= set(first)
+    request.getfixturevalue("hostile_home")
+    before = dict(os.environ)
+    again = {f.name: f.read_bytes() for f in plant(*cells).iterdir() if f.suffix != ".ipynb"}
+    assert [name for name in first if again[name] != first[name]] == [] and set(again) == set(first)
+    assert dict(os.environ) == before
+
+
+def test_a_page_needs_no_home(plant, tmp_path, monkeypatch):
+    """The home folder is a file here, in which nobody can make a folder."""
+    (tmp_path / "home").write_text("", encoding="utf-8")
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(render.__file__).parent.parent))
+    monkeypatch.chdir(tmp_path)
+    assert (plant(code(DRAW, "fig_a")) / "fig_a.png").exists() and not (tmp_path / "~").exists()
+
+
+def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "figures").write_text("a file", encoding="utf-8")
+    monkeypatch.setattr(render.runs, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(render.runs, "settle", lambda args: params.load("exbert", "quick"))
+    monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "quick"])
+    with pytest.raises(UserError, match="figures/exbert/quick cannot be written .*; mend that, or set QA_FIGURES to a folder"):
+        render.main()

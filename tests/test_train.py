@@ -15,11 +15,12 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from conftest import TINY
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
-from qa_lib import build, data, encoders, features, files, report, runs, scoring, study, train
+from qa_lib import build, data, encoders, features, files, params, report, runs, scoring, study, train
 from qa_lib.params import ROOT, UserError
 from qa_lib.settings import Layer
 
@@ -461,6 +462,12 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     weights = load_file(runs.folder(parent) / "model.safetensors")
     model, _ = build.build(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    file = runs.folder(parent) / "model.safetensors"
+    content = file.read_bytes()
+    for spoilt in (content[:-1], b""):                                    # as a power cut leaves them
+        file.write_bytes(spoilt)
+        assert study.missing([parent, child]) == [parent, child] and not file.exists()
+    file.write_bytes(content)
     inside = child.model_copy(update={"layer": Layer(place="feed_forward", experts=4)})
     assert build.build(inside)[0].layer.sparse                            # new experts inside an encoder that goes on
     runs.discard(parent, "model.safetensors")
@@ -565,6 +572,66 @@ def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small
     with pytest.raises(UserError, match="GB free and this study needs about"):
         study.run(tiny(), live=False)
     assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
+
+
+@pytest.mark.parametrize("name, variable", [("RUNS", "QA_RUNS"), ("FIGURES", "QA_FIGURES")])
+def test_a_study_stops_before_training_where_it_cannot_write(tiny, store, monkeypatch, name, variable):
+    monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("it trains"))
+    (store / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(runs, name, store / "file" / "folder")
+    with pytest.raises(UserError, match=f"cannot be written .Not a directory: .*{variable} to a folder that can") as e:
+        study.run(tiny(), live=False)
+    assert "\n" not in str(e.value)
+
+
+def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    files.check_writable(tmp_path / "a" / "b", "QA_RUNS")
+    assert not list(tmp_path.iterdir())                                  # it leaves nothing behind
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="a/b cannot be written .No space left on device: .*; mend that, or set QA_RUNS"):
+        files.check_writable(tmp_path / "a" / "b", "QA_RUNS")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "x.csv"), OSError(28, "No space left", "x.csv"),
+                                   OSError(30, "Read-only file system", "x.csv")])
+def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
+    def run():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        params.main(run)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: x.csv: ") and said.count("\n") == 1
+
+
+def test_training_needs_no_home_and_no_locale(store):
+    """HOME is a file, the locale knows ASCII alone; figures/ in the checkout stays as it is."""
+    (store / "home").write_text("", encoding="utf-8")
+    small = [x for k, v in (TINY | {"side_seeds": [0], "centre": 0.5, "control_ratios": [0.5], "train_rows": 16}).items()
+             for x in ("-p", f"{k}={json.dumps(v)}")]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "XDG_", "HF_", "LANG"))}
+    homes = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"), str(store / "home"))
+    env |= homes | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HF_HUB_OFFLINE": "1",
+                    "QA_FIGURES": str(store / "figures"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick", "--workers", "1", *small],
+                          capture_output=True, text=True, cwd=store, env=env)
+    assert done.returncode == 0 and "1/1 runs" in done.stdout, done.stderr
+    assert sorted(f.name for f in store.iterdir()) == ["figures", "home", "runs"]
+    told = subprocess.run([sys.executable, "-m", "qa_lib.train", "--help"], capture_output=True, env=env)
+    assert told.returncode == 0 and rb"build \u2192 Trainer" in told.stdout
+
+
+def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
+    """Not that of another run in this process, and not that of whoever starts it."""
+    spec = runs.plan(tiny())[0]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train.arguments(spec, 10, False).mixed_precision == "no"
+    bf16 = spec.model_copy(update={"precision": "bf16"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert train.arguments(bf16, 10, False).mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize("arguments, words", [
