@@ -2,6 +2,9 @@
 
 Reading order: README.md, "Where things are".
 """
+
 import warnings
 
-warnings.filterwarnings("ignore", message="IProgress not found")   # of tqdm, in every notebook; our progress is lines of text
+warnings.filterwarnings(
+    "ignore", message="IProgress not found"
+)  # of tqdm, in every notebook; our progress is lines of text

@@ -2,11 +2,12 @@
 
 Answers stay where their text is: offsets are carried along.
 """
+
 import random
 import re
 
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
-DROP = 0.1      # share of a question's words, at least one
+DROP = 0.1  # share of a question's words, at least one
 
 
 def copies(rows: list[dict], n: int, seed: int) -> list[dict]:
@@ -15,7 +16,16 @@ def copies(rows: list[dict], n: int, seed: int) -> list[dict]:
     for row in rows:
         for k in range(n):
             rng = random.Random(f"{seed}/{row['id']}/{k}")
-            found.append(shuffled({**row, "id": f"{row['id']}-{k + 1}", "question": reworded(row["question"], rng)}, rng))
+            found.append(
+                shuffled(
+                    {
+                        **row,
+                        "id": f"{row['id']}-{k + 1}",
+                        "question": reworded(row["question"], rng),
+                    },
+                    rng,
+                )
+            )
     return found
 
 
@@ -36,9 +46,15 @@ def shuffled(row: dict, rng: random.Random) -> dict:
     text, answers = row["context"], row["answers"]
     cuts = [0, *(m.end() for m in SENTENCE.finditer(text)), len(text)]
     gaps = [m.group() for m in SENTENCE.finditer(text)] + [""]
-    sentences = [text[a:b].removesuffix(gap) for a, b, gap in zip(cuts, cuts[1:], gaps, strict=False)]
+    sentences = [
+        text[a:b].removesuffix(gap) for a, b, gap in zip(cuts, cuts[1:], gaps, strict=False)
+    ]
     spans = [(s, s + len(t)) for t, s in zip(answers["text"], answers["answer_start"], strict=True)]
-    free = [i for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)) if not any(s < b and e > a for s, e in spans)]
+    free = [
+        i
+        for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False))
+        if not any(s < b and e > a for s, e in spans)
+    ]
     places = list(range(len(sentences)))
     for place, i in zip(free, rng.sample(free, len(free)), strict=True):
         places[place] = i
@@ -46,6 +62,9 @@ def shuffled(row: dict, rng: random.Random) -> dict:
     for i, gap in zip(places, gaps, strict=True):
         begins[i] = len(moved)
         moved += sentences[i] + gap
-    starts = [begins[i] + s - cuts[i] for s in answers["answer_start"]
-              for i in [max(i for i in range(len(sentences)) if cuts[i] <= s)]]
+    starts = [
+        begins[i] + s - cuts[i]
+        for s in answers["answer_start"]
+        for i in [max(i for i in range(len(sentences)) if cuts[i] <= s)]
+    ]
     return {**row, "context": moved, "answers": {**answers, "answer_start": starts}}

@@ -1,4 +1,5 @@
 """A run's model before training: encoder, head and layer by its seed; or a mixture of what its parents say."""
+
 from functools import partial
 
 import numpy as np
@@ -19,17 +20,28 @@ def build(spec: Spec):
     encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
     most = encoders.positions(encoder)
     if spec.max_length > most:
-        raise UserError(f"max_length: the encoder reads {most} tokens, and windows of {spec.max_length} are asked for; lower it")
-    if -(-spec.max_length // 8) * 8 > most:     # features.Collate
-        raise UserError(f"max_length: the encoder reads {most} tokens, and windows of "
-                        f"{spec.max_length} are padded to a multiple of 8; lower it to "
-                        f"{most // 8 * 8}")
-    model = exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense) if spec.layer else \
-        encoders.SpanModel(encoder, spec.head_dropout)
+        raise UserError(
+            f"max_length: the encoder reads {most} tokens, and windows of {spec.max_length} are asked for; lower it"
+        )
+    if -(-spec.max_length // 8) * 8 > most:  # features.Collate
+        raise UserError(
+            f"max_length: the encoder reads {most} tokens, and windows of "
+            f"{spec.max_length} are padded to a multiple of 8; lower it to "
+            f"{most // 8 * 8}"
+        )
+    model = (
+        exbert.ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense)
+        if spec.layer
+        else encoders.SpanModel(encoder, spec.head_dropout)
+    )
     for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
         found = model.load_state_dict(left(parent), strict=False)
-        if lacks := [k for k in found.missing_keys if not k.startswith("block.") and ".experts." not in k]:
-            raise UserError(f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks")
+        if lacks := [
+            k for k in found.missing_keys if not k.startswith("block.") and ".experts." not in k
+        ]:
+            raise UserError(
+                f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks"
+            )
     if spec.reinit:
         encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
     return model, tokenizer
@@ -45,7 +57,9 @@ def trained(spec: Spec) -> encoders.SpanModel:
 def left(spec: Spec) -> dict[str, torch.Tensor]:
     """The weights that a run left behind. Raises UserError where they were not kept."""
     if not runs.has_weights(spec):
-        raise UserError(f"the weights of {spec.run}, from which the run goes on, were not kept; train it first: --run {spec.run}")
+        raise UserError(
+            f"the weights of {spec.run}, from which the run goes on, were not kept; train it first: --run {spec.run}"
+        )
     return load_file(runs.folder(spec) / "model.safetensors")
 
 
@@ -63,15 +77,22 @@ def mixture(spec: Spec):
         return encoders.SpanModel(encoder).to(device(spec))
 
     def prepare(windows, rows: list[dict], best: int = 0) -> moe.Frozen:
-        said = [frozen.outputs(e.hash, windows, tokenizer, partial(trained, e), spec.precision) for e in experts]
+        said = [
+            frozen.outputs(e.hash, windows, tokenizer, partial(trained, e), spec.precision)
+            for e in experts
+        ]
         names = [rows[i]["domain"] for i in windows["row"]]
         if p.input == "dataset":
             x = np.array([[name == d for d in spec.domains] for name in names], np.float32)
         elif p.input == "experts":
             x = np.mean([o.mean for o in said], axis=0, dtype=np.float32)
         else:
-            x = getattr(frozen.outputs(spec.weights, windows, tokenizer, plain, spec.precision), p.input)
-        return moe.Frozen(windows, [o.start for o in said], [o.end for o in said], x, fixed(names, best))
+            x = getattr(
+                frozen.outputs(spec.weights, windows, tokenizer, plain, spec.precision), p.input
+            )
+        return moe.Frozen(
+            windows, [o.start for o in said], [o.end for o in said], x, fixed(names, best)
+        )
 
     def fixed(names: list[str], best: int) -> np.ndarray:
         """The weights of a rule, (W, E)."""
@@ -81,13 +102,15 @@ def mixture(spec: Spec):
             return np.tile(np.eye(len(experts), dtype=np.float32)[best], (len(names), 1))
         return np.full((len(names), len(experts)), 1 / len(experts), np.float32)
 
-    if p.rule == "best":                          # the one with the highest EM on the validation rows of all
+    if p.rule == "best":  # the one with the highest EM on the validation rows of all
         alone = [moe.Mixture(None, p.mixed, partial(prepare, best=k)) for k in range(len(experts))]
         validation = data.mixture(spec)[1]
         ems = [scoring.score(m, tokenizer, spec, validation)[1]["exact_match"] for m in alone]
         return alone[int(np.argmax(ems))], tokenizer
     gate = moe.MLP(dim, len(experts), p) if p.rule == "learned" else None
-    if p.input == "dataset" and gate:             # few examples must move it: from equal weights, not from random ones
+    if (
+        p.input == "dataset" and gate
+    ):  # few examples must move it: from equal weights, not from random ones
         torch.nn.init.zeros_(gate[0].weight)
         torch.nn.init.zeros_(gate[0].bias)
     return moe.Mixture(gate, p.mixed, prepare), tokenizer
@@ -99,6 +122,8 @@ def size(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
     own, beside = sum(p.numel() for p in model.parameters()), []
     if spec.gate:
         beside = [build(e.model_copy(update={"parents": []}))[0] for e in spec.parents]
-        beside += [encoders.load(spec.encoder)[0]] * (spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls"))
+        beside += [encoders.load(spec.encoder)[0]] * (
+            spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls")
+        )
     others = sum(p.numel() for m in beside for p in m.parameters())
     return own + others, (model.active_parameters() if spec.layer else own) + others

@@ -1,11 +1,12 @@
 r"""What a report says (params/claims/<slug>.yaml), and the rules by which it counts as reproduced.
 
-    claims(slug)            the report's statements, each with the contrast of runs that tests it
-    controlled(claim)       the same statement against the control that could refute it
-    interval, p_value       of a contrast, from (d, s², ν, v, n, K): qa_lib/stats.py estimates them from runs
-    rules, verdict          what they say of a claim
-    changed(slug)           files that are not as they were frozen for the report
+claims(slug)            the report's statements, each with the contrast of runs that tests it
+controlled(claim)       the same statement against the control that could refute it
+interval, p_value       of a contrast, from (d, s², ν, v, n, K): qa_lib/stats.py estimates them from runs
+rules, verdict          what they say of a claim
+changed(slug)           files that are not as they were frozen for the report
 """
+
 import hashlib
 from itertools import product
 from typing import Any, Literal
@@ -18,7 +19,11 @@ from scipy.stats import t
 from qa_lib import params
 from qa_lib.params import ROOT, Strict, UserError
 
-ALPHA, ENOUGH, MOST = 0.05, 3, 1000   # level; seeds below which nothing is reproduced; seeds that nobody will run
+ALPHA, ENOUGH, MOST = (
+    0.05,
+    3,
+    1000,
+)  # level; seeds below which nothing is reproduced; seeds that nobody will run
 SMALLER = "reproduced in direction, smaller"
 
 
@@ -28,15 +33,18 @@ class Contrast(Strict):
     A column has one value, or a list: the mean over it, or one part of the claim for each of its values where `each`
     names the column (lists on both sides go in step). Sets are named by position: first, second (domain), validation.
     """
+
     ours: dict[str, Any]
-    against: dict[str, Any] | None        # null: ours is a value, compared with `target`
-    beyond: dict[Literal["ours", "against"], dict[str, Any]] | None = None   # the difference in these cells is subtracted
-    both: dict[str, Any] = {}             # columns of both sides
-    set: str | list[str] | None = None    # null: each side names its own
+    against: dict[str, Any] | None  # null: ours is a value, compared with `target`
+    beyond: dict[Literal["ours", "against"], dict[str, Any]] | None = (
+        None  # the difference in these cells is subtracted
+    )
+    both: dict[str, Any] = {}  # columns of both sides
+    set: str | list[str] | None = None  # null: each side names its own
     metric: str | list[str]
     each: list[str] = []
-    scale: Literal["difference", "relative"] = "difference"   # relative: percent of `against`
-    direction: Literal["higher", "lower"] = "higher"          # where the claim puts ours
+    scale: Literal["difference", "relative"] = "difference"  # relative: percent of `against`
+    direction: Literal["higher", "lower"] = "higher"  # where the claim puts ours
     target: float = 0.0
 
     @model_validator(mode="after")
@@ -46,7 +54,9 @@ class Contrast(Strict):
         for side in self.sides():
             if "set" not in side or any(c not in side for c in self.each):
                 raise ValueError("each: every side needs a set and the columns of each")
-        if any(len({len(s[c]) for s in self.sides() if isinstance(s[c], list)}) != 1 for c in self.each):
+        if any(
+            len({len(s[c]) for s in self.sides() if isinstance(s[c], list)}) != 1 for c in self.each
+        ):
             raise ValueError("each: its columns need lists, of one length on all sides")
         return self
 
@@ -55,7 +65,11 @@ class Contrast(Strict):
         common = ({"set": self.set} if self.set else {}) | {"metric": self.metric} | self.both
         sides = [common | s for s in (self.ours, self.against) if s is not None]
         changed = self.beyond or {}
-        return sides + [s | changed.get(k, {}) for s, k in zip(sides, ("ours", "against"), strict=False) if self.beyond]
+        return sides + [
+            s | changed.get(k, {})
+            for s, k in zip(sides, ("ours", "against"), strict=False)
+            if self.beyond
+        ]
 
     def parts(self) -> list[tuple[str, list[dict]]]:
         """(label, sides) of each part; one part, without a label, where `each` is empty."""
@@ -63,28 +77,41 @@ class Contrast(Strict):
         lists = {c: next(s[c] for s in sides if isinstance(s[c], list)) for c in self.each}
         for index in product(*(range(len(x)) for x in lists.values())):
             at = dict(zip(lists, index, strict=True))
-            found.append((", ".join(f"{c} {lists[c][i]}" for c, i in at.items()),
-                          [{k: v[at[k]] if k in at and isinstance(v, list) else v for k, v in s.items()} for s in sides]))
+            found.append(
+                (
+                    ", ".join(f"{c} {lists[c][i]}" for c, i in at.items()),
+                    [
+                        {
+                            k: v[at[k]] if k in at and isinstance(v, list) else v
+                            for k, v in s.items()
+                        }
+                        for s in sides
+                    ],
+                )
+            )
         return found
 
 
 class Claim(Strict):
     """One statement of a report and how it is tested."""
+
     id: str
-    where: str                            # section, figure or table
-    says: str                             # in our words
-    printed: float | list[float] | None   # a number, or [low, high]
-    unit: str                             # EM, percent relative, loss, epochs, tokens …
+    where: str  # section, figure or table
+    says: str  # in our words
+    printed: float | list[float] | None  # a number, or [low, high]
+    unit: str  # EM, percent relative, loss, epochs, tokens …
     kind: Literal["superiority", "magnitude", "equivalence"]
-    delta: float | None = Field(None, gt=0)   # the effect that superiority is judged by; null: as printed, else 1 EM
-    margin: float = Field(2.0, gt=0)      # equivalence: how far apart still counts as equal
-    contrast: Contrast | None             # null: no run could test it
+    delta: float | None = Field(
+        None, gt=0
+    )  # the effect that superiority is judged by; null: as printed, else 1 EM
+    margin: float = Field(2.0, gt=0)  # equivalence: how far apart still counts as equal
+    contrast: Contrast | None  # null: no run could test it
     primary: bool = False
     profiles: list[Literal["real", "paper"]]
     untestable: dict[Literal["quick", "real", "paper"], str] = {}
     confound: str = ""
-    control: str | None = None            # the variant that could refute it
-    contradicts: list[str] = []           # claims of the same report that cannot hold beside it
+    control: str | None = None  # the variant that could refute it
+    contradicts: list[str] = []  # claims of the same report that cannot hold beside it
 
     @model_validator(mode="after")
     def _whole(self):
@@ -96,9 +123,13 @@ class Claim(Strict):
             raise ValueError("printed: a number, or [low, high]")
         low, high = self.range
         if (self.kind == "magnitude" and self.printed is None) or not 0 <= low <= high:
-            raise ValueError("printed: a magnitude needs a number or [low, high], in the direction of the claim")
+            raise ValueError(
+                "printed: a magnitude needs a number or [low, high], in the direction of the claim"
+            )
         if self.kind == "superiority" and self.delta is None and self.unit != "EM":
-            raise ValueError(f"delta: it is 1 EM unless stated, and this claim's unit is {self.unit}")
+            raise ValueError(
+                f"delta: it is 1 EM unless stated, and this claim's unit is {self.unit}"
+            )
         return self
 
     @property
@@ -136,13 +167,20 @@ def claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> list[
             raise UserError(f"{place}an entry is a mapping of where, says, printed, …")
         given = {"id": name} | fields
         if isinstance(given.get("contrast"), dict):
-            given["contrast"] = params.validate(Contrast, spelled(given["contrast"]),
-                                                dict.fromkeys([*Contrast.model_fields, *given["contrast"]], f"{place}contrast: "))
-        found.append(params.validate(Claim, given, dict.fromkeys([*Claim.model_fields, *given], place)))
+            given["contrast"] = params.validate(
+                Contrast,
+                spelled(given["contrast"]),
+                dict.fromkeys([*Contrast.model_fields, *given["contrast"]], f"{place}contrast: "),
+            )
+        found.append(
+            params.validate(Claim, given, dict.fromkeys([*Claim.model_fields, *given], place))
+        )
         if unknown := set(found[-1].contradicts) - set(values):
             raise UserError(f"{place}contradicts: {min(unknown)} is no claim of this file")
     if sum(c.primary for c in found) > 5:
-        raise UserError(f"params/claims/{slug}.yaml: more than five claims are primary; choose five")
+        raise UserError(
+            f"params/claims/{slug}.yaml: more than five claims are primary; choose five"
+        )
     return found
 
 
@@ -151,10 +189,20 @@ def controlled(claim: Claim) -> Claim:
     c = claim.contrast
     against = {**(c.ours if c.against is None else c.against), "variant": claim.control}
     contrast = c.model_copy(update={"against": against, "target": c.target if c.against else 0.0})
-    contrast = contrast.model_copy(update={"each": [x for x in c.each if any(isinstance(s[x], list) for s in contrast.sides())]})
-    return claim.model_copy(update={
-        "id": f"{claim.id}/{claim.control}", "kind": "superiority", "primary": False, "contrast": contrast,
-        "delta": 1.0 if claim.kind == "equivalence" else claim.effect})
+    contrast = contrast.model_copy(
+        update={
+            "each": [x for x in c.each if any(isinstance(s[x], list) for s in contrast.sides())]
+        }
+    )
+    return claim.model_copy(
+        update={
+            "id": f"{claim.id}/{claim.control}",
+            "kind": "superiority",
+            "primary": False,
+            "contrast": contrast,
+            "delta": 1.0 if claim.kind == "equivalence" else claim.effect,
+        }
+    )
 
 
 def changed(slug: str) -> list[str]:
@@ -177,6 +225,7 @@ def changed(slug: str) -> list[str]:
 
 # ---- interval, test, verdict ----
 
+
 def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
     r"""Ends of the 1 − α interval of a mean difference: $\bar d \pm \sqrt{t_\nu^2\,s^2/n + t_{K-1}^2\,v}$ (Banerjee 1960).
 
@@ -184,7 +233,7 @@ def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarra
     drawn as K clusters, would add for any n. Each variance has the quantile of its own degrees of freedom.
     """
     few, many = (t.isf(alpha / 2, x) for x in (nu, np.subtract(clusters, 1)))
-    half = np.sqrt(few ** 2 * s2 / n + many ** 2 * v)
+    half = np.sqrt(few**2 * s2 / n + many**2 * v)
     return d - half, d + half
 
 
@@ -193,9 +242,11 @@ def p_value(claim: Claim, d, *rest) -> float:
 
     For equivalence the α at which the 1 − 2α interval still lies in ±margin (Schuirmann 1987).
     """
+
     def two_sided(x: float) -> float:
         def end(log: float) -> float:
             return float(interval(x, *rest, np.exp(log))[0])
+
         return float(np.exp(brentq(end, -200, 0))) if end(-200) < 0 else 0.0
 
     if claim.kind == "equivalence":
@@ -204,7 +255,9 @@ def p_value(claim: Claim, d, *rest) -> float:
     return two_sided(d) if d > 0 else 1.0
 
 
-def rules(claim: Claim, d, *rest, factor: float = 1.0, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def rules(
+    claim: Claim, d, *rest, factor: float = 1.0, parts: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """(holds, fails) of one part. Neither: inconclusive; both: the direction is as printed, the size is not.
 
     factor: Holm's, by which p is raised. A claim of several parts holds if each does (no adjustment: Berger 1982), and fails
@@ -213,7 +266,9 @@ def rules(claim: Claim, d, *rest, factor: float = 1.0, parts: int = 1) -> tuple[
     least, most = interval(d, *rest, ALPHA / parts)
     if claim.kind == "equivalence":
         low, high = interval(d, *rest, 2 * ALPHA / factor)
-        return (low >= -claim.margin) & (high <= claim.margin), (least > claim.margin) | (most < -claim.margin)
+        return (low >= -claim.margin) & (high <= claim.margin), (least > claim.margin) | (
+            most < -claim.margin
+        )
     holds = (np.asarray(d) > 0) & (interval(d, *rest, ALPHA / factor)[0] >= 0)
     if claim.kind == "superiority":
         return holds, most < claim.effect / 2
@@ -232,16 +287,28 @@ def verdict(claim: Claim, estimates: list[tuple], factor: float = 1.0) -> str:
         how = {"factor": factor, "parts": len(estimates)}
         holds, fails = rules(claim, d, s2, nu, v, n, clusters, **how) if nu else (False, False)
         if holds and n >= ENOUGH:
-            words.append(SMALLER if fails and (claim.kind == "superiority" or d < claim.range[0]) else "reproduced")
+            words.append(
+                SMALLER
+                if fails and (claim.kind == "superiority" or d < claim.range[0])
+                else "reproduced"
+            )
         elif fails and not holds:
             words.append("not reproduced")
         else:
             words.append("inconclusive")
             more = np.append(np.arange(max(n, ENOUGH), MOST + 1), 10**9)
-            decided = np.any(rules(claim, d, s2, nu + more - n, v, more, clusters, **how), 0) if nu else more == ENOUGH
+            decided = (
+                np.any(rules(claim, d, s2, nu + more - n, v, more, clusters, **how), 0)
+                if nu
+                else more == ENOUGH
+            )
             needs.append(more[decided.argmax()] if decided.any() else np.inf)
     if not needs or "not reproduced" in words:
         return next(w for w in ("not reproduced", SMALLER, "reproduced") if w in words)
     if (n := max(needs)) > MOST:
-        return "inconclusive: test questions (no n suffices)" if np.isinf(n) else f"inconclusive: seeds (needs n>{MOST})"
+        return (
+            "inconclusive: test questions (no n suffices)"
+            if np.isinf(n)
+            else f"inconclusive: seeds (needs n>{MOST})"
+        )
     return f"inconclusive: seeds (needs n={n:.0f})"

@@ -8,6 +8,7 @@ them is a result, they show that a study works. Every passage has facts of its o
 of register, seed and its number alone: row n is the same however many rows are asked for, and a
 split by title shares no text (titles repeat after some thousand passages of a register).
 """
+
 import math
 import random
 import re
@@ -20,18 +21,27 @@ from qa_lib.params import UserError
 
 VERSION = "1"  # part of every run's identity: bump it when a generated row changes
 REGISTERS = (
-    "encyclopaedia", "biomedicine", "news", "search", "plots", "exams", "relations", "dialogue")
-FACTS = 5              # facts about the main entity of a passage
+    "encyclopaedia",
+    "biomedicine",
+    "news",
+    "search",
+    "plots",
+    "exams",
+    "relations",
+    "dialogue",
+)
+FACTS = 5  # facts about the main entity of a passage
 RIVALS = (2, 2, 2, 3)  # entities of the same kind beside it
-SHARED = (1, 2, 2)     # facts of each rival, of relations that the main entity has too
-DESCRIBED = 0.35       # share of questions that name their entity by another of its facts
-LONG = 0.03            # share of passages with 400 words and more, where a register has them
-MANY = 1_000_003       # a prime: steps through the names so that neighbours do not look alike
+SHARED = (1, 2, 2)  # facts of each rival, of relations that the main entity has too
+DESCRIBED = 0.35  # share of questions that name their entity by another of its facts
+LONG = 0.03  # share of passages with 400 words and more, where a register has them
+MANY = 1_000_003  # a prime: steps through the names so that neighbours do not look alike
 
 
 @cache
 def _load():
     """corpora.yaml with every `a | b | c` as a list and every name part split."""
+
     def split(node):
         if isinstance(node, dict):
             return {key: split(value) for key, value in node.items()}
@@ -41,11 +51,15 @@ def _load():
 
     text = Path(__file__).with_name("corpora.yaml").read_text(encoding="utf-8")
     book = split(yaml.safe_load(text))
-    book["names"] = {kind: [[x.replace("''", "") for x in part.split()] for part in parts]
-                     for kind, parts in book["names"].items()}
+    book["names"] = {
+        kind: [[x.replace("''", "") for x in part.split()] for part in parts]
+        for kind, parts in book["names"].items()
+    }
     book["women"], book["stop"] = set(book["women"][0].split()), set(book["stop"][0].split())
-    book["relations"] = {kind: [key for key in spec if key not in ("name", "noun", "short")]
-                         for kind, spec in book["kinds"].items()}
+    book["relations"] = {
+        kind: [key for key in spec if key not in ("name", "noun", "short")]
+        for kind, spec in book["kinds"].items()
+    }
     return book
 
 
@@ -103,8 +117,11 @@ def _sentence(style, entity, relations, rng, full=True):
     """One sentence with one or two facts of an entity; `full`: call it by its whole name."""
     spec, facts, name = _load()["kinds"][entity["kind"]], entity["facts"], entity["name"]
     whole = len(relations) == 1 and "full" in spec[relations[0]] and rng.random() < 0.4
-    form = rng.choice(spec[relations[0]]["full"]) if whole else \
-        _expand(rng.choice(style["one" if len(relations) == 1 else "two"]), rng)
+    form = (
+        rng.choice(spec[relations[0]]["full"])
+        if whole
+        else _expand(rng.choice(style["one" if len(relations) == 1 else "two"]), rng)
+    )
     noun, she = "the " + spec["noun"][0], "it"
     if spec["name"][0] == "person":
         noun = name.split()[0 if "short" in spec else 1]
@@ -112,11 +129,18 @@ def _sentence(style, entity, relations, rng, full=True):
     if not full and rng.random() < 0.7:
         pronoun = not whole and "{who}" not in form and rng.random() < 0.6
         name = she if pronoun else noun
-    words = {"S": _upper(name), "s": name, "ref": she, "who": "which" if she == "it" else "who",
-             "v": facts[relations[0]]}
+    words = {
+        "S": _upper(name),
+        "s": name,
+        "ref": she,
+        "who": "which" if she == "it" else "who",
+        "v": facts[relations[0]],
+    }
     if not whole:
-        words |= {slot: rng.choice(spec[r]["say"]).replace("{v}", facts[r])
-                  for slot, r in zip("ab", relations, strict=False)}
+        words |= {
+            slot: rng.choice(spec[r]["say"]).replace("{v}", facts[r])
+            for slot, r in zip("ab", relations, strict=False)
+        }
     form = re.sub(r"\{(\w+)\}", lambda match: words[match[1]], form)
     return form if "single" in style else _upper(form)
 
@@ -181,15 +205,28 @@ def _passage(register, seed, number):
             if name not in used and not set(name.split()) & set(" ".join(names).split()):
                 names.append(name)
                 used.add(name)
-        group = [_entity(kind, n, chosen if n == names[0] else rng.sample(
-            chosen, rng.choice(SHARED)), rng, used) for n in names]
+        group = [
+            _entity(
+                kind,
+                n,
+                chosen if n == names[0] else rng.sample(chosen, rng.choice(SHARED)),
+                rng,
+                used,
+            )
+            for n in names
+        ]
         more, where = _write(style, group, rng, not text)
         shift = len(text) + 1 if text else 0
         text = f"{text}\n{more}" if text else more
         spans += [(start + shift, end + shift, facts) for start, end, facts in where]
         entities += group
-    return {"kind": kind, "text": text, "title": _upper(entities[0]["name"]), "entities": entities,
-            "questions": _questions(style, kind, text, spans, entities, rng)}
+    return {
+        "kind": kind,
+        "text": text,
+        "title": _upper(entities[0]["name"]),
+        "entities": entities,
+        "questions": _questions(style, kind, text, spans, entities, rng),
+    }
 
 
 def _answers(text, value, start, kind, rng):
@@ -216,8 +253,9 @@ def _questions(style, kind, text, spans, entities, rng):
             absent = rng.choice([r for r in _load()["relations"][kind] if r not in facts])
             form, answers = rng.choice(spec[absent]["ask"]), []
         elif "speakers" in style and draw < 0.35:
-            wrong = [e["facts"][relation] for e in entities
-                     if e is not entity and relation in e["facts"]]
+            wrong = [
+                e["facts"][relation] for e in entities if e is not entity and relation in e["facts"]
+            ]
             word = "no" if wrong and rng.random() < 0.6 else "yes"
             value = rng.choice(wrong) if word == "no" else facts[relation]
             form = spec[relation]["check"][0].replace("{v}", value)
@@ -229,8 +267,15 @@ def _questions(style, kind, text, spans, entities, rng):
             name = f"the {spec['noun'][0]} {that}"
         question = form.replace("{s}", name)
         question = question.lower() if "list" in style else _upper(question)
-        out.setdefault(question, {"question": question, "answers": answers, "relation": relation,
-                                  "sentence": text[start:end]})
+        out.setdefault(
+            question,
+            {
+                "question": question,
+                "answers": answers,
+                "relation": relation,
+                "sentence": text[start:end],
+            },
+        )
     return list(out.values())
 
 
@@ -241,15 +286,25 @@ def qa(register, rows, seed=0):
     """
     if register not in REGISTERS:
         raise UserError(
-            f"There is no embedded corpus {register!r}; choose one of {', '.join(REGISTERS)}.")
+            f"There is no embedded corpus {register!r}; choose one of {', '.join(REGISTERS)}."
+        )
     out, number = [], 0
     while len(out) < rows:
         passage = _passage(register, seed, number)
-        out += [{"id": f"{register}-{seed}-{number}-{k}", "title": passage["title"],
-                 "context": passage["text"], "question": q["question"],
-                 "answers": {"text": [text for _, text in q["answers"]],
-                             "answer_start": [start for start, _ in q["answers"]]},
-                 "is_impossible": not q["answers"], "domain": register}
-                for k, q in enumerate(passage["questions"])]
+        out += [
+            {
+                "id": f"{register}-{seed}-{number}-{k}",
+                "title": passage["title"],
+                "context": passage["text"],
+                "question": q["question"],
+                "answers": {
+                    "text": [text for _, text in q["answers"]],
+                    "answer_start": [start for start, _ in q["answers"]],
+                },
+                "is_impossible": not q["answers"],
+                "domain": register,
+            }
+            for k, q in enumerate(passage["questions"])
+        ]
         number += 1
     return out[:rows]

@@ -6,6 +6,7 @@ Validation is carved from training by whole units; test sets are fixed. No train
     python -m qa_lib.data check --data DIR     every file against DATA.md
     python -m qa_lib.data pin                  hub revisions → params/pins.yaml
 """
+
 import hashlib
 import random
 import re
@@ -25,6 +26,7 @@ from qa_lib.spec import Spec, canonical
 @dataclass
 class Splits:
     """The rows of one dataset, and what was left out on the way."""
+
     train: list[dict]
     validation: list[dict]
     test: list[dict]
@@ -60,17 +62,25 @@ def fingerprint(name: str, source: str, folder: str | None) -> str:
             elif path.exists():
                 content.append(sha256(path.resolve()))
             else:
-                raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it")
-    names = {"train", "test"} if source == "own" else set()     # of files anywhere: their content is their identity
-    kept = d.model_dump(exclude={"test_rows", "cluster", "average", "seen_by"} | names, exclude_defaults=True)
+                raise UserError(
+                    f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
+                )
+    names = (
+        {"train", "test"} if source == "own" else set()
+    )  # of files anywhere: their content is their identity
+    kept = d.model_dump(
+        exclude={"test_rows", "cluster", "average", "seen_by"} | names, exclude_defaults=True
+    )
     return hashlib.sha256(canonical([kept, content]).encode()).hexdigest()
 
 
 def dataset(name: str, source: str, folder: str | None = None) -> Dataset:
     known = params.datasets(source, folder if source == "own" else None)
     if name not in known:
-        raise UserError(f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}"
-                        + "; name its repository there, or use PROFILE=real DATA=folder" * (source == "hub"))
+        raise UserError(
+            f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}"
+            + "; name its repository there, or use PROFILE=real DATA=folder" * (source == "hub")
+        )
     return known[name]
 
 
@@ -79,14 +89,19 @@ def splits(name: str, source: str, folder: str | None = None, bad_rows: str = "s
     """Train, validation and test rows of a dataset; validation and a carved test hold whole units."""
     d, counts = dataset(name, source, folder), Counter()
     if d.pool:
-        return Splits([], [], [r for n in d.pool for r in splits(n, source, folder, bad_rows).test], counts)
+        return Splits(
+            [], [], [r for n in d.pool for r in splits(n, source, folder, bad_rows).test], counts
+        )
     if source == "folder" and not folder:
-        raise UserError("profile real reads real datasets from a folder; name it with DATA=path/to/data (see DATA.md)")
+        raise UserError(
+            "profile real reads real datasets from a folder; name it with DATA=path/to/data (see DATA.md)"
+        )
     return split_rows(d, *read_parts(name, source, folder, bad_rows, counts), counts)
 
 
-def read_parts(name: str, source: str, folder: str | None, bad_rows: str,
-               counts: Counter) -> tuple[list[dict], list[dict], list[dict]]:
+def read_parts(
+    name: str, source: str, folder: str | None, bad_rows: str, counts: Counter
+) -> tuple[list[dict], list[dict], list[dict]]:
     """The rows of a dataset's training sources, its test sources, and those it stays apart from."""
     d = dataset(name, source, folder)
     label = d.part_of or name
@@ -98,9 +113,15 @@ def read_parts(name: str, source: str, folder: str | None, bad_rows: str,
             return [r for s in sources for r in read_hub(s, label, counts)]
         for s in sources:
             path = Path(folder) / s
-            if path.exists() and s in known_files() and sha256(path.resolve()) != known_files()[s][1]:
-                raise UserError(f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
-                                "your own data another name")
+            if (
+                path.exists()
+                and s in known_files()
+                and sha256(path.resolve()) != known_files()[s][1]
+            ):
+                raise UserError(
+                    f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
+                    "your own data another name"
+                )
         found = []
         for s in sources:
             found += read(Path(folder) / s, label, bad_rows, counts, d.leave_out)
@@ -109,8 +130,9 @@ def read_parts(name: str, source: str, folder: str | None, bad_rows: str,
     return rows(d.train), rows(d.test), rows(d.apart_from)
 
 
-def split_rows(d: Dataset, pool: list[dict], test: list[dict], apart: list[dict],
-               counts: Counter) -> Splits:
+def split_rows(
+    d: Dataset, pool: list[dict], test: list[dict], apart: list[dict], counts: Counter
+) -> Splits:
     """Splits of the rows that `read_parts` gives, and in `counts` what was left out."""
     units = sorted({normalised(r[d.unit]) for r in pool})
     random.Random(d.split_seed).shuffle(units)
@@ -120,7 +142,7 @@ def split_rows(d: Dataset, pool: list[dict], test: list[dict], apart: list[dict]
         train = [r for r in pool if normalised(r[d.unit]) not in held]
     else:
         kept = set(_until(units, pool, d.unit, d.train_rows))
-        others = units[len(kept):]
+        others = units[len(kept) :]
         cut = round(len(others) * d.validation_share)
         held, rest = set(others[:cut]), set(others[cut:])
         train = [r for r in pool if normalised(r[d.unit]) in kept]
@@ -128,7 +150,9 @@ def split_rows(d: Dataset, pool: list[dict], test: list[dict], apart: list[dict]
         test = [r for r in pool if normalised(r[d.unit]) in rest]
     for key, value in d.leave_out.items():
         counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
-        train, validation = ([r for r in part if r.get(key) != value] for part in (train, validation))
+        train, validation = (
+            [r for r in part if r.get(key) != value] for part in (train, validation)
+        )
     if d.scored == "validation":
         validation, test = [], validation
     if d.apart_from:
@@ -139,7 +163,9 @@ def split_rows(d: Dataset, pool: list[dict], test: list[dict], apart: list[dict]
     clean = [r for r in validation if pair(r) not in taken]
     taken |= {pair(r) for r in clean}
     kept_train = [r for r in train if pair(r) not in taken]
-    counts["copies of held-out rows dropped"] = len(train) - len(kept_train) + len(validation) - len(clean)
+    counts["copies of held-out rows dropped"] = (
+        len(train) - len(kept_train) + len(validation) - len(clean)
+    )
     if d.test_rows:
         contexts = sorted({normalised(r["context"]) for r in test})
         random.Random(d.split_seed).shuffle(contexts)
@@ -172,25 +198,41 @@ def mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     places = spec.places or range(len(parts))
     for i, name, part, need in zip(places, spec.domains, parts, spec.rows, strict=True):
         rows = [r for r in part.train if pair(r) not in held]
-        counts += part.counts + Counter({"copies of other sets' rows dropped": len(part.train) - len(rows)})
+        counts += part.counts + Counter(
+            {"copies of other sets' rows dropped": len(part.train) - len(rows)}
+        )
         if copies := [tested[pair(r)] for r in rows if pair(r) in tested]:
-            raise UserError(f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that set's file in "
-                            f"apart_from of {name} in params/datasets.yaml")
+            raise UserError(
+                f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that set's file in "
+                f"apart_from of {name} in params/datasets.yaml"
+            )
         if len(rows) < need:
-            raise UserError(f"the mixture needs {need} training rows of {name}, which has {len(rows)}: {need - len(rows)} "
-                            "short; lower train_rows or change ratios")
+            raise UserError(
+                f"the mixture needs {need} training rows of {name}, which has {len(rows)}: {need - len(rows)} "
+                "short; lower train_rows or change ratios"
+            )
         train += random.Random(f"{spec.seed}/{i}").sample(rows, len(rows))[:need]
         share = round(spec.validation_rows * need / sum(spec.rows))
-        validation += random.Random(f"validation/{i}").sample(part.validation, len(part.validation))[:share]
+        validation += random.Random(f"validation/{i}").sample(
+            part.validation, len(part.validation)
+        )[:share]
     if spec.validation_rows and not validation:
-        raise UserError(f"none of the {spec.validation_rows} validation rows falls to {', '.join(spec.domains)}; raise "
-                        "validation_rows")
+        raise UserError(
+            f"none of the {spec.validation_rows} validation rows falls to {', '.join(spec.domains)}; raise "
+            "validation_rows"
+        )
     return train, validation, counts
 
 
 def tests(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
     """The fixed test sets of a run: name → (definition, rows)."""
-    return {n: (dataset(n, spec.source, spec.folder), splits(n, spec.source, spec.folder, spec.bad_rows).test) for n in spec.tests}
+    return {
+        n: (
+            dataset(n, spec.source, spec.folder),
+            splits(n, spec.source, spec.folder, spec.bad_rows).test,
+        )
+        for n in spec.tests
+    }
 
 
 def main() -> int:
@@ -201,7 +243,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.verb == "check":
         return check(str(params.find_data(args.data)))
-    for repo in {s.split(":")[0] for d in params.datasets("hub").values() for s in d.train + d.test}:
+    for repo in {
+        s.split(":")[0] for d in params.datasets("hub").values() for s in d.train + d.test
+    }:
         revision(repo)
     for slug in params.REPORTS:
         revision(params.load(slug, "paper").encoder, "model")

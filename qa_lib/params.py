@@ -3,6 +3,7 @@
 * `load`, `from_names`, `from_args`   a report's validated parameters
 * `UserError`   one sentence for a user's mistake: what is wrong, where, what to do
 """
+
 import argparse
 import datetime
 import difflib
@@ -62,7 +63,7 @@ def watch_output():
         return
     sys.stdout.flush()
     raw = Output(sys.stdout.fileno(), "w", closefd=False)
-    unbuffered = sys.stdout.write_through       # python -u
+    unbuffered = sys.stdout.write_through  # python -u
     sys.stdout = io.TextIOWrapper(
         raw if unbuffered else io.BufferedWriter(raw),
         encoding=sys.stdout.encoding,
@@ -87,7 +88,10 @@ def main(run):
         number, reason = e.args
         code = 141
         if number != errno.EPIPE:
-            print(f"error: standard output cannot be written ({reason}); send it to a place that takes it", file=sys.stderr)
+            print(
+                f"error: standard output cannot be written ({reason}); send it to a place that takes it",
+                file=sys.stderr,
+            )
             code = 2
         # What is left in the buffer goes nowhere: Python would fail to write it once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,25 +109,36 @@ def answer(run) -> int | str | None:
     except OSError as e:
         if e.errno not in NOT_WRITABLE:
             raise
-        print(f"error: {e.filename or 'a file'}: {e.strerror}; make room or set its permissions, "
-              "or name another folder with QA_RUNS, QA_FIGURES or TMPDIR; the same command goes on "
-              "from here", file=sys.stderr)
+        print(
+            f"error: {e.filename or 'a file'}: {e.strerror}; make room or set its permissions, "
+            "or name another folder with QA_RUNS, QA_FIGURES or TMPDIR; the same command goes on "
+            "from here",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing finished is lost, the same command goes on from here", file=sys.stderr, flush=True)
+        print(
+            "stopped; nothing finished is lost, the same command goes on from here",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(130)  # an orderly exit would wait for workers that are being ended
-    except SystemExit as e:     # --help, or a notebook that failed
+    except SystemExit as e:  # --help, or a notebook that failed
         return e.code
 
 
 def check_surroundings():
     """Raise UserError where a command line cannot work at all: no output, or a folder that is gone."""
     if sys.stdout is None:
-        raise UserError("standard output is closed, so nothing could be told; send it to a file, or to /dev/null")
+        raise UserError(
+            "standard output is closed, so nothing could be told; send it to a file, or to /dev/null"
+        )
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise UserError("the folder in which this was started does not exist any more; cd to one that does") from None
+        raise UserError(
+            "the folder in which this was started does not exist any more; cd to one that does"
+        ) from None
 
 
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
@@ -137,13 +152,18 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
     except OSError as e:
         raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
-    except (yaml.YAMLError, ValueError) as e:    # of bytes that are no text, and of a date that is none
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as e:  # of bytes that are no text, and of a date that is none
         raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
     for key in value:
         if not isinstance(key, str):
-            raise UserError(f"{shown}: the key {show_value(key)} is not text; write it in quotes, or leave it out")
+            raise UserError(
+                f"{shown}: the key {show_value(key)} is not text; write it in quotes, or leave it out"
+            )
     return value, {k.value: k.start_mark.line + 1 for k, _ in (node.value if node else [])}
 
 
@@ -189,7 +209,9 @@ def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
     if error["type"] == "list_type" and value is None:
         raise UserError(f"{place}{key} has no value; write a list, {key}=[…]")
     if error["type"] == "list_type":
-        raise UserError(f"{place}{key}: {ask_for_list(model, values, key, ': ' if '.yaml' in place else '=')}")
+        raise UserError(
+            f"{place}{key}: {ask_for_list(model, values, key, ': ' if '.yaml' in place else '=')}"
+        )
     if error["type"] in ASKED:
         raise UserError(f"{place}{key}: {ask_for_value(error)}")
     message = error["msg"].removeprefix("Value error, ")
@@ -212,7 +234,7 @@ def describe_number(value: Any, whole: bool) -> str:
         number = float(value)
     except (TypeError, ValueError):
         return f"{repr(value)[:60]} is no number; write {wanted}"
-    except OverflowError:       # a whole number of hundreds of digits
+    except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number):
         return f"{str(value)[:60]} is no finite number; write {wanted} that is finite"
@@ -267,7 +289,9 @@ def show_value(value) -> str:
     return repr(value)
 
 
-def load(slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None) -> Any:
+def load(
+    slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None
+) -> Any:
     """The validated parameters of a report.
 
     params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml what the
@@ -295,13 +319,24 @@ def from_names(slug: str, names: dict[str, Any]) -> Any:
     """
     plain = (str, int, float, type(None))
     model = REPORTS[slug]
-    given = {k: v for k, v in names.items() if not k.startswith("_") and k != "In" and (isinstance(v, plain) or isinstance(v, list)
-             and (v or k in model.model_fields) and all(isinstance(x, plain) for x in v))}
+    given = {
+        k: v
+        for k, v in names.items()
+        if not k.startswith("_")
+        and k != "In"
+        and (
+            isinstance(v, plain)
+            or isinstance(v, list)
+            and (v or k in model.model_fields)
+            and all(isinstance(x, plain) for x in v)
+        )
+    }
     return validate(model, given, {k: "notebook parameter " for k in given})
 
 
 def default_profile() -> str:
     import torch  # only where nothing was said does the choice look at the machine
+
     return "paper" if torch.cuda.is_available() else "quick"
 
 
@@ -310,22 +345,28 @@ def datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     """The datasets of a source, from params/datasets.yaml; of source own, from the file that `make own` wrote."""
     if source == "own":
         if not Path(file).exists():
-            raise UserError(f"{file} does not exist; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes it")
+            raise UserError(
+                f"{file} does not exist; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes it"
+            )
         known = {}
         for name, fields in read_yaml(Path(file))[0].items():
             if not isinstance(fields, dict):
-                raise UserError(f"{file}: {name} holds no mapping; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes "
-                                "the file")
+                raise UserError(
+                    f"{file}: {name} holds no mapping; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes "
+                    "the file"
+                )
             known[name] = validate(Dataset, fields, {k: f"{file}: {name}: " for k in fields})
         return known
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
-    return {name: validate(Dataset, fields, {k: f"{place}{name}: " for k in fields})
-            for name, fields in values[source].items()}
+    return {
+        name: validate(Dataset, fields, {k: f"{place}{name}: " for k in fields})
+        for name, fields in values[source].items()
+    }
 
 
 class CommandLine(argparse.ArgumentParser):
-    def error(self, message: str):      # in one sentence, without the usage
+    def error(self, message: str):  # in one sentence, without the usage
         raise UserError(f"{message}; {self.prog} --help says what there is")
 
 
@@ -333,7 +374,9 @@ def command_line(doc: str) -> CommandLine:
     """A parser whose help is the module's docstring, and whose name is what a user types."""
     module = sys.modules["__main__"].__spec__
     name = f"python -m {module.name}" if module else None
-    return CommandLine(prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return CommandLine(
+        prog=name, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -341,15 +384,25 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("report", type=check_report, help=", ".join(REPORTS))
     parser.add_argument("--profile", type=check_profile, help="quick | real | paper | own")
     parser.add_argument("--size", type=check_size, help="small | full (profile real)")
-    parser.add_argument("--data", help="folder of real datasets; of profile own, the file that defines them")
+    parser.add_argument(
+        "--data", help="folder of real datasets; of profile own, the file that defines them"
+    )
     add_parameters(parser)
 
 
 def add_parameters(parser: argparse.ArgumentParser):
     """Parameters of a command line: each as one -p, or several in a text, as make has them in PARAMS."""
-    parser.add_argument("-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter")
-    parser.add_argument("--params", dest="p", action="extend", type=split_parameters, metavar="'KEY=VALUE …'",
-                        help="several, one with a blank in quotes: '\"encoder=my folder\" epochs=2'")
+    parser.add_argument(
+        "-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter"
+    )
+    parser.add_argument(
+        "--params",
+        dest="p",
+        action="extend",
+        type=split_parameters,
+        metavar="'KEY=VALUE …'",
+        help="several, one with a blank in quotes: '\"encoder=my folder\" epochs=2'",
+    )
 
 
 def split_parameters(text: str) -> list[str]:
@@ -357,8 +410,10 @@ def split_parameters(text: str) -> list[str]:
     try:
         items = shlex.split(text, posix=False)
     except ValueError:
-        raise UserError(f"PARAMS: a quote in {text} is not closed; write PARAMS='\"key=a b\" other=1', and around an item that "
-                        "begins with ' the quotes \"") from None
+        raise UserError(
+            f"PARAMS: a quote in {text} is not closed; write PARAMS='\"key=a b\" other=1', and around an item that "
+            "begins with ' the quotes \""
+        ) from None
     return [item[1:-1] if item[0] in "'\"" else item for item in items]
 
 
@@ -391,7 +446,9 @@ def find_data(text: str) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as e:
-        raise UserError(f"DATA={text} cannot be looked up ({e.strerror}); name a folder that can be read") from None
+        raise UserError(
+            f"DATA={text} cannot be looked up ({e.strerror}); name a folder that can be read"
+        ) from None
     return path
 
 
@@ -399,12 +456,18 @@ def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """The parameters that a parsed command line asks for; `size` is used where it names none."""
     bad = [item for item in args.p if not all(item.partition("="))]
     if bad:
-        raise UserError(f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]; what has to "
-                        "hold a blank stands in quotes: PARAMS='\"key=a b\"'")
+        raise UserError(
+            f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]; what has to "
+            "hold a blank stands in quotes: PARAMS='\"key=a b\"'"
+        )
     try:
-        given = {key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)}
+        given = {
+            key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)
+        }
     except (yaml.YAMLError, ValueError) as e:
-        raise UserError(f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})") from None
+        raise UserError(
+            f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})"
+        ) from None
     if args.data:
         given["data"] = str(find_data(args.data))
     real = (profile := args.profile or default_profile()) == "real"

@@ -4,6 +4,7 @@ Each has `submit(function, spec, …)`, a Future of what the function returns, a
 checkout, its environment and the folder of runs under the same paths, as on a shared disk: records, checkpoints and the weights of
 parents are read and written there.
 """
+
 import os
 import signal
 import threading
@@ -22,7 +23,9 @@ class Processes:
     """Worker processes of this machine."""
 
     def __init__(self, workers: int):
-        self.pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker)
+        self.pool = ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_worker
+        )
         self.given: list[Future] = []
 
     def submit(self, function: Callable, spec: Spec, *rest) -> Future:
@@ -32,7 +35,7 @@ class Processes:
     def stop(self):
         done = all(f.done() for f in self.given)
         for process in () if done else (self.pool._processes or {}).values():
-            process.terminate()                 # a run goes on from its checkpoint the next time
+            process.terminate()  # a run goes on from its checkpoint the next time
         self.pool.shutdown(wait=done, cancel_futures=True)
 
 
@@ -53,10 +56,12 @@ class Cluster:
 
     def submit(self, function: Callable, spec: Spec, *rest) -> Future:
         need = {"num_gpus": 1} if spec.threads == "cuda" else {"num_cpus": spec.threads}
-        return self.ray.remote(max_retries=0, **need)(_answer).remote(function, spec, *rest).future()
+        return (
+            self.ray.remote(max_retries=0, **need)(_answer).remote(function, spec, *rest).future()
+        )
 
     def stop(self):
-        self.ray.shutdown()                     # which ends the tasks of this study
+        self.ray.shutdown()  # which ends the tasks of this study
         connect.cache_clear()
 
 
@@ -80,27 +85,42 @@ def connect(address: str):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     except ImportError:
-        raise UserError("RAY_ADDRESS is set, and the package ray is not installed: pip install ray, or unset RAY_ADDRESS") from None
-    shared = {"PYTHONPATH": str(ROOT), "QA_RUNS": str(runs.RUNS.resolve()), "QA_RECORDS": str(runs.RECORDS.resolve())}
+        raise UserError(
+            "RAY_ADDRESS is set, and the package ray is not installed: pip install ray, or unset RAY_ADDRESS"
+        ) from None
+    shared = {
+        "PYTHONPATH": str(ROOT),
+        "QA_RUNS": str(runs.RUNS.resolve()),
+        "QA_RECORDS": str(runs.RECORDS.resolve()),
+    }
     try:
         ray.init(address, runtime_env={"env_vars": shared}, logging_level="ERROR")
-    except Exception as e:                      # Ray raises many kinds; the user needs one sentence
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there, or it refuses ({type(e).__name__}); start one "
-                        "with `ray start --head`, say RAY_AUTH_MODE=token where it asks for one, or unset RAY_ADDRESS") from None
+    except Exception as e:  # Ray raises many kinds; the user needs one sentence
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there, or it refuses ({type(e).__name__}); start one "
+            "with `ray start --head`, say RAY_AUTH_MODE=token where it asks for one, or unset RAY_ADDRESS"
+        ) from None
     mark = runs.RUNS / f".cluster.{os.getpid()}"
     runs.write(mark, "")
     look = ray.remote(num_cpus=0, max_retries=0)(_sees)
     try:
         for node in (n for n in ray.nodes() if n["Alive"]):
-            name, here = node["NodeManagerHostname"], NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name, here = (
+                node["NodeManagerHostname"],
+                NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )
             try:
                 sees = ray.get(look.options(scheduling_strategy=here).remote(mark))
             except ray.exceptions.RayError as e:
-                raise UserError(f"the cluster's machine {name} cannot run the study ({type(e).__name__}): it needs {ROOT} and the "
-                                "same Python environment") from None
+                raise UserError(
+                    f"the cluster's machine {name} cannot run the study ({type(e).__name__}): it needs {ROOT} and the "
+                    "same Python environment"
+                ) from None
             if not sees:
-                raise UserError(f"the cluster's machine {name} does not see {runs.RUNS}; QA_RUNS must name a folder that all of "
-                                "them share")
+                raise UserError(
+                    f"the cluster's machine {name} does not see {runs.RUNS}; QA_RUNS must name a folder that all of "
+                    "them share"
+                )
     except UserError:
         ray.shutdown()
         raise
@@ -116,4 +136,6 @@ def _sees(mark: Path) -> bool:
 def size(ray, spec: Spec) -> int:
     """Runs like this one that a cluster takes at once."""
     every = ray.cluster_resources()
-    return max(1, int(every.get("GPU", 0) if spec.threads == "cuda" else every["CPU"] // spec.threads))
+    return max(
+        1, int(every.get("GPU", 0) if spec.threads == "cuda" else every["CPU"] // spec.threads)
+    )

@@ -12,6 +12,7 @@ has ρ = 0; sides on different sets share no question. q and Q are in params/que
 repetitions would show it at the two-sided 5 % level, equality if 80 % would show it within the margin. A magnitude is decided if,
 measured at the middle of what is printed, it would also lie above half of it.
 """
+
 from math import inf
 
 import numpy as np
@@ -22,8 +23,8 @@ from qa_lib import params
 from qa_lib.claims import ENOUGH, MOST, Claim, claims
 from qa_lib.params import ROOT, UserError
 
-ALIKE, ALIKE_SEEDS, SEED_SD = 0.5, 0.75, 1.0   # ρ, ρ', and σ in points: assumed
-CORRELATED = ("sts",)                          # sets that are scored by r
+ALIKE, ALIKE_SEEDS, SEED_SD = 0.5, 0.75, 1.0  # ρ, ρ', and σ in points: assumed
+CORRELATED = ("sts",)  # sets that are scored by r
 SCORES = ("em", "f1", "em_starter", "f1_starter", "accuracy", "pearson", "score")
 
 
@@ -32,7 +33,9 @@ def sets(report: str) -> dict[str, tuple[int | None, float]]:
     return params.read_yaml(ROOT / "params" / "questions.yaml")[0][report]
 
 
-def spread(claim: Claim, questions: dict[str, tuple[int | None, float]]) -> tuple[float, float] | None:
+def spread(
+    claim: Claim, questions: dict[str, tuple[int | None, float]]
+) -> tuple[float, float] | None:
     """(what more seeds average out, what they do not) of the claim's variance over test questions, in points²; None where its
     metric is no score of questions, or a set's number is unknown. Of several parts the widest counts. questions: as of `sets`."""
     if claim.contrast is None or not set(np.ravel(claim.contrast.metric)) <= set(SCORES):
@@ -41,7 +44,9 @@ def spread(claim: Claim, questions: dict[str, tuple[int | None, float]]) -> tupl
     for _, sides in claim.contrast.parts():
         shares, own, common = {}, 0.0, 0.0
         for sign, side in zip((1, -1, -1, 1), sides, strict=False):
-            for name in (names := np.ravel(side["set"])):            # a side's score is the mean over its sets
+            for name in (
+                names := np.ravel(side["set"])
+            ):  # a side's score is the mean over its sets
                 shares.setdefault(name, []).append(sign / len(names))
         for name, share in shares.items():
             n, level = questions.get(name, (None, 0))
@@ -62,7 +67,11 @@ def smallest(claim: Claim, own: float, common: float, n):
     """
     levels = (0.95, 0.9) if claim.kind == "equivalence" else (0.975, 0.8)
     z = sum(norm.ppf(levels)) ** 2
-    few = np.where(np.equal(n, 1), z * own, sum(t.ppf(x, np.subtract(n, 1)) for x in levels) ** 2 * (own + SEED_SD ** 2) / n)
+    few = np.where(
+        np.equal(n, 1),
+        z * own,
+        sum(t.ppf(x, np.subtract(n, 1)) for x in levels) ** 2 * (own + SEED_SD**2) / n,
+    )
     return np.sqrt(few + z * common)
 
 
@@ -74,21 +83,36 @@ def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float
     return float(more[decided.argmax()]) if decided.any() else inf
 
 
-def table(report: str, ours: dict[str, int] | None = None, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> pd.DataFrame:
+def table(
+    report: str,
+    ours: dict[str, int] | None = None,
+    ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
+) -> pd.DataFrame:
     """One row for each claim about scores: what one run a side, as in the report, sees on the report's test questions, and how
     many seeds would decide the claim there, on `ours` (set → questions), and on endless ones. NaN: unknown; inf: none."""
     theirs, rows = sets(report), []
-    mine = {name: (ours[name], level) for name, (_, level) in theirs.items() if name in (ours or {})}
-    endless = {name: (10 ** 9, level) for name, (_, level) in theirs.items()}
+    mine = {
+        name: (ours[name], level) for name, (_, level) in theirs.items() if name in (ours or {})
+    }
+    endless = {name: (10**9, level) for name, (_, level) in theirs.items()}
     for c in claims(report, ratios):
         if not spread(c, endless):
             continue
         level = np.mean([theirs[x][1] for x in np.ravel(c.contrast.sides()[0]["set"])])
         points = level / 100 if c.contrast.scale == "relative" else 1.0
-        row, v = {"claim": c.id, "kind": c.kind + ", primary" * c.primary, "effect": points * c.effect}, spread(c, theirs)
+        row, v = (
+            {"claim": c.id, "kind": c.kind + ", primary" * c.primary, "effect": points * c.effect},
+            spread(c, theirs),
+        )
         row["one run sees"] = float(smallest(c, *v, 1)) if v else np.nan
-        row["could see it"] = ("yes" if row["one run sees"] <= row["effect"] else "no") if v else "–"
-        asked = {"the report's questions": theirs} | ({"ours": mine} if ours else {}) | {"endless questions": endless}
+        row["could see it"] = (
+            ("yes" if row["one run sees"] <= row["effect"] else "no") if v else "–"
+        )
+        asked = (
+            {"the report's questions": theirs}
+            | ({"ours": mine} if ours else {})
+            | {"endless questions": endless}
+        )
         for name, of in asked.items():
             row[f"seeds, {name}"] = seeds(c, *v, points) if (v := spread(c, of)) else np.nan
         rows.append(row)
@@ -97,24 +121,36 @@ def table(report: str, ours: dict[str, int] | None = None, ratios: tuple[float, 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with its numbers as text."""
+
     def text(n: float) -> str:
         return "–" if np.isnan(n) else "no number" if n == inf else f"{n:.0f}"
 
-    return frame.assign(**{c: frame[c].map(text) for c in frame if c.startswith("seeds")},
-                        **{c: frame[c].map("{:.2f}".format).replace("nan", "–") for c in ("effect", "one run sees")})
+    return frame.assign(
+        **{c: frame[c].map(text) for c in frame if c.startswith("seeds")},
+        **{
+            c: frame[c].map("{:.2f}".format).replace("nan", "–") for c in ("effect", "one run sees")
+        },
+    )
 
 
 def main() -> int:
     parser = params.command_line(__doc__)
     known = sorted(params.read_yaml(ROOT / "params" / "questions.yaml")[0])
-    parser.add_argument("reports", nargs="*", metavar="REPORT", help=f"by default {', '.join(known)}")
+    parser.add_argument(
+        "reports", nargs="*", metavar="REPORT", help=f"by default {', '.join(known)}"
+    )
     for report in parser.parse_args().reports or known:
         if report not in known:
             raise UserError(f"there is no report {report}; known: {', '.join(known)}")
         frame = table(report)
-        seen, more = (frame["could see it"] == "yes").sum(), (frame["seeds, the report's questions"] < inf).sum()
-        print(f"== {report}: of {len(claims(report))} claims {len(frame)} are about scores; one run could see {seen} of them, more "
-              f"seeds on the same questions could decide {more}\n{shown(frame).to_markdown(index=False)}\n")
+        seen, more = (
+            (frame["could see it"] == "yes").sum(),
+            (frame["seeds, the report's questions"] < inf).sum(),
+        )
+        print(
+            f"== {report}: of {len(claims(report))} claims {len(frame)} are about scores; one run could see {seen} of them, more "
+            f"seeds on the same questions could decide {more}\n{shown(frame).to_markdown(index=False)}\n"
+        )
     return 0
 
 

@@ -7,6 +7,7 @@ The page makes no request: maths is MathML, images are embedded, and a content p
 refuses the rest. Its one script, page/sort.js, lets a reader sort the tables; the policy names it by its
 hash and refuses any other. A notebook that fails leaves the earlier page as it was.
 """
+
 import ast
 import base64
 import contextlib
@@ -36,11 +37,15 @@ SCRIPT = Path(__file__).parent / "page" / "sort.js"
 def mathml(latex: str, display: str = "inline") -> str:
     """LaTeX as MathML, with the space after log and the limits of a sum where LaTeX has them."""
     text = convert(latex.strip(), display=display)
-    text = re.sub(r"(<mi>(?:log|exp)</mi>)(?!<mo[^>]*>&#x00028;)",
-                  r'\1<mspace width="0.17em"/>', text)
+    text = re.sub(
+        r"(<mi>(?:log|exp)</mi>)(?!<mo[^>]*>&#x00028;)", r'\1<mspace width="0.17em"/>', text
+    )
     if display == "block":
-        text = re.sub(r"<msubsup>(<mo>&#x022(?:0F|11);</mo>.*?)</msubsup>",
-                      r"<munderover>\1</munderover>", text)
+        text = re.sub(
+            r"<msubsup>(<mo>&#x022(?:0F|11);</mo>.*?)</msubsup>",
+            r"<munderover>\1</munderover>",
+            text,
+        )
     return text
 
 
@@ -85,13 +90,23 @@ def clean_settings():
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ours = {"JUPYTER_NO_CONFIG": "1", "PYTHONUTF8": "1"}
-        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
-                     "MPLCONFIGDIR"):
+        for name in (
+            "IPYTHONDIR",
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "MPLCONFIGDIR",
+        ):
             ours[name] = str(Path(folder) / name.lower())
             Path(ours[name]).mkdir()
         # without MPLBACKEND the kernel chooses a backend that needs no screen
-        absent = ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "PYTHONSTARTUP", "MPLBACKEND",
-                  "MATPLOTLIBRC")
+        absent = (
+            "JUPYTER_PATH",
+            "JUPYTER_CONFIG_PATH",
+            "PYTHONSTARTUP",
+            "MPLBACKEND",
+            "MATPLOTLIBRC",
+        )
         before = {name: os.environ.get(name) for name in (*ours, *absent)}
         for name in absent:
             os.environ.pop(name, None)
@@ -117,17 +132,31 @@ class Page(HTMLExporter):
 @clean_settings()
 def page(nb, p) -> str:
     """An executed notebook as HTML; its first cell is the title block."""
-    nb = present(copy.deepcopy(nb), Path(p.data).stem) if p.profile == "own" else gathered(copy.deepcopy(nb))
+    nb = (
+        present(copy.deepcopy(nb), Path(p.data).stem)
+        if p.profile == "own"
+        else gathered(copy.deepcopy(nb))
+    )
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
     script = SCRIPT.read_text(encoding="utf-8")
     exporter = Page(template_name="page", extra_template_basedirs=[str(Path(__file__).parent)])
-    return exporter.from_notebook_node(nb, {"page": {
-        "title": title, "name": re.search(r"^# (.+)$", title, re.M)[1], "tag": report.tag(p),
-        "meaning": meaning, "colour": colour, "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "contents": re.findall(r'<h2 id="(.*?)">(.*?)</h2>', text)}})[0]
+    return exporter.from_notebook_node(
+        nb,
+        {
+            "page": {
+                "title": title,
+                "name": re.search(r"^# (.+)$", title, re.M)[1],
+                "tag": report.tag(p),
+                "meaning": meaning,
+                "colour": colour,
+                "script": script,
+                "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+                "contents": re.findall(r'<h2 id="(.*?)">(.*?)</h2>', text),
+            }
+        },
+    )[0]
 
 
 def tags(cell) -> list[str]:
@@ -148,7 +177,9 @@ def only(nb, name: str):
     for cell in reversed([c for c in nb.cells if c.cell_type == "code"]):
         used = [x for x in ast.walk(ast.parse(cell.source)) if isinstance(x, ast.Name)]
         made = {x.id for x in used if isinstance(x.ctx, ast.Store)}
-        if {"parameters", "setup", name} & set(tags(cell)) or made & need:      # cells that make what it names stay too
+        if {"parameters", "setup", name} & set(
+            tags(cell)
+        ) or made & need:  # cells that make what it names stay too
             kept, need = [cell, *kept], need - made | {x.id for x in used} - made
     nb.cells = kept
     return nb
@@ -164,19 +195,22 @@ The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExB
 def present(nb, name: str):
     """The notebook as the page of own data: less the tables and figures that are not drawn, the sections and texts that only led to
     them, and cells tagged study: a reader with data of their own asked for one comparison, not for the report."""
+
     def dead(group: list) -> bool:
         code = [lacks(c) for c in group if c.cell_type == "code"]
         return bool(code) and all(code)
 
     nb.cells[0].source = OWN.format(name=name)
     nb.cells = [c for c in nb.cells if "study" not in tags(c)]
-    for mark in ("##", ""):                              # whole sections, then texts within the others
+    for mark in ("##", ""):  # whole sections, then texts within the others
         groups: list[list] = []
         for cell in nb.cells:
             if not groups or cell.cell_type == "markdown" and cell.source.startswith(mark):
                 groups.append([])
             groups[-1].append(cell)
-        nb.cells = [c for g in groups if not dead(g) or not mark and g[0].source.startswith("##") for c in g]
+        nb.cells = [
+            c for g in groups if not dead(g) or not mark and g[0].source.startswith("##") for c in g
+        ]
     nb.cells = [c for c in nb.cells if not lacks(c)]
     return nb
 
@@ -203,12 +237,19 @@ def gathered(nb):
 def say_parameters_once(nb):
     """Papermill puts a cell with the values used below the one with the defaults: keep the values
     used, with the comments of the defaults."""
-    default, used = (next((c for c in nb.cells if t in tags(c)), None)
-                     for t in ("parameters", "injected-parameters"))
+    default, used = (
+        next((c for c in nb.cells if t in tags(c)), None)
+        for t in ("parameters", "injected-parameters")
+    )
     if default and used:
         notes = dict(re.findall(r"^(\w+) = .*?(  #.*)$", default.source, re.M))
-        lines = [re.sub('^(data|encoder) = "/.*/', r'\1 = "…/', line)  # a path is the machine's, not the page's
-                 for line in used.source.splitlines() if not line.startswith("#")]
+        lines = [
+            re.sub(
+                '^(data|encoder) = "/.*/', r'\1 = "…/', line
+            )  # a path is the machine's, not the page's
+            for line in used.source.splitlines()
+            if not line.startswith("#")
+        ]
         used.source = "\n".join(line + notes.get(line.split(" = ")[0], "") for line in lines)
         used.metadata.tags = ["parameters"]
         nb.cells.remove(default)
@@ -219,9 +260,14 @@ def execute(nb, name: str, values: dict):
     """Run a notebook. A UserError in a cell is raised again; other failures end in one sentence."""
     try:
         nb = papermill.execute_notebook(
-            nb, None, values, kernel_name="python3", language="python",
+            nb,
+            None,
+            values,
+            kernel_name="python3",
+            language="python",
             progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--log-level=50"])  # the kernel's remarks on its own transport
+            extra_arguments=["--log-level=50"],
+        )  # the kernel's remarks on its own transport
     except papermill.PapermillExecutionError as e:
         if e.ename == "UserError":
             raise UserError(e.evalue) from None
@@ -260,11 +306,13 @@ def main() -> int:
     params.add_arguments(parser)
     parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
     args = parser.parse_args()
-    if args.only is not None:             # before the runs are looked up, which takes long
+    if args.only is not None:  # before the runs are looked up, which takes long
         check_drawn(load_notebook_node(str(find_notebook(args.report))), args.only)
-    p = runs.settle(args)                 # a page is drawn from records; what is missing is not trained here
+    p = runs.settle(args)  # a page is drawn from records; what is missing is not trained here
     runs.check_page(p)
-    runs.write_ledger(p, runs.plan(p))    # of the page's own runs: make sees when it was last drawn of others
+    runs.write_ledger(
+        p, runs.plan(p)
+    )  # of the page's own runs: make sees when it was last drawn of others
     render(p, args.only)
     return 0
 

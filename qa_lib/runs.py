@@ -11,6 +11,7 @@ another machine they give every table, figure and page without a GPU and without
 
     python -m qa_lib.runs land REPORT …     completed runs of profile real or paper → records/
 """
+
 import argparse
 import hashlib
 import importlib
@@ -39,7 +40,7 @@ def find_place(variable: str, name: str) -> Path:
 RUNS = find_place("QA_RUNS", "runs")
 RECORDS = find_place("QA_RECORDS", "records")
 FIGURES = find_place("QA_FIGURES", "figures")
-LIMIT = 4 * 1024 * 1024     # bytes a committed file may have
+LIMIT = 4 * 1024 * 1024  # bytes a committed file may have
 # The version of scoring (metrics.py, scoring.py): raised when the same answers would get other scores; records hold theirs.
 # 2: an answer keeps the accent of its last letter, and what shows nothing at an answer's ends is no part of it.
 SCORING = 2
@@ -68,7 +69,9 @@ def page(P) -> Path:
 
 
 def checksum(record: dict) -> str:
-    return hashlib.sha256(canonical({k: v for k, v in record.items() if k != "checksum"}).encode()).hexdigest()
+    return hashlib.sha256(
+        canonical({k: v for k, v in record.items() if k != "checksum"}).encode()
+    ).hexdigest()
 
 
 def check_store():
@@ -102,10 +105,18 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     at = folder(spec)
     at.mkdir(parents=True, exist_ok=True)
     write(at / "examples.parquet", parquet(examples))
-    record = {"run": spec.run, "hash": spec.hash, "report": spec.report, "variant": spec.variant, "seed": spec.seed,
-              "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
-              "parents": [p.hash for p in spec.parents], "scoring": SCORING, **record,
-              "files": {"examples.parquet": digest(at / "examples.parquet")}}
+    record = {
+        "run": spec.run,
+        "hash": spec.hash,
+        "report": spec.report,
+        "variant": spec.variant,
+        "seed": spec.seed,
+        "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
+        "parents": [p.hash for p in spec.parents],
+        "scoring": SCORING,
+        **record,
+        "files": {"examples.parquet": digest(at / "examples.parquet")},
+    }
     record["checksum"] = checksum(record)
     write(at / "metrics.json", canonical(record))
 
@@ -116,7 +127,9 @@ def _read(at: Path) -> dict | None:
         return None
     try:
         record = json.loads((at / "metrics.json").read_text(encoding="utf-8"))
-        if record["checksum"] != checksum(record) or any(digest(at / f) != sha for f, sha in record["files"].items()):
+        if record["checksum"] != checksum(record) or any(
+            digest(at / f) != sha for f, sha in record["files"].items()
+        ):
             raise ValueError("its checksum does not fit")
     except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
         print(f"the record {at.name} is damaged ({e}) and does not count", flush=True)
@@ -135,7 +148,9 @@ def committed(report: str) -> dict[str, dict]:
             if record["checksum"] != checksum(record):
                 raise ValueError("its checksum does not fit")
         except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{file}, line {n}: damaged record ({e}); restore the file from git") from None
+            raise UserError(
+                f"{file}, line {n}: damaged record ({e}); restore the file from git"
+            ) from None
         found[record["hash"]] = {**record, "folder": None}
     return found
 
@@ -172,12 +187,16 @@ def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
     found = [(s, find(s)) for s in specs]
     if missing := {s.hash: s.run for s, r in found if r is None}:
         more = f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
-        raise UserError(f"{len(missing)} of {len({s.hash for s in specs})} runs have no record, first "
-                        f"{next(iter(missing.values()))}; {command(specs[0])}{more} makes them")
-    for _, record in found:                              # scores of two versions are never pooled
+        raise UserError(
+            f"{len(missing)} of {len({s.hash for s in specs})} runs have no record, first "
+            f"{next(iter(missing.values()))}; {command(specs[0])}{more} makes them"
+        )
+    for _, record in found:  # scores of two versions are never pooled
         if (version := scoring_version(record)) != SCORING:
-            raise UserError(f"{record['run']} has scores of version {version} and this code scores by version {SCORING}; python -m "
-                            f"qa_lib.rescore {record['report']} with the profile and data of the run scores its answers again")
+            raise UserError(
+                f"{record['run']} has scores of version {version} and this code scores by version {SCORING}; python -m "
+                f"qa_lib.rescore {record['report']} with the profile and data of the run scores its answers again"
+            )
     return found
 
 
@@ -188,38 +207,70 @@ def scoring_version(record: dict) -> int:
 
 def labels(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
-    apart = {"parents", "folder", "fingerprints", "places", "tests", "weights", "layer", "gate", "recipe"}
+    apart = {
+        "parents",
+        "folder",
+        "fingerprints",
+        "places",
+        "tests",
+        "weights",
+        "layer",
+        "gate",
+        "recipe",
+    }
     fields = {k: v for k, v in spec.model_dump(exclude=apart).items() if not isinstance(v, list)}
     layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
     gate = spec.gate.model_dump() if spec.gate else {}
-    return {"run": record["run"], **fields, **layer, **gate, "rows": sum(spec.rows), "encoder": shown(spec.encoder),
-            "device": record["environment"]["device"], "precision": record["environment"]["precision"]}
+    return {
+        "run": record["run"],
+        **fields,
+        **layer,
+        **gate,
+        "rows": sum(spec.rows),
+        "encoder": shown(spec.encoder),
+        "device": record["environment"]["device"],
+        "precision": record["environment"]["precision"],
+    }
 
 
 def ledger(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test set × metric: the labels, set, metric, value (percent), n (rows scored)."""
-    return pd.DataFrame([{**labels(s, r), "set": name, "metric": metric, "value": value, "n": int(scores["n"])}
-                         for s, r in records(specs) for name in [*s.tests, *{"training"} & set(r["metrics"])]
-                         for scores in [r["metrics"][name]]
-                         for metric, value in scores.items() if metric not in ("n", "clusters", "overflowed")])
+    return pd.DataFrame(
+        [
+            {**labels(s, r), "set": name, "metric": metric, "value": value, "n": int(scores["n"])}
+            for s, r in records(specs)
+            for name in [*s.tests, *{"training"} & set(r["metrics"])]
+            for scores in [r["metrics"][name]]
+            for metric, value in scores.items()
+            if metric not in ("n", "clusters", "overflowed")
+        ]
+    )
 
 
 def histories(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × look: the labels, epoch, train_loss (mean since the look before; of a last look a few steps after another
     nothing was logged, and it has that one's), validation_loss, validation_em …"""
-    frame = pd.DataFrame([{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]])
+    frame = pd.DataFrame(
+        [{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]]
+    )
     if len(frame):
-        frame["train_loss"] = frame.astype({"train_loss": float}).groupby(["run", "variant", "arm"])["train_loss"].ffill()
+        frame["train_loss"] = (
+            frame.astype({"train_loss": float})
+            .groupby(["run", "variant", "arm"])["train_loss"]
+            .ffill()
+        )
     return frame
 
 
 def examples(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test example: run, variant, seed, ratio, set, id, cluster, em, f1, start, end, tokens."""
     frames = []
-    for spec, record in records([s for s in specs if s.tests]):      # a trial has none
+    for spec, record in records([s for s in specs if s.tests]):  # a trial has none
         frame = read_examples(record)
         frame = frame[frame["set"].isin(spec.tests)]
-        frames.append(frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio))
+        frames.append(
+            frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio)
+        )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -228,8 +279,12 @@ def read_examples(record: dict) -> pd.DataFrame:
     if record["folder"]:
         return pd.read_parquet(record["folder"] / examples_file(record))
     report, run = record["report"], record["run"]
-    if any(set(scores) >= {"em"} for scores in record["metrics"].values()) and run not in _landed(report):
-        raise UserError(f"{RECORDS / report}: the examples of {run} are in no examples-*.parquet; restore them from git")
+    if any(set(scores) >= {"em"} for scores in record["metrics"].values()) and run not in _landed(
+        report
+    ):
+        raise UserError(
+            f"{RECORDS / report}: the examples of {run} are in no examples-*.parquet; restore them from git"
+        )
     return _landed(report).get(run, pd.DataFrame({"set": [], "id": []}))
 
 
@@ -253,8 +308,16 @@ def _landed(report: str) -> dict[str, pd.DataFrame]:
         try:
             parts.append(pd.read_parquet(file))
         except (OSError, ValueError) as e:
-            raise UserError(f"{file} cannot be read ({' '.join(str(e).split())[:80]}); restore the file from git") from None
-    return dict(iter(pd.concat(parts).drop_duplicates(["run", "set", "id"], keep="last").groupby("run"))) if parts else {}
+            raise UserError(
+                f"{file} cannot be read ({' '.join(str(e).split())[:80]}); restore the file from git"
+            ) from None
+    return (
+        dict(
+            iter(pd.concat(parts).drop_duplicates(["run", "set", "id"], keep="last").groupby("run"))
+        )
+        if parts
+        else {}
+    )
 
 
 def plan(p) -> list[Spec]:
@@ -264,7 +327,11 @@ def plan(p) -> list[Spec]:
 
 def sizes(args: argparse.Namespace) -> list[str | None]:
     """The sizes that a command line may mean, the largest first."""
-    return ["full", "small"] if not args.size and (args.profile or params.default_profile()) == "real" else [args.size]
+    return (
+        ["full", "small"]
+        if not args.size and (args.profile or params.default_profile()) == "real"
+        else [args.size]
+    )
 
 
 def settle(args: argparse.Namespace):
@@ -295,12 +362,16 @@ def land(report: str, specs: list[Spec]) -> int:
     for same in (s.everywhere() for s in specs):
         found = next(filter(None, map(_read, map(folder, same))), None)
         # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
-        if found and not any(set(found["metrics"]) <= set(known[s.hash]["metrics"]) for s in same if s.hash in known):
+        if found and not any(
+            set(found["metrics"]) <= set(known[s.hash]["metrics"]) for s in same if s.hash in known
+        ):
             new[found["hash"]] = found
     for record in new.values():
         if scoring_version(record) != SCORING:
-            raise UserError(f"{record['run']} has scores of version {scoring_version(record)}, and version {SCORING} is landed; "
-                            f"python -m qa_lib.rescore {report} with the profile and data of the run scores its answers again")
+            raise UserError(
+                f"{record['run']} has scores of version {scoring_version(record)}, and version {SCORING} is landed; "
+                f"python -m qa_lib.rescore {report} with the profile and data of the run scores its answers again"
+            )
     if new:
         commit(report, new, {h: read_examples(r) for h, r in new.items()})
     return len(new)
@@ -314,9 +385,11 @@ def commit(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame])
     target, known = RECORDS / report, committed(report)
     target.mkdir(parents=True, exist_ok=True)
     read = [frame.assign(run=new[h]["run"]) for h, frame in examples.items()]
-    frames = [f for f in read if len(f)]                # a trial has no examples, and its empty columns no types
-    part = 1 + max((int(f.stem.split("-")[1]) for f in target.glob("examples-*.parquet")), default=-1)
-    while frames:                                       # files of at most LIMIT bytes, a whole number of runs in each
+    frames = [f for f in read if len(f)]  # a trial has no examples, and its empty columns no types
+    part = 1 + max(
+        (int(f.stem.split("-")[1]) for f in target.glob("examples-*.parquet")), default=-1
+    )
+    while frames:  # files of at most LIMIT bytes, a whole number of runs in each
         for size in range(len(frames), 0, -1):
             content = parquet(pd.concat(frames[:size]))
             if len(content) <= LIMIT:
@@ -340,7 +413,7 @@ def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
         at = record["folder"]
         record = {k: v for k, v in record.items() if k not in ("folder", "checksum")}
         old = examples_file(record)
-        if at and moved:                # under another name: until the record names it, the old pair is whole
+        if at and moved:  # under another name: until the record names it, the old pair is whole
             name = f"examples-scoring-{SCORING}.parquet"
             write(at / name, parquet(frame))
             record["files"] = {name: digest(at / name)}
@@ -363,7 +436,7 @@ def has_weights(spec: Spec) -> bool:
     if not file.exists():
         return False
     try:
-        with safe_open(file, framework="numpy"):     # compares the file's size with its header
+        with safe_open(file, framework="numpy"):  # compares the file's size with its header
             return True
     except SafetensorError:
         print(f"the weights of {spec.run} are damaged and do not count", flush=True)
@@ -384,9 +457,13 @@ def main() -> int:
     args = parser.parse_args()
     meant = [params.from_args(args, size) for size in sizes(args)]
     if meant[0].profile in ("quick", "own"):
-        raise UserError("only runs on the study's real data are landed; say --profile real or paper")
+        raise UserError(
+            "only runs on the study's real data are landed; say --profile real or paper"
+        )
     check_writable(RECORDS, "QA_RECORDS")
-    print(f"{land(args.report, [s for p in meant for s in plan(p)])} new records in records/{args.report}")
+    print(
+        f"{land(args.report, [s for p in meant for s in plan(p)])} new records in records/{args.report}"
+    )
     return 0
 
 

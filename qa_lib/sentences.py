@@ -7,6 +7,7 @@
 Rows are {id, sentence1, sentence2, label} or {id, sentence, label}; the first rows do not depend
 on how many are asked for.
 """
+
 import random
 
 from qa_lib.corpora import MANY, VERSION, _entity, _expand, _load, _name, _sentence
@@ -35,8 +36,16 @@ def nli(rows, seed=0):
     style, out = _load()["registers"]["sentences"], []
     for n, rng, _, (a, b, c), one, two, _ in _pairs("nli", rows, seed):
         about = one if n % 3 < 2 else {**one, "facts": {a: two["facts"][a]}}
-        out.append(_row("nli", seed, n, _sentence(style, one, [a, b], rng),
-                        _sentence(style, about, [c if n % 3 == 1 else a], rng), n % 3))
+        out.append(
+            _row(
+                "nli",
+                seed,
+                n,
+                _sentence(style, one, [a, b], rng),
+                _sentence(style, about, [c if n % 3 == 1 else a], rng),
+                n % 3,
+            )
+        )
     return out
 
 
@@ -47,8 +56,16 @@ def paraphrase(rows, seed=0):
         spec, other = _load()["kinds"][kind], n % 2 == 0 and rng.random() < 0.5
         first, second = rng.sample(spec[a]["ask"], 2)
         second = second if n % 2 or other else rng.choice(spec[b]["ask"])
-        out.append(_row("paraphrase", seed, n, first.replace("{s}", one["name"]),
-                        second.replace("{s}", (two if other else one)["name"]), n % 2))
+        out.append(
+            _row(
+                "paraphrase",
+                seed,
+                n,
+                first.replace("{s}", one["name"]),
+                second.replace("{s}", (two if other else one)["name"]),
+                n % 2,
+            )
+        )
     return out
 
 
@@ -57,11 +74,25 @@ def similarity(rows, seed=0):
     style, out = _load()["registers"]["sentences"], []
     for n, rng, _, (a, b, c), one, two, unlike in _pairs("similarity", rows, seed):
         changed = {**one, "facts": {a: two["facts"][a]}}
-        about, said = [(unlike, list(unlike["facts"])), (two, [b]), (two, [a]), (changed, [a]),
-                       (one, [a, c]), (one, [a])][n % 6]
+        about, said = [
+            (unlike, list(unlike["facts"])),
+            (two, [b]),
+            (two, [a]),
+            (changed, [a]),
+            (one, [a, c]),
+            (one, [a]),
+        ][n % 6]
         score = round(min(5.0, max(0.0, n % 6 + rng.uniform(-0.4, 0.4))), 1)
-        out.append(_row("similarity", seed, n, _sentence(style, one, [a], rng),
-                        _sentence(style, about, said, rng), score))
+        out.append(
+            _row(
+                "similarity",
+                seed,
+                n,
+                _sentence(style, one, [a], rng),
+                _sentence(style, about, said, rng),
+                score,
+            )
+        )
     return out
 
 

@@ -3,6 +3,7 @@
 Schema of a row: id, title, context, question, answers {text[], answer_start[]}, is_impossible, domain.
 Apart from data.py, which decides what the rows are used for: reading knows formats, splitting knows science.
 """
+
 import difflib
 import gzip
 import json
@@ -33,8 +34,9 @@ BYTE_ORDER_MARK = "\ufeff"
 
 class Entry(NamedTuple):
     """What stands where a file has a row: the row, or the reason why none can be made of it."""
-    number: int     # names a row that has no id
-    place: str      # as a reader finds it: "line 3"
+
+    number: int  # names a row that has no id
+    place: str  # as a reader finds it: "line 3"
     row: Any
     malformed: str = ""
 
@@ -78,14 +80,14 @@ def open_text(path: Path) -> TextIO:
 def iterate_lines(lines: Iterable[str]) -> Iterator[Entry]:
     """The rows of JSON Lines."""
     for number, line in enumerate(lines, 1):
-        text = line.lstrip(BYTE_ORDER_MARK).strip()     # files put end to end have a mark within
-        if not text:                                    # an editor's empty last line is no row
+        text = line.lstrip(BYTE_ORDER_MARK).strip()  # files put end to end have a mark within
+        if not text:  # an editor's empty last line is no row
             continue
         try:
             row, reason = json.loads(text), ""
         except json.JSONDecodeError as e:
             row, reason = None, f"not JSON ({e.msg} at column {e.colno})"
-        except (ValueError, RecursionError) as e:       # a number of 5,000 digits, 5,000 brackets
+        except (ValueError, RecursionError) as e:  # a number of 5,000 digits, 5,000 brackets
             row, reason = None, f"not JSON ({' '.join(str(e).split())})"
         yield Entry(number, f"line {number}", row, reason)
 
@@ -97,7 +99,7 @@ def iterate_nested(content: Any) -> Iterator[Entry]:
     Raises ValueError where the content has no list of articles.
     """
     if not isinstance(content, dict):
-        raise ValueError("it is not an object {\"data\": [articles]}")
+        raise ValueError('it is not an object {"data": [articles]}')
     if "data" not in content:
         raise ValueError("no field 'data'")
     if not isinstance(content["data"], list):
@@ -145,8 +147,10 @@ def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
         names = file.schema_arrow.names
         for name in NEEDED:
             if name not in names:
-                raise ValueError(f"no column '{name}' among {', '.join(names) or 'none'}; a row "
-                                 f"has {', '.join(NEEDED)}")
+                raise ValueError(
+                    f"no column '{name}' among {', '.join(names) or 'none'}; a row "
+                    f"has {', '.join(NEEDED)}"
+                )
         columns = [name for name in dict.fromkeys(fields) if name in names]
         number = 0
         for batch in file.iter_batches(columns=columns):
@@ -155,7 +159,7 @@ def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
                 try:
                     row, reason = batch.slice(at, 1).to_pylist()[0], ""
                     row["answers"] = split_answers(row["answers"])
-                except (ValueError, OverflowError) as e:    # bytes that are no text, the year -5000
+                except (ValueError, OverflowError) as e:  # bytes that are no text, the year -5000
                     row, reason = None, f"cannot be read ({e})"
                 yield Entry(number, f"row {number}", row, reason)
 
@@ -204,8 +208,10 @@ def text_error(field: str, text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
-        return (f"field '{field}' holds what is no UTF-8 text at character {e.start + 1} "
-                "(half a character, or a byte of another encoding)")
+        return (
+            f"field '{field}' holds what is no UTF-8 text at character {e.start + 1} "
+            "(half a character, or a byte of another encoding)"
+        )
     return ""
 
 
@@ -214,17 +220,20 @@ def answers_error(answers: Any) -> str:
     text = answers.get("text") if isinstance(answers, dict) else None
     start = answers.get("answer_start") if isinstance(answers, dict) else None
     if not isinstance(text, list) or not isinstance(start, list) or len(text) != len(start):
-        return ("field 'answers' is not {\"text\": [texts], \"answer_start\": [as many whole "
-                "numbers]}")
+        return 'field \'answers\' is not {"text": [texts], "answer_start": [as many whole numbers]}'
     for number, (answer, at) in enumerate(zip(text, start, strict=True), 1):
         if not isinstance(answer, str):
             return f"field 'answers' is not whole: answer {number} has no 'text'"
         if not trim_invisible(answer):
-            return (f"field 'answers' is not whole: answer {number} is blank, and a question without "
-                    "an answer has none")
+            return (
+                f"field 'answers' is not whole: answer {number} is blank, and a question without "
+                "an answer has none"
+            )
         if not isinstance(at, int) or isinstance(at, bool) or at < 0:
-            return (f"field 'answers' is not whole: answer {number} has no 'answer_start' that is "
-                    "a whole number")
+            return (
+                f"field 'answers' is not whole: answer {number} has no 'answer_start' that is "
+                "a whole number"
+            )
         error = text_error("answers", answer)
         if error:
             return error
@@ -262,11 +271,14 @@ def complete_row(row: dict, name: str, number: int) -> dict:
     """A row of a dataset in the schema; without an id of its own it is known by its number."""
     answers = {"text": [], "answer_start": []} if lacks_answers(row) else row["answers"]
     given, title = row.get("id"), row.get("title")
-    return {**row,
-            "id": f"{name}-{number}" if is_absent(given) else str(given),
-            "title": "" if is_absent(title) else str(title),
-            "answers": answers, "domain": name,
-            "is_impossible": bool(read_flag(row.get("is_impossible"))) or not answers["text"]}
+    return {
+        **row,
+        "id": f"{name}-{number}" if is_absent(given) else str(given),
+        "title": "" if is_absent(title) else str(title),
+        "answers": answers,
+        "domain": name,
+        "is_impossible": bool(read_flag(row.get("is_impossible"))) or not answers["text"],
+    }
 
 
 def misplaced_answer(row: dict) -> str:
@@ -280,22 +292,26 @@ def misplaced_answer(row: dict) -> str:
     return ""
 
 
-def read(path: Path, name: str, bad_rows: str, counts: Counter,
-         fields: Iterable[str] = ()) -> list[dict]:
+def read(
+    path: Path, name: str, bad_rows: str, counts: Counter, fields: Iterable[str] = ()
+) -> list[dict]:
     """The rows of a file in the schema; fields: those of Parquet that are read beside the schema's.
 
     Raises UserError with file, place and reason for a bad row, or counts it where `bad_rows` is
     "skip".
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; DATA= names the folder that holds it, DATA.md "
-                        "where to get it")
+        raise UserError(
+            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
+        )
     rows, misplaced = [], []
     for entry in iterate_rows(path, [*FIELDS, *fields]):
         reason = entry.malformed or row_error(entry.row)
         if reason and bad_rows == "stop":
-            raise UserError(f"{path}, {entry.place}: {printable(reason)}; mend the row, or leave "
-                            "such rows out with PARAMS=bad_rows=skip")
+            raise UserError(
+                f"{path}, {entry.place}: {printable(reason)}; mend the row, or leave "
+                "such rows out with PARAMS=bad_rows=skip"
+            )
         if reason:
             counts["malformed" if entry.malformed else "incomplete"] += 1
             continue
@@ -307,9 +323,11 @@ def read(path: Path, name: str, bad_rows: str, counts: Counter,
             rows.append(row)
     if misplaced and bad_rows == "stop":
         first = ", ".join(identity for identity, _ in misplaced[:3])
-        raise UserError(f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
-                        f"answer_start, first {printable(first)} (of the first, {misplaced[0][1]}"
-                        "); mend them, or leave them out with PARAMS=bad_rows=skip")
+        raise UserError(
+            f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
+            f"answer_start, first {printable(first)} (of the first, {misplaced[0][1]}"
+            "); mend them, or leave them out with PARAMS=bad_rows=skip"
+        )
     counts["misplaced answers"] += len(misplaced)
     return rows
 
@@ -326,15 +344,26 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
         raise offline("dataset", repo, e) from None
     rows = []
     for i, row in enumerate(table):
-        if "text" in row:  # "<answer> … <context> …": the answer's offsets are every place it stands at
+        if (
+            "text" in row
+        ):  # "<answer> … <context> …": the answer's offsets are every place it stands at
             answer, _, context = row.pop("text").removeprefix("<answer>").partition("<context>")
             answer, row["context"] = answer.strip(), context.strip()
-            starts = [m.start() for m in re.finditer(re.escape(answer), row["context"], re.I)] if answer else []
-            row["answers"] = {"text": [row["context"][s:s + len(answer)] for s in starts], "answer_start": starts}
+            starts = (
+                [m.start() for m in re.finditer(re.escape(answer), row["context"], re.I)]
+                if answer
+                else []
+            )
+            row["answers"] = {
+                "text": [row["context"][s : s + len(answer)] for s in starts],
+                "answer_start": starts,
+            }
         if not row["answers"]["text"]:
             counts["answer not in the context"] += 1
             continue
-        rows.append({"id": f"{split}-{i}", "title": "", "domain": name, "is_impossible": False, **row})
+        rows.append(
+            {"id": f"{split}-{i}", "title": "", "domain": name, "is_impossible": False, **row}
+        )
     return rows
 
 
@@ -350,8 +379,10 @@ def offline(kind: str, repo: str, error: Exception) -> UserError:
     if unknown:
         why = "it has no public repository of that name"
     elif isinstance(error, RevisionNotFoundError):
-        return UserError(f"{kind} {repo}: the hub no longer has the revision that params/pins.yaml "
-                         "names; remove its line there to take the newest")
+        return UserError(
+            f"{kind} {repo}: the hub no longer has the revision that params/pins.yaml "
+            "names; remove its line there to take the newest"
+        )
     else:
         why = type(error).__name__
     if kind == "model":
@@ -362,15 +393,19 @@ def offline(kind: str, repo: str, error: Exception) -> UserError:
             cure = "name an encoder's folder or minilm, which need no network (PARAMS=encoder=…)"
         if not near and not unknown:
             cure += ", or give the same command once with network, which keeps the files"
-        return UserError(f"encoder {repo}: there is no such folder, seen from {Path.cwd().name}/, "
-                         f"and it cannot be had from the hub ({why}); {cure}")
+        return UserError(
+            f"encoder {repo}: there is no such folder, seen from {Path.cwd().name}/, "
+            f"and it cannot be had from the hub ({why}); {cure}"
+        )
     if unknown:
         cure = "mend its name in params/datasets.yaml"
     else:
         cure = "run make data with network once, with the same PROFILE and PARAMS"
-    return UserError(f"dataset {repo} cannot be had from the hub ({why}); {cure}, or use "
-                     "PROFILE=quick with its own encoder (needs no data) or "
-                     "PROFILE=real DATA=folder")
+    return UserError(
+        f"dataset {repo} cannot be had from the hub ({why}); {cure}, or use "
+        "PROFILE=quick with its own encoder (needs no data) or "
+        "PROFILE=real DATA=folder"
+    )
 
 
 def suggest_folder(name: str) -> str:
@@ -382,7 +417,7 @@ def suggest_folder(name: str) -> str:
     parent = next(p for p in path.parents if p.is_dir())
     rest = path.relative_to(parent)
     known = {"minilm": "minilm"} if len(path.parts) == 1 else {}
-    if len(rest.parts) <= 2:        # deeper would be a search of the whole disk
+    if len(rest.parts) <= 2:  # deeper would be a search of the whole disk
         pattern = "/".join("*" for _ in rest.parts)
         for config in parent.glob(f"{pattern}/config.json"):
             known[str(config.parent.relative_to(parent))] = str(config.parent)
@@ -395,11 +430,16 @@ def revision(repo: str, kind: str = "dataset") -> str:
     pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {} if PINS.exists() else {}
     if repo not in pins:
         from huggingface_hub import HfApi
+
         try:
             pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
         except Exception as e:
             raise offline(kind, repo, e) from None
-        runs.write(PINS, "# Commits of hub repositories, written by `make pin` or at first use.\n" + yaml.safe_dump(pins))
+        runs.write(
+            PINS,
+            "# Commits of hub repositories, written by `make pin` or at first use.\n"
+            + yaml.safe_dump(pins),
+        )
         print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
     return pins[repo]
 
@@ -412,13 +452,15 @@ def known_files() -> dict[str, tuple[int, str]]:
     return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in found}
 
 
-sha256 = cache(digest)     # data are large, and stay as they are while a process lives
+sha256 = cache(digest)  # data are large, and stay as they are while a process lives
 
 
 def check(folder: str) -> int:
     """Compare every file of a folder with DATA.md; returns the exit code."""
     if not any((Path(folder) / f).exists() for f in known_files()):
-        raise UserError(f"{folder} holds none of the files that DATA.md lists; DATA= names the folder above qa/ and nlu/")
+        raise UserError(
+            f"{folder} holds none of the files that DATA.md lists; DATA= names the folder above qa/ and nlu/"
+        )
     wrong = 0
     for file, (rows, sha) in known_files().items():
         path = Path(folder) / file

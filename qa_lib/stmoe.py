@@ -7,6 +7,7 @@ $$p = \operatorname{softmax}(W x), \qquad g_e = p_e / \textstyle\sum_{\operatorn
 
 B batch, T tokens, D width, E experts, N picks a token, C capacity: tokens of one sequence that an expert takes.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -15,17 +16,18 @@ from torch.nn import functional as F
 
 from qa_lib.settings import Layer
 
-MIN_CAPACITY = 4     # st-moe-pytorch, after mesh-tensorflow
+MIN_CAPACITY = 4  # st-moe-pytorch, after mesh-tensorflow
 
 
 class Routed(NamedTuple):
     """What the router decided, and what it costs."""
-    expert: Tensor       # (B, T, N) expert of each pick; E where the pick was not routed or did not fit
-    gate: Tensor         # (B, T, N) weight of each pick, 0 where dropped
+
+    expert: Tensor  # (B, T, N) expert of each pick; E where the pick was not routed or did not fit
+    gate: Tensor  # (B, T, N) weight of each pick, 0 where dropped
     balance_loss: Tensor  # scalar; 1 at uniform load
-    z_loss: Tensor       # scalar
-    load: Tensor         # (E,) share of the routed picks
-    dropped: Tensor      # scalar, share of the wanted picks that found their expert full
+    z_loss: Tensor  # scalar
+    load: Tensor  # (E,) share of the routed picks
+    dropped: Tensor  # scalar, share of the wanted picks that found their expert full
 
 
 class Router(nn.Module):
@@ -46,41 +48,58 @@ class Router(nn.Module):
     def __init__(self, dim: int, layer: Layer):
         super().__init__()
         self.layer = layer
-        self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(layer.experts, dim), a=5 ** 0.5))
+        self.weight = nn.Parameter(
+            nn.init.kaiming_uniform_(torch.empty(layer.experts, dim), a=5**0.5)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Routed:
         """x: (B, T, D); mask: (B, T), 1 for tokens, 0 for padding."""
         layer, mask = self.layer, torch.ones_like(mask) if self.layer.route_padding else mask
-        real = mask.to(torch.float32).unsqueeze(-1)                            # (B, T, 1)
-        with torch.autocast(x.device.type, enabled=False):                     # a router in bf16 routes rounding errors
-            logits = F.linear(x.float(), self.weight.float())                  # (B, T, E)
+        real = mask.to(torch.float32).unsqueeze(-1)  # (B, T, 1)
+        with torch.autocast(
+            x.device.type, enabled=False
+        ):  # a router in bf16 routes rounding errors
+            logits = F.linear(x.float(), self.weight.float())  # (B, T, E)
         p = logits.softmax(-1)
-        gate, expert = p.topk(layer.top_n)                                     # (B, T, N)
+        gate, expert = p.topk(layer.top_n)  # (B, T, N)
         gate = gate / gate.sum(-1, keepdim=True).clamp(min=1e-9)
         if self.training or layer.eval_routing == "random":
-            routed = torch.rand(layer.top_n, *gate.shape[:2], device=x.device).permute(1, 2, 0) < gate / layer.threshold
+            routed = (
+                torch.rand(layer.top_n, *gate.shape[:2], device=x.device).permute(1, 2, 0)
+                < gate / layer.threshold
+            )
         else:
             routed = gate > layer.threshold
         routed = (routed | (torch.arange(layer.top_n, device=x.device) == 0)) & real.bool()
         factor = layer.capacity_train if self.training else layer.capacity_eval
-        tokens = real.sum((1, 2))                                              # (B,)
-        capacity = torch.minimum((tokens * factor / layer.experts).floor(), tokens).clamp(min=MIN_CAPACITY)
-        picks = F.one_hot(expert, layer.experts) * routed.unsqueeze(-1)        # (B, T, N, E)
-        kept, taken = [], torch.zeros_like(picks[:, :1, 0])                    # (B, 1, E)
+        tokens = real.sum((1, 2))  # (B,)
+        capacity = torch.minimum((tokens * factor / layer.experts).floor(), tokens).clamp(
+            min=MIN_CAPACITY
+        )
+        picks = F.one_hot(expert, layer.experts) * routed.unsqueeze(-1)  # (B, T, N, E)
+        kept, taken = [], torch.zeros_like(picks[:, :1, 0])  # (B, 1, E)
         for n in range(layer.top_n):
-            place = picks[:, :, n].cumsum(1) - picks[:, :, n] + taken          # (B, T, E) tokens before this one
+            place = (
+                picks[:, :, n].cumsum(1) - picks[:, :, n] + taken
+            )  # (B, T, E) tokens before this one
             fits = picks[:, :, n] * (place < capacity.view(-1, 1, 1))
             taken = taken + fits.sum(1, keepdim=True)
             kept.append(fits)
-        kept = torch.stack(kept, 2)                                            # (B, T, N, E)
-        fits = kept.sum(-1).bool()                                             # (B, T, N)
+        kept = torch.stack(kept, 2)  # (B, T, N, E)
+        fits = kept.sum(-1).bool()  # (B, T, N)
         first = (kept if layer.density == "kept" else picks)[:, :, 0].float()
-        share, mean = ((v * real).sum(1) / real.sum(1) for v in (first, p))    # (B, E) each
+        share, mean = ((v * real).sum(1) / real.sum(1) for v in (first, p))  # (B, E) each
         balance = layer.experts * (share * mean).sum(-1).mean()
         z = (logits.logsumexp(-1).square() * real.squeeze(-1)).sum() / real.sum()
         load = kept.sum((0, 1, 2)).float()
-        return Routed(expert.masked_fill(~fits, layer.experts), gate * fits, balance, z, load / load.sum().clamp(min=1),
-                      1 - fits.sum() / routed.sum().clamp(min=1))
+        return Routed(
+            expert.masked_fill(~fits, layer.experts),
+            gate * fits,
+            balance,
+            z,
+            load / load.sum().clamp(min=1),
+            1 - fits.sum() / routed.sum().clamp(min=1),
+        )
 
 
 class Expert(nn.Module):
@@ -98,11 +117,11 @@ class Expert(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for linear in (self.w1, self.w2):
             for parameter in linear.parameters():
-                nn.init.uniform_(parameter, -linear.out_features ** -0.5, linear.out_features ** -0.5)
+                nn.init.uniform_(parameter, -(linear.out_features**-0.5), linear.out_features**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (…, D) → (…, D)."""
-        value, gate = self.w1(x).chunk(2, -1)                                  # (…, hidden) each
+        value, gate = self.w1(x).chunk(2, -1)  # (…, hidden) each
         # as the weights under autocast: times an fp32 scale the activations would go on in fp32
         return self.w2(self.dropout(F.gelu(gate) * value * self.scale.to(value.dtype)))
 
@@ -113,20 +132,36 @@ class MoE(nn.Module):
     def __init__(self, dim: int, hidden: int, layer: Layer):
         super().__init__()
         self.router = Router(dim, layer)
-        self.experts = nn.ModuleList(Expert(dim, hidden, layer.expert_dropout) for _ in range(layer.experts))
-        self.routed: Routed | None = None            # of the last forward pass
+        self.experts = nn.ModuleList(
+            Expert(dim, hidden, layer.expert_dropout) for _ in range(layer.experts)
+        )
+        self.routed: Routed | None = None  # of the last forward pass
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: (B, T, D), mask: (B, T) → (B, T, D), zero where no expert took the token."""
         self.routed = routed = self.router(x, mask)
-        expert, gate = routed.expert.flatten(), routed.gate.flatten()                           # (B·T·N,)
-        counts = F.one_hot(expert, len(self.experts) + 1).sum(0).tolist()                       # the dropped come last
-        order = expert.argsort(stable=True)[:expert.numel() - counts.pop()]                     # (K,)
+        expert, gate = routed.expert.flatten(), routed.gate.flatten()  # (B·T·N,)
+        counts = F.one_hot(expert, len(self.experts) + 1).sum(0).tolist()  # the dropped come last
+        order = expert.argsort(stable=True)[: expert.numel() - counts.pop()]  # (K,)
         token = order // routed.expert.shape[-1]
         weight = gate[order].unsqueeze(-1)
-        autocast = torch.is_autocast_enabled(x.device.type)         # cast once, not each of the N copies of a token
-        rows = x.reshape(-1, x.shape[-1]).to(torch.get_autocast_dtype(x.device.type) if autocast else x.dtype)
+        autocast = torch.is_autocast_enabled(
+            x.device.type
+        )  # cast once, not each of the N copies of a token
+        rows = x.reshape(-1, x.shape[-1]).to(
+            torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+        )
         # value 1, gradient of the gate: the router also learns through what an expert is given (st-moe-pytorch)
-        given = rows.index_select(0, token) * (1 + weight - weight.detach()).to(rows.dtype)     # rows[token] goes back slowly
-        out = torch.cat([f(part) for f, part in zip(self.experts, given.split(counts), strict=True)]) * weight
-        return torch.zeros_like(x, dtype=out.dtype).reshape(-1, x.shape[-1]).index_add(0, token, out).reshape(x.shape)
+        given = rows.index_select(0, token) * (1 + weight - weight.detach()).to(
+            rows.dtype
+        )  # rows[token] goes back slowly
+        out = (
+            torch.cat([f(part) for f, part in zip(self.experts, given.split(counts), strict=True)])
+            * weight
+        )
+        return (
+            torch.zeros_like(x, dtype=out.dtype)
+            .reshape(-1, x.shape[-1])
+            .index_add(0, token, out)
+            .reshape(x.shape)
+        )

@@ -5,6 +5,7 @@
 Make decides what to render, the run store decides what to train: only runs without a complete record are trained.
 Everything that can be refused is refused before the first training starts.
 """
+
 import errno
 import os
 import shutil
@@ -21,8 +22,8 @@ from qa_lib import data, encoders, params, pool, runs
 from qa_lib.params import UserError
 from qa_lib.spec import Spec
 
-HOURS = 12          # above this a study stops unless told YES=1
-CHARACTERS = 4.4    # of English text per word piece, for the estimate
+HOURS = 12  # above this a study stops unless told YES=1
+CHARACTERS = 4.4  # of English text per word piece, for the estimate
 
 
 class Progress:
@@ -34,7 +35,11 @@ class Progress:
 
     def __call__(self, line: str):
         if time.monotonic() - self.shown >= (0.5 if self.live else 15) or "  step " not in line:
-            print(f"\r\033[K  {line}" if self.live else f"  {line}", end="" if self.live else "\n", flush=True)
+            print(
+                f"\r\033[K  {line}" if self.live else f"  {line}",
+                end="" if self.live else "\n",
+                flush=True,
+            )
             self.shown = time.monotonic()
 
 
@@ -69,14 +74,21 @@ def work(spec: Spec, known: dict[tuple, tuple]) -> float:
 
     known: what other runs on as many rows of the same sets were found to have; another seed draws others of like length.
     """
+
     def tokens(rows: list[dict]) -> float:
         return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
 
     if (key := (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)) not in known:
         train, validation, _ = data.mixture(spec)
-        known[key] = tokens(train), tokens(validation), sum(tokens(rows) for _, rows in data.tests(spec).values())
+        known[key] = (
+            tokens(train),
+            tokens(validation),
+            sum(tokens(rows) for _, rows in data.tests(spec).values()),
+        )
     train, validation, scored = known[key]
-    if spec.gate:                         # on what its experts and the plain encoder say, computed for the first gate that asks
+    if (
+        spec.gate
+    ):  # on what its experts and the plain encoder say, computed for the first gate that asks
         first = (said := (*spec.rows, *(e.hash for e in spec.parents))) not in known
         known[said] = ()
         return train / 10 + first * (1 + len(spec.parents)) * (train + validation) / 3
@@ -112,8 +124,10 @@ def check_memory(spec: Spec):
             cause, cure = "its weights", "lower experts or width"
         else:
             cause, cure = f"a batch of {spec.batch_size} windows", "lower batch_size or max_length"
-        raise UserError(f"{spec.run} needs about {for_weights + for_batch:.0f} GB of memory, most of "
-                        f"it for {cause}, and this machine has {total:.0f}; {cure}")
+        raise UserError(
+            f"{spec.run} needs about {for_weights + for_batch:.0f} GB of memory, most of "
+            f"it for {cause}, and this machine has {total:.0f}; {cure}"
+        )
 
 
 def rate(spec: Spec) -> float:
@@ -132,8 +146,12 @@ def rate(spec: Spec) -> float:
         if step == 1:  # the first warms up
             began = time.monotonic()
         with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16"):
-            out = model(input_ids=ids, attention_mask=torch.ones_like(ids),
-                        start_positions=ids[:, 0] % length, end_positions=ids[:, 1] % length)
+            out = model(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                start_positions=ids[:, 0] % length,
+                end_positions=ids[:, 1] % length,
+            )
         out.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -144,7 +162,15 @@ def rate(spec: Spec) -> float:
 
 def kind(spec: Spec) -> tuple:
     """Runs alike in this are alike in speed."""
-    return spec.weights, spec.blocks, spec.batch_size, bool(spec.layer), spec.dense, bool(spec.gate), spec.reinit
+    return (
+        spec.weights,
+        spec.blocks,
+        spec.batch_size,
+        bool(spec.layer),
+        spec.dense,
+        bool(spec.gate),
+        spec.reinit,
+    )
 
 
 def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
@@ -157,13 +183,23 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
             check_memory(spec)
     speed = {k: rate(s) for k, s in kinds.items()}
     hours = sum(tokens[s.hash] / speed[kind(s)] for s in todo) / 3600
-    size = 4 * max(sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values())
-    disk = (2 * 3 * size * workers + size * len(parents(todo)) + 20 * sum(tokens.values())) / 1e9  # checkpoints, weights, features
+    size = 4 * max(
+        sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values()
+    )
+    disk = (
+        2 * 3 * size * workers + size * len(parents(todo)) + 20 * sum(tokens.values())
+    ) / 1e9  # checkpoints, weights, features
     free = shutil.disk_usage(runs.RUNS).free / 1e9
     if free < disk:
-        raise UserError(f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
-                        "set QA_RUNS to a folder on a larger disk")
-    return tokens, 1.5 * hours / min(workers, len(todo)), disk  # 1.5: loading, padding, cores that share one memory
+        raise UserError(
+            f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
+            "set QA_RUNS to a folder on a larger disk"
+        )
+    return (
+        tokens,
+        1.5 * hours / min(workers, len(todo)),
+        disk,
+    )  # 1.5: loading, padding, cores that share one memory
 
 
 def at_once(specs: list[Spec]) -> int:
@@ -180,16 +216,31 @@ def at_once(specs: list[Spec]) -> int:
 
 def fetch(p):
     """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
-    for name in dict.fromkeys([*p.domains, *getattr(p, "few_shot", []), *getattr(p, "pools", []), *filter(None, [p.start])]):
+    for name in dict.fromkeys(
+        [
+            *p.domains,
+            *getattr(p, "few_shot", []),
+            *getattr(p, "pools", []),
+            *filter(None, [p.start]),
+        ]
+    ):
         part = data.splits(name, p.source, p.data, p.bad_rows)
-        print(f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
-              + "".join(f"; {v} {k}" for k, v in part.counts.items() if v))
+        print(
+            f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
+            + "".join(f"; {v} {k}" for k, v in part.counts.items() if v)
+        )
     encoders.load(p.encoder)
     print(f"encoder {p.encoder}: {encoders.weights(p.encoder)[:12]}")
 
 
-def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, dry_run: bool = False,
-        live: bool | None = None) -> pd.DataFrame:
+def run(
+    p,
+    workers: int | None = None,
+    fresh: bool = False,
+    yes: bool = False,
+    dry_run: bool = False,
+    live: bool | None = None,
+) -> pd.DataFrame:
     """Train what a report's plan is missing; returns one row per run: run, seconds, trained (now or found).
 
     Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
@@ -197,13 +248,16 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
     specs = runs.plan(p)
     todo = missing(specs, fresh)
     known = len({s.hash for s in specs})
-    print(f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train", flush=True)
+    print(
+        f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train",
+        flush=True,
+    )
     if any(s.precision != p.precision for s in todo):
         print("no bf16 instructions here: what is trained is trained in fp32", flush=True)
     if todo:
         runs.check_store()
         if not dry_run:
-            runs.check_page(p)      # which is drawn when all is trained
+            runs.check_page(p)  # which is drawn when all is trained
         runs.RUNS.mkdir(parents=True, exist_ok=True)
         lock = FileLock(runs.RUNS / f"{p.report}.lock")
         try:
@@ -220,20 +274,39 @@ def run(p, workers: int | None = None, fresh: bool = False, yes: bool = False, d
         specs = runs.plan(p)
         if not dry_run and missing(specs, fresh):  # what trials have decided
             frame = run(p, workers, fresh, yes, dry_run, live)
-            return frame.assign(trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now"))
+            return frame.assign(
+                trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now")
+            )
     now = {s.hash for s in todo}
-    return pd.DataFrame([{"run": r["run"], "seconds": round(r["seconds"]), "trained": "now" if r["hash"] in now else "found"}
-                         for s in specs if (r := runs.find(s, fresh))], columns=["run", "seconds", "trained"])
+    return pd.DataFrame(
+        [
+            {
+                "run": r["run"],
+                "seconds": round(r["seconds"]),
+                "trained": "now" if r["hash"] in now else "found",
+            }
+            for s in specs
+            if (r := runs.find(s, fresh))
+        ],
+        columns=["run", "seconds", "trained"],
+    )
 
 
 def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
     """Say what a study will cost, and stop one that costs too much; returns the tokens of each run."""
     tokens, hours, disk = estimate(todo, workers)
     amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    print(f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk", flush=True)
+    where = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    )
+    print(
+        f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk",
+        flush=True,
+    )
     if hours > HOURS and not yes:
-        raise UserError(f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds")
+        raise UserError(
+            f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds"
+        )
     return tokens
 
 
@@ -246,15 +319,21 @@ def _one(spec: Spec, keep: bool, live: bool | None):
         record = train.train(spec, progress, keep_weights=keep)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk of {runs.RUNS} is full; make room, the same command goes on from here") from None
+            raise UserError(
+                f"the disk of {runs.RUNS} is full; make room, the same command goes on from here"
+            ) from None
         raise
-    scores = ", ".join(f"{name} EM {m['em']:.1f}" for name in spec.tests for m in [record["metrics"][name]])
+    scores = ", ".join(
+        f"{name} EM {m['em']:.1f}" for name in spec.tests for m in [record["metrics"][name]]
+    )
     progress(f"{spec.run}  {record['seconds']:.0f} s  {scores}")
     if progress.live:
         print(flush=True)
 
 
-def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[str], live: bool | None):
+def _train(
+    todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[str], live: bool | None
+):
     """Train runs, parents before children, and drop a parent's weights when its last child is done."""
     began, done, waiting = time.monotonic(), [], list(todo)
 
@@ -277,7 +356,7 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
     try:
         while waiting or going:
             ids = {s.hash for s in todo if s not in done}
-            for spec in [s for s in waiting if not ids & parents([s])][:2 * workers - len(going)]:
+            for spec in [s for s in waiting if not ids & parents([s])][: 2 * workers - len(going)]:
                 waiting.remove(spec)
                 going[team.submit(_one, spec, spec.hash in keep, False)] = spec
             for future in wait(going, return_when=FIRST_COMPLETED).done:
@@ -285,8 +364,10 @@ def _train(todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[s
                     raise error
                 finished(going.pop(future))
     except BrokenExecutor:
-        raise UserError(f"the system ended a worker, most likely for want of memory; WORKERS={max(1, workers - 1)} trains fewer "
-                        "runs at once and goes on from here") from None
+        raise UserError(
+            f"the system ended a worker, most likely for want of memory; WORKERS={max(1, workers - 1)} trains fewer "
+            "runs at once and goes on from here"
+        ) from None
     finally:
         team.stop()
 
@@ -295,28 +376,49 @@ def compare(p):
     """Print ours against committed, per run and test set."""
     known = runs.committed(p.report)
     for spec in runs.plan(p):
-        ours, theirs = runs.find(spec, fresh=True), next((known[s.hash] for s in spec.everywhere() if s.hash in known), None)
+        ours, theirs = (
+            runs.find(spec, fresh=True),
+            next((known[s.hash] for s in spec.everywhere() if s.hash in known), None),
+        )
         for name in [x for x in spec.tests if ours and theirs and x in theirs["metrics"]]:
-            on = "" if ours["hash"] == theirs["hash"] else " ({device}, {precision})".format(**theirs["environment"])
-            print(f"{ours['run']}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}{on}")
+            on = (
+                ""
+                if ours["hash"] == theirs["hash"]
+                else " ({device}, {precision})".format(**theirs["environment"])
+            )
+            print(
+                f"{ours['run']}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}{on}"
+            )
 
 
 def count_workers(text: str) -> int:
     """The number that WORKERS= or --workers gives."""
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"WORKERS={text}: at least one run is trained at once; write a whole number of 1 or more, or leave it away "
-                        "for as many as the cores take")
+        raise UserError(
+            f"WORKERS={text}: at least one run is trained at once; write a whole number of 1 or more, or leave it away "
+            "for as many as the cores take"
+        )
     return int(text)
 
 
 def main() -> int:
     parser = params.command_line(__doc__)
     params.add_arguments(parser)
-    parser.add_argument("--workers", type=count_workers, help="runs trained at once; by default what fills the cores")
-    parser.add_argument("--fresh", action="store_true", help="ignore committed records, retrain, compare")
-    parser.add_argument("--yes", action="store_true", help=f"start even what takes more than {HOURS} hours")
+    parser.add_argument(
+        "--workers",
+        type=count_workers,
+        help="runs trained at once; by default what fills the cores",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="ignore committed records, retrain, compare"
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help=f"start even what takes more than {HOURS} hours"
+    )
     parser.add_argument("--dry-run", action="store_true", help="estimate only")
-    parser.add_argument("--fetch", action="store_true", help="fetch and verify data and encoder only")
+    parser.add_argument(
+        "--fetch", action="store_true", help="fetch and verify data and encoder only"
+    )
     args = parser.parse_args()
     p = params.from_args(args, size="full" if torch.cuda.is_available() else "small")
     if args.fetch:

@@ -7,6 +7,7 @@ The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate
 A run killed at any moment goes on from its last complete checkpoint and ends with the same scores on CPU. (Where the checkpoint was
 taken between two logged steps, the mean training loss of the look that follows is over fewer steps.)
 """
+
 import contextlib
 import ctypes
 import datetime
@@ -29,11 +30,23 @@ from accelerate.utils import broadcast
 from safetensors.torch import save
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from qa_lib import augment, build, data, features, files, frozen, moe, params, questions, runs, scoring
+from qa_lib import (
+    augment,
+    build,
+    data,
+    features,
+    files,
+    frozen,
+    moe,
+    params,
+    questions,
+    runs,
+    scoring,
+)
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import Spec
 
-EXAMPLES = pd.DataFrame({"set": [], "id": []})   # of a run without test sets
+EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 
 
 def keep_freed_memory():
@@ -58,7 +71,7 @@ class SpanTrainer(Trainer):
     def __init__(self, spec: Spec, rows: list[dict], tokenizer, **kwargs):
         self.spec, self.tokenizer = spec, tokenizer
         self.domains, self.routed = [r["domain"] for r in rows], []
-        self.watched = rows[::math.ceil(len(rows) / spec.watched)] if spec.watched else []
+        self.watched = rows[:: math.ceil(len(rows) / spec.watched)] if spec.watched else []
         super().__init__(**kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -71,13 +84,19 @@ class SpanTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Beside the loss: both auxiliary losses, the share of dropped picks and each expert's load, means since the last."""
         if "loss" in logs and self.routed:
-            logs["balance_loss"], logs["z_loss"], logs["dropped"], *logs["load"] = torch.stack(self.routed).mean(0).tolist()
+            logs["balance_loss"], logs["z_loss"], logs["dropped"], *logs["load"] = (
+                torch.stack(self.routed).mean(0).tolist()
+            )
             self.routed.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        if (past := self.state.log_history[-1:]) and "eval_loss" in past[0] and past[0]["step"] == self.state.global_step:
-            return past[0]                            # the Trainer asks twice at the last step
+        if (
+            (past := self.state.log_history[-1:])
+            and "eval_loss" in past[0]
+            and past[0]["step"] == self.state.global_step
+        ):
+            return past[0]  # the Trainer asks twice at the last step
         _, scores, loss = scoring.score(self.model, self.tokenizer, self.spec, self.eval_dataset)
         found = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
         if self.watched:
@@ -88,8 +107,13 @@ class SpanTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         windows = self.train_dataset
-        return features.BucketSampler([len(ids) for ids in windows["input_ids"]], [self.domains[r] for r in windows["row"]],
-                                      self.args.train_batch_size, self.spec.order, self.spec.seed)
+        return features.BucketSampler(
+            [len(ids) for ids in windows["input_ids"]],
+            [self.domains[r] for r in windows["row"]],
+            self.args.train_batch_size,
+            self.spec.order,
+            self.spec.seed,
+        )
 
 
 class Keeper(TrainerCallback):
@@ -105,18 +129,20 @@ class Keeper(TrainerCallback):
         # only where the mean loss is logged, so that none is lost
         if control.should_log and state.global_step < state.max_steps:
             due = torch.tensor(int(time.monotonic() - self.saved >= self.every), device=args.device)
-            if broadcast(due):                       # of several processes the first one's clock decides for all
+            if broadcast(due):  # of several processes the first one's clock decides for all
                 control.should_save, self.saved = True, time.monotonic()
 
     def on_log(self, args, state, control, logs, **kwargs):
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise UserError(f"{self.spec.run}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate")
+            raise UserError(
+                f"{self.spec.run}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"
+            )
 
     def on_save(self, args, state, control, **kwargs):
         # the mark that this checkpoint is whole, with the seconds that led to it: a kill while it was written leaves none
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()              # each writes the state of its random numbers
-        if state.is_world_process_zero:              # which writes the mark
+            torch.distributed.barrier()  # each writes the state of its random numbers
+        if state.is_world_process_zero:  # which writes the mark
             seconds = self.spent + time.monotonic() - self.began
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files.seal(folder, seconds=round(seconds, 1))
@@ -144,38 +170,69 @@ def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable
     resume: the one that the run goes on from. Older whole ones stay: one of them may be the best.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=step_of):
-        sealed = (path / files.SEAL).exists()    # else the run was killed while it was written
+        sealed = (path / files.SEAL).exists()  # else the run was killed while it was written
         older = resume is not None and step_of(path) <= step_of(resume)
         if older and files.read_seal(path) is not None:
             continue
         if sealed:
-            progress(f"{folder.parent.name}  {path.name}, or the best one before it, is damaged; "
-                     "dropped")
+            progress(
+                f"{folder.parent.name}  {path.name}, or the best one before it, is damaged; dropped"
+            )
         shutil.rmtree(path, ignore_errors=True)
 
 
 def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
-    total, processes = math.ceil(steps_per_epoch * spec.epochs), int(os.environ.get("WORLD_SIZE", 1))  # accelerate launch
+    total, processes = (
+        math.ceil(steps_per_epoch * spec.epochs),
+        int(os.environ.get("WORLD_SIZE", 1)),
+    )  # accelerate launch
     if spec.batch_size % processes:
-        raise UserError(f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them")
+        raise UserError(
+            f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them"
+        )
     looks = {"eval_strategy": "epoch" if spec.validation_rows else "no", "save_strategy": "no"}
     if spec.looks > 1:
         looks |= {"eval_strategy": "steps", "eval_steps": max(1, steps_per_epoch // spec.looks)}
     if spec.checkpoint == "best":
-        looks |= {"save_strategy": "best", "load_best_model_at_end": True, "metric_for_best_model": "f1"}
-    looks |= {"eval_on_start": spec.watched > 0 and not resume}     # a curve begins where training does: a mixture's not at 0
+        looks |= {
+            "save_strategy": "best",
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "f1",
+        }
+    looks |= {
+        "eval_on_start": spec.watched > 0 and not resume
+    }  # a curve begins where training does: a mixture's not at 0
     found = TrainingArguments(
-        output_dir=str(runs.folder(spec) / "checkpoints"), seed=spec.seed, data_seed=spec.seed,
-        per_device_train_batch_size=spec.batch_size // processes, learning_rate=spec.learning_rate, num_train_epochs=spec.epochs,
-        lr_scheduler_type=spec.schedule, warmup_steps=round(spec.warmup * total), weight_decay=spec.weight_decay,
-        max_grad_norm=spec.clip, optim="adamw_torch_fused", bf16=spec.precision == "bf16",
-        tf32=(spec.threads == "cuda" and spec.precision == "fp32") or None,   # a bf16 run keeps in fp32 what must not be rounded
-        use_cpu=spec.threads != "cuda", save_total_limit=2, **looks,
-        logging_strategy="steps", logging_steps=max(1, steps_per_epoch // 10), logging_nan_inf_filter=False,
-        report_to="none", disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=spec.threads == "cuda")
+        output_dir=str(runs.folder(spec) / "checkpoints"),
+        seed=spec.seed,
+        data_seed=spec.seed,
+        per_device_train_batch_size=spec.batch_size // processes,
+        learning_rate=spec.learning_rate,
+        num_train_epochs=spec.epochs,
+        lr_scheduler_type=spec.schedule,
+        warmup_steps=round(spec.warmup * total),
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.clip,
+        optim="adamw_torch_fused",
+        bf16=spec.precision == "bf16",
+        tf32=(spec.threads == "cuda" and spec.precision == "fp32")
+        or None,  # a bf16 run keeps in fp32 what must not be rounded
+        use_cpu=spec.threads != "cuda",
+        save_total_limit=2,
+        **looks,
+        logging_strategy="steps",
+        logging_steps=max(1, steps_per_epoch // 10),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=spec.threads == "cuda",
+    )
     # whatever ACCELERATE_MIXED_PRECISION says
     found.mixed_precision = "bf16" if spec.precision == "bf16" else "no"
-    found._n_gpu = min(found.n_gpu, 1)     # or several visible GPUs make a batch of several times batch_size (DataParallel)
+    found._n_gpu = min(
+        found.n_gpu, 1
+    )  # or several visible GPUs make a batch of several times batch_size (DataParallel)
     return found
 
 
@@ -188,11 +245,21 @@ def history(log: list[dict]) -> list[dict]:
             steps.append(entry["step"] - at)
             at = entry["step"]
         elif "eval_loss" in entry:
-            rows.append({"epoch": round(entry["epoch"], 4), "step": entry["step"],
-                         "train_loss": float(np.average(losses, weights=steps)) if losses else None,
-                         "validation_loss": entry["eval_loss"], "validation_em": entry["eval_em"],
-                         "validation_f1": entry["eval_f1"],
-                         **{k.removeprefix("eval_"): entry[k] for k in ("eval_train_em", "eval_train_f1") if k in entry}})
+            rows.append(
+                {
+                    "epoch": round(entry["epoch"], 4),
+                    "step": entry["step"],
+                    "train_loss": float(np.average(losses, weights=steps)) if losses else None,
+                    "validation_loss": entry["eval_loss"],
+                    "validation_em": entry["eval_em"],
+                    "validation_f1": entry["eval_f1"],
+                    **{
+                        k.removeprefix("eval_"): entry[k]
+                        for k in ("eval_train_em", "eval_train_f1")
+                        if k in entry
+                    },
+                }
+            )
             losses, steps = [], []
     return rows
 
@@ -203,13 +270,22 @@ def curve(past: list[dict]) -> dict[str, float]:
     steps, em = ([row[k] for row in past] for k in ("step", "train_em"))
     moving = [step for step, x in zip(steps, em, strict=True) if abs(x - em[-1]) > 1]
     flat = next(step for step in steps if step > max(moving, default=-1))
-    return {"train_em_early": float(np.interp(0.1 * steps[-1], steps, em)), "plateau": 100 * flat / steps[-1],
-            "train_em": em[-1], "train_f1": past[-1]["train_f1"], "n": len(past)}
+    return {
+        "train_em_early": float(np.interp(0.1 * steps[-1], steps, em)),
+        "plateau": 100 * flat / steps[-1],
+        "train_em": em[-1],
+        "train_f1": past[-1]["train_f1"],
+        "n": len(past),
+    }
 
 
 def routing(log: list[dict]) -> list[dict]:
     """What the router did, one row per logging step; none where the model has no router."""
-    return [{k: entry[k] for k in ("step", "balance_loss", "z_loss", "dropped", "load")} for entry in log if "load" in entry]
+    return [
+        {k: entry[k] for k in ("step", "balance_loss", "z_loss", "dropped", "load")}
+        for entry in log
+        if "load" in entry
+    ]
 
 
 def ask_git(*words: str) -> str | None:
@@ -220,7 +296,7 @@ def ask_git(*words: str) -> str | None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, env=env)
-    except OSError:                                  # a machine without git
+    except OSError:  # a machine without git
         return None
     return os.fsdecode(done.stdout).rstrip("\n") if done.returncode == 0 else None
 
@@ -234,11 +310,18 @@ def read_commit() -> tuple[str, bool | None]:
     told = os.environ.get("QA_COMMIT") or "unknown"
     top = ask_git("rev-parse", "--show-toplevel")
     if not top or os.path.realpath(top) != os.path.realpath(ROOT):
-        return told, None                            # no repository, or one around this folder
+        return told, None  # no repository, or one around this folder
     if not ask_git("rev-parse", "--verify", "--quiet", "HEAD:qa_lib"):
-        return told, None                            # one without a commit, or without this code
-    changes = ask_git("--no-optional-locks", "status", "--porcelain", "--untracked-files=all",
-                      "--", "qa_lib", "params")
+        return told, None  # one without a commit, or without this code
+    changes = ask_git(
+        "--no-optional-locks",
+        "status",
+        "--porcelain",
+        "--untracked-files=all",
+        "--",
+        "qa_lib",
+        "params",
+    )
     dirty = None if changes is None else bool(changes)
     return ask_git("rev-parse", "HEAD"), dirty
 
@@ -251,41 +334,71 @@ def environment(spec: Spec) -> dict:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {"device": torch.cuda.get_device_name() if cuda else f"CPU, {spec.threads} thread" + "s" * (spec.threads > 1),
-            "processor": (model or [platform.processor() or platform.machine()])[0], "platform": platform.system(),
-            "python": platform.python_version(), "precision": spec.precision,
-            "commit": commit, "dirty": dirty,
-            **{p: version(p) for p in ("torch", "transformers", "accelerate", "tokenizers", "numpy")}}
+    return {
+        "device": torch.cuda.get_device_name()
+        if cuda
+        else f"CPU, {spec.threads} thread" + "s" * (spec.threads > 1),
+        "processor": (model or [platform.processor() or platform.machine()])[0],
+        "platform": platform.system(),
+        "python": platform.python_version(),
+        "precision": spec.precision,
+        "commit": commit,
+        "dirty": dirty,
+        **{p: version(p) for p in ("torch", "transformers", "accelerate", "tokenizers", "numpy")},
+    }
 
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: bool = False) -> dict | None:
+def train(
+    spec: Spec, progress: Callable[[str], None] = print, keep_weights: bool = False
+) -> dict | None:
     """Train (or go on training) one run, score it on its test sets, and write its record.
 
     keep_weights: leave model.safetensors beside the record, for children. Returns the record; None on the
     processes of a distributed training that do not write.
     """
     began, at = time.monotonic(), runs.folder(spec)
-    if old := runs.find(spec):                       # trained again for its weights: its record keeps the scores it has
+    if old := runs.find(spec):  # trained again for its weights: its record keeps the scores it has
         spec = spec.model_copy(update={"tests": old["spec"]["tests"]})
     at.mkdir(parents=True, exist_ok=True)
-    made = environment(spec)                         # the checkout may be another when the run ends
+    made = environment(spec)  # the checkout may be another when the run ends
     before = torch.get_num_threads()
     if spec.threads == "cuda":
-        torch.cuda.reset_peak_memory_stats()         # of the runs before this one
+        torch.cuda.reset_peak_memory_stats()  # of the runs before this one
     else:
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
     try:
         if spec.gate and spec.gate.rule in moe.COMBINED:
             scores, frame = moe.combined(spec)
-            nothing = dict.fromkeys(("parameters", "active_parameters", "tokens", "training_seconds", "tokens_per_second",
-                                     "peak_memory_mb"), 0)
-            runs.save(spec, {"metrics": scores, "history": [], "load": {}, "data": {}, "environment": made, **nothing,
-                             "seconds": time.monotonic() - began, "created": now()}, frame)
+            nothing = dict.fromkeys(
+                (
+                    "parameters",
+                    "active_parameters",
+                    "tokens",
+                    "training_seconds",
+                    "tokens_per_second",
+                    "peak_memory_mb",
+                ),
+                0,
+            )
+            runs.save(
+                spec,
+                {
+                    "metrics": scores,
+                    "history": [],
+                    "load": {},
+                    "data": {},
+                    "environment": made,
+                    **nothing,
+                    "seconds": time.monotonic() - began,
+                    "created": now(),
+                },
+                frame,
+            )
             return runs.find(spec)
         model, tokenizer = build.build(spec)
         rows, validation, counts = data.mixture(spec)
@@ -299,14 +412,23 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         unlabelled = features.count_unlabelled(rows, windows)
         counts["answers whole in no window"] = unlabelled
         if unlabelled:
-            progress(f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window holds whole: they teach "
-                     "“no answer”; a larger max_length or stride would keep them")
+            progress(
+                f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window holds whole: they teach "
+                "“no answer”; a larger max_length or stride would keep them"
+            )
         resume = last_checkpoint(at / "checkpoints")
-        spent = files.read_seal(resume)["seconds"] if resume else 0.0    # by the starts before
-        trainer = SpanTrainer(spec, rows, tokenizer, model=model, train_dataset=model.prepare(windows, rows),
-                              eval_dataset=validation,
-                              args=arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
-                              data_collator=model.collate(tokenizer), callbacks=[Keeper(spec, progress, spent)])
+        spent = files.read_seal(resume)["seconds"] if resume else 0.0  # by the starts before
+        trainer = SpanTrainer(
+            spec,
+            rows,
+            tokenizer,
+            model=model,
+            train_dataset=model.prepare(windows, rows),
+            eval_dataset=validation,
+            args=arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
+            data_collator=model.collate(tokenizer),
+            callbacks=[Keeper(spec, progress, spent)],
+        )
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper
         if trainer.is_world_process_zero():
@@ -314,14 +436,18 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
         if resume:
             progress(f"{spec.run}  goes on from {resume.name}")
         fit = time.monotonic()
-        if learns := any(p.requires_grad for p in model.parameters()):   # a mixture with given weights has nothing to learn
+        if learns := any(
+            p.requires_grad for p in model.parameters()
+        ):  # a mixture with given weights has nothing to learn
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         fit = time.monotonic() - fit + spent
         if not trainer.is_world_process_zero():
             return None
         past = history(trainer.state.log_history)
         scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, []
-        said = scoring.said if not keep_weights or spec.gate else frozen.said     # a mixture may ask for the same again
+        said = (
+            scoring.said if not keep_weights or spec.gate else frozen.said
+        )  # a mixture may ask for the same again
         frozen.forget(spec)
         for name, (d, test) in data.tests(spec).items():
             progress(f"{spec.run}  scoring {name}")
@@ -330,19 +456,39 @@ def train(spec: Spec, progress: Callable[[str], None] = print, keep_weights: boo
             frames.append(frame.assign(set=name))
             load |= {name: model.tally.tolist()} if torch.is_tensor(model.tally) else {}
         if keep_weights:
-            runs.write(at / "model.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
+            runs.write(
+                at / "model.safetensors",
+                save({k: v.contiguous() for k, v in model.state_dict().items()}),
+            )
         tokens = learns * sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
-        peak = torch.cuda.max_memory_allocated() / 2**20 if spec.threads == "cuda" else \
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = (
+            torch.cuda.max_memory_allocated() / 2**20
+            if spec.threads == "cuda"
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        )
         if spec.watched and past:
             scores["training"] = curve(past)
         every, active = build.size(model, spec)
-        runs.save(spec, {"metrics": scores, "history": past, "load": load, "data": dict(counts), "environment": made,
-                         "parameters": every, "active_parameters": active, "chosen_step": trainer.state.best_global_step,
-                         "tokens": tokens, "training_seconds": fit, "seconds": time.monotonic() - began + spent,
-                         "tokens_per_second": tokens / fit, "peak_memory_mb": peak,
-                         "created": now()},
-                  pd.concat(frames, ignore_index=True) if frames else EXAMPLES)
+        runs.save(
+            spec,
+            {
+                "metrics": scores,
+                "history": past,
+                "load": load,
+                "data": dict(counts),
+                "environment": made,
+                "parameters": every,
+                "active_parameters": active,
+                "chosen_step": trainer.state.best_global_step,
+                "tokens": tokens,
+                "training_seconds": fit,
+                "seconds": time.monotonic() - began + spent,
+                "tokens_per_second": tokens / fit,
+                "peak_memory_mb": peak,
+                "created": now(),
+            },
+            pd.concat(frames, ignore_index=True) if frames else EXAMPLES,
+        )
         runs.discard(spec, "checkpoints")
         return runs.find(spec)
     finally:
@@ -357,7 +503,9 @@ def main() -> int:
     specs = [s.here() for s in runs.plan(params.from_args(args))]
     chosen = [s for s in specs if s.run.startswith(args.run)]
     if len(chosen) != 1:
-        raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {', '.join(s.run for s in (chosen or specs)[:6])}")
+        raise UserError(
+            f"--run {args.run} fits {len(chosen)} runs of the plan: {', '.join(s.run for s in (chosen or specs)[:6])}"
+        )
     record = train(chosen[0], keep_weights=True)
     if record:
         scores = {name: record["metrics"][name] for name in chosen[0].tests}

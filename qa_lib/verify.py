@@ -4,6 +4,7 @@
 
 Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not what the records say.
 """
+
 import re
 
 import numpy as np
@@ -24,12 +25,18 @@ def mixtures(P) -> tuple[float, ...]:
 
 def stated(claim: claims.Claim) -> str:
     """The printed value, or its range, as text."""
-    return "–" if claim.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(claim.range))
+    return (
+        "–" if claim.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(claim.range))
+    )
 
 
 def printed(row) -> str:
     """The printed value of a row of `table`, with its unit, and whether its direction is all that is judged."""
-    return "–" if row.printed == "–" else f"{row.printed} {row.printed_unit}" + " (direction)" * (row.judged == "superiority")
+    return (
+        "–"
+        if row.printed == "–"
+        else f"{row.printed} {row.printed_unit}" + " (direction)" * (row.judged == "superiority")
+    )
 
 
 def printed_unit(claim: claims.Claim) -> str:
@@ -48,24 +55,39 @@ def found(row, digits: int = 1, which: str = "") -> str:
         return "–"
     *where, last = [row.unit] if not part else part.split(", ")
     unit, where = (last, where) if last in ("EM", "F1", row.unit) else (row.unit, [*where, last])
-    ours, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high))      # + 0.0: no -0.0
-    return f"{ours}{f' [{low}, {high}]' * (low != 'nan')} {unit}" + f" ({', '.join(where)})" * bool(where)
+    ours, low, high = (
+        f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high)
+    )  # + 0.0: no -0.0
+    return f"{ours}{f' [{low}, {high}]' * (low != 'nan')} {unit}" + f" ({', '.join(where)})" * bool(
+        where
+    )
 
 
 def part(label: str, domains: list[str]) -> str:
     """A part's label as a reader says it: "set first, metric em" is "squad, EM"."""
     words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
-    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), re.sub(r"\b(set|metric|variant) ", "", label))
+    return re.sub(
+        r"\w+",
+        lambda word: words.get(word[0], word[0]),
+        re.sub(r"\b(set|metric|variant) ", "", label),
+    )
 
 
 def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
     """ours, low, high and part from a row of stats.verdicts: a difference in the claim's direction, or a score."""
     sign = 1 if claim.contrast and claim.contrast.direction == "higher" else -1
-    ours = [x + sign * (claim.contrast.target if claim.contrast else 0) for x in (row["d"], row["low"], row["high"])]
+    ours = [
+        x + sign * (claim.contrast.target if claim.contrast else 0)
+        for x in (row["d"], row["low"], row["high"])
+    ]
     if claim.contrast and claim.contrast.against is None:
         ours = [sign * x for x in ours]
-    return {"ours": ours[0], "low": min(ours[1:]), "high": max(ours[1:]),
-            "part": part(row["part"], domains) if row["run"] else ""}
+    return {
+        "ours": ours[0],
+        "low": min(ours[1:]),
+        "high": max(ours[1:]),
+        "part": part(row["part"], domains) if row["run"] else "",
+    }
 
 
 def table(P) -> pd.DataFrame:
@@ -93,23 +115,49 @@ def table(P) -> pd.DataFrame:
     control, fair = (judged(list(controlled.values()), arm) for arm in ("printed", "tuned"))
     rows = []
     for c in listed:
-        row = {"claim": c.id, "where": c.where, "says": c.says, "printed": stated(c),
-               "printed_unit": printed_unit(c), "unit": c.unit, **effect(c, plain.loc[c.id], P.domains),
-               "n": plain["n"][c.id], "seed_part": np.sqrt(plain["s2"][c.id] / plain["n"][c.id]),
-               "verdict": plain["verdict"][c.id], "tuned": tuned["verdict"][c.id], "control": "", "primary": c.primary,
-               "judged": c.kind, "confound": c.confound, "run": plain["run"][c.id]}
-        row |= {f"{which}_{k}": "" if k == "part" else np.nan
-                for which in ("control", "fair") for k in ("ours", "low", "high", "part")}
+        row = {
+            "claim": c.id,
+            "where": c.where,
+            "says": c.says,
+            "printed": stated(c),
+            "printed_unit": printed_unit(c),
+            "unit": c.unit,
+            **effect(c, plain.loc[c.id], P.domains),
+            "n": plain["n"][c.id],
+            "seed_part": np.sqrt(plain["s2"][c.id] / plain["n"][c.id]),
+            "verdict": plain["verdict"][c.id],
+            "tuned": tuned["verdict"][c.id],
+            "control": "",
+            "primary": c.primary,
+            "judged": c.kind,
+            "confound": c.confound,
+            "run": plain["run"][c.id],
+        }
+        row |= {
+            f"{which}_{k}": "" if k == "part" else np.nan
+            for which in ("control", "fair")
+            for k in ("ours", "low", "high", "part")
+        }
         judgements = {"": plain.loc[c.id], "equal trials: ": tuned.loc[c.id]}
         row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
         if c.id in controlled:
             beside = controlled[c.id]
-            row |= {"control": f"{tables.MODELS[tables.model(c.control)][0]}: {control['verdict'][beside.id]}"}
-            row |= {f"{which}_{k}": v for which, frame in (("control", control), ("fair", fair))
-                    for k, v in effect(beside, frame.loc[beside.id], P.domains).items()}
+            row |= {
+                "control": f"{tables.MODELS[tables.model(c.control)][0]}: {control['verdict'][beside.id]}"
+            }
+            row |= {
+                f"{which}_{k}": v
+                for which, frame in (("control", control), ("fair", fair))
+                for k, v in effect(beside, frame.loc[beside.id], P.domains).items()
+            }
             judgements["beside the control: "] = control.loc[beside.id]
-        kinds = {where: [r[k].split(":")[0] for k in ("unpooled", "verdict")] for where, r in judgements.items()}
-        row["unpooled"] = "; ".join(where + " instead of ".join(two) for where, two in kinds.items() if two[0] != two[1])
+        kinds = {
+            where: [r[k].split(":")[0] for k in ("unpooled", "verdict")]
+            for where, r in judgements.items()
+        }
+        row["unpooled"] = "; ".join(
+            where + " instead of ".join(two) for where, two in kinds.items() if two[0] != two[1]
+        )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -127,15 +175,25 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
 
     def judged(which: str) -> list[str]:
         words = rows[which].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
-        return [word if found(r, which=f"{which}_") == "–" else f"{found(r, which=f'{which}_')}, {word}"
-                for word, r in zip(words, rows.itertuples(), strict=True)]
+        return [
+            word if found(r, which=f"{which}_") == "–" else f"{found(r, which=f'{which}_')}, {word}"
+            for word, r in zip(words, rows.itertuples(), strict=True)
+        ]
 
     primary = rows["primary"].map({True: "; primary", False: ""})
     aside = (" To bear in mind: " + rows["confound"]).where(rows["confound"] != "", "")
-    return pd.DataFrame({"the report says": rows["says"] + " (" + rows["where"] + primary + ")" + aside,
-                         "printed": [printed(r) for r in rows.itertuples()], "ours": [found(r) for r in rows.itertuples()],
-                         "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
-                         "equal trials": judged("tuned"), "control": judged("control"), "seeds": rows["n"], "run": rows["run"]})
+    return pd.DataFrame(
+        {
+            "the report says": rows["says"] + " (" + rows["where"] + primary + ")" + aside,
+            "printed": [printed(r) for r in rows.itertuples()],
+            "ours": [found(r) for r in rows.itertuples()],
+            "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
+            "equal trials": judged("tuned"),
+            "control": judged("control"),
+            "seeds": rows["n"],
+            "run": rows["run"],
+        }
+    )
 
 
 def says(frame: pd.DataFrame, claim: str, verdict: str) -> bool:
@@ -152,16 +210,24 @@ def counts(frame: pd.DataFrame) -> str:
     """One sentence: how many claims got which verdict."""
     found = frame["verdict"].str.split(":").str[0].value_counts()
     words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
-    return f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
+    return (
+        f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
+    )
 
 
 def unpooled(frame: pd.DataFrame) -> str:
     """One sentence: which verdicts hang on the pooling of variance."""
     rows = frame[frame["unpooled"] != ""]
     which = "; ".join(f"{r.claim} ({r.unpooled})" for r in rows.itertuples())
-    return ("The variance between seeds is pooled over comparisons of one kind, but where Levene's test finds them unlike, which "
-            "with three seeds it hardly can. With the variance of each comparison's own seeds "
-            + (f"these would be judged otherwise: {which}." if len(rows) else "every verdict would be the same."))
+    return (
+        "The variance between seeds is pooled over comparisons of one kind, but where Levene's test finds them unlike, which "
+        "with three seeds it hardly can. With the variance of each comparison's own seeds "
+        + (
+            f"these would be judged otherwise: {which}."
+            if len(rows)
+            else "every verdict would be the same."
+        )
+    )
 
 
 def changed_files(report: str) -> list[str]:
@@ -170,7 +236,7 @@ def changed_files(report: str) -> list[str]:
     if not differ:
         return []
     told = (ROOT / "params" / "claims" / "FROZEN").read_text(encoding="utf-8")
-    frozen = []                                          # "sha256  file", of this report
+    frozen = []  # "sha256  file", of this report
     for section in told.split("# "):
         reports, _, lines = section.partition("\n")
         if report in reports.split(", "):
@@ -186,14 +252,22 @@ def changed_files(report: str) -> list[str]:
 def notice(report: str) -> str:
     """One sentence where claims, arms or rules are not as they were frozen; empty where they are."""
     changed = changed_files(report)
-    return f"Changed since they were frozen: {', '.join(changed)} (LOG.md says what)." if changed else ""
+    return (
+        f"Changed since they were frozen: {', '.join(changed)} (LOG.md says what)."
+        if changed
+        else ""
+    )
 
 
 def power(P) -> pd.DataFrame:
     """The table of qa_lib/power.py with our own test sets, as a page shows it: rows, or clusters where those are averaged."""
-    spec, record = next((s, r) for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests))
+    spec, record = next(
+        (s, r) for s, r in runs.records(runs.plan(P)) if set(P.domains) <= set(s.tests)
+    )
     known, scores = params.datasets(P.source), record["metrics"]
-    sizes = {d: scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in spec.tests}
+    sizes = {
+        d: scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in spec.tests
+    }
     ours = sizes | dict(zip(("first", "second"), (sizes[d] for d in P.domains), strict=False))
     frame = decidable.table(P.report, ours, mixtures(P))
     return decidable.shown(frame).assign(run=[(record["run"],)] * len(frame))
@@ -216,17 +290,23 @@ def main() -> int:
     args = parser.parse_args()
     profile = args.profile or params.default_profile()
     if not any(r["spec"]["profile"] == profile for r in runs.stored(args.report)):
-        known = "; PROFILE=real has committed records" * (profile != "real" and bool(runs.committed(args.report)))
-        print(f"{args.report}: no run of profile {profile} has been recorded, so none of its "
-              f"{len(claims.claims(args.report))} claims is tested{known}")
+        known = "; PROFILE=real has committed records" * (
+            profile != "real" and bool(runs.committed(args.report))
+        )
+        print(
+            f"{args.report}: no run of profile {profile} has been recorded, so none of its "
+            f"{len(claims.claims(args.report))} claims is tested{known}"
+        )
         return 0
     P = runs.settle(args)
     runs.check_page(P)
-    frame = saved(P) if P.profile != "own" else pd.DataFrame()   # on own data no claim is judged
+    frame = saved(P) if P.profile != "own" else pd.DataFrame()  # on own data no claim is judged
     for row in frame.itertuples():
         seeds = f"n={row.n}" + f", seed part {row.seed_part:.2f}" * (row.seed_part >= 0)
-        print(f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, {seeds}: {row.verdict}"
-              f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control))
+        print(
+            f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, {seeds}: {row.verdict}"
+            f" | tuned: {row.tuned}" + f" | against {row.control}" * bool(row.control)
+        )
     if P.profile == "own":
         print(advice.sentence(P))
     else:
@@ -235,7 +315,9 @@ def main() -> int:
         print(runs.page(P) / "claims.csv")
         print(notice(P.report) or "claims, arms and rules are as they were frozen")
     if run := disagreement(P):
-        print(f"results.csv and the records disagree, first about {run}; {runs.command(P)} writes it from the records")
+        print(
+            f"results.csv and the records disagree, first about {run}; {runs.command(P)} writes it from the records"
+        )
         return 1
     return 0
 

@@ -1,12 +1,25 @@
 """Tests run in a store of their own, offline, on one thread; the small encoder below stands for any other."""
+
 import os
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest  # noqa: E402
 
-TINY = {"train_rows": 48, "validation_rows": 8, "epochs": 1.0, "ratios": [0.5], "seeds": [0], "experiments": ["ratios"],
-        "max_length": 128, "stride": 32, "blocks": 1, "batch_size": 8, "start": None, "precision": "fp32"}
+TINY = {
+    "train_rows": 48,
+    "validation_rows": 8,
+    "epochs": 1.0,
+    "ratios": [0.5],
+    "seeds": [0],
+    "experiments": ["ratios"],
+    "max_length": 128,
+    "stride": 32,
+    "blocks": 1,
+    "batch_size": 8,
+    "start": None,
+    "precision": "fp32",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +42,9 @@ def few_test_rows(monkeypatch):
     from qa_lib import data
 
     whole = data.tests
-    monkeypatch.setattr(data, "tests", lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()})
+    monkeypatch.setattr(
+        data, "tests", lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
+    )
 
 
 @pytest.fixture

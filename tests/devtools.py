@@ -1,4 +1,5 @@
 """One tab of a headless Chromium of our own, spoken to over the DevTools protocol; no driver needed."""
+
 import base64
 import itertools
 import json
@@ -10,17 +11,24 @@ from pathlib import Path
 
 import websocket
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --disable-background-networking "
-         "--disable-component-update --remote-debugging-port=0 --remote-allow-origins=*").split()
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --disable-background-networking "
+    "--disable-component-update --remote-debugging-port=0 --remote-allow-origins=*"
+).split()
 
 
 class Tab:
     """A browser with one page, closed at the end of a with block; `events` holds what it reported since the last open()."""
 
     def __init__(self, profile: Path):
-        self.browser = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-                                        stderr=subprocess.PIPE, text=True)
+        self.browser = subprocess.Popen(
+            [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         line = next(x for x in self.browser.stderr if "DevTools listening" in x)
         with urllib.request.urlopen(f"http://{line.split('/')[2]}/json") as f:
             target = next(t for t in json.load(f) if t["type"] == "page")
@@ -48,15 +56,30 @@ class Tab:
 
     def value(self, expression: str):
         """What a JavaScript expression or promise gives, as JSON. Raises RuntimeError with what it threw."""
-        told = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        told = self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         if "exceptionDetails" in told:
-            raise RuntimeError(told["exceptionDetails"].get("exception", {}).get("description") or told["exceptionDetails"]["text"])
+            raise RuntimeError(
+                told["exceptionDetails"].get("exception", {}).get("description")
+                or told["exceptionDetails"]["text"]
+            )
         return told["result"].get("value")
 
     def open(self, url: str, width: int, scheme: str):
         self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
-        self.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 500,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            media="",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
         self.call("Page.navigate", url=url)
         while not self.seen("Page.loadEventFired"):
             self.events.append(json.loads(self.socket.recv()))
@@ -80,10 +103,20 @@ class Tab:
 
     def press(self, key: str, code: int, text: str = ""):
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
-                      **({"text": text} if kind == "keyDown" and text else {}))
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **({"text": text} if kind == "keyDown" and text else {}),
+            )
 
     def shot(self, file: Path, width: int, height: int):
         file.parent.mkdir(parents=True, exist_ok=True)
         area = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=area)["data"]))
+        file.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=area)["data"]
+            )
+        )

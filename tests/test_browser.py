@@ -3,6 +3,7 @@ every image decoded and described, nothing wider than the window, tables that so
 
 `make test-browser` also installs axe-core; QA_SHOTS=folder keeps screenshots and a PDF to look at.
 """
+
 import base64
 import os
 from pathlib import Path
@@ -13,7 +14,10 @@ from devtools import CHROMIUM, Tab
 from qa_lib import runs
 from qa_lib.params import ROOT
 
-PAGES, INDEX = sorted(runs.FIGURES.glob("*/*/report.html")), sorted(runs.FIGURES.glob("index-*.html"))
+PAGES, INDEX = (
+    sorted(runs.FIGURES.glob("*/*/report.html")),
+    sorted(runs.FIGURES.glob("index-*.html")),
+)
 AXE = next((ROOT / ".cache" / "node").glob("*/node_modules/axe-core/axe.min.js"), None)
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))
 CHECK = """(() => { const look = getComputedStyle(document.body), window = document.documentElement;
@@ -35,9 +39,11 @@ STATE = f"(() => {{ const t = {TABLE}; return [t.head.getAttribute('aria-sort'),
 SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations.filter(v => ["serious", "critical"].includes(v.impact))
   .map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200)]))"""
 
-pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-              pytest.mark.skipif(not PAGES, reason="no page yet; make reproduce-exbert")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+    pytest.mark.skipif(not PAGES, reason="no page yet; make reproduce-exbert"),
+]
 each = pytest.mark.parametrize("page", PAGES, ids=lambda p: "-".join(p.parts[-3:-1]))
 FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href")).filter(h => !/^(#|https?:)/.test(h))"""
 
@@ -55,10 +61,20 @@ def test_page(tab, page, width, scheme):
     tab.open(page.as_uri(), width, scheme)
     found = tab.value(CHECK)
     if SHOTS.name:
-        tab.shot(SHOTS / ("-".join([*page.parts[-3:-1], page.stem, str(width), scheme]) + ".png"), width, found["height"])
+        tab.shot(
+            SHOTS / ("-".join([*page.parts[-3:-1], page.stem, str(width), scheme]) + ".png"),
+            width,
+            found["height"],
+        )
     assert tab.requests() == {page.as_uri()}
-    assert page.stat().st_size < 1_200_000 and (found["maths"] > 0 or page in INDEX) and found["contents"] > 3
-    assert not [f for f in tab.value(FILES) if not (page.parent / f.split("#")[0]).is_file()], "links to files that are not there"
+    assert (
+        page.stat().st_size < 1_200_000
+        and (found["maths"] > 0 or page in INDEX)
+        and found["contents"] > 3
+    )
+    assert not [f for f in tab.value(FILES) if not (page.parent / f.split("#")[0]).is_file()], (
+        "links to files that are not there"
+    )
     assert [found[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]
     dark, light = sorted((found["ground"], found["ink"]))
     assert dark < 40 and light > 220 and (found["ground"] == dark) == (scheme == "dark")
@@ -70,7 +86,9 @@ def test_page(tab, page, width, scheme):
 
 @pytest.mark.skipif(AXE is None, reason="no axe-core; make test-browser installs it")
 def test_axe_finds_a_planted_fault(tab, tmp_path):
-    (tmp_path / "bad.html").write_text("<!DOCTYPE html><html><title>x</title><img src='data:,'><button></button></html>")
+    (tmp_path / "bad.html").write_text(
+        "<!DOCTYPE html><html><title>x</title><img src='data:,'><button></button></html>"
+    )
     tab.open((tmp_path / "bad.html").as_uri(), 390, "light")
     tab.value(AXE.read_text() + ";0")
     assert {"image-alt", "button-name", "html-has-lang"} <= {x[0] for x in tab.value(SERIOUS)}
@@ -87,18 +105,24 @@ def test_a_table_sorts_by_mouse_and_by_keyboard(tab, page):
     there = sorted((x for x in drawn if x != "–"), key=number)
     missing = ["–"] * drawn.count("–")
     assert first is None and len(drawn) > 1
-    x, y = tab.value(f"""(() => {{ const b = {TABLE}.head.firstChild; b.scrollIntoView({{block: "center"}});
+    x, y = (
+        tab.value(f"""(() => {{ const b = {TABLE}.head.firstChild; b.scrollIntoView({{block: "center"}});
         const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
+    )
     for kind in ("mousePressed", "mouseReleased"):
         tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
     assert tab.value(STATE) == ["ascending", there + missing]
     if SHOTS.name:
-        tab.shot(SHOTS / ("-".join(page.parts[-3:-1]) + "-sorted.png"), 1400, tab.value(CHECK)["height"])
+        tab.shot(
+            SHOTS / ("-".join(page.parts[-3:-1]) + "-sorted.png"), 1400, tab.value(CHECK)["height"]
+        )
     assert tab.value("document.activeElement.tagName") == "BUTTON"
     tab.press("Enter", 13, "\r")
     state, column = tab.value(STATE)
-    assert state == "descending" and [*map(number, column[:len(there)])] == [*map(number, reversed(there))]
-    assert column[len(there):] == missing
+    assert state == "descending" and [*map(number, column[: len(there)])] == [
+        *map(number, reversed(there))
+    ]
+    assert column[len(there) :] == missing
     tab.press(" ", 32, " ")
     assert tab.value(STATE) == [None, drawn]
 
@@ -119,6 +143,7 @@ def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
     from nbformat.v4 import new_markdown_cell, new_notebook
 
     from qa_lib import params, render
+
     nb = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell(PLANTED)])
     (tmp_path / "page.html").write_text(render.page(nb, params.load("exbert", "quick")))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
@@ -136,12 +161,19 @@ def test_a_script_of_the_text_does_not_run(tab, tmp_path):
     from nbformat.v4 import new_markdown_cell, new_notebook
 
     from qa_lib import params, render
-    text = render.page(new_notebook(cells=[new_markdown_cell("# Title")]), params.load("exbert", "quick"))
+
+    text = render.page(
+        new_notebook(cells=[new_markdown_cell("# Title")]), params.load("exbert", "quick")
+    )
     evil = "<script>document.title = 'run'</script><img src='data:,' onerror=\"document.title = 'run'\"></main>"
     (tmp_path / "page.html").write_text(text.replace("</main>", evil))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
     refused = [e["entry"]["text"] for e in tab.seen("Log.entryAdded")]
-    assert tab.value("document.title") != "run" and len(refused) == 2 and all("Content Security Policy" in x for x in refused)
+    assert (
+        tab.value("document.title") != "run"
+        and len(refused) == 2
+        and all("Content Security Policy" in x for x in refused)
+    )
 
 
 @each
@@ -149,13 +181,30 @@ def test_paper(tab, page, tmp_path):
     """In print: black on white even where the screen is dark, no contents, no code, no button, no table cut off."""
     tab.open(page.as_uri(), 700, "dark")  # a sheet's width
     tab.value(f"{TABLE}.head.firstChild.click()")
-    tab.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    tab.call(
+        "Emulation.setEmulatedMedia",
+        media="print",
+        features=[{"name": "prefers-color-scheme", "value": "dark"}],
+    )
     found = tab.value(CHECK)
     assert (found["ground"], found["ink"]) == (255, 0)
-    assert tab.value("[...document.querySelectorAll('nav, details, .skip')].every(e => !e.offsetParent)")
-    assert tab.value("getComputedStyle(document.querySelector('th[aria-sort] button'), '::after').display") == "none"
-    assert tab.value("[...document.querySelectorAll('table, img, math')].filter(e => e.getBoundingClientRect().right > 701)"
-                     ".map(e => e.closest('[id]').id)") == []
+    assert tab.value(
+        "[...document.querySelectorAll('nav, details, .skip')].every(e => !e.offsetParent)"
+    )
+    assert (
+        tab.value(
+            "getComputedStyle(document.querySelector('th[aria-sort] button'), '::after').display"
+        )
+        == "none"
+    )
+    assert (
+        tab.value(
+            "[...document.querySelectorAll('table, img, math')].filter(e => e.getBoundingClientRect().right > 701)"
+            ".map(e => e.closest('[id]').id)"
+        )
+        == []
+    )
     if SHOTS.name:
         (SHOTS / ("-".join(page.parts[-3:-1]) + ".pdf")).write_bytes(
-            base64.b64decode(tab.call("Page.printToPDF", preferCSSPageSize=True)["data"]))
+            base64.b64decode(tab.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+        )

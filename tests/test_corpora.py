@@ -1,4 +1,5 @@
 """The embedded corpora: schema, determinism and the stated difficulty, all without a model."""
+
 import hashlib
 import itertools
 import json
@@ -39,13 +40,23 @@ def difficulty(rows):
         if q["answers"] and q["answers"][0][1] not in ("yes", "no"):
             kind, words = spec[q["relation"]]["of"], content(q["question"])
             rivals = sum(spec[r]["of"] == kind for e in p["entities"] for r in e["facts"]) - 1
-            asked.append({"distractors": rivals + (spec["name"] == kind) * len(p["entities"]),
-                          "overlap": len(words & content(q["sentence"])) / len(words),
-                          "answer_words": len(q["answers"][0][1].split()),
-                          "several": len(q["answers"]) > 1})
-    size = [{"words": (words := len(p["text"].split())), "long": words >= 400,
-             "entities": len(p["entities"]),
-             "facts": sum(len(e["facts"]) for e in p["entities"])} for p in passages.values()]
+            asked.append(
+                {
+                    "distractors": rivals + (spec["name"] == kind) * len(p["entities"]),
+                    "overlap": len(words & content(q["sentence"])) / len(words),
+                    "answer_words": len(q["answers"][0][1].split()),
+                    "several": len(q["answers"]) > 1,
+                }
+            )
+    size = [
+        {
+            "words": (words := len(p["text"].split())),
+            "long": words >= 400,
+            "entities": len(p["entities"]),
+            "facts": sum(len(e["facts"]) for e in p["entities"]),
+        }
+        for p in passages.values()
+    ]
     out = {key: sum(x[key] for x in part) / len(part) for part in (size, asked) for key in part[0]}
     return out | {"facts_main": min(len(p["entities"][0]["facts"]) for p in passages.values())}
 
@@ -78,7 +89,7 @@ def test_schema_offsets_and_uniqueness(rows, register):
         texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
         assert len(texts) == len(starts) and row["is_impossible"] == (not texts)
         for text, start in zip(texts, starts, strict=True):
-            assert text and row["context"][start:start + len(text)] == text
+            assert text and row["context"][start : start + len(text)] == text
         assert not set("{}[]") & set(row["context"] + row["question"]), "an unfilled template"
     assert len({row["id"] for row in rows[register]}) == ROWS
     assert len({(row["context"], row["question"]) for row in rows[register]}) == ROWS
@@ -122,16 +133,19 @@ def test_long_passages_overflow_a_window_of_384_tokens(rows):
 
 
 def test_registers_differ_in_vocabulary(rows):
-    overlap = {pair: vocabulary_overlap(rows[pair[0]], rows[pair[1]])
-               for pair in itertools.combinations(corpora.REGISTERS, 2)}
+    overlap = {
+        pair: vocabulary_overlap(rows[pair[0]], rows[pair[1]])
+        for pair in itertools.combinations(corpora.REGISTERS, 2)
+    }
     assert max(overlap.values()) <= 0.4 and sum(overlap.values()) / len(overlap) <= 0.2
     assert vocabulary_overlap(rows["news"], rows["news"]) == 1
 
 
 def test_only_the_dialogue_has_unanswerable_and_yes_no_questions(rows):
     for register in corpora.REGISTERS:
-        kinds = Counter("none" if row["is_impossible"] else row["answers"]["text"][0]
-                        for row in rows[register])
+        kinds = Counter(
+            "none" if row["is_impossible"] else row["answers"]["text"][0] for row in rows[register]
+        )
         if register == "dialogue":
             assert min(kinds["yes"], kinds["no"]) >= 0.05 * ROWS <= kinds["none"] <= 0.25 * ROWS
         else:

@@ -1,4 +1,5 @@
 """Encoders: the architectures that are taken, files that are refused, and names that lead nowhere."""
+
 import json
 import re
 import shutil
@@ -29,14 +30,22 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def small_encoder(tokenizer, tmp_path_factory):
     """Makes the folder of an encoder with random weights: two blocks of width 32, 600 word pieces."""
+
     def make(architecture: str = "bert", model=None, **changes) -> Path:
-        sizes = {"vocab_size": 600, "pad_token_id": tokenizer.pad_token_id,
-                 "max_position_embeddings": 160}
+        sizes = {
+            "vocab_size": 600,
+            "pad_token_id": tokenizer.pad_token_id,
+            "max_position_embeddings": 160,
+        }
         if architecture == "distilbert":
             sizes |= {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
         else:
-            sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-                      "intermediate_size": 64}
+            sizes |= {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+            }
         config = CONFIG_MAPPING[architecture](**sizes | changes)
         folder = tmp_path_factory.mktemp(architecture)
         (model or AutoModel.from_config)(config).save_pretrained(folder)
@@ -69,6 +78,7 @@ def refusal(folder: Path) -> str:
 
 # ---- what is taken ----
 
+
 @pytest.mark.parametrize("architecture", encoders.ARCHITECTURES)
 def test_every_architecture_that_is_taken_trains(architecture, small_encoder, tiny):
     """The plain model, and the block after the encoder and inside its last block: one step each."""
@@ -82,8 +92,12 @@ def test_every_architecture_that_is_taken_trains(architecture, small_encoder, ti
         assert study.rate(spec) > 0
     model, tokenizer = build.build(within)
     ids = torch.full((2, 16), tokenizer.unk_token_id)
-    model(input_ids=ids, attention_mask=torch.ones_like(ids), start_positions=ids[:, 0] % 16,
-          end_positions=ids[:, 1] % 16).loss.backward()
+    model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        start_positions=ids[:, 0] % 16,
+        end_positions=ids[:, 1] % 16,
+    ).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -93,13 +107,20 @@ def test_a_small_vocabulary_goes_all_the_way(whole, tiny):
     assert set(frame["trained"]) == {"now"}
 
 
-@pytest.mark.parametrize("change", [
-    pytest.param(lambda w: {f"bert.{k}": v for k, v in w.items()}, id="of a model with a head"),
-    pytest.param(lambda w: w | {"cls.predictions.bias": torch.zeros(600)}, id="a head"),
-    pytest.param(lambda w: {k: v for k, v in w.items() if "pooler" not in k}, id="no pooler"),
-    pytest.param(lambda w: w | {"embeddings.position_ids": torch.arange(160)[None]}, id="positions"),
-    pytest.param(lambda w: {k.replace("Norm.weight", "Norm.gamma"): v for k, v in w.items()}, id="old"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda w: {f"bert.{k}": v for k, v in w.items()}, id="of a model with a head"),
+        pytest.param(lambda w: w | {"cls.predictions.bias": torch.zeros(600)}, id="a head"),
+        pytest.param(lambda w: {k: v for k, v in w.items() if "pooler" not in k}, id="no pooler"),
+        pytest.param(
+            lambda w: w | {"embeddings.position_ids": torch.arange(160)[None]}, id="positions"
+        ),
+        pytest.param(
+            lambda w: {k.replace("Norm.weight", "Norm.gamma"): v for k, v in w.items()}, id="old"
+        ),
+    ],
+)
 def test_weights_that_are_whole_under_other_names_are_taken(copied, whole, change):
     file = copied / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
@@ -113,11 +134,14 @@ def test_a_pretrained_head_is_left_out(small_encoder):
 
 
 def test_minilm_keeps_its_identity():
-    assert encoders.weights("minilm") == sources.sha256(encoders.folder("minilm") / "model.safetensors")
+    assert encoders.weights("minilm") == sources.sha256(
+        encoders.folder("minilm") / "model.safetensors"
+    )
     assert encoders.weights("minilm").startswith("53aa51172d14")
 
 
 # ---- what is refused ----
+
 
 def lose_one(weights: dict) -> dict:
     return {k: v for k, v in weights.items() if k != "encoder.layer.1.output.dense.bias"}
@@ -131,12 +155,26 @@ def prefix_all(prefix: str, weights: dict) -> dict:
     return {prefix + k: v for k, v in weights.items()}
 
 
-@pytest.mark.parametrize("change, words", [
-    *[(partial(prefix_all, prefix), f"lacks 37 of 37 weights, .* called {prefix}.*inside the wrapper")
-      for prefix in ("_orig_mod.", "module.", "model.", "encoder.", "bert.model.", "roberta.")],
-    (lose_one, "lacks 1 of 37 weights, first encoder.layer.1.output.dense.bias; save encoder and"),
-    (spoil_one, "embeddings.LayerNorm.bias in model.safetensors holds values that are no finite"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        *[
+            (
+                partial(prefix_all, prefix),
+                f"lacks 37 of 37 weights, .* called {prefix}.*inside the wrapper",
+            )
+            for prefix in ("_orig_mod.", "module.", "model.", "encoder.", "bert.model.", "roberta.")
+        ],
+        (
+            lose_one,
+            "lacks 1 of 37 weights, first encoder.layer.1.output.dense.bias; save encoder and",
+        ),
+        (
+            spoil_one,
+            "embeddings.LayerNorm.bias in model.safetensors holds values that are no finite",
+        ),
+    ],
+)
 def test_weights_that_would_be_random_are_refused(copied, change, words):
     file = copied / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
@@ -145,18 +183,29 @@ def test_weights_that_would_be_random_are_refused(copied, change, words):
     refusal(copied)
 
 
-@pytest.mark.parametrize("file, text, words", [
-    ("model.safetensors", LFS, "model.safetensors is a pointer of Git LFS .* git lfs pull"),
-    ("tokenizer.json", LFS, "tokenizer.json is a pointer of Git LFS"),
-    ("model.safetensors", b"", "model.safetensors is empty; copy it anew"),
-    ("model.safetensors", b"PK\x03\x04" + bytes(99), "model.safetensors is cut short or of another"),
-    ("config.json", b"{", "config.json is not JSON"),
-    ("config.json", b"[1]", "config.json has no model_type; name it there, one of bert, "),
-    ("config.json", b"\xff\xfe", "config.json is not JSON"),
-    ("tokenizer.json", b"{}", "its tokenizer.json or tokenizer_config.json cannot be read"),
-    ("tokenizer.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
-    ("tokenizer_config.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
-])
+@pytest.mark.parametrize(
+    "file, text, words",
+    [
+        ("model.safetensors", LFS, "model.safetensors is a pointer of Git LFS .* git lfs pull"),
+        ("tokenizer.json", LFS, "tokenizer.json is a pointer of Git LFS"),
+        ("model.safetensors", b"", "model.safetensors is empty; copy it anew"),
+        (
+            "model.safetensors",
+            b"PK\x03\x04" + bytes(99),
+            "model.safetensors is cut short or of another",
+        ),
+        ("config.json", b"{", "config.json is not JSON"),
+        ("config.json", b"[1]", "config.json has no model_type; name it there, one of bert, "),
+        ("config.json", b"\xff\xfe", "config.json is not JSON"),
+        ("tokenizer.json", b"{}", "its tokenizer.json or tokenizer_config.json cannot be read"),
+        ("tokenizer.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
+        (
+            "tokenizer_config.json",
+            b"{",
+            "its tokenizer.json or tokenizer_config.json cannot be read",
+        ),
+    ],
+)
 def test_a_broken_file_is_refused(copied, file, text, words):
     (copied / file).write_bytes(text)
     assert re.search(words, refusal(copied))
@@ -168,22 +217,37 @@ def test_a_file_that_is_cut_short_is_refused(copied):
     assert "model.safetensors is cut short" in refusal(copied)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"vocab_size": 700}, "has the shape (600, 32) in model.safetensors, and (700, 32) by config"),
-    ({"hidden_size": 64}, "(32,) in model.safetensors, and (64,) by config.json"),
-    ({"num_hidden_layers": 1}, "has weights that config.json does not know, first encoder.layer.1."),
-    ({"num_hidden_layers": 3}, "lacks 16 of 53 weights, first encoder.layer.2."),
-    ({"num_hidden_layers": "two"}, "config.json and model.safetensors cannot be read"),
-    ({"num_attention_heads": 3}, "config.json and model.safetensors cannot be read"),
-    ({"hidden_act": "none such"}, "config.json and model.safetensors cannot be read (KeyError"),
-    ({"model_type": None}, "config.json has no model_type; name it there, one of bert, camembert, "),
-    ({"model_type": "gpt2"}, "of the architecture 'gpt2', which is not taken; take one of bert, "),
-    ({"model_type": "t5"}, "of the architecture 't5', which is not taken"),
-    ({"model_type": "llama"}, "of the architecture 'llama', which is not taken"),
-    ({"model_type": "deberta-v2"}, "of the architecture 'deberta-v2', which is not taken"),
-    ({"model_type": "own", "auto_map": {"AutoModel": "a.B"}}, "of the architecture 'own'"),
-    ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"vocab_size": 700},
+            "has the shape (600, 32) in model.safetensors, and (700, 32) by config",
+        ),
+        ({"hidden_size": 64}, "(32,) in model.safetensors, and (64,) by config.json"),
+        (
+            {"num_hidden_layers": 1},
+            "has weights that config.json does not know, first encoder.layer.1.",
+        ),
+        ({"num_hidden_layers": 3}, "lacks 16 of 53 weights, first encoder.layer.2."),
+        ({"num_hidden_layers": "two"}, "config.json and model.safetensors cannot be read"),
+        ({"num_attention_heads": 3}, "config.json and model.safetensors cannot be read"),
+        ({"hidden_act": "none such"}, "config.json and model.safetensors cannot be read (KeyError"),
+        (
+            {"model_type": None},
+            "config.json has no model_type; name it there, one of bert, camembert, ",
+        ),
+        (
+            {"model_type": "gpt2"},
+            "of the architecture 'gpt2', which is not taken; take one of bert, ",
+        ),
+        ({"model_type": "t5"}, "of the architecture 't5', which is not taken"),
+        ({"model_type": "llama"}, "of the architecture 'llama', which is not taken"),
+        ({"model_type": "deberta-v2"}, "of the architecture 'deberta-v2', which is not taken"),
+        ({"model_type": "own", "auto_map": {"AutoModel": "a.B"}}, "of the architecture 'own'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
+    ],
+)
 def test_a_config_of_another_encoder_is_refused(copied, changes, words):
     config = json.loads((copied / "config.json").read_text()) | changes
     (copied / "config.json").write_text(json.dumps(config))
@@ -199,12 +263,18 @@ def test_no_code_of_a_folder_runs(copied):
     assert type(encoders.load(str(copied))[0]).__module__.startswith("transformers.")
 
 
-@pytest.mark.parametrize("beside, words", [
-    ("model.safetensors.index.json", "has its weights in several files .* save it in one"),
-    ("adapter_config.json", "holds an adapter and no encoder"),
-    ("pytorch_model.bin", "has no model.safetensors, and weights as pytorch_model.bin are not read"),
-    ("notes.txt", "has no model.safetensors; save the encoder there with save_pretrained"),
-])
+@pytest.mark.parametrize(
+    "beside, words",
+    [
+        ("model.safetensors.index.json", "has its weights in several files .* save it in one"),
+        ("adapter_config.json", "holds an adapter and no encoder"),
+        (
+            "pytorch_model.bin",
+            "has no model.safetensors, and weights as pytorch_model.bin are not read",
+        ),
+        ("notes.txt", "has no model.safetensors; save the encoder there with save_pretrained"),
+    ],
+)
 def test_weights_in_another_form_are_refused(copied, beside, words):
     (copied / "model.safetensors").rename(copied / beside)
     with pytest.raises(UserError, match=words):
@@ -219,10 +289,11 @@ def test_a_missing_file_is_named(copied, file):
 
 # ---- tokenizers ----
 
+
 def test_a_tokenizer_with_more_pieces_than_the_encoder_is_refused(copied, small_encoder, tokenizer):
     AutoTokenizer.from_pretrained(encoders.folder("minilm")).save_pretrained(copied)
     assert "its tokenizer has 30522 word pieces and the encoder embeds 600; " in refusal(copied)
-    larger = small_encoder(vocab_size=640)          # rows beyond the tokenizer's pieces are common
+    larger = small_encoder(vocab_size=640)  # rows beyond the tokenizer's pieces are common
     assert len(encoders.load(str(larger))[1]) == 600
 
 
@@ -234,12 +305,16 @@ def test_a_tokenizer_without_a_special_token_is_refused(copied, token):
 
 def test_a_tokenizer_that_adds_no_special_tokens_is_refused(copied):
     change_tokenizer(copied, post_processor=None)
-    assert "its tokenizer does not put [CLS] before a question and [SEP] behind it" in refusal(copied)
+    assert "its tokenizer does not put [CLS] before a question and [SEP] behind it" in refusal(
+        copied
+    )
 
 
 def test_padding_counts_as_the_encoder_counts_it(small_encoder):
     other = small_encoder("roberta", pad_token_id=1)
-    assert "pads with token 0 and the encoder with 1 (pad_token_id in config.json)" in refusal(other)
+    assert "pads with token 0 and the encoder with 1 (pad_token_id in config.json)" in refusal(
+        other
+    )
 
 
 def change_tokenizer(folder: Path, drop: str = "", **changes):
@@ -254,11 +329,16 @@ def change_tokenizer(folder: Path, drop: str = "", **changes):
 
 # ---- lengths ----
 
+
 def test_few_positions_are_told_before_training(small_encoder, tiny):
     few = {"encoder": str(small_encoder(max_position_embeddings=60))}
-    with pytest.raises(UserError, match="reads 60 tokens, and windows of 64 are asked for; lower it"):
+    with pytest.raises(
+        UserError, match="reads 60 tokens, and windows of 64 are asked for; lower it"
+    ):
         study.run(tiny(**few, max_length=64, stride=16), live=False)
-    with pytest.raises(UserError, match="windows of 60 are padded to a multiple of 8; lower it to 56"):
+    with pytest.raises(
+        UserError, match="windows of 60 are padded to a multiple of 8; lower it to 56"
+    ):
         study.run(tiny(**few, max_length=60, stride=16), live=False)
     spec = runs.plan(tiny(**few, max_length=56, stride=16))[0]
     assert study.rate(spec) > 0
@@ -289,25 +369,43 @@ def test_long_questions_leave_room_for_context_beside_four_special_tokens(tokeni
         assert len(features.windows(rows, pairs, length, stride, tmp_path / "cache")) > len(rows)
 
 
-ROBERTA_PAIRS = {"type": "RobertaProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2],
-                 "trim_offsets": True, "add_prefix_space": False}
+ROBERTA_PAIRS = {
+    "type": "RobertaProcessing",
+    "sep": ["[SEP]", 3],
+    "cls": ["[CLS]", 2],
+    "trim_offsets": True,
+    "add_prefix_space": False,
+}
 
 
 # ---- names ----
 
-@pytest.mark.parametrize("name, words", [
-    ("models/minlm", "encoder models/minlm: there is no such folder, seen from .*/, and it .*; "
-                     "did you mean models/minilm.$"),
-    ("model/minilm", "did you mean models/minilm.$"),
-    ("minlm", "did you mean minilm.$"),
-    ("./models/minlm", "folder ./models/minlm does not exist, .*; did you mean models/minilm.$"),
-    ("models/minlm/", "encoder folder models/minlm/ does not exist"),
-    ("a/b/c", "folder a/b/c does not exist, .*; name a folder, a hub id or 'minilm'"),
-    ("~nobody-of-this-name/x", "folder ~nobody-of-this-name/x does not exist"),
-    ("models/minilm/config.json", "is a file; name the folder .*, encoder=models/minilm"),
-    ("some/encoder", "name an encoder's folder or minilm, which need no network .* "
-                     "or give the same command once with network"),
-])
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        (
+            "models/minlm",
+            "encoder models/minlm: there is no such folder, seen from .*/, and it .*; "
+            "did you mean models/minilm.$",
+        ),
+        ("model/minilm", "did you mean models/minilm.$"),
+        ("minlm", "did you mean minilm.$"),
+        (
+            "./models/minlm",
+            "folder ./models/minlm does not exist, .*; did you mean models/minilm.$",
+        ),
+        ("models/minlm/", "encoder folder models/minlm/ does not exist"),
+        ("a/b/c", "folder a/b/c does not exist, .*; name a folder, a hub id or 'minilm'"),
+        ("~nobody-of-this-name/x", "folder ~nobody-of-this-name/x does not exist"),
+        ("models/minilm/config.json", "is a file; name the folder .*, encoder=models/minilm"),
+        (
+            "some/encoder",
+            "name an encoder's folder or minilm, which need no network .* "
+            "or give the same command once with network",
+        ),
+    ],
+)
 def test_a_name_that_leads_nowhere_says_what_would(whole, tmp_path, monkeypatch, name, words):
     shutil.copytree(whole, tmp_path / "models" / "minilm")
     (tmp_path / "models" / "minilm-notes").mkdir()
@@ -343,7 +441,9 @@ def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, mo
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     encoders.read_encoder.cache_clear()
     (snapshot / "model.safetensors").write_bytes(LFS)
-    with pytest.raises(UserError, match="some/encoder, at the hub's revision 000000000000,.* Git LFS"):
+    with pytest.raises(
+        UserError, match="some/encoder, at the hub's revision 000000000000,.* Git LFS"
+    ):
         encoders.load("some/encoder")
 
 

@@ -1,4 +1,5 @@
 """Windows and labels, the order of examples, and — where DATA points at it — all of real SQuAD."""
+
 import os
 from pathlib import Path
 
@@ -21,7 +22,12 @@ def folders(cache: Path) -> list[Path]:
 def smallest_cover(offsets: np.ndarray, begin: int, stop: int) -> tuple[int, int]:
     """By definition, in a plain loop: the last token that starts no later than the answer …"""
     inside = [i for i in range(len(offsets)) if offsets[i, 1] > 0]
-    spans = [(j - i, i, j) for i in inside for j in inside if i <= j and offsets[i, 0] <= begin and offsets[j, 1] >= stop]
+    spans = [
+        (j - i, i, j)
+        for i in inside
+        for j in inside
+        if i <= j and offsets[i, 0] <= begin and offsets[j, 1] >= stop
+    ]
     return min(spans)[1:] if spans else (0, 0)
 
 
@@ -42,9 +48,9 @@ def check(rows, windows) -> tuple[int, list[str]]:
             continue
         labelled += 1
         core = (begin + len(gold) - len(gold.lstrip()), stop - len(gold) + len(gold.rstrip()))
-        assert offsets[first, 0] <= core[0] and offsets[last, 1] >= core[1], row["id"]           # covers
-        assert offsets[first, 1] > begin and offsets[last, 0] < stop, row["id"]                  # smallest
-        text = row["context"][offsets[first, 0]:offsets[last, 1]]
+        assert offsets[first, 0] <= core[0] and offsets[last, 1] >= core[1], row["id"]  # covers
+        assert offsets[first, 1] > begin and offsets[last, 0] < stop, row["id"]  # smallest
+        text = row["context"][offsets[first, 0] : offsets[last, 1]]
         if text != gold.strip():
             assert gold.strip() in text, row["id"]
             assert begin > offsets[first, 0] or stop < offsets[last, 1], row["id"]
@@ -55,30 +61,43 @@ def check(rows, windows) -> tuple[int, list[str]]:
 def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
     rows = data.splits("encyclopaedia", "embedded").train[:300]
     windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
-    assert len(windows) > len(rows)                                       # some overflow
+    assert len(windows) > len(rows)  # some overflow
     labelled, inside_piece = check(rows, windows)
-    assert labelled >= len(rows)                                          # every answer stands in at least one window
+    assert labelled >= len(rows)  # every answer stands in at least one window
     columns = windows.with_format("numpy")
     for w in range(0, len(windows), 7):
         window = columns[w]
         row, offsets = rows[int(window["row"])], window["offsets"].reshape(-1, 2)
         begin = row["answers"]["answer_start"][0]
         assert smallest_cover(offsets, begin, begin + len(row["answers"]["text"][0])) == (
-            int(window["start_positions"]), int(window["end_positions"])), row["id"]
+            int(window["start_positions"]),
+            int(window["end_positions"]),
+        ), row["id"]
 
 
 @pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: make test DATA=path/to/data")
 def test_every_label_of_real_squad(tokenizer, tmp_path):
     rows = data.splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
     labelled, inside_piece = check(rows, features.windows(rows, tokenizer, 384, 128, tmp_path))
-    print(f"\n{labelled} labelled windows of {len(rows)} questions; {len(inside_piece)} answers begin or end inside a word "
-          f"piece: {', '.join(inside_piece)}")
+    print(
+        f"\n{labelled} labelled windows of {len(rows)} questions; {len(inside_piece)} answers begin or end inside a word "
+        f"piece: {', '.join(inside_piece)}"
+    )
     assert len(inside_piece) < 0.01 * len(rows)
 
 
 def test_unanswerable_rows_point_at_cls(tokenizer, tmp_path):
-    rows = [{"id": "a", "title": "", "domain": "d", "is_impossible": True, "context": "A short text.", "question": "Who?",
-             "answers": {"text": [], "answer_start": []}}]
+    rows = [
+        {
+            "id": "a",
+            "title": "",
+            "domain": "d",
+            "is_impossible": True,
+            "context": "A short text.",
+            "question": "Who?",
+            "answers": {"text": [], "answer_start": []},
+        }
+    ]
     window = features.windows(rows, tokenizer, 64, 16, tmp_path)[0]
     assert (window["start_positions"], window["end_positions"]) == (0, 0)
 
@@ -115,13 +134,16 @@ def damage_largest(folder: Path, pattern: str):
     file.write_bytes(file.read_bytes()[:-99])
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda folder: damage_largest(folder, "*.arrow"),
-    lambda folder: (folder / "state.json").write_text("", encoding="utf-8"),
-    lambda folder: (folder / "dataset_info.json").unlink(),
-    lambda folder: (folder / files.SEAL).write_bytes(b"\0" * 40),
-    lambda folder: [file.unlink() for file in folder.iterdir()],
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: damage_largest(folder, "*.arrow"),
+        lambda folder: (folder / "state.json").write_text("", encoding="utf-8"),
+        lambda folder: (folder / "dataset_info.json").unlink(),
+        lambda folder: (folder / files.SEAL).write_bytes(b"\0" * 40),
+        lambda folder: [file.unlink() for file in folder.iterdir()],
+    ],
+)
 def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, capsys, spoil):
     rows = data.splits("encyclopaedia", "embedded").train[:20]
     first = features.windows(rows, tokenizer, 96, 24, tmp_path)[:]
@@ -169,8 +191,8 @@ def test_orders(order):
     assert (list(sampler) == first) == (order != "trainer")
     seen = [domains[i] for i in first]
     assert (seen == domains) == (order == "sequential")
-    padded = sum(16 * max(lengths[i] for i in first[k:k + 16]) for k in range(0, 992, 16))
-    assert padded < 1.1 * sum(lengths)                                    # little padding
+    padded = sum(16 * max(lengths[i] for i in first[k : k + 16]) for k in range(0, 992, 16))
+    assert padded < 1.1 * sum(lengths)  # little padding
     assert list(features.BucketSampler(lengths, domains, 16, order, seed=1)) != first
 
 
@@ -198,8 +220,12 @@ def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: DATA=path/to/data pytest -m slow")
-@pytest.mark.parametrize("name", ["squad", "bioasq", "newsqa", "naturalquestions", "duorc", "race", "relations"])
+@pytest.mark.skipif(
+    "DATA" not in os.environ, reason="needs real data: DATA=path/to/data pytest -m slow"
+)
+@pytest.mark.parametrize(
+    "name", ["squad", "bioasq", "newsqa", "naturalquestions", "duorc", "race", "relations"]
+)
 def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_path, name):
     rows = data.splits(name, "folder", str(Path(os.environ["DATA"]).resolve())).train
     windows = features.windows(rows, tokenizer, 384, 128, tmp_path)
@@ -208,6 +234,8 @@ def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_pat
     for row, flat, label in zip(windows["row"], windows["offsets"], labels, strict=True):
         if label_by_earlier_rule(rows[row], np.asarray(flat).reshape(-1, 2)) != label:
             moved.add(row)
-    print(f"\n{name}: {len(rows)} training rows, {len(moved)} with another label, "
-          f"{features.count_unlabelled(rows, windows)} without any")
+    print(
+        f"\n{name}: {len(rows)} training rows, {len(moved)} with another label, "
+        f"{features.count_unlabelled(rows, windows)} without any"
+    )
     assert not moved

@@ -1,4 +1,5 @@
 """The findings in prose: each paragraph stands on the committed records, and leaves the page where they no longer bear it out."""
+
 import argparse
 import re
 from functools import cache
@@ -17,21 +18,34 @@ def inputs(report: str) -> dict:
         patch.setattr(runs, "RECORDS", ROOT / "records")
         runs.committed.cache_clear()
         runs._landed.cache_clear()
-        p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
+        p = runs.settle(
+            argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
+        )
         specs, claims = runs.plan(p), verify.table(p)
         if report == "moe":
             experts = runs.histories([e for s in specs if s.variant == "moe" for e in s.parents])
             return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}
         trials = tables.trials([s for s in specs if s.variant.endswith("-trial")])
         routed = tables.routed([s for s in specs if s.variant == "exbert-tuned"])
-        return {"P": p, "ledger": tables.named(runs.ledger([s for s in specs if s.tests])), "trials": trials, "claims": claims,
-                "routed": routed, "plain": advice.estimates(p), "dense": advice.estimates(p, "dense-compute")}
+        return {
+            "P": p,
+            "ledger": tables.named(runs.ledger([s for s in specs if s.tests])),
+            "trials": trials,
+            "claims": claims,
+            "routed": routed,
+            "plain": advice.estimates(p),
+            "dense": advice.estimates(p, "dense-compute"),
+        }
 
 
 def said(report: str, monkeypatch, **changed) -> str:
     given = inputs(report) | changed
-    monkeypatch.setattr(advice, "estimates", lambda P, control="plain", arm="tuned": given[control.split("-")[0]])
-    return getattr(findings, report)(**{k: v for k, v in given.items() if k not in ("plain", "dense")})
+    monkeypatch.setattr(
+        advice, "estimates", lambda P, control="plain", arm="tuned": given[control.split("-")[0]]
+    )
+    return getattr(findings, report)(
+        **{k: v for k, v in given.items() if k not in ("plain", "dense")}
+    )
 
 
 def moved(frame: pd.DataFrame, by: float, column: str = "value", **which) -> pd.DataFrame:
@@ -42,7 +56,9 @@ def moved(frame: pd.DataFrame, by: float, column: str = "value", **which) -> pd.
 
 
 def claimed(claims: pd.DataFrame, claim: str, **values) -> pd.DataFrame:
-    return claims.assign(**{k: claims[k].mask(claims["claim"] == claim, v) for k, v in values.items()})
+    return claims.assign(
+        **{k: claims[k].mask(claims["claim"] == claim, v) for k, v in values.items()}
+    )
 
 
 def of(p, **fields):
@@ -53,37 +69,194 @@ TURNS = [
     ("exbert", "On what floor", "P", of, {"encoder": "elsewhere"}),
     ("exbert", "What these records", "P", of, {"encoder": "elsewhere"}),
     ("moe", "What these records", "P", of, {"encoder": "elsewhere"}),
-    ("exbert", "What reproduces", "claims", claimed, {"claim": "squad-plus-8", "verdict": "inconclusive: seeds"}),
+    (
+        "exbert",
+        "What reproduces",
+        "claims",
+        claimed,
+        {"claim": "squad-plus-8", "verdict": "inconclusive: seeds"},
+    ),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "low": -0.1}),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "high": 9.5}),
-    ("exbert", "Points or percent", "claims", claimed, {"claim": "mixed-gain-relative", "low": -0.1}),
-    ("exbert", "Points or percent", "ledger", moved, {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"}),
-    ("exbert", "On what floor", "ledger", moved, {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"}),
-    ("exbert", "Why it gains", "ledger", moved, {"by": -3, "variant": "plain-tuned", "arm": "printed", "set": "bioasq"}),
-    ("exbert", "Why it gains", "trials", moved, {"by": -20, "column": "validation_em", "variant": "v-db-trial"}),
-    ("exbert", "The same trials", "ledger", moved, {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"}),
-    ("exbert", "The same trials", "ledger", moved, {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"}),
+    (
+        "exbert",
+        "Points or percent",
+        "claims",
+        claimed,
+        {"claim": "mixed-gain-relative", "low": -0.1},
+    ),
+    (
+        "exbert",
+        "Points or percent",
+        "ledger",
+        moved,
+        {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"},
+    ),
+    (
+        "exbert",
+        "On what floor",
+        "ledger",
+        moved,
+        {"by": 9, "variant": "v-db", "arm": "printed", "set": "squad"},
+    ),
+    (
+        "exbert",
+        "Why it gains",
+        "ledger",
+        moved,
+        {"by": -3, "variant": "plain-tuned", "arm": "printed", "set": "bioasq"},
+    ),
+    (
+        "exbert",
+        "Why it gains",
+        "trials",
+        moved,
+        {"by": -20, "column": "validation_em", "variant": "v-db-trial"},
+    ),
+    (
+        "exbert",
+        "The same trials",
+        "ledger",
+        moved,
+        {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"},
+    ),
+    (
+        "exbert",
+        "The same trials",
+        "ledger",
+        moved,
+        {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"},
+    ),
     ("exbert", "What the block adds", "plain", moved, {"by": -4, "column": "low", "n": 6}),
-    ("exbert", "What the block adds", "plain", moved, {"by": -9, "column": "d", "domain": "bioasq"}),
-    ("exbert", "What the block adds", "ledger", moved, {"by": 2, "variant": "exbert-tuned", "arm": "tuned", "set": "bioasq"}),
-    ("exbert", "What the block adds", "ledger", moved, {"by": 9, "variant": "plain-tuned", "arm": "tuned", "ratio": 0.2}),
-    ("exbert", "Whether it takes experts", "ledger", moved, {"by": -9, "variant": "dense-compute", "arm": "tuned", "set": "squad"}),
-    ("exbert", "Whether it takes experts", "routed", moved, {"by": -0.4, "column": "dropped", "variant": "exbert-tuned"}),
-    ("exbert", "Whether it takes experts", "dense", moved, {"by": 9, "column": "low", "domain": "squad"}),
-    ("exbert", "Whether it takes experts", "dense", moved, {"by": 9, "column": "d", "domain": "bioasq"}),
+    (
+        "exbert",
+        "What the block adds",
+        "plain",
+        moved,
+        {"by": -9, "column": "d", "domain": "bioasq"},
+    ),
+    (
+        "exbert",
+        "What the block adds",
+        "ledger",
+        moved,
+        {"by": 2, "variant": "exbert-tuned", "arm": "tuned", "set": "bioasq"},
+    ),
+    (
+        "exbert",
+        "What the block adds",
+        "ledger",
+        moved,
+        {"by": 9, "variant": "plain-tuned", "arm": "tuned", "ratio": 0.2},
+    ),
+    (
+        "exbert",
+        "Whether it takes experts",
+        "ledger",
+        moved,
+        {"by": -9, "variant": "dense-compute", "arm": "tuned", "set": "squad"},
+    ),
+    (
+        "exbert",
+        "Whether it takes experts",
+        "routed",
+        moved,
+        {"by": -0.4, "column": "dropped", "variant": "exbert-tuned"},
+    ),
+    (
+        "exbert",
+        "Whether it takes experts",
+        "dense",
+        moved,
+        {"by": 9, "column": "low", "domain": "squad"},
+    ),
+    (
+        "exbert",
+        "Whether it takes experts",
+        "dense",
+        moved,
+        {"by": 9, "column": "d", "domain": "bioasq"},
+    ),
     ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "high": 0.1}),
-    ("exbert", "Length of answers", "claims", claimed, {"claim": "longer-answers", "tuned_ours": 0.1}),
-    ("exbert", "Length of answers", "ledger", moved, {"by": -1, "variant": "plain-tuned", "metric": "tokens", "set": "bioasq"}),
+    (
+        "exbert",
+        "Length of answers",
+        "claims",
+        claimed,
+        {"claim": "longer-answers", "tuned_ours": 0.1},
+    ),
+    (
+        "exbert",
+        "Length of answers",
+        "ledger",
+        moved,
+        {"by": -1, "variant": "plain-tuned", "metric": "tokens", "set": "bioasq"},
+    ),
     ("exbert", "To someone", "plain", moved, {"by": 30, "column": "d", "domain": "squad"}),
-    ("moe", "What reproduces", "scores", moved, {"by": 20, "variant": "moe", "set": "out-of-domain"}),
-    ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain"}),
-    ("moe", "Why the mixture", "scores", moved, {"by": 20, "variant": "own-expert", "set": "newsqa"}),
-    ("moe", "Why the mixture", "experts", moved, {"by": 90, "column": "validation_f1", "epoch": 1.0}),
-    ("moe", "Has the gate", "scores", moved, {"by": 5, "variant": "moe", "set": "out-of-domain-test"}),
-    ("moe", "Has the gate", "claims", claimed, {"claim": "gate-below-told", "verdict": "reproduced"}),
-    ("moe", "Starting blocks", "scores", moved, {"by": 20, "variant": "reinit-4", "set": "out-of-domain"}),
-    ("moe", "Starting blocks", "scores", moved, {"by": 20, "variant": "reload-4", "set": "out-of-domain"}),
-    ("moe", "To someone", "scores", moved, {"by": 20, "variant": "oracle", "set": "out-of-domain-test"})]
+    (
+        "moe",
+        "What reproduces",
+        "scores",
+        moved,
+        {"by": 20, "variant": "moe", "set": "out-of-domain"},
+    ),
+    (
+        "moe",
+        "Why the mixture",
+        "scores",
+        moved,
+        {"by": 20, "variant": "oracle", "set": "out-of-domain"},
+    ),
+    (
+        "moe",
+        "Why the mixture",
+        "scores",
+        moved,
+        {"by": 20, "variant": "own-expert", "set": "newsqa"},
+    ),
+    (
+        "moe",
+        "Why the mixture",
+        "experts",
+        moved,
+        {"by": 90, "column": "validation_f1", "epoch": 1.0},
+    ),
+    (
+        "moe",
+        "Has the gate",
+        "scores",
+        moved,
+        {"by": 5, "variant": "moe", "set": "out-of-domain-test"},
+    ),
+    (
+        "moe",
+        "Has the gate",
+        "claims",
+        claimed,
+        {"claim": "gate-below-told", "verdict": "reproduced"},
+    ),
+    (
+        "moe",
+        "Starting blocks",
+        "scores",
+        moved,
+        {"by": 20, "variant": "reinit-4", "set": "out-of-domain"},
+    ),
+    (
+        "moe",
+        "Starting blocks",
+        "scores",
+        moved,
+        {"by": 20, "variant": "reload-4", "set": "out-of-domain"},
+    ),
+    (
+        "moe",
+        "To someone",
+        "scores",
+        moved,
+        {"by": 20, "variant": "oracle", "set": "out-of-domain-test"},
+    ),
+]
 
 
 @pytest.mark.parametrize("report", ["exbert", "moe"])
@@ -92,30 +265,55 @@ def test_every_paragraph_stands_on_the_committed_records(report, monkeypatch):
 
 
 @pytest.mark.parametrize(("report", "title", "which", "change", "how"), TURNS)
-def test_a_paragraph_goes_with_the_records_that_bore_it_out(report, title, which, change, how, monkeypatch):
+def test_a_paragraph_goes_with_the_records_that_bore_it_out(
+    report, title, which, change, how, monkeypatch
+):
     other = said(report, monkeypatch, **{which: change(inputs(report)[which], **how)})
-    assert f"**{title}" in said(report, monkeypatch) and f"**{title}" not in other and "left out" in other
+    assert (
+        f"**{title}" in said(report, monkeypatch)
+        and f"**{title}" not in other
+        and "left out" in other
+    )
 
 
 def test_what_is_reproduced_is_said_only_while_it_is(monkeypatch):
     claims = claimed(inputs("moe")["claims"], "pooling-generalises", verdict="inconclusive: seeds")
-    assert "Reproduced is" in said("moe", monkeypatch) and "Reproduced is" not in said("moe", monkeypatch, claims=claims)
+    assert "Reproduced is" in said("moe", monkeypatch) and "Reproduced is" not in said(
+        "moe", monkeypatch, claims=claims
+    )
     claims = claimed(inputs("moe")["claims"], "both-hurt", verdict="inconclusive: seeds")
-    assert "a mere direction" in said("moe", monkeypatch) and "a mere direction" not in said("moe", monkeypatch, claims=claims)
+    assert "a mere direction" in said("moe", monkeypatch) and "a mere direction" not in said(
+        "moe", monkeypatch, claims=claims
+    )
 
 
-@pytest.mark.parametrize(("seeds", "warning"), [
-    ({}, ""), ({"moe-test": 2}, "Two seeds can refute a claim, not confirm one."),
-    ({"reinit-dev": 1}, "One seed: seen, not decided."), ({"reinit-dev": 0}, "")])    # not run: it makes nothing weaker
+@pytest.mark.parametrize(
+    ("seeds", "warning"),
+    [
+        ({}, ""),
+        ({"moe-test": 2}, "Two seeds can refute a claim, not confirm one."),
+        ({"reinit-dev": 1}, "One seed: seen, not decided."),
+        ({"reinit-dev": 0}, ""),
+    ],
+)  # not run: it makes nothing weaker
 def test_a_result_warns_of_the_fewest_seeds_of_what_it_names(seeds, warning):
     claims = inputs("moe")["claims"]
-    claims = claims.assign(n=claims["claim"].map({"moe-dev": 3, "moe-test": 3, "reinit-dev": 3} | seeds).fillna(0))
+    claims = claims.assign(
+        n=claims["claim"].map({"moe-dev": 3, "moe-test": 3, "reinit-dev": 3} | seeds).fillna(0)
+    )
     assert findings.result("moe", claims).split("no answer of one token.")[1].strip() == warning
-    assert ("four blocks started anew" in findings.result("moe", claims)) == (seeds.get("reinit-dev") != 0)
+    assert ("four blocks started anew" in findings.result("moe", claims)) == (
+        seeds.get("reinit-dev") != 0
+    )
 
 
 def test_a_result_leaves_out_what_was_not_run():
     claims = inputs("exbert")["claims"]
-    assert re.search("same trials of rate and epochs it is .* behind V-DB, .* these blocks", findings.result("exbert", claims))
-    lacks = claims.assign(**dict.fromkeys(("tuned_ours", "control_ours", "fair_ours"), float("nan")))
+    assert re.search(
+        "same trials of rate and epochs it is .* behind V-DB, .* these blocks",
+        findings.result("exbert", claims),
+    )
+    lacks = claims.assign(
+        **dict.fromkeys(("tuned_ours", "control_ours", "fair_ours"), float("nan"))
+    )
     assert findings.result("exbert", lacks).endswith("percent relative).")

@@ -1,4 +1,5 @@
 """The rules of the house: dependencies, imports, files, Makefile, DATA.md."""
+
 import ast
 import json
 import os
@@ -24,27 +25,70 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports what stands above it, and siblings; the reports import no sibling.
 IDEAS = {"moe", "exbert", "road", "distill", "smart", "multitask"}
-CORE = [{"settings"}, {"params"}, {"spec"}, {"files"}, {"characters"},
-        {"corpora", "sentences", "sources"},
-        {"data", "features", "metrics", "augment"}, {"encoders", "stmoe"}, {"questions"}, IDEAS,
-        {"scoring"}, {"rescore"}, {"frozen"}, {"build"}, {"train"}, {"pool"}, {"study"}, {"own"}]
-APART = {"runs": {"files", "params", "spec"}, "claims": {"params"}, "resample": {"params"},
-         "stats": {"claims", "resample", "params"},
-        "power": {"claims", "params"}, "trials": {"runs", "spec"}, "__init__": set(),
-         "advice": {"claims", "tables", "stats", "runs", "params"},
-         "verify": {"advice", "claims", "files", "power", "stats", "tables", "runs", "params",
-                    "spec"},
-         "tables": {"runs", "stats", "trials", "params", "spec"}, "figures": {"tables"}, "report": {"runs", "params", "spec"},
-         "findings": {"advice", "report", "runs", "tables", "verify"},
-         "render": {"report", "runs", "params"}, "overview": {"claims", "findings", "render", "report", "runs", "verify", "params"}}
-MAY_ALSO = {name: {"runs", "trials"} for name in IDEAS 
-            | {"sources", "scoring", "rescore", "build", "train", "pool", "study", "own"}}
+CORE = [
+    {"settings"},
+    {"params"},
+    {"spec"},
+    {"files"},
+    {"characters"},
+    {"corpora", "sentences", "sources"},
+    {"data", "features", "metrics", "augment"},
+    {"encoders", "stmoe"},
+    {"questions"},
+    IDEAS,
+    {"scoring"},
+    {"rescore"},
+    {"frozen"},
+    {"build"},
+    {"train"},
+    {"pool"},
+    {"study"},
+    {"own"},
+]
+APART = {
+    "runs": {"files", "params", "spec"},
+    "claims": {"params"},
+    "resample": {"params"},
+    "stats": {"claims", "resample", "params"},
+    "power": {"claims", "params"},
+    "trials": {"runs", "spec"},
+    "__init__": set(),
+    "advice": {"claims", "tables", "stats", "runs", "params"},
+    "verify": {"advice", "claims", "files", "power", "stats", "tables", "runs", "params", "spec"},
+    "tables": {"runs", "stats", "trials", "params", "spec"},
+    "figures": {"tables"},
+    "report": {"runs", "params", "spec"},
+    "findings": {"advice", "report", "runs", "tables", "verify"},
+    "render": {"report", "runs", "params"},
+    "overview": {"claims", "findings", "render", "report", "runs", "verify", "params"},
+}
+MAY_ALSO = {
+    name: {"runs", "trials"}
+    for name in IDEAS | {"sources", "scoring", "rescore", "build", "train", "pool", "study", "own"}
+}
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
-IMAGE = {"torch", "transformers", "accelerate", "numpy", "pandas", "scipy", "pyarrow",
-         "safetensors", "tokenizers", "yaml", "filelock", "psutil", "tqdm", "regex", "huggingface_hub"}
+IMAGE = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "scipy",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "yaml",
+    "filelock",
+    "psutil",
+    "tqdm",
+    "regex",
+    "huggingface_hub",
+}
 CARRIED = {"pydantic", "datasets", "evaluate"}
-EXTRA = {"ray"}          # only where RAY_ADDRESS is set, and then said in one sentence if it is not installed
+EXTRA = {
+    "ray"
+}  # only where RAY_ADDRESS is set, and then said in one sentence if it is not installed
 
 
 @cache
@@ -118,13 +162,19 @@ def test_the_readme_lists_every_module():
     readme = (ROOT / "README.md").read_text()
     listed = re.findall(r"^      (\w+)\.py ", readme, re.M)
     assert set(listed) == set(LIBRARY) - {"__init__"}
-    assert all({name for name, _ in ours(m)} <= set(listed[:i]) for i, m in enumerate(listed)), "imports what stands below it"
-    written = re.sub(r"<!-- verdicts -->.*<!-- /verdicts -->", "", readme, flags=re.S)      # the rest is generated
+    assert all({name for name, _ in ours(m)} <= set(listed[:i]) for i, m in enumerate(listed)), (
+        "imports what stands below it"
+    )
+    written = re.sub(
+        r"<!-- verdicts -->.*<!-- /verdicts -->", "", readme, flags=re.S
+    )  # the rest is generated
     assert len(written.splitlines()) <= 185
 
 
-UNSAFE = (r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_code ?= ?True"
-          r"|allow_pickle ?= ?True|yaml\.(?:unsafe_|full_)?load\(")
+UNSAFE = (
+    r"(?:import|from) (?:pickle|dill|joblib)\b|torch\.load\(|trust_remote_code ?= ?True"
+    r"|allow_pickle ?= ?True|yaml\.(?:unsafe_|full_)?load\("
+)
 
 
 @pytest.mark.parametrize("file", [*LIBRARY.values(), *NOTEBOOKS], ids=lambda p: p.name)
@@ -140,7 +190,7 @@ def lacks_encoding(call: ast.Call) -> bool:
     given = {keyword.arg for keyword in call.keywords}
     if "encoding" in given:
         return False
-    if name == "open" and owner not in ("gzip", "Image", "os"):       # these open bytes
+    if name == "open" and owner not in ("gzip", "Image", "os"):  # these open bytes
         modes = {arg.value for arg in call.args if isinstance(arg, ast.Constant)}
         return not modes & {"rb", "wb"}
     return name in ("read_text", "write_text") or "text" in given and name in ("run", "Popen")
@@ -154,16 +204,31 @@ def test_text_has_its_encoding():
         if file.suffix == ".ipynb":
             cells = json.loads(sources[0])["cells"]
             sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-        calls = [x for text in sources for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Call)]
+        calls = [
+            x for text in sources for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Call)
+        ]
         found += [f"{file.name}, line {x.lineno}" for x in calls if lacks_encoding(x)]
     assert [x for x in found if not x.startswith("claims.py")] == []
 
 
 def test_git_keeps_line_ends():
     """Whatever core.autocrlf says: claims and rules are known by their sha256."""
-    told = subprocess.run(["git", "check-attr", "text", "eol", "--", "params/claims/FROZEN", "qa_lib/claims.py",
-                           "records/moe/examples-000.parquet", "figures/moe/real/fig1_model.png"],
-                          cwd=ROOT, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        [
+            "git",
+            "check-attr",
+            "text",
+            "eol",
+            "--",
+            "params/claims/FROZEN",
+            "qa_lib/claims.py",
+            "records/moe/examples-000.parquet",
+            "figures/moe/real/fig1_model.png",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
     if not told:
         pytest.skip("not a checkout of git")
     assert "FROZEN: eol: lf" in told and "claims.py: eol: lf" in told
@@ -178,6 +243,7 @@ def test_notebooks_are_stripped(file):
 
 
 # ---- dependencies ----
+
 
 def pins() -> dict[str, str]:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
@@ -209,17 +275,45 @@ def test_conda_uses_the_lock():
 
 # ---- Makefile ----
 
+
 def make(*args: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
     """make in a folder: this Python first on the path, nothing of an outer make inherited, more variables of the environment."""
     ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "VENV"}
     env = {k: v for k, v in os.environ.items() if k not in ours}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    return subprocess.run(["make", *args], cwd=folder, env=env | variables, capture_output=True, text=True)
+    return subprocess.run(
+        ["make", *args], cwd=folder, env=env | variables, capture_output=True, text=True
+    )
 
 
 # What a shell or make reads as something else than a letter, in the middle of a value and at its start.
-ODD = ["a b", "a  b", "$HOME", "$(HOME)", "$$", "a$", "`id`", "o'brien", 'a"b', "#a", "a#b", "*", "~", "(a", "a;b&c|d>e", "-a",
-       "--a=b", "a=b", "a,b", "%", "a\\", "a\\\\b", "é", "!x", "[a]"]
+ODD = [
+    "a b",
+    "a  b",
+    "$HOME",
+    "$(HOME)",
+    "$$",
+    "a$",
+    "`id`",
+    "o'brien",
+    'a"b',
+    "#a",
+    "a#b",
+    "*",
+    "~",
+    "(a",
+    "a;b&c|d>e",
+    "-a",
+    "--a=b",
+    "a=b",
+    "a,b",
+    "%",
+    "a\\",
+    "a\\\\b",
+    "é",
+    "!x",
+    "[a]",
+]
 
 
 @pytest.fixture
@@ -249,12 +343,21 @@ else:
 
 
 def test_a_switch_of_0_is_off():
-    lines = [make("-n", "train-exbert", "VENV=", "PROFILE=quick", f"FRESH={x}", f"YES={x}").stdout for x in (0, 1)]
-    assert ["--fresh --yes" in x for x in lines] == [False, True] and "--fresh" not in lines[0] and "--yes" not in lines[0]
+    lines = [
+        make("-n", "train-exbert", "VENV=", "PROFILE=quick", f"FRESH={x}", f"YES={x}").stdout
+        for x in (0, 1)
+    ]
+    assert (
+        ["--fresh --yes" in x for x in lines] == [False, True]
+        and "--fresh" not in lines[0]
+        and "--yes" not in lines[0]
+    )
 
 
 def test_what_is_quoted_reaches_the_program():
-    told = make("-n", "train-exbert", "VENV=", "PROFILE=real", "DATA=/o'brien/x y").stdout.splitlines()[-1]
+    told = make(
+        "-n", "train-exbert", "VENV=", "PROFILE=real", "DATA=/o'brien/x y"
+    ).stdout.splitlines()[-1]
     assert shlex.split(told)[-1] == "--data=/o'brien/x y"
 
 
@@ -265,7 +368,9 @@ def test_a_value_reaches_the_program_as_it_was_typed(python, text):
     flags = [f"--{name.lower()}={text}" for name in ("SIZE", "DATA", "PARAMS", "WORKERS")]
     expected = ["qa_lib.study", "exbert", "--profile", "quick", *flags]
     line = [f"{name}={value}" for name, value in given.items()]
-    [typed] = starts("train-exbert", "PROFILE=quick", *line, f"QA_RUNS={text}", f"QA_FIGURES={text}")
+    [typed] = starts(
+        "train-exbert", "PROFILE=quick", *line, f"QA_RUNS={text}", f"QA_FIGURES={text}"
+    )
     [exported] = starts("train-exbert", PROFILE="quick", QA_RUNS=text, QA_FIGURES=text, **given)
     assert typed == exported == [expected, text, text]
 
@@ -273,8 +378,17 @@ def test_a_value_reaches_the_program_as_it_was_typed(python, text):
 @pytest.mark.parametrize("text", ODD)
 def test_files_of_own_data_reach_the_program_as_they_were_typed(python, text):
     _, starts = python
-    own, study, *_ = starts("own", "NAME=mine", f"DOMAIN_A={text}:c", f"DOMAIN_B={text}", QA_RUNS=text)
-    assert own[0] == ["qa_lib.own", "--params=domains=[mine-a,mine-b]", "--", "mine", f"{text}:c", text]
+    own, study, *_ = starts(
+        "own", "NAME=mine", f"DOMAIN_A={text}:c", f"DOMAIN_B={text}", QA_RUNS=text
+    )
+    assert own[0] == [
+        "qa_lib.own",
+        "--params=domains=[mine-a,mine-b]",
+        "--",
+        "mine",
+        f"{text}:c",
+        text,
+    ]
     assert f"--data={text}/own/mine.yaml" in study[0]
 
 
@@ -282,8 +396,16 @@ def test_a_python_whose_path_holds_anything(python, tmp_path):
     """The recipes of the set-up name it too; a ~ is the shell's to look up."""
     folder, _ = python
     home = make("-n", "power", "VENV=~/my $env é", HOME=str(tmp_path))
-    assert home.returncode == 0 and home.stdout.startswith("~/'my $env é/bin/python' -m qa_lib.power")
-    set_up = make("-n", "-B", ".venv/.installed", f"PYTHON={folder}/bin/python", "TORCH_INDEX=https://x/?a=1&b=2")
+    assert home.returncode == 0 and home.stdout.startswith(
+        "~/'my $env é/bin/python' -m qa_lib.power"
+    )
+    set_up = make(
+        "-n",
+        "-B",
+        ".venv/.installed",
+        f"PYTHON={folder}/bin/python",
+        "TORCH_INDEX=https://x/?a=1&b=2",
+    )
     lines = [shlex.split(line) for line in set_up.stdout.splitlines()]
     assert [str(folder / "bin" / "python"), "-m", "venv", ".venv"] in lines
     assert any("--index-url=https://x/?a=1&b=2" in line for line in lines)
@@ -317,13 +439,23 @@ def test_make_included_from_another_makefile(tmp_path):
     assert told.returncode == 0 and told.stdout == make("help").stdout
 
 
-@pytest.mark.parametrize("args", [["help"], ["profile"], ["-n", "reproduce", "VENV="], ["-n", "train-moe", "VENV=", "SIZE=small"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["help"],
+        ["profile"],
+        ["-n", "reproduce", "VENV="],
+        ["-n", "train-moe", "VENV=", "SIZE=small"],
+    ],
+)
 def test_no_variable_is_used_undefined(args):
     assert not make("--warn-undefined-variables", *args).stderr
 
 
 def test_help_for_a_reader_that_leaves():
-    told = subprocess.run(["bash", "-c", "make help | true"], cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(
+        ["bash", "-c", "make help | true"], cwd=ROOT, capture_output=True, text=True
+    )
     assert not told.stderr
 
 
@@ -341,20 +473,33 @@ def test_figures_elsewhere(python, tmp_path):
 def test_every_variable_that_make_tells_of_is_known():
     told = set(re.findall(r"([A-Z_]+)=", make("help").stdout))
     assert {"HOLD", "DATA", "DOMAIN_A"} <= told
-    assert make("-n", "profile", *[f"{name}=1" for name in told - {"PROFILE", "VENV"}]).returncode == 0
+    assert (
+        make("-n", "profile", *[f"{name}=1" for name in told - {"PROFILE", "VENV"}]).returncode == 0
+    )
 
 
 def test_help_lists_every_target():
     database = make("-npq", "VENV=", "help").stdout
-    phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split()) - {"FORCE", "environment", "browser", "own-defined"}
+    phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split()) - {
+        "FORCE",
+        "environment",
+        "browser",
+        "own-defined",
+    }
     listed = {line.split()[0] for line in make("help").stdout.splitlines() if line.startswith("  ")}
     assert {"reproduce-exbert", "test"} <= phony <= listed
 
 
 @pytest.mark.parametrize("profile", ["quick", "real", "paper"])
 def test_the_recipe_reads_as_study_then_page(profile):
-    told = make("-n", "reproduce-exbert", "VENV=", f"PROFILE={profile}", "DATA=a b",
-                "PARAMS=seeds=[0,1] epochs=1")
+    told = make(
+        "-n",
+        "reproduce-exbert",
+        "VENV=",
+        f"PROFILE={profile}",
+        "DATA=a b",
+        "PARAMS=seeds=[0,1] epochs=1",
+    )
     study, page = [x for x in told.stdout.splitlines() if "qa_lib" in x]
     flags = f"exbert --profile {profile} --data='a b' --params='seeds=[0,1] epochs=1'"
     assert study == f"python -m qa_lib.study {flags}"
@@ -372,30 +517,38 @@ def test_every_file_on_a_page_can_be_made_alone():
     for file in (ROOT / "figures").glob("*/real/*.*"):
         drawn = file.stem.startswith(("table", "fig"))
         told = make("-n", str(file.relative_to(ROOT)), "VENV=")
-        assert (told.returncode == 0) == (drawn or file.name in ("report.html", "results.csv")), file.name
+        assert (told.returncode == 0) == (drawn or file.name in ("report.html", "results.csv")), (
+            file.name
+        )
 
 
-@pytest.mark.parametrize("args, says", [
-    (["reproduce-exbert", "PROFILE=quik"], "quik"),
-    (["-B", ".venv/.installed", "PYTHON=false"], "Python 3.11 or newer"),
-    (["reproduce-exbert", "VENV=nowhere"], "nowhere/bin/python' lacks"),
-    (["check-data", "VENV="], "DATA="),
-    (["-n", "reproduce-exbert", "seeds=[0]"], 'PARAMS="seeds=…"'),
-    (["-n", "reproduce-exbert", "profile=real"], "profile= is no variable"),
-    (["-n", "train-exbert", "YES=no"], "1 or 0, not no"),
-    (["profile", "PROFILE=quick real"], "PROFILE=quick real is not a profile"),
-    (["profile", "PROFILE=%"], "PROFILE=% is not a profile"),
-    (["profile", "PROFILE=$(HOME)"], "PROFILE=$(HOME) is not a profile"),
-    (["profile", "DATA=a\nb"], "DATA= holds a line break"),
-    (["own", "NAME=a b"], "NAME=a b: a name is letters"),
-    (["own", "NAME=$x:%"], "NAME=$x:%: a name is letters"),
-    (["own", "NAME="], "NAME=: a name is letters"),
-    (["figures/exbert/real/fig9_none.png"], "fig9_none.png is no file of the study: write figures/<report>/<profile>/<file>"),
-    (["figures/exbert/real/fig3_ratios.csv"], "figures (png, svg): fig1_model"),
-    (["figures/exbert/quik/fig3_ratios.png"], "profiles: quick real paper"),
-    (["figures/exbrt/real/fig3_ratios.png"], "reports: moe exbert"),
-    (["figures/x'y"], "figures/x'y is no file"),
-])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["reproduce-exbert", "PROFILE=quik"], "quik"),
+        (["-B", ".venv/.installed", "PYTHON=false"], "Python 3.11 or newer"),
+        (["reproduce-exbert", "VENV=nowhere"], "nowhere/bin/python' lacks"),
+        (["check-data", "VENV="], "DATA="),
+        (["-n", "reproduce-exbert", "seeds=[0]"], 'PARAMS="seeds=…"'),
+        (["-n", "reproduce-exbert", "profile=real"], "profile= is no variable"),
+        (["-n", "train-exbert", "YES=no"], "1 or 0, not no"),
+        (["profile", "PROFILE=quick real"], "PROFILE=quick real is not a profile"),
+        (["profile", "PROFILE=%"], "PROFILE=% is not a profile"),
+        (["profile", "PROFILE=$(HOME)"], "PROFILE=$(HOME) is not a profile"),
+        (["profile", "DATA=a\nb"], "DATA= holds a line break"),
+        (["own", "NAME=a b"], "NAME=a b: a name is letters"),
+        (["own", "NAME=$x:%"], "NAME=$x:%: a name is letters"),
+        (["own", "NAME="], "NAME=: a name is letters"),
+        (
+            ["figures/exbert/real/fig9_none.png"],
+            "fig9_none.png is no file of the study: write figures/<report>/<profile>/<file>",
+        ),
+        (["figures/exbert/real/fig3_ratios.csv"], "figures (png, svg): fig1_model"),
+        (["figures/exbert/quik/fig3_ratios.png"], "profiles: quick real paper"),
+        (["figures/exbrt/real/fig3_ratios.png"], "reports: moe exbert"),
+        (["figures/x'y"], "figures/x'y is no file"),
+    ],
+)
 def test_a_mistake_ends_in_one_sentence(args, says):
     told = make(*args)
     assert told.returncode == 2
@@ -403,6 +556,7 @@ def test_a_mistake_ends_in_one_sentence(args, says):
 
 
 # ---- DATA.md ----
+
 
 def test_every_line_of_the_data_table_parses():
     rows = [x for x in (ROOT / "DATA.md").read_text().splitlines() if x.startswith("| `")]

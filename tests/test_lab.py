@@ -3,6 +3,7 @@
 `make test-browser`. The notebook trains with tiny parameters into an empty store (minutes); with QA_RUNS=folder it is untouched,
 and trains only what is missing there.
 """
+
 import json
 import os
 import secrets
@@ -22,9 +23,17 @@ from qa_lib.params import ROOT
 RUNS = os.environ.get("QA_RUNS")  # before the store of each test takes its place
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))
 MINUTES = 30
-LAB = ["--no-browser", "--allow-root", "--ServerApp.port=0", "--LabApp.expose_app_in_browser=True",
-       "--LabApp.extension_manager=readonly"]
-QUIET = {"fetchNews": "false", "checkForUpdates": False}  # so that the server asks nothing of the network
+LAB = [
+    "--no-browser",
+    "--allow-root",
+    "--ServerApp.port=0",
+    "--LabApp.expose_app_in_browser=True",
+    "--LabApp.extension_manager=readonly",
+]
+QUIET = {
+    "fetchNews": "false",
+    "checkForUpdates": False,
+}  # so that the server asks nothing of the network
 BOOK = "[...window.jupyterapp?.shell.widgets('main') ?? []].find(w => w.content?.widgets?.length)"
 READY = """jupyterapp.restored.then(() => book.revealed).then(() => book.sessionContext.ready)
   .then(() => { jupyterapp.shell.activateById(book.id); })"""
@@ -37,7 +46,10 @@ SEEN = """book.content.scrollToItem(%d, "center").then(() => {
   return images.length > 0 && images.every(image => { const box = image.getBoundingClientRect();
     return image.naturalWidth && image.checkVisibility() && box.width > 100 && box.bottom > 0 && box.top < innerHeight; }); })"""
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
+]
 
 
 @pytest.fixture
@@ -61,18 +73,26 @@ def address(notebook, tmp_path, monkeypatch):
     """Where a JupyterLab of our own shows the notebook; nothing of the user's settings is read or written."""
     for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
         monkeypatch.setenv(f"JUPYTER_{name}", str(tmp_path / name))
-    settings = tmp_path / "CONFIG_DIR" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings = (
+        tmp_path / "CONFIG_DIR" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    )
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET))
     monkeypatch.setenv("JUPYTER_TOKEN", token := secrets.token_hex())
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with (tmp_path / "lab.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *LAB, f"--ServerApp.root_dir={tmp_path}"],
-                                  cwd=tmp_path, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *LAB, f"--ServerApp.root_dir={tmp_path}"],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
     try:
         end = time.monotonic() + 120
         while not (found := list((tmp_path / "RUNTIME_DIR").glob("jpserver-*.json"))):
-            assert server.poll() is None and time.monotonic() < end, (tmp_path / "lab.log").read_text()
+            assert server.poll() is None and time.monotonic() < end, (
+                tmp_path / "lab.log"
+            ).read_text()
             time.sleep(0.5)
         url = json.loads(found[0].read_text())["url"]
         yield f"{url}lab/tree/{notebook.relative_to(tmp_path)}?token={token}"
@@ -84,7 +104,9 @@ def address(notebook, tmp_path, monkeypatch):
 def test_run_all(address, tmp_path):
     with Tab(tmp_path / "chromium") as tab:
         tab.open(address, 1400, "light")
-        tab.call("Emulation.setFocusEmulationEnabled", enabled=True)  # headless, no window has the focus
+        tab.call(
+            "Emulation.setFocusEmulationEnabled", enabled=True
+        )  # headless, no window has the focus
         tab.wait(f"!!(window.book = {BOOK})", 120)
         tab.value(READY)
         tab.value(RUN)
@@ -100,4 +122,6 @@ def test_run_all(address, tmp_path):
         if SHOTS.name:
             tab.shot(SHOTS / "lab.png", 1400, 900)
         host = address.split("/lab/")[0]
-        assert {u for u in tab.requests() if not u.startswith((host, host.replace("http", "ws")))} == set()
+        assert {
+            u for u in tab.requests() if not u.startswith((host, host.replace("http", "ws")))
+        } == set()

@@ -1,4 +1,5 @@
 """EM and F1 against torchmetrics and the official rules on 500 written cases; span decoding against a plain loop."""
+
 import random
 import re
 import string
@@ -12,23 +13,68 @@ from torchmetrics.text import SQuAD
 
 from qa_lib import metrics, scoring, settings
 
-WORDS = ["the", "a", "An", "THE", "Zürich", "naïve", "3,837", "U.S.", "mTOR", "co-op", "“quoted”", "don't", "re", "x", "β-cell",
-         "1990s", "café", "thea", "an.", "(an)", "—", "!", "", "  ", "東京", "İstanbul", "ﬁre", "\u00a0", "rock'n'roll", "$5"]
+WORDS = [
+    "the",
+    "a",
+    "An",
+    "THE",
+    "Zürich",
+    "naïve",
+    "3,837",
+    "U.S.",
+    "mTOR",
+    "co-op",
+    "“quoted”",
+    "don't",
+    "re",
+    "x",
+    "β-cell",
+    "1990s",
+    "café",
+    "thea",
+    "an.",
+    "(an)",
+    "—",
+    "!",
+    "",
+    "  ",
+    "東京",
+    "İstanbul",
+    "ﬁre",
+    "\u00a0",
+    "rock'n'roll",
+    "$5",
+]
 
 
 def cases(n: int = 500) -> list[tuple[str, list[str]]]:
     rng = random.Random(0)
-    found = [("", [""]), ("", ["x"]), ("the", ["a"]), ("The cat", ["cat"]), ("x", ["x"]), ("x.", ["X"])]
+    found = [
+        ("", [""]),
+        ("", ["x"]),
+        ("the", ["a"]),
+        ("The cat", ["cat"]),
+        ("x", ["x"]),
+        ("x.", ["X"]),
+    ]
     while len(found) < n:
-        golds = [" ".join(rng.choices(WORDS, k=rng.choice([1, 1, 2, 3, 5]))) for _ in range(rng.choice([1, 1, 2, 3]))]
+        golds = [
+            " ".join(rng.choices(WORDS, k=rng.choice([1, 1, 2, 3, 5])))
+            for _ in range(rng.choice([1, 1, 2, 3]))
+        ]
         kind = rng.random()
-        answer = rng.choice(golds) if kind < 0.4 else " ".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, 4])))
+        answer = (
+            rng.choice(golds)
+            if kind < 0.4
+            else " ".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, 4])))
+        )
         found.append((answer.upper() if kind < 0.1 else answer, golds))
     return found
 
 
 def official(answer: str, golds: list[str]) -> tuple[float, float]:
     """The rules of SQuAD v1.1, written once more from their description."""
+
     def words(text):
         text = "".join(c for c in text.lower() if c not in set(string.punctuation))
         return re.sub(r"\b(a|an|the)\b", " ", text).split()
@@ -41,23 +87,40 @@ def official(answer: str, golds: list[str]) -> tuple[float, float]:
         return 2 * precision * recall / (precision + recall)
 
     a = words(answer)
-    return (max(100.0 * (" ".join(a) == " ".join(words(g))) for g in golds),
-            max(100.0 * overlap(a, words(g)) if a and words(g) else 100.0 * (a == words(g)) for g in golds))
+    return (
+        max(100.0 * (" ".join(a) == " ".join(words(g))) for g in golds),
+        max(
+            100.0 * overlap(a, words(g)) if a and words(g) else 100.0 * (a == words(g))
+            for g in golds
+        ),
+    )
 
 
 def test_scores_equal_torchmetrics_and_the_official_rules():
     found = cases()
-    scores = metrics.SpanScore(keep_in_memory=True).compute(predictions=[a for a, _ in found], references=[g for _, g in found])
+    scores = metrics.SpanScore(keep_in_memory=True).compute(
+        predictions=[a for a, _ in found], references=[g for _, g in found]
+    )
     for i, (answer, golds) in enumerate(found):
         em, f1 = official(answer, golds)
-        assert scores["em_rows"][i] == em and scores["f1_rows"][i] == pytest.approx(f1), (answer, golds)
+        assert scores["em_rows"][i] == em and scores["f1_rows"][i] == pytest.approx(f1), (
+            answer,
+            golds,
+        )
     peer = SQuAD()
     for i, (answer, golds) in enumerate(found):
-        one = peer([{"prediction_text": answer, "id": str(i)}],
-                   [{"answers": {"text": golds, "answer_start": [0] * len(golds)}, "id": str(i)}])
+        one = peer(
+            [{"prediction_text": answer, "id": str(i)}],
+            [{"answers": {"text": golds, "answer_start": [0] * len(golds)}, "id": str(i)}],
+        )
         assert float(one["exact_match"]) == scores["em_rows"][i], (answer, golds)
-        if metrics.normalise(answer) and any(metrics.normalise(g) for g in golds):  # torchmetrics: 0 for two empty texts
-            assert float(one["f1"]) == pytest.approx(scores["f1_rows"][i], abs=1e-3), (answer, golds)
+        if metrics.normalise(answer) and any(
+            metrics.normalise(g) for g in golds
+        ):  # torchmetrics: 0 for two empty texts
+            assert float(one["f1"]) == pytest.approx(scores["f1_rows"][i], abs=1e-3), (
+                answer,
+                golds,
+            )
     whole = peer.compute()
     assert float(whole["exact_match"]) == pytest.approx(scores["exact_match"], abs=1e-3)
 
@@ -71,10 +134,14 @@ def test_best_spans_equal_a_plain_loop(one_token):
     context[1] = np.arange(57) == 9
     first, last, score = metrics.best_spans(start, end, context, one_token)
     for w in range(40):
-        starts = sorted(np.flatnonzero(context[w]), key=lambda i: -start[w, i])[:metrics.N_BEST]
-        ends = sorted(np.flatnonzero(context[w]), key=lambda i: -end[w, i])[:metrics.N_BEST]
-        pairs = [(start[w, i] + end[w, j], i, j) for i in starts for j in ends
-                 if (j >= i if one_token else j > i) and j - i + 1 <= metrics.MAX_TOKENS]
+        starts = sorted(np.flatnonzero(context[w]), key=lambda i: -start[w, i])[: metrics.N_BEST]
+        ends = sorted(np.flatnonzero(context[w]), key=lambda i: -end[w, i])[: metrics.N_BEST]
+        pairs = [
+            (start[w, i] + end[w, j], i, j)
+            for i in starts
+            for j in ends
+            if (j >= i if one_token else j > i) and j - i + 1 <= metrics.MAX_TOKENS
+        ]
         if not pairs:
             assert score[w] == -np.inf
             continue
@@ -89,16 +156,30 @@ def windows_of(rows: list[int]) -> Dataset:
 
 def test_a_clustered_set_is_scored_by_means_of_means():
     """As BioASQ: a question's rows first, then the questions."""
-    rows = [{"id": str(i), "question": q, "context": "ice snow", "is_impossible": False, "answers": {"text": ["ice"]}}
-            for i, q in enumerate("aab")]
-    ends = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])]                # ice, ice snow, ice
+    rows = [
+        {
+            "id": str(i),
+            "question": q,
+            "context": "ice snow",
+            "is_impossible": False,
+            "answers": {"text": ["ice"]},
+        }
+        for i, q in enumerate("aab")
+    ]
+    ends = [
+        np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])
+    ]  # ice, ice snow, ice
     found = windows_of([0, 1, 2]), [np.array([0, 2, 1], np.float32)] * 3, ends, 0.0
     model, spec = SimpleNamespace(explained=lambda *_: {}), SimpleNamespace(starter=True)
     for average, em, contains in (("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)):
         d = settings.Dataset(train=["x"], test=["y"], cluster="question", average=average)
         scores, frame = scoring.examine(model, None, spec, d, rows, lambda *_: found)
         assert scores["em"] == pytest.approx(em) and scores["contains"] == pytest.approx(contains)
-        assert scores["em_starter"] == 0.0 and scores["em_rows"] == pytest.approx(200 / 3) and scores["clusters"] == 2
+        assert (
+            scores["em_starter"] == 0.0
+            and scores["em_rows"] == pytest.approx(200 / 3)
+            and scores["clusters"] == 2
+        )
         assert frame["em"].tolist() == [100, 0, 100]
 
 
@@ -119,4 +200,6 @@ def test_an_average_of_nothing_or_of_nan_is_refused():
 
 
 def test_average_within_clusters_first():
-    assert metrics.average(np.array([100.0, 0.0, 0.0, 100.0]), ["q", "q", "q", "r"]) == pytest.approx((100 / 3 + 100) / 2)
+    assert metrics.average(
+        np.array([100.0, 0.0, 0.0, 100.0]), ["q", "q", "q", "r"]
+    ) == pytest.approx((100 / 3 + 100) / 2)

@@ -1,18 +1,47 @@
 """The mixture of experts: gate, mixing, stored outputs, re-initialised blocks, the plan of its runs."""
+
 import hashlib
 
 import numpy as np
 import pytest
 import torch
 
-from qa_lib import build, data, encoders, features, frozen, metrics, moe, params, runs, scoring, study, train
+from qa_lib import (
+    build,
+    data,
+    encoders,
+    features,
+    frozen,
+    metrics,
+    moe,
+    params,
+    runs,
+    scoring,
+    study,
+    train,
+)
 from qa_lib.claims import claims
 from qa_lib.params import UserError
 from qa_lib.settings import Gate, Moe
 
-TINY = {"train_rows": 16, "validation_rows": 6, "epochs": 1.0, "seeds": [0], "experiments": ["mixture"], "few_rows": 8,
-        "start": None, "max_length": 128, "stride": 32, "blocks": 1, "batch_size": 8, "looks": 2, "watched": 4, "gate_epochs": 1.0,
-        "reinit_epochs": 1.0, "precision": "fp32"}
+TINY = {
+    "train_rows": 16,
+    "validation_rows": 6,
+    "epochs": 1.0,
+    "seeds": [0],
+    "experiments": ["mixture"],
+    "few_rows": 8,
+    "start": None,
+    "max_length": 128,
+    "stride": 32,
+    "blocks": 1,
+    "batch_size": 8,
+    "looks": 2,
+    "watched": 4,
+    "gate_epochs": 1.0,
+    "reinit_epochs": 1.0,
+    "precision": "fp32",
+}
 
 
 def load(**changes) -> Moe:
@@ -30,7 +59,11 @@ def experts(monkeypatch):
     models = {}
     for e in spec.parents:
         models[e.hash] = build.build(e)[0]
-        torch.nn.init.normal_(models[e.hash].head.weight, std=1.0, generator=torch.Generator().manual_seed(int(e.hash[:8], 16)))
+        torch.nn.init.normal_(
+            models[e.hash].head.weight,
+            std=1.0,
+            generator=torch.Generator().manual_seed(int(e.hash[:8], 16)),
+        )
     monkeypatch.setattr(build, "trained", lambda e: models[e.hash])
     rows = data.mixture(spec)[0]
     _, tokenizer = encoders.load("minilm")
@@ -50,9 +83,15 @@ def batch(B=4, E=3, T=9, D=5, seed=0) -> dict:
     rng = torch.Generator().manual_seed(seed)
     mask = torch.ones(B, T, dtype=torch.long)
     mask[0, 6:] = 0
-    return {"starts": 4 * torch.randn(B, E, T, generator=rng), "ends": 4 * torch.randn(B, E, T, generator=rng),
-            "attention_mask": mask, "x": torch.randn(B, D, generator=rng), "weights": torch.rand(B, E, generator=rng).softmax(-1),
-            "start_positions": torch.tensor([1, 2, 3, 4]), "end_positions": torch.tensor([2, 2, 5, 8])}
+    return {
+        "starts": 4 * torch.randn(B, E, T, generator=rng),
+        "ends": 4 * torch.randn(B, E, T, generator=rng),
+        "attention_mask": mask,
+        "x": torch.randn(B, D, generator=rng),
+        "weights": torch.rand(B, E, generator=rng).softmax(-1),
+        "start_positions": torch.tensor([1, 2, 3, 4]),
+        "end_positions": torch.tensor([2, 2, 5, 8]),
+    }
 
 
 @pytest.mark.parametrize("mixed", ["logits", "probabilities"])
@@ -63,13 +102,26 @@ def test_mixing_equals_a_float64_loop(mixed):
         n, g = int(b["attention_mask"][i].sum()), b["weights"][i].double()
         z = b["starts"][i, :, :n].double()
         if mixed == "logits":
-            torch.testing.assert_close(out.start_logits[i, :n].double(), sum(g[k] * z[k] for k in range(3)), atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                out.start_logits[i, :n].double(),
+                sum(g[k] * z[k] for k in range(3)),
+                atol=1e-6,
+                rtol=1e-5,
+            )
         else:
             p = sum(g[k] * torch.exp(z[k]) / torch.exp(z[k]).sum() for k in range(3))
-            torch.testing.assert_close(out.start_logits[i, :n].double().exp(), p, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                out.start_logits[i, :n].double().exp(), p, atol=1e-6, rtol=1e-5
+            )
         assert (out.start_logits[i, n:] == moe.LOWEST).all()
     at = torch.arange(4)
-    loss = -(out.start_logits.log_softmax(1)[at, b["start_positions"]] + out.end_logits.log_softmax(1)[at, b["end_positions"]]) / 2
+    loss = (
+        -(
+            out.start_logits.log_softmax(1)[at, b["start_positions"]]
+            + out.end_logits.log_softmax(1)[at, b["end_positions"]]
+        )
+        / 2
+    )
     torch.testing.assert_close(out.loss, loss.mean())
 
 
@@ -86,7 +138,9 @@ def test_a_mixture_says_what_its_experts_say(experts):
     spec, models, rows, windows, tokenizer = experts
     own = spec.model_copy(update={"gate": Gate(rule="own")})
     mixture, _ = build.build(own)
-    start, _, _ = scoring.logits(mixture, mixture.prepare(windows, rows), mixture.collate(tokenizer), "fp32")
+    start, _, _ = scoring.logits(
+        mixture, mixture.prepare(windows, rows), mixture.collate(tokenizer), "fp32"
+    )
     for k, model in enumerate(models):
         mine = [i for i, r in enumerate(windows["row"]) if rows[r]["domain"] == spec.domains[k]]
         alone, _, _ = scoring.logits(model, windows, model.collate(tokenizer), "fp32")
@@ -97,7 +151,7 @@ def test_a_mixture_says_what_its_experts_say(experts):
 
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
     spec, models, *_ = experts
-    said = iter([10.0, 30.0, 20.0])                                      # of the three experts
+    said = iter([10.0, 30.0, 20.0])  # of the three experts
     monkeypatch.setattr(scoring, "score", lambda *_: (None, {"exact_match": next(said)}, 0.0))
     mixture, _ = build.build(spec.model_copy(update={"gate": Gate(rule="best")}))
     assert mixture.prepare.keywords["best"] == 1
@@ -109,16 +163,24 @@ def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
     mixture, _ = build.build(spec)
     mixture.prepare(windows, rows)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.zeros(x.shape))
-    assert {x.shape for x in mixture.to("meta").explained(windows, rows).values()} == {(len(windows),)}
+    assert {x.shape for x in mixture.to("meta").explained(windows, rows).values()} == {
+        (len(windows),)
+    }
 
 
 def test_weights_told_the_dataset_are_fitted(experts):
     """From equal weights to nearly the lowest loss there is on the few examples, as L-BFGS finds it."""
-    told = next(s for s in runs.plan(load(experiments=["mixture", "controls"])) if s.variant == "told-dataset")
+    told = next(
+        s
+        for s in runs.plan(load(experiments=["mixture", "controls"]))
+        if s.variant == "told-dataset"
+    )
     train.train(told, progress=lambda line: None, keep_weights=True)
     mixture, tokenizer = build.build(told)
     rows, _, _ = data.mixture(told)
-    made = mixture.prepare(features.windows(rows, tokenizer, told.max_length, told.stride, scoring.CACHE), rows)
+    made = mixture.prepare(
+        features.windows(rows, tokenizer, told.max_length, told.stride, scoring.CACHE), rows
+    )
     batch = moe.collate([made[i] for i in range(len(made))])
     mixture.load_state_dict(build.left(told))
     fitted = mixture(**batch).loss.item()
@@ -141,7 +203,10 @@ def test_everything_is_fetched(capsys):
     p = load(start="relations")
     study.fetch(p)
     shown = capsys.readouterr().out
-    assert all(f"{name}: " in shown for name in (*p.domains, *p.few_shot, *p.pools, p.start, "encoder minilm"))
+    assert all(
+        f"{name}: " in shown
+        for name in (*p.domains, *p.few_shot, *p.pools, p.start, "encoder minilm")
+    )
 
 
 def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, monkeypatch):
@@ -152,10 +217,16 @@ def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, 
         _, *plain, loss = scoring.said(model, tokenizer, e, rows)
         again, *kept, same = frozen.said(model, tokenizer, e, rows)
         assert loss == same
-        assert all(np.array_equal(a, b) for x, y in zip(plain, kept, strict=True) for a, b in zip(x, y, strict=True))
-        read = frozen.outputs(e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision)
+        assert all(
+            np.array_equal(a, b)
+            for x, y in zip(plain, kept, strict=True)
+            for a, b in zip(x, y, strict=True)
+        )
+        read = frozen.outputs(
+            e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision
+        )
         assert np.array_equal(read.start, np.concatenate(plain[0]).astype(np.float16))
-        frozen.forget(e)                                          # trained again: what earlier weights said does not count
+        frozen.forget(e)  # trained again: what earlier weights said does not count
         with pytest.raises(pytest.fail.Exception, match="run again"):
             frozen.outputs(e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision)
 
@@ -171,7 +242,9 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
         made = mixture.prepare(windows, rows)
         optimizer = torch.optim.AdamW(mixture.parameters(), lr=1e-2)
         for at in range(0, 32, 8):
-            mixture(**mixture.collate(tokenizer)([made[i] for i in range(at, at + 8)])).loss.backward()
+            mixture(
+                **mixture.collate(tokenizer)([made[i] for i in range(at, at + 8)])
+            ).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         return mixture.state_dict()
@@ -199,15 +272,22 @@ def test_what_a_gate_can_see(experts):
         seen[name] = mixture.prepare(windows, rows).x
         assert mixture.gate[0].in_features == seen[name].shape[1]
     assert seen["mean"].shape == seen["cls"].shape == seen["experts"].shape == (len(windows), 384)
-    assert not np.allclose(seen["mean"], seen["cls"], atol=1e-2) and not np.allclose(seen["mean"], seen["experts"], atol=1e-2)
+    assert not np.allclose(seen["mean"], seen["cls"], atol=1e-2) and not np.allclose(
+        seen["mean"], seen["experts"], atol=1e-2
+    )
     domains = [rows[r]["domain"] for r in windows["row"]]
-    assert [spec.domains[i] for i in seen["dataset"].argmax(1)] == domains and (seen["dataset"].sum(1) == 1).all()
+    assert [spec.domains[i] for i in seen["dataset"].argmax(1)] == domains and (
+        seen["dataset"].sum(1) == 1
+    ).all()
 
 
 # ---- re-initialisation ----
 
+
 def digest(module) -> str:
-    return hashlib.sha256(b"".join(v.numpy().tobytes() for v in module.state_dict().values())).hexdigest()
+    return hashlib.sha256(
+        b"".join(v.numpy().tobytes() for v in module.state_dict().values())
+    ).hexdigest()
 
 
 @pytest.mark.parametrize("top", [1, 4])
@@ -217,11 +297,13 @@ def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
     again, _ = encoders.load("minilm")
     encoders.reinitialise(again, top, 0, source)
     a, b = ([digest(x) for x in encoders.layers(m)] for m in (plain, again))
-    assert a[:6 - top] == b[:6 - top] and all(x != y for x, y in zip(a[6 - top:], b[6 - top:], strict=True))
+    assert a[: 6 - top] == b[: 6 - top] and all(
+        x != y for x, y in zip(a[6 - top :], b[6 - top :], strict=True)
+    )
     assert digest(plain.embeddings) == digest(again.embeddings)
     last = encoders.layers(again)[-1]
     if source == "lower":
-        assert b[6 - top:] == [b[i % (6 - top)] for i in range(top)]
+        assert b[6 - top :] == [b[i % (6 - top)] for i in range(top)]
     else:
         dense, norm = last.intermediate.dense, last.output.LayerNorm
         assert abs(dense.weight.std().item() - 0.02) < 1e-3 and not dense.bias.any()
@@ -231,7 +313,9 @@ def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
 
 
 def test_reinitialisation_leaves_head_and_draws_alone():
-    plain = next(s for s in runs.plan(load()) if s.variant == "baseline").model_copy(update={"blocks": 3})
+    plain = next(s for s in runs.plan(load()) if s.variant == "baseline").model_copy(
+        update={"blocks": 3}
+    )
     models, after = [], []
     for spec in (plain, plain.model_copy(update={"reinit": 2})):
         models.append(build.build(spec)[0])
@@ -240,6 +324,7 @@ def test_reinitialisation_leaves_head_and_draws_alone():
 
 
 # ---- evaluation ----
+
 
 def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
     _, models, rows, windows, tokenizer = experts
@@ -251,15 +336,31 @@ def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
 
 # ---- runs ----
 
+
 def test_the_quick_plan():
     specs = whole_plan()
     trained = [s for s in specs if not s.gate or s.gate.rule == "learned"]
     assert len(trained) <= 24
     names = {s.variant for s in specs}
-    assert names >= {"baseline", "moe", "moe-probabilities", "baseline-4", "reinit-4", "reload-4", "moe-reinit-4",
-                     "uniform-weights", "best-single", "told-dataset", "own-expert", "other-experts", "oracle"}
+    assert names >= {
+        "baseline",
+        "moe",
+        "moe-probabilities",
+        "baseline-4",
+        "reinit-4",
+        "reload-4",
+        "moe-reinit-4",
+        "uniform-weights",
+        "best-single",
+        "told-dataset",
+        "own-expert",
+        "other-experts",
+        "oracle",
+    }
     moe_run = next(s for s in specs if s.variant == "moe")
-    assert [e.domains for e in moe_run.parents] == [[d] for d in moe_run.domains] and moe_run.gate == Gate()
+    assert [e.domains for e in moe_run.parents] == [
+        [d] for d in moe_run.domains
+    ] and moe_run.gate == Gate()
     assert {s.gate.layers for s in specs if s.gate and s.gate.rule == "learned"} >= {1, 3, 5}
     with pytest.raises(UserError, match="experiments: 'gate': input should be 'mixture'"):
         whole_plan(experiments=["gate"])
@@ -271,12 +372,22 @@ def test_the_quick_plan():
 def test_training_curves_may_have_more_seeds():
     """The same runs that these seeds would have among all others, but scored on no test set."""
     more = [s for s in whole_plan(seeds=[0], curve_seeds=[1]) if s.seed == 1]
-    assert [s.variant for s in more if not s.gate] == ["baseline", *(f"expert-reinit-4-{d}" for d in more[0].domains)]
-    assert [s.variant for s in more if s.gate] == ["moe-reinit-4"] and not any(s.tests for s in more)
+    assert [s.variant for s in more if not s.gate] == [
+        "baseline",
+        *(f"expert-reinit-4-{d}" for d in more[0].domains),
+    ]
+    assert [s.variant for s in more if s.gate] == ["moe-reinit-4"] and not any(
+        s.tests for s in more
+    )
     assert {s.hash for s in more} < {s.hash for s in whole_plan(seeds=[1])}
-    with pytest.raises(UserError, match=r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"):
+    with pytest.raises(
+        UserError, match=r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"
+    ):
         whole_plan(seeds=[0, 1], curve_seeds=[1])
-    with pytest.raises(UserError, match="curve_seeds: they are of the part reinit, which experiments lacks; name it there"):
+    with pytest.raises(
+        UserError,
+        match="curve_seeds: they are of the part reinit, which experiments lacks; name it there",
+    ):
         whole_plan(curve_seeds=[1], experiments=["mixture"])
 
 
@@ -284,14 +395,28 @@ def test_the_estimate_counts_what_experts_say_once():
     """For the first of a seed's gates: a third of a training pass for each expert and for the plain encoder."""
     specs = {s.variant: s for s in whole_plan(experiments=["mixture", "gates"])}
     known = {}
-    plain, first, second = (study.work(specs[v], known) for v in ("baseline", "moe", "moe-layers-1"))
+    plain, first, second = (
+        study.work(specs[v], known) for v in ("baseline", "moe", "moe-layers-1")
+    )
     assert first > plain / 3 > plain / 9 > second > 0
 
 
 def test_the_report_s_settings():
     p = params.load("moe", "paper")
-    assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (16, 3, 3e-5, 384, 128)
-    assert (p.schedule, p.checkpoint, p.gate_layers, p.gate_hidden, p.reinit_blocks) == ("constant", "best", 3, 768, 4)
+    assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (
+        16,
+        3,
+        3e-5,
+        384,
+        128,
+    )
+    assert (p.schedule, p.checkpoint, p.gate_layers, p.gate_hidden, p.reinit_blocks) == (
+        "constant",
+        "best",
+        3,
+        768,
+        4,
+    )
 
 
 def test_the_real_plan_covers_the_claims():
@@ -300,14 +425,22 @@ def test_the_real_plan_covers_the_claims():
     names, sets = {s.variant for s in specs}, {t for s in specs for t in s.tests} | {"training"}
     for c in claims("moe"):
         for side in c.contrast.sides() if c.contrast and "real" in c.profiles else []:
-            assert set(np.ravel(side["variant"])) <= names and set(np.ravel(side["set"])) <= sets, c.id
+            assert set(np.ravel(side["variant"])) <= names and set(np.ravel(side["set"])) <= sets, (
+                c.id
+            )
         assert not c.control or c.control in names, c.id
 
 
 def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
     """Drawn alone or with others, for training and for validation; so the gate meets every expert on rows it has learnt."""
-    specs = {s.variant: s for s in whole_plan(experiments=["mixture", "controls", "outside"]) if s.seed == 0}
-    drawn = {v: data.mixture(s)[:2] for v, s in specs.items() if not s.gate or s.gate.rule == "learned"}
+    specs = {
+        s.variant: s
+        for s in whole_plan(experiments=["mixture", "controls", "outside"])
+        if s.seed == 0
+    }
+    drawn = {
+        v: data.mixture(s)[:2] for v, s in specs.items() if not s.gate or s.gate.rule == "learned"
+    }
 
     def ids(variant: str, part: int, name: str) -> list[str]:
         return [r["id"] for r in drawn[variant][part] if r["domain"] == name]
@@ -315,16 +448,28 @@ def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
     for name in specs["baseline"].domains:
         assert ids(f"expert-{name}", 0, name) == ids("baseline", 0, name) == ids("moe", 0, name)
         for_all = ids("baseline", 1, name)
-        assert for_all and ids(f"expert-{name}", 1, name)[:len(for_all)] == for_all
+        assert for_all and ids(f"expert-{name}", 1, name)[: len(for_all)] == for_all
     for name in specs["told-dataset"].domains:
-        assert ids(f"outside-{name}", 0, name) == ids("told-dataset", 0, name) == ids("moe-outside", 0, name)
+        assert (
+            ids(f"outside-{name}", 0, name)
+            == ids("told-dataset", 0, name)
+            == ids("moe-outside", 0, name)
+        )
 
 
 def test_no_out_of_domain_test_text_is_ever_trained_on():
-    for spec in whole_plan(experiments=Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]):
-        held = {data.normalised(r["context"]) for name in moe_tests(spec) for r in data.splits(name, spec.source).test}
+    for spec in whole_plan(
+        experiments=Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]
+    ):
+        held = {
+            data.normalised(r["context"])
+            for name in moe_tests(spec)
+            for r in data.splits(name, spec.source).test
+        }
         if not spec.gate or spec.gate.rule == "learned":
-            assert not held & {data.normalised(r["context"]) for r in data.mixture(spec)[0]}, spec.run
+            assert not held & {data.normalised(r["context"]) for r in data.mixture(spec)[0]}, (
+                spec.run
+            )
 
 
 def moe_tests(spec) -> list[str]:
@@ -334,11 +479,18 @@ def moe_tests(spec) -> list[str]:
 def test_a_pool_is_its_members_together():
     whole = data.splits("out-of-domain", "embedded").test
     parts = [data.splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
-    assert whole == sum(parts, []) and {r["domain"] for r in whole} == {"plots", "exams", "dialogue"}
+    assert whole == sum(parts, []) and {r["domain"] for r in whole} == {
+        "plots",
+        "exams",
+        "dialogue",
+    }
     later = data.splits("plots-test", "embedded").test
     assert {r["domain"] for r in later} == {"plots"}
     assert not {data.pair(r) for r in later} & {data.pair(r) for r in parts[0]}
-    titles = [{data.normalised(r["title"]) for r in rows} for rows in (later, data.splits("plots", "embedded").train)]
+    titles = [
+        {data.normalised(r["title"]) for r in rows}
+        for rows in (later, data.splits("plots", "embedded").train)
+    ]
     assert not titles[0] & titles[1]
 
 
@@ -355,30 +507,50 @@ def test_a_small_study_to_the_end(store, monkeypatch):
     assert (oracle >= single.max() - 1e-6).all() and set(em.columns) == {*p.domains, *p.pools}
     for name in p.domains:
         own, others = em.loc["own-expert", name], em.loc["other-experts", name]
-        assert own == pytest.approx(em.loc[f"expert-{name}", name], abs=100 / 24)            # half precision
-        assert others == pytest.approx(np.mean([em.loc[f"expert-{d}", name] for d in p.domains if d != name]), abs=1e-3)
+        assert own == pytest.approx(em.loc[f"expert-{name}", name], abs=100 / 24)  # half precision
+        assert others == pytest.approx(
+            np.mean([em.loc[f"expert-{d}", name] for d in p.domains if d != name]), abs=1e-3
+        )
     assert {"em_starter", "f1_starter"} <= set(ledger["metric"])
     gates = examples[examples["variant"] == "moe"][["gate_1", "gate_2", "gate_3"]]
     assert np.allclose(gates.sum(axis=1), 1, atol=1e-5) and gates.std().min() > 0
-    assert (examples[examples["variant"] == "uniform-weights"][["gate_1", "gate_3"]] == np.float32(1 / 3)).all(axis=None)
+    assert (
+        examples[examples["variant"] == "uniform-weights"][["gate_1", "gate_3"]]
+        == np.float32(1 / 3)
+    ).all(axis=None)
     pooled = examples[(examples["set"] == "out-of-domain") & (examples["variant"] == "moe")]
-    assert pooled["part"].notna().all() and pooled["em"].mean() == pytest.approx(em.loc["moe", "out-of-domain"], abs=1e-3)
-    curves = ledger[ledger["set"] == "training"].pivot(index="variant", columns="metric", values="value")
-    assert curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all() and "uniform-weights" not in curves.index
+    assert pooled["part"].notna().all() and pooled["em"].mean() == pytest.approx(
+        em.loc["moe", "out-of-domain"], abs=1e-3
+    )
+    curves = ledger[ledger["set"] == "training"].pivot(
+        index="variant", columns="metric", values="value"
+    )
+    assert (
+        curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
+        and "uniform-weights" not in curves.index
+    )
     record = runs.find(next(s for s in specs if s.variant == "baseline"))
     best = max(record["history"][1:], key=lambda h: (h["validation_f1"], -h["step"]))
     assert record["chosen_step"] == best["step"]
     steps = [h["step"] for h in record["history"]]
-    assert steps == sorted(set(steps)) and all(h["train_loss"] for h in record["history"][1:])   # no look twice
-    assert steps[0] == 0 and record["history"][0]["train_loss"] is None               # and one before training
+    assert steps == sorted(set(steps)) and all(
+        h["train_loss"] for h in record["history"][1:]
+    )  # no look twice
+    assert steps[0] == 0 and record["history"][0]["train_loss"] is None  # and one before training
     moe_run = runs.find(next(s for s in specs if s.variant == "moe"))
     assert moe_run["parameters"] > 3 * record["parameters"]
     table = study.run(p, workers=1, live=False)
     assert set(table["trained"]) == {"found"}
 
 
-@pytest.mark.parametrize("em, early, flat", [
-    ([0.0, 40, 50, 50.5, 50], 16.0, 50.0), ([50, 50, 50, 50, 50], 50.0, 0.0), ([10, 20, 30, 40, 50], 14.0, 100.0)])
+@pytest.mark.parametrize(
+    "em, early, flat",
+    [
+        ([0.0, 40, 50, 50.5, 50], 16.0, 50.0),
+        ([50, 50, 50, 50, 50], 50.0, 0.0),
+        ([10, 20, 30, 40, 50], 14.0, 100.0),
+    ],
+)
 def test_early_and_flat(em, early, flat):
     past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
     found = train.curve(past)

@@ -1,4 +1,5 @@
 """The page about all reports, and the README's verdicts."""
+
 import argparse
 
 import nbformat
@@ -18,35 +19,66 @@ def test_the_readme_has_the_verdicts_of_the_committed_pages():
 def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
     p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
-    assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", f"make train-{report} PROFILE=real writes it"
+    assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", (
+        f"make train-{report} PROFILE=real writes it"
+    )
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     frame = overview.board("real")
-    assert list(zip(frame["report"], frame["claim"], strict=True)) == [(s, c.id) for s in overview.TITLES for c in claims.claims(s)]
-    assert set(frame["kind"]) == {"not tested"} and set(overview.shown(frame)["ours"]) == {"–"} and not frame["run"].map(len).any()
+    assert list(zip(frame["report"], frame["claim"], strict=True)) == [
+        (s, c.id) for s in overview.TITLES for c in claims.claims(s)
+    ]
+    assert (
+        set(frame["kind"]) == {"not tested"}
+        and set(overview.shown(frame)["ours"]) == {"–"}
+        and not frame["run"].map(len).any()
+    )
 
 
 def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     ids = [c.id for c in claims.claims("moe")]
     (tmp_path / "moe" / "real").mkdir(parents=True)
-    shared = {"where": "1", "says": "x", "printed": "1", "printed_unit": "EM", "unit": "EM", "part": "", "n": 3, "primary": False,
-              **dict.fromkeys(("tuned", "control", "tuned_part", "control_part", "confound", "unpooled", "judged"), "")}
+    shared = {
+        "where": "1",
+        "says": "x",
+        "printed": "1",
+        "printed_unit": "EM",
+        "unit": "EM",
+        "part": "",
+        "n": 3,
+        "primary": False,
+        **dict.fromkeys(
+            ("tuned", "control", "tuned_part", "control_part", "confound", "unpooled", "judged"), ""
+        ),
+    }
     one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
-    other, folder = {"verdict": "not tested at this profile: why", "run": ""}, tmp_path / "moe" / "real"
+    other, folder = (
+        {"verdict": "not tested at this profile: why", "run": ""},
+        tmp_path / "moe" / "real",
+    )
     rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]
     pd.DataFrame(rows).to_csv(folder / "claims.csv", index=False)
-    pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]}).to_csv(folder / "results.csv", index=False)
+    pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]}).to_csv(
+        folder / "results.csv", index=False
+    )
     frame = overview.board("real")
     first = overview.shown(frame).iloc[0]
     shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
     assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
     second = overview.shown(frame, whole=True).iloc[1]
-    assert second["verdict"] == "not tested at this profile: why" and second["to bear in mind"] == claims.claims("moe")[1].confound
+    assert (
+        second["verdict"] == "not tested at this profile: why"
+        and second["to bear in mind"] == claims.claims("moe")[1].confound
+    )
     count = overview.tally(frame).set_index("report")
-    assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [1, len(ids) - 1, len(ids)]
+    assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [
+        1,
+        len(ids) - 1,
+        len(ids),
+    ]
     assert "- **moe**, profile real, [page](figures/moe/real/report.html)" in overview.readme()
     assert "| moe |" in overview.readme() and "`exbert`, `road`, `smart`" in overview.readme()
 
@@ -58,7 +90,10 @@ def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch
     (folder / "claims.csv").write_bytes((pages / "claims.csv").read_bytes())
     pd.read_csv(pages / "results.csv").iloc[:9].to_csv(folder / "results.csv", index=False)
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    with pytest.raises(UserError, match="of exbert are of different runs; make report-exbert PROFILE=real draws both"):
+    with pytest.raises(
+        UserError,
+        match="of exbert are of different runs; make report-exbert PROFILE=real draws both",
+    ):
         overview.board("real")
 
 
@@ -73,8 +108,14 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     """The whole notebook, where nothing was run."""
     monkeypatch.setenv("QA_FIGURES", str(store / "figures"))
     nb = nbformat.read(ROOT / "notebooks" / "00_overview.ipynb", nbformat.NO_CONVERT)
-    text = render.page(render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper"))
-    assert "make reproduce-moe PROFILE=paper" in text and "not built yet" in text and "No run so far" in text
+    text = render.page(
+        render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper")
+    )
+    assert (
+        "make reproduce-moe PROFILE=paper" in text
+        and "not built yet" in text
+        and "No run so far" in text
+    )
     assert text.count("<tr>") > sum(len(claims.claims(s)) for s in overview.TITLES)
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
         overview.chosen({"profile": "papper"})

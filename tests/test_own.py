@@ -1,4 +1,5 @@
 """Own data: the advice in closed form, mistakes on the command line, and two tiny domains from files to page."""
+
 import gzip
 import json
 
@@ -9,26 +10,56 @@ import yaml
 from test_house import make
 from test_stats import plant
 
-from qa_lib import advice, corpora, data, findings, own, params, render, runs, sources, study, verify
+from qa_lib import (
+    advice,
+    corpora,
+    data,
+    findings,
+    own,
+    params,
+    render,
+    runs,
+    sources,
+    study,
+    verify,
+)
 from qa_lib.advice import NOT, OPEN, WORTH
 from qa_lib.params import UserError
 
-TINY = {"train_rows": 20, "validation_rows": 4, "ratios": [0.5], "control_ratios": [0.5], "blocks": 1, "tuned_blocks": 1,
-        "max_length": 64, "stride": 16, "batch_size": 8, "precision": "fp32", "seeds": [0], "experts": 4,
-        "trial_rates": [0.0002, 0.002, 0.1], "trial_epochs": [1]}
+TINY = {
+    "train_rows": 20,
+    "validation_rows": 4,
+    "ratios": [0.5],
+    "control_ratios": [0.5],
+    "blocks": 1,
+    "tuned_blocks": 1,
+    "max_length": 64,
+    "stride": 16,
+    "batch_size": 8,
+    "precision": "fp32",
+    "seeds": [0],
+    "experts": 4,
+    "trial_rates": [0.0002, 0.002, 0.1],
+    "trial_epochs": [1],
+}
 
 
 # ---- the rule ----
 
-@pytest.mark.parametrize("low, high, says", [
-    ([1.1, -0.9], [3, 0.5], WORTH),            # one gains more than 1 EM, the other loses no more than 1
-    ([1.1, -1.1], [3, 0.5], OPEN),             # the other may lose more
-    ([1.0, 1.0], [3, 3], OPEN),                # 1 EM itself is not above 1 EM
-    ([-5, -5], [0.9, 0.9], NOT),               # no gain above 1 EM on either
-    ([-5, -5], [0.9, 1.1], OPEN),              # one may still gain
-    ([2.0, -5], [4, -1.1], NOT),               # a certain loss is not made good by a certain gain
-    ([2.0, -5], [4, -1.0], OPEN),
-    ([np.nan, 2], [np.nan, 4], OPEN)])
+
+@pytest.mark.parametrize(
+    "low, high, says",
+    [
+        ([1.1, -0.9], [3, 0.5], WORTH),  # one gains more than 1 EM, the other loses no more than 1
+        ([1.1, -1.1], [3, 0.5], OPEN),  # the other may lose more
+        ([1.0, 1.0], [3, 3], OPEN),  # 1 EM itself is not above 1 EM
+        ([-5, -5], [0.9, 0.9], NOT),  # no gain above 1 EM on either
+        ([-5, -5], [0.9, 1.1], OPEN),  # one may still gain
+        ([2.0, -5], [4, -1.1], NOT),  # a certain loss is not made good by a certain gain
+        ([2.0, -5], [4, -1.0], OPEN),
+        ([np.nan, 2], [np.nan, 4], OPEN),
+    ],
+)
 def test_rule(low, high, says):
     assert advice.rule(low, high) == says == advice.rule(low[::-1], high[::-1])
 
@@ -36,37 +67,70 @@ def test_rule(low, high, says):
 @pytest.fixture
 def planted(monkeypatch):
     """Parameters whose runs have these gains of the experts on both domains, and so many seeds and questions."""
+
     def make(gain: float, seeds=5, epochs=2.0, **how):
         gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
         ledger, examples = plant(gains, seeds, sets=["a", "b"], **how)
         fields = {"arm": "tuned", "tests": ["a", "b"], "epochs": epochs}
-        specs = [type("Spec", (), {**r, **fields}) for r in
-                 ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")]
+        specs = [
+            type("Spec", (), {**r, **fields})
+            for r in ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")
+        ]
         monkeypatch.setattr(runs, "plan", lambda p: specs)
-        monkeypatch.setattr(runs, "ledger", lambda s: ledger[ledger["run"].isin([x.run for x in s])].assign(arm="tuned"))
-        monkeypatch.setattr(runs, "examples", lambda s: examples[examples["run"].isin([x.run for x in s])])
+        monkeypatch.setattr(
+            runs,
+            "ledger",
+            lambda s: ledger[ledger["run"].isin([x.run for x in s])].assign(arm="tuned"),
+        )
+        monkeypatch.setattr(
+            runs, "examples", lambda s: examples[examples["run"].isin([x.run for x in s])]
+        )
         return params.load("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
 
     return make
 
 
-@pytest.mark.parametrize("gain, how, says", [
-    (5.0, {}, f"Advice: {WORTH}."),
-    (5.0, {}, "put a dense layer of the same cost beside them: PARAMS="),
-    (0.0, {"seed_sd": 0.1, "cluster_sd": 0.1}, f"Advice: {NOT}."),
-    (-9.0, {}, f"Advice: {NOT}."),
-    (2.5, {"seeds": 3, "seed_sd": 1.5}, "would decide it if it stayed so; from so few that is a rough guess"),
-    (2.5, {"seeds": 3, "seed_sd": 15.0}, "hardly trained: first more training rows, or more epochs"),
-    (2.5, {"seeds": 3, "seed_sd": 1.5, "epochs": 3.0}, 'PARAMS="trial_epochs=[3,6]" tries more.'),
-    (2.5, {"seeds": 3, "seed_sd": 1.5, "base": 3.0}, "of a test set, so little was learnt: first more training rows"),
-    (2.5, {"clusters": 12, "cluster_sd": 9.0}, "would hardly decide it: more test questions"),
-    (5.0, {"seeds": 2}, "Nothing is decided below 3 seeds")])
+@pytest.mark.parametrize(
+    "gain, how, says",
+    [
+        (5.0, {}, f"Advice: {WORTH}."),
+        (5.0, {}, "put a dense layer of the same cost beside them: PARAMS="),
+        (0.0, {"seed_sd": 0.1, "cluster_sd": 0.1}, f"Advice: {NOT}."),
+        (-9.0, {}, f"Advice: {NOT}."),
+        (
+            2.5,
+            {"seeds": 3, "seed_sd": 1.5},
+            "would decide it if it stayed so; from so few that is a rough guess",
+        ),
+        (
+            2.5,
+            {"seeds": 3, "seed_sd": 15.0},
+            "hardly trained: first more training rows, or more epochs",
+        ),
+        (
+            2.5,
+            {"seeds": 3, "seed_sd": 1.5, "epochs": 3.0},
+            'PARAMS="trial_epochs=[3,6]" tries more.',
+        ),
+        (
+            2.5,
+            {"seeds": 3, "seed_sd": 1.5, "base": 3.0},
+            "of a test set, so little was learnt: first more training rows",
+        ),
+        (2.5, {"clusters": 12, "cluster_sd": 9.0}, "would hardly decide it: more test questions"),
+        (5.0, {"seeds": 2}, "Nothing is decided below 3 seeds"),
+    ],
+)
 def test_advice_on_planted_runs(planted, gain, how, says):
     p = planted(gain, **how)
-    assert says in advice.sentence(p) and "the plain span model of 6 blocks, V-DB, " in advice.sentence(p)
+    assert says in advice.sentence(
+        p
+    ) and "the plain span model of 6 blocks, V-DB, " in advice.sentence(p)
     assert ("trial_epochs" in advice.sentence(p)) == (how.get("epochs") == 3.0)
     frame = advice.table(p)
-    assert list(frame["tested on"]) == ["a", "b"] and all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
+    assert list(frame["tested on"]) == ["a", "b"] and all(
+        len(r) == 3 * how.get("seeds", 5) for r in frame["run"]
+    )
 
 
 def test_no_advice_without_equal_trials(planted, monkeypatch):
@@ -78,6 +142,7 @@ def test_no_advice_without_equal_trials(planted, monkeypatch):
 
 
 # ---- from files to page ----
+
 
 def written(path, rows):
     path.parent.mkdir(exist_ok=True)
@@ -92,28 +157,54 @@ def domains(tmp_path):
         half = next(i for i in range(50, 80) if rows[i]["context"] != rows[i - 1]["context"])
         written(tmp_path / name / "train.jsonl", rows[:half])
         written(tmp_path / name / "test.jsonl", rows[half:])
-    yield [f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}" for name in ("harbour", "clinic")]
+    yield [
+        f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}"
+        for name in ("harbour", "clinic")
+    ]
     data.splits.cache_clear()
 
 
 def test_the_recipe_checks_first_then_trains_then_draws():
-    told = make("-n", "own", "VENV=", "NAME=mine", "DOMAIN_A=a b:c", "DOMAIN_B=d:e", "PARAMS=epochs=1", "YES=1").stdout.splitlines()
+    told = make(
+        "-n",
+        "own",
+        "VENV=",
+        "NAME=mine",
+        "DOMAIN_A=a b:c",
+        "DOMAIN_B=d:e",
+        "PARAMS=epochs=1",
+        "YES=1",
+    ).stdout.splitlines()
     values = "--params='domains=[mine-a,mine-b] epochs=1'"
     flags = f"exbert --profile own --data='{runs.RUNS}/own/mine.yaml' {values}"
     assert [x for x in told if "qa_lib" in x] == [
         f"python -m qa_lib.own {values} -- 'mine' 'a b:c' 'd:e'",
-        *(f"python -m qa_lib.{x}" for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}"))]
+        *(
+            f"python -m qa_lib.{x}"
+            for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}")
+        ),
+    ]
 
 
 def start(monkeypatch, name, texts, **changes):
     """`python -m qa_lib.own` with tiny parameters; returns them, as the commands after it read them."""
-    for known in (params.datasets, data.splits, sources.sha256):        # each start is a process of its own
+    for known in (
+        params.datasets,
+        data.splits,
+        sources.sha256,
+    ):  # each start is a process of its own
         known.cache_clear()
     given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
     monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
     own.main()
-    return params.load("exbert", "own", {"domains": [f"{name}-a", f"{name}-b"]} | TINY | changes | {
-        "data": str(runs.RUNS / "own" / f"{name}.yaml")})
+    return params.load(
+        "exbert",
+        "own",
+        {"domains": [f"{name}-a", f"{name}-b"]}
+        | TINY
+        | changes
+        | {"data": str(runs.RUNS / "own" / f"{name}.yaml")},
+    )
 
 
 def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
@@ -131,11 +222,25 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
     page = (folder / "report.html").read_text()
     assert not list(folder.parent.glob("real")) and not (folder / "claims.csv").exists()
-    assert "<strong>Advice: needs more data or seeds.</strong>" in page and "Nothing is decided below 3 seeds" in page
-    assert ">OWN</strong>" in page and "claims are not judged" in page and "Not part of the study" not in page
-    assert "Are the experts worth it on mine?</h1>" in page and page.index("Advice: ") < page.index('<h2 id="the-idea"')
-    assert not any(x in page for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly"))
-    assert "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1
+    assert (
+        "<strong>Advice: needs more data or seeds.</strong>" in page
+        and "Nothing is decided below 3 seeds" in page
+    )
+    assert (
+        ">OWN</strong>" in page
+        and "claims are not judged" in page
+        and "Not part of the study" not in page
+    )
+    assert "Are the experts worth it on mine?</h1>" in page and page.index("Advice: ") < page.index(
+        '<h2 id="the-idea"'
+    )
+    assert not any(
+        x in page
+        for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly")
+    )
+    assert (
+        "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1
+    )
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
     assert verify.disagreement(p) in ("", None) and "needs more data" in findings.head(p)
@@ -145,7 +250,9 @@ def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
     start(monkeypatch, "mine", domains, experiments=["headline", "dense"])
     told = capsys.readouterr().out
     assert "15 trials, more where" in told and "then about 5 runs" in told
-    start(monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5)      # (a) at two of three
+    start(
+        monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5
+    )  # (a) at two of three
     assert "then about 8 runs" in capsys.readouterr().out
 
 
@@ -160,14 +267,30 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
     assert not set(hashes) & {s.hash for s in runs.plan(moved)}
 
 
-@pytest.mark.parametrize("name, change, words", [
-    ("mi/ne", lambda a, b: [a, b], "NAME=mi/ne: a name is letters"),
-    ("mine", lambda a, b: ["", b], "DOMAIN_A= does not name two files: write DOMAIN_A=train.jsonl:test.jsonl"),
-    ("mine", lambda a, b: [a, b.split(":")[0]], "does not name two files"),
-    ("mine", lambda a, b: [a, b + "x"], "DOMAIN_B: .*clinic/test.jsonlx is not there"),
-    ("mine", lambda a, b: [a, b.replace("/train.jsonl", "")], "clinic is a folder, not a file"),
-    ("mine", lambda a, b: [":".join([a.split(":")[0]] * 2), b], "DOMAIN_A: .* holds the same as the training file of DOMAIN_A"),
-    ("mine", lambda a, b: [a, a], "DOMAIN_B: .* holds the same as the training file of DOMAIN_A")])
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        ("mi/ne", lambda a, b: [a, b], "NAME=mi/ne: a name is letters"),
+        (
+            "mine",
+            lambda a, b: ["", b],
+            "DOMAIN_A= does not name two files: write DOMAIN_A=train.jsonl:test.jsonl",
+        ),
+        ("mine", lambda a, b: [a, b.split(":")[0]], "does not name two files"),
+        ("mine", lambda a, b: [a, b + "x"], "DOMAIN_B: .*clinic/test.jsonlx is not there"),
+        ("mine", lambda a, b: [a, b.replace("/train.jsonl", "")], "clinic is a folder, not a file"),
+        (
+            "mine",
+            lambda a, b: [":".join([a.split(":")[0]] * 2), b],
+            "DOMAIN_A: .* holds the same as the training file of DOMAIN_A",
+        ),
+        (
+            "mine",
+            lambda a, b: [a, a],
+            "DOMAIN_B: .* holds the same as the training file of DOMAIN_A",
+        ),
+    ],
+)
 def test_a_mistake_on_the_command_line(domains, monkeypatch, name, change, words):
     with pytest.raises(UserError, match=words) as e:
         start(monkeypatch, name, change(*domains))
@@ -185,7 +308,9 @@ def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
 
 
 def test_too_few_rows_say_what_would_do(domains, monkeypatch):
-    with pytest.raises(UserError, match=r"mine-a has \d+ training rows; after \d+ for validation \d+ are left") as e:
+    with pytest.raises(
+        UserError, match=r"mine-a has \d+ training rows; after \d+ for validation \d+ are left"
+    ) as e:
         start(monkeypatch, "mine", domains, train_rows=1000, validation_rows=200)
     start(monkeypatch, "mine", domains, **proposed(e.value))
 
@@ -282,7 +407,16 @@ def test_hardly_any_rows_propose_nothing(domains, tmp_path, monkeypatch):
 
 def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
     """One of the controls at 90:10 takes more of its validation rows from the first domain than 50:50 does."""
-    start(monkeypatch, "mine", domains, train_rows=10, validation_rows=10, ratios=[0.5], control_ratios=[0.9], centre=0.5)
+    start(
+        monkeypatch,
+        "mine",
+        domains,
+        train_rows=10,
+        validation_rows=10,
+        ratios=[0.5],
+        control_ratios=[0.9],
+        centre=0.5,
+    )
     kept = yaml.safe_load((runs.RUNS / "own" / "mine.yaml").read_text())
     assert [d["validation_rows"] for d in kept.values()] == [9, 9]
 
@@ -298,7 +432,10 @@ def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
 def test_rows_of_one_id(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     written(file, [json.loads(line) | {"id": "p1"} for line in file.read_text().splitlines()])
-    with pytest.raises(UserError, match="rows of the test file of mine-b share an id; give each an id of its own, or none"):
+    with pytest.raises(
+        UserError,
+        match="rows of the test file of mine-b share an id; give each an id of its own, or none",
+    ):
         start(monkeypatch, "mine", domains)
 
 
@@ -311,33 +448,67 @@ def test_a_file_without_any_answer(domains, tmp_path, monkeypatch, kind):
         start(monkeypatch, "mine", domains)
 
 
-ROW = {"id": 7, "context": "The harbour froze.", "question": "What froze?", "answers": {"text": ["harbour"], "answer_start": [4]}}
+ROW = {
+    "id": 7,
+    "context": "The harbour froze.",
+    "question": "What froze?",
+    "answers": {"text": ["harbour"], "answer_start": [4]},
+}
 
 
-@pytest.mark.parametrize("line, words", [
-    ({k: v for k, v in ROW.items() if k != "answers"} | {"answer": "x"}, "line 1: no field 'answers' among id, context, question,"),
-    (ROW | {"answers": [{"text": "harbour", "answer_start": 4}]}, "line 1: field 'answers' is not"),
-    (ROW | {"answers": {"text": ["harbour"], "answer_start": []}}, "line 1: field 'answers' is not"),
-    (ROW | {"answers": {"text": [""], "answer_start": [0]}}, "line 1: field 'answers' is not"),
-    (ROW | {"context": None}, "line 1: field 'context' holds no text"),
-    ([1, 2], "line 1: not an object"),
-    (ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}},
-     "1 rows have an answer that does not stand .* first 7 .*stands at 4, not at 5")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (
+            {k: v for k, v in ROW.items() if k != "answers"} | {"answer": "x"},
+            "line 1: no field 'answers' among id, context, question,",
+        ),
+        (
+            ROW | {"answers": [{"text": "harbour", "answer_start": 4}]},
+            "line 1: field 'answers' is not",
+        ),
+        (
+            ROW | {"answers": {"text": ["harbour"], "answer_start": []}},
+            "line 1: field 'answers' is not",
+        ),
+        (ROW | {"answers": {"text": [""], "answer_start": [0]}}, "line 1: field 'answers' is not"),
+        (ROW | {"context": None}, "line 1: field 'context' holds no text"),
+        ([1, 2], "line 1: not an object"),
+        (
+            ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}},
+            "1 rows have an answer that does not stand .* first 7 .*stands at 4, not at 5",
+        ),
+    ],
+)
 def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
     written(tmp_path / "harbour" / "train.jsonl", [line])
     with pytest.raises(UserError, match=words) as e:
         start(monkeypatch, "mine", domains)
-    assert str(tmp_path / "harbour" / "train.jsonl") in str(e.value) and "bad_rows=skip" in str(e.value)
+    assert str(tmp_path / "harbour" / "train.jsonl") in str(e.value) and "bad_rows=skip" in str(
+        e.value
+    )
 
 
-@pytest.mark.parametrize("name, text, words", [
-    ("a.csv", b"id,question\n", "its name has none of the known endings; a file is JSON Lines"),
-    ("a.json", b'{"context": "x"}\n{"context": "y"}\n', "cannot be read .*one row a line is a .jsonl"),
-    ("a.json", b'{"rows": []}', "cannot be read .no field 'data'"),
-    ("a.jsonl.gz", b"not gzip", "cannot be read .Not a gzipped file"),
-    ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:10] + b"\xff" * 9, "cannot be read .Error -3 while decompressing"),
-    ("a.jsonl", b"\xff\xfe", "cannot be read .*utf-8"),
-    ("a.parquet", b"no", "cannot be read")])
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("a.csv", b"id,question\n", "its name has none of the known endings; a file is JSON Lines"),
+        (
+            "a.json",
+            b'{"context": "x"}\n{"context": "y"}\n',
+            "cannot be read .*one row a line is a .jsonl",
+        ),
+        ("a.json", b'{"rows": []}', "cannot be read .no field 'data'"),
+        ("a.jsonl.gz", b"not gzip", "cannot be read .Not a gzipped file"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"{}", mtime=0)[:10] + b"\xff" * 9,
+            "cannot be read .Error -3 while decompressing",
+        ),
+        ("a.jsonl", b"\xff\xfe", "cannot be read .*utf-8"),
+        ("a.parquet", b"no", "cannot be read"),
+    ],
+)
 def test_a_file_of_another_format(domains, tmp_path, monkeypatch, name, text, words):
     (tmp_path / name).write_bytes(text)
     with pytest.raises(UserError, match=words) as e:
@@ -348,15 +519,27 @@ def test_a_file_of_another_format(domains, tmp_path, monkeypatch, name, text, wo
 def test_rows_as_people_have_them(tmp_path):
     """Whole numbers as ids, a title of null, no `is_impossible` beside an empty answer, a field `domain`, an empty last line."""
     none = {"text": [], "answer_start": []}
-    written(tmp_path / "a.jsonl", [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}])
+    written(
+        tmp_path / "a.jsonl",
+        [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}],
+    )
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")
     first, second = own.sources.read(tmp_path / "a.jsonl", "mine-a", "stop", data.Counter())
-    assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == ("7", "", "mine-a", False)
+    assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == (
+        "7",
+        "",
+        "mine-a",
+        False,
+    )
     assert second["id"] == "mine-a-2" and second["is_impossible"]
 
 
 def test_own_without_its_file():
-    with pytest.raises(UserError, match="profile: own goes with source own and the file that `make own` writes"):
+    with pytest.raises(
+        UserError, match="profile: own goes with source own and the file that `make own` writes"
+    ):
         params.load("exbert", "own")
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
-        runs.plan(params.load("exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}))
+        runs.plan(
+            params.load("exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]})
+        )

@@ -1,4 +1,5 @@
 """Parameters: strictness, places, and the identity of a run."""
+
 import argparse
 import os
 import subprocess
@@ -20,47 +21,64 @@ def test_every_yaml_validates(profile):
         assert params.datasets(source)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"learnig_rate": 1e-4}, ["learnig_rate", "did you mean learning_rate"]),
-    ({"learning_rate": "1e-5"}, ["learning_rate", "'1e-5'", "text", "write 1.0e-05"]),
-    ({"ratios": [1.2]}, ["ratios", "1.2", "between 0 and 1"]),
-    ({"epochs": 0}, ["epochs", "greater than 0"]),
-    ({"order": "random"}, ["order", "'random'", "sequential"]),
-    ({"seeds": []}, ["seeds", "at least 1"]),
-    ({"seeds": 5}, ["seeds: 5 is one value", "write seeds=[5]"]),
-    ({"seeds": "1,2"}, ["seeds: '1,2' is one value", "write seeds=[1,2]"]),
-    ({"seeds": "abc"}, ["seeds: a list is wanted, as seeds=[…], and 'abc' is not a whole number"]),
-    ({"seeds": None}, ["seeds has no value", "seeds=[…]"]),
-    ({"full_rows": 5}, ["full_rows: a list is wanted, as full_rows=[…], and [5] has too few values; write at least 2"]),
-    ({"domains": ["a", "b", "c"]}, ["domains: ['a', 'b', 'c'] has too many values; write at most 2"]),
-    ({"domains": [1, 2]}, ['domains: 1 is not read as text; write "1", its quotes included']),
-    ({"encoder": None}, ["encoder: null is not a text; write one"]),
-    ({"size": "huge"}, ["size: 'huge' is not known; known: 'small' or 'full'"]),
-    ({"warmup": 1}, ["warmup: 1 is too large; write a number less than 1"]),
-    ({"centre": 2}, ["centre: 2 is too large; write a number less than or equal to 1"]),
-    ({"route_padding": "yes"}, ["route_padding: 'yes' is neither true nor false"]),
-    ({"epochs": [1]}, ["epochs: [1] is no number; write a number"]),
-    ({"stride": 300}, ["stride: 300", "max_length 384"]),
-    ({"blocks": 1.5}, ["blocks"]),
-    ({"seeds": [0, 1, 0]}, ["seeds: 0 stands there twice"]),
-    ({"seeds": [-1]}, ["seeds: -1", "greater than or equal to 0"]),
-    ({"seeds": [2**32]}, ["seeds: 4294967296", "a number less than 4294967296"]),
-    ({"side_seeds": [5 * 10**9]}, ["side_seeds: 5000000000", "a number less than 4294967296"]),
-    ({"dense_seeds": [5 * 10**9]}, ["dense_seeds: 5000000000", "a number less than 4294967296"]),
-    ({"trial_epochs": []}, ["trial_epochs", "at least 1"]),
-    ({"trial_rates": [0.0]}, ["trial_rates: 0.0", "greater than 0"]),
-    ({"full_rows": [100]}, ["full_rows", "at least 2"]),
-    ({"sweep_blocks": [0]}, ["sweep_blocks: 0", "greater than 0"]),
-    ({"domains": ["news", "news"]}, ["domains: news stands there twice"]),
-    ({"domains": ["training", "news"]}, ["domains: 'training' cannot name a dataset"]),
-    ({"domains": ["news", "validation"]}, ["domains: 'validation' cannot name a dataset"]),
-    ({"domains": ["second", "first"]}, ["domains: 'second' cannot name a dataset"]),
-    ({"domains": ["news", "seed"]}, ["domains: 'seed' cannot name a dataset"]),
-    ({"domains": ["news", "harbour_sd"]}, ["domains: 'harbour_sd' cannot name a dataset"]),
-    ({"start": "training"}, ["start: 'training' cannot name a dataset"]),
-    ({"learning_rate": float("inf")}, ["learning_rate: inf", "finite"]),
-    ({"profile": "real"}, ["profile: generated text", "make … PROFILE=real"]),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"learnig_rate": 1e-4}, ["learnig_rate", "did you mean learning_rate"]),
+        ({"learning_rate": "1e-5"}, ["learning_rate", "'1e-5'", "text", "write 1.0e-05"]),
+        ({"ratios": [1.2]}, ["ratios", "1.2", "between 0 and 1"]),
+        ({"epochs": 0}, ["epochs", "greater than 0"]),
+        ({"order": "random"}, ["order", "'random'", "sequential"]),
+        ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"seeds": 5}, ["seeds: 5 is one value", "write seeds=[5]"]),
+        ({"seeds": "1,2"}, ["seeds: '1,2' is one value", "write seeds=[1,2]"]),
+        (
+            {"seeds": "abc"},
+            ["seeds: a list is wanted, as seeds=[…], and 'abc' is not a whole number"],
+        ),
+        ({"seeds": None}, ["seeds has no value", "seeds=[…]"]),
+        (
+            {"full_rows": 5},
+            [
+                "full_rows: a list is wanted, as full_rows=[…], and [5] has too few values; write at least 2"
+            ],
+        ),
+        (
+            {"domains": ["a", "b", "c"]},
+            ["domains: ['a', 'b', 'c'] has too many values; write at most 2"],
+        ),
+        ({"domains": [1, 2]}, ['domains: 1 is not read as text; write "1", its quotes included']),
+        ({"encoder": None}, ["encoder: null is not a text; write one"]),
+        ({"size": "huge"}, ["size: 'huge' is not known; known: 'small' or 'full'"]),
+        ({"warmup": 1}, ["warmup: 1 is too large; write a number less than 1"]),
+        ({"centre": 2}, ["centre: 2 is too large; write a number less than or equal to 1"]),
+        ({"route_padding": "yes"}, ["route_padding: 'yes' is neither true nor false"]),
+        ({"epochs": [1]}, ["epochs: [1] is no number; write a number"]),
+        ({"stride": 300}, ["stride: 300", "max_length 384"]),
+        ({"blocks": 1.5}, ["blocks"]),
+        ({"seeds": [0, 1, 0]}, ["seeds: 0 stands there twice"]),
+        ({"seeds": [-1]}, ["seeds: -1", "greater than or equal to 0"]),
+        ({"seeds": [2**32]}, ["seeds: 4294967296", "a number less than 4294967296"]),
+        ({"side_seeds": [5 * 10**9]}, ["side_seeds: 5000000000", "a number less than 4294967296"]),
+        (
+            {"dense_seeds": [5 * 10**9]},
+            ["dense_seeds: 5000000000", "a number less than 4294967296"],
+        ),
+        ({"trial_epochs": []}, ["trial_epochs", "at least 1"]),
+        ({"trial_rates": [0.0]}, ["trial_rates: 0.0", "greater than 0"]),
+        ({"full_rows": [100]}, ["full_rows", "at least 2"]),
+        ({"sweep_blocks": [0]}, ["sweep_blocks: 0", "greater than 0"]),
+        ({"domains": ["news", "news"]}, ["domains: news stands there twice"]),
+        ({"domains": ["training", "news"]}, ["domains: 'training' cannot name a dataset"]),
+        ({"domains": ["news", "validation"]}, ["domains: 'validation' cannot name a dataset"]),
+        ({"domains": ["second", "first"]}, ["domains: 'second' cannot name a dataset"]),
+        ({"domains": ["news", "seed"]}, ["domains: 'seed' cannot name a dataset"]),
+        ({"domains": ["news", "harbour_sd"]}, ["domains: 'harbour_sd' cannot name a dataset"]),
+        ({"start": "training"}, ["start: 'training' cannot name a dataset"]),
+        ({"learning_rate": float("inf")}, ["learning_rate: inf", "finite"]),
+        ({"profile": "real"}, ["profile: generated text", "make … PROFILE=real"]),
+    ],
+)
 def test_a_wrong_parameter_is_one_sentence(changes, words):
     with pytest.raises(UserError) as e:
         params.load("exbert", "quick", changes)
@@ -69,13 +87,19 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
     assert all(w in sentence for w in words), sentence
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"domains": ["squad", "training"]}, "domains: 'training' cannot name a dataset"),
-    ({"few_shot": ["metric"]}, "few_shot: 'metric' cannot name a dataset"),
-    ({"pools": ["first"]}, "pools: 'first' cannot name a dataset"),
-    ({"domains": ["squad", "cluster-1"]}, "domains: 'cluster-1' cannot name a dataset"),
-    ({"domains": ["squad", "newsqa"], "pools": ["squad"]}, "pools: squad is among domains already"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"domains": ["squad", "training"]}, "domains: 'training' cannot name a dataset"),
+        ({"few_shot": ["metric"]}, "few_shot: 'metric' cannot name a dataset"),
+        ({"pools": ["first"]}, "pools: 'first' cannot name a dataset"),
+        ({"domains": ["squad", "cluster-1"]}, "domains: 'cluster-1' cannot name a dataset"),
+        (
+            {"domains": ["squad", "newsqa"], "pools": ["squad"]},
+            "pools: squad is among domains already",
+        ),
+    ],
+)
 def test_a_dataset_of_a_taken_name_is_refused_wherever_one_is_named(changes, words):
     with pytest.raises(UserError, match=words) as e:
         params.load("moe", "real", changes)
@@ -84,11 +108,33 @@ def test_a_dataset_of_a_taken_name_is_refused_wherever_one_is_named(changes, wor
 
 def test_every_column_of_the_ledger_is_a_taken_name():
     """A table of rows by dataset has the datasets' names as columns beside these."""
-    spec = Spec(report="exbert", variant="v-db", profile="real", size="full", seed=0,
-                source="folder", domains=["a"], rows=[1], fingerprints=["x"], validation_rows=1,
-                tests=["a"], encoder="minilm", weights="w", max_length=384, stride=128,
-                batch_size=16, learning_rate=3e-5, epochs=1.0, warmup=0.1, weight_decay=0.01,
-                clip=1.0, precision="fp32", threads=1, layer=Layer(), gate=Gate())
+    spec = Spec(
+        report="exbert",
+        variant="v-db",
+        profile="real",
+        size="full",
+        seed=0,
+        source="folder",
+        domains=["a"],
+        rows=[1],
+        fingerprints=["x"],
+        validation_rows=1,
+        tests=["a"],
+        encoder="minilm",
+        weights="w",
+        max_length=384,
+        stride=128,
+        batch_size=16,
+        learning_rate=3e-5,
+        epochs=1.0,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        precision="fp32",
+        threads=1,
+        layer=Layer(),
+        gate=Gate(),
+    )
     machine = {"device": "CPU", "precision": "fp32"}
     columns = runs.labels(spec, {"run": spec.run, "environment": machine})
     assert len(columns) > 50 and set(columns) <= TAKEN_NAMES
@@ -96,40 +142,64 @@ def test_every_column_of_the_ledger_is_a_taken_name():
         assert not set(params.datasets(source)) & TAKEN_NAMES
 
 
-@pytest.mark.parametrize("text, words", [
-    ("seeds=[0", "-p seeds=.0: not a value of YAML"), ("seeds=", "-p seeds=: write -p key=value"), ("1]", "a list without spaces"),
-    ("=[0]", "-p =.0.: write -p key=value"), ("start=2026-13-45", "-p start=2026-13-45: not a value of YAML")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("seeds=[0", "-p seeds=.0: not a value of YAML"),
+        ("seeds=", "-p seeds=: write -p key=value"),
+        ("1]", "a list without spaces"),
+        ("=[0]", "-p =.0.: write -p key=value"),
+        ("start=2026-13-45", "-p start=2026-13-45: not a value of YAML"),
+    ],
+)
 def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as e:
-        params.from_args(argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text]))
+        params.from_args(
+            argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text])
+        )
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text, items", [
-    ("", []),
-    ("  ", []),
-    ("epochs=1 seeds=[0,1]", ["epochs=1", "seeds=[0,1]"]),
-    ('"encoder=/my models/x" epochs=2', ["encoder=/my models/x", "epochs=2"]),
-    ("'encoder=/my models/x'\tepochs=2", ["encoder=/my models/x", "epochs=2"]),
-    ('"seeds=[0, 1]"', ["seeds=[0, 1]"]),
-    ("encoder=/o'brien/$x\\y#z*é", ["encoder=/o'brien/$x\\y#z*é"]),
-    ("\"encoder=/o'brien and co\"", ["encoder=/o'brien and co"]),
-    ('domains=["2023","2024"]', ['domains=["2023","2024"]'])])
+@pytest.mark.parametrize(
+    "text, items",
+    [
+        ("", []),
+        ("  ", []),
+        ("epochs=1 seeds=[0,1]", ["epochs=1", "seeds=[0,1]"]),
+        ('"encoder=/my models/x" epochs=2', ["encoder=/my models/x", "epochs=2"]),
+        ("'encoder=/my models/x'\tepochs=2", ["encoder=/my models/x", "epochs=2"]),
+        ('"seeds=[0, 1]"', ["seeds=[0, 1]"]),
+        ("encoder=/o'brien/$x\\y#z*é", ["encoder=/o'brien/$x\\y#z*é"]),
+        ('"encoder=/o\'brien and co"', ["encoder=/o'brien and co"]),
+        ('domains=["2023","2024"]', ['domains=["2023","2024"]']),
+    ],
+)
 def test_a_text_of_parameters_is_split_at_blanks(text, items):
     parser = params.command_line("What it does.")
     params.add_parameters(parser)
-    assert parser.parse_args(["-p", "first=1", f"--params={text}", "-p", "last=2"]).p == ["first=1", *items, "last=2"]
+    assert parser.parse_args(["-p", "first=1", f"--params={text}", "-p", "last=2"]).p == [
+        "first=1",
+        *items,
+        "last=2",
+    ]
 
 
 def test_a_quote_that_is_not_closed_is_one_sentence():
-    with pytest.raises(UserError, match="""^PARAMS: a quote in "encoder=/my x is not closed; write PARAMS='"key=a b" other=1',"""):
+    with pytest.raises(
+        UserError,
+        match="""^PARAMS: a quote in "encoder=/my x is not closed; write PARAMS='"key=a b" other=1',""",
+    ):
         params.split_parameters('"encoder=/my x')
 
 
-@pytest.mark.parametrize("args, says", [
-    (["moe", "--size", "huge"], "^SIZE=huge is not a size; known: small, full$"),
-    (["moe", "--profile", "quik"], "^PROFILE=quik is not a profile; known: quick"),
-    (["mo"], "^'mo' is not a report of this study; known: exbert, moe$")])
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["moe", "--size", "huge"], "^SIZE=huge is not a size; known: small, full$"),
+        (["moe", "--profile", "quik"], "^PROFILE=quik is not a profile; known: quick"),
+        (["mo"], "^'mo' is not a report of this study; known: exbert, moe$"),
+    ],
+)
 def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):
     parser = params.command_line("What it does.")
     params.add_arguments(parser)
@@ -150,16 +220,21 @@ def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert params.find_data("~/mine.yaml") == tmp_path / "mine.yaml"
     monkeypatch.chdir(tmp_path)
-    assert params.find_data("mine.yaml") == params.find_data("./mine.yaml") == tmp_path / "mine.yaml"
+    assert (
+        params.find_data("mine.yaml") == params.find_data("./mine.yaml") == tmp_path / "mine.yaml"
+    )
     assert params.find_data("nowhere/at all") == tmp_path / "nowhere" / "at all"
     for name in ("x" * 300, "loop"):
         (tmp_path / "loop").unlink(missing_ok=True)
         (tmp_path / "loop").symlink_to("loop")
-        with pytest.raises(UserError, match=f"^DATA={name} cannot be looked up .*; name a folder that can be read$"):
+        with pytest.raises(
+            UserError, match=f"^DATA={name} cannot be looked up .*; name a folder that can be read$"
+        ):
             params.find_data(name)
 
 
 # ---- what a command line writes to ----
+
 
 def start(code: str, shell: str, **how) -> subprocess.CompletedProcess:
     """`params.main` of a function whose body is this code, its output handled by a piece of shell; returns also its exit code."""
@@ -170,29 +245,44 @@ def start(code: str, shell: str, **how) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("switch", ["", "-u"])
-@pytest.mark.parametrize("code", [
-    "[print('x' * 50000) for _ in range(20)]",
-    "import time; print('x', flush=True); time.sleep(1); print('y')",
-    "import time; print('x', flush=True); time.sleep(1); print('y', flush=True)"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "[print('x' * 50000) for _ in range(20)]",
+        "import time; print('x', flush=True); time.sleep(1); print('y')",
+        "import time; print('x', flush=True); time.sleep(1); print('y', flush=True)",
+    ],
+)
 def test_a_reader_that_leaves_ends_a_command_without_a_word(code, switch):
     told = start(code, "| head -c 1", switch=switch)
     assert (told.returncode, told.stderr) == (141, "")
-    told = start("import time; time.sleep(1); params.command_line('What it does.').parse_args(['--help'])", "| true", switch=switch)
+    told = start(
+        "import time; time.sleep(1); params.command_line('What it does.').parse_args(['--help'])",
+        "| true",
+        switch=switch,
+    )
     assert (told.returncode, told.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("code", ["print('x')", "print('x', flush=True)", "print('x' * 50000)", "print('x'); return 1"])
+@pytest.mark.parametrize(
+    "code", ["print('x')", "print('x', flush=True)", "print('x' * 50000)", "print('x'); return 1"]
+)
 def test_a_full_disk_behind_the_output_is_one_sentence(code):
     told = start(code, ">/dev/full")
     assert told.returncode == 2
-    assert told.stderr == ("error: standard output cannot be written (No space left on device); "
-                           "send it to a place that takes it\n")
+    assert told.stderr == (
+        "error: standard output cannot be written (No space left on device); "
+        "send it to a place that takes it\n"
+    )
 
 
 def test_an_output_that_is_closed_is_one_sentence():
     told = start("print('x')", ">&-")
     assert told.returncode == 2
-    assert told.stderr.startswith("error: standard output is closed, ") and len(told.stderr.splitlines()) == 1
+    assert (
+        told.stderr.startswith("error: standard output is closed, ")
+        and len(told.stderr.splitlines()) == 1
+    )
     assert start("return 0", "2>&-").returncode == 0
 
 
@@ -206,77 +296,120 @@ def test_the_failure_of_another_file_is_not_that_of_the_output():
 def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
     told = start("print('x')", "", cwd=tmp_path, preexec_fn=tmp_path.rmdir)
     assert told.returncode == 2
-    last = told.stderr.splitlines()[-1]     # the shell complains before it
-    assert last == "error: the folder in which this was started does not exist any more; cd to one that does"
+    last = told.stderr.splitlines()[-1]  # the shell complains before it
+    assert (
+        last
+        == "error: the folder in which this was started does not exist any more; cd to one that does"
+    )
 
 
-ONE_TOO_FAR = {"batch_size": 10**12, "epochs": 1e300, "max_length": 10**9, "train_rows": 10**12, "threads": 10**6,
-               "start_threads": 10**6, "clip": 1e300, "learning_rate": 1e300, "weight_decay": 1e300, "experts": 10**6,
-               "width": 1e9, "capacity_eval": 1e300, "balance": 1e300, "sweep_rates": [1e300], "sweep_experts": [10**6],
-               "blocks": 10**12, "sweep_blocks": [10**12], "sizes": [10**12], "trial_epochs": [1e300]}
+ONE_TOO_FAR = {
+    "batch_size": 10**12,
+    "epochs": 1e300,
+    "max_length": 10**9,
+    "train_rows": 10**12,
+    "threads": 10**6,
+    "start_threads": 10**6,
+    "clip": 1e300,
+    "learning_rate": 1e300,
+    "weight_decay": 1e300,
+    "experts": 10**6,
+    "width": 1e9,
+    "capacity_eval": 1e300,
+    "balance": 1e300,
+    "sweep_rates": [1e300],
+    "sweep_experts": [10**6],
+    "blocks": 10**12,
+    "sweep_blocks": [10**12],
+    "sizes": [10**12],
+    "trial_epochs": [1e300],
+}
 
 
 @pytest.mark.parametrize("key", ONE_TOO_FAR)
 def test_a_number_far_beyond_sense_is_refused_at_once(key):
-    with pytest.raises(UserError, match=f"{key}: .* is too large; write a number less than or equal to [15]"):
+    with pytest.raises(
+        UserError, match=f"{key}: .* is too large; write a number less than or equal to [15]"
+    ):
         params.load("exbert", "quick", {key: ONE_TOO_FAR[key]})
 
 
 def test_too_small_an_expert_is_refused():
-    with pytest.raises(UserError, match="width: 1e-09 is too small; write a number greater than or equal to 0.05"):
+    with pytest.raises(
+        UserError, match="width: 1e-09 is too small; write a number greater than or equal to 0.05"
+    ):
         params.load("exbert", "quick", {"width": 1e-9})
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"curve_seeds": [2**32]}, "curve_seeds: 4294967296 is too large; write a number less than"),
-    ({"gate_layers": 10**6}, "gate_layers: 1000000 is too large; write a number less than"),
-    ({"clusters": 10**9}, "clusters: 1000000000 is too large; write a number less than"),
-    ({"longer": [10**12]}, "longer: 1000000000000 is too large; write a number less than"),
-    ({"epochs": 1e-9}, "epochs: 1e-09 ends before the first of 2 looks an epoch; write at least 0.5, or looks=1"),
-    ({"trial_epochs": [3.0, 0.1]}, "trial_epochs: 0.1 ends before the first of 2 looks")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"curve_seeds": [2**32]},
+            "curve_seeds: 4294967296 is too large; write a number less than",
+        ),
+        ({"gate_layers": 10**6}, "gate_layers: 1000000 is too large; write a number less than"),
+        ({"clusters": 10**9}, "clusters: 1000000000 is too large; write a number less than"),
+        ({"longer": [10**12]}, "longer: 1000000000000 is too large; write a number less than"),
+        (
+            {"epochs": 1e-9},
+            "epochs: 1e-09 ends before the first of 2 looks an epoch; write at least 0.5, or looks=1",
+        ),
+        ({"trial_epochs": [3.0, 0.1]}, "trial_epochs: 0.1 ends before the first of 2 looks"),
+    ],
+)
 def test_bounds_of_the_other_report(changes, words):
     with pytest.raises(UserError, match=words):
         params.load("moe", "quick", changes)
 
 
-@pytest.mark.parametrize("text, says", [
-    ("nan", "nan is no finite number; write a number that is finite"),
-    (".nan", "nan is no finite number"),
-    ("inf", "inf is no finite number"),
-    ("-inf", "-inf is no finite number"),
-    ("-.inf", "-inf is no finite number"),
-    ("1e400", "1e400 is no finite number"),
-    ("1" + "0" * 400, "1000000000000.* is no finite number"),
-    ("1e-4", "'1e-4' is read as text, not as a number; write 0.0001 .YAML wants a point"),
-    ("1e-7", "'1e-7' is read as text, .*write 1.0e-07 .YAML wants"),
-    ("1,5", "'1,5' has a comma; write a number, decimals behind a point and nothing between thousands"),
-    ("1,000", "'1,000' has a comma"),
-    ('"3"', "'3' is text, not a number; write 3.0, without quotes"),
-    ("true", "true is no number; write a number"),
-    ("no", "false is no number"),
-    ("null", "there is no value; write a number"),
-    ("abc", "'abc' is no number; write a number"),
-    ("2022-01-01", ".*2022, 1, 1.* is no number"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("nan", "nan is no finite number; write a number that is finite"),
+        (".nan", "nan is no finite number"),
+        ("inf", "inf is no finite number"),
+        ("-inf", "-inf is no finite number"),
+        ("-.inf", "-inf is no finite number"),
+        ("1e400", "1e400 is no finite number"),
+        ("1" + "0" * 400, "1000000000000.* is no finite number"),
+        ("1e-4", "'1e-4' is read as text, not as a number; write 0.0001 .YAML wants a point"),
+        ("1e-7", "'1e-7' is read as text, .*write 1.0e-07 .YAML wants"),
+        (
+            "1,5",
+            "'1,5' has a comma; write a number, decimals behind a point and nothing between thousands",
+        ),
+        ("1,000", "'1,000' has a comma"),
+        ('"3"', "'3' is text, not a number; write 3.0, without quotes"),
+        ("true", "true is no number; write a number"),
+        ("no", "false is no number"),
+        ("null", "there is no value; write a number"),
+        ("abc", "'abc' is no number; write a number"),
+        ("2022-01-01", ".*2022, 1, 1.* is no number"),
+    ],
+)
 def test_what_is_no_number_is_told_as_it_is(text, says):
     for key, value in (("epochs", text), ("trial_rates", f"[{text}]")):
         if "," in text and value != text:
-            value = f"['{text}']"        # else it would be two numbers
+            value = f"['{text}']"  # else it would be two numbers
         with pytest.raises(UserError, match=f"^PARAMS .-p.: {key}: {says}") as e:
             given("exbert", f"{key}={value}")
         assert len(str(e.value)) < 160
 
 
-@pytest.mark.parametrize("text, says", [
-    ("nan", "nan is no finite number; write a whole number that is finite"),
-    (".inf", "inf is no finite number"),
-    ("1e3", "'1e3' is read as text, not as a number; write 1000 .YAML"),
-    ('"3"', "'3' is text, not a number; write 3, without quotes"),
-    ("2.0", "2.0 has a point and a whole number is wanted; write 2$"),
-    ("1.5", "1.5 is not whole; write a whole number$"),
-    ("true", "true is no number; write a whole number"),
-    ("null", "there is no value; write a whole number"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("nan", "nan is no finite number; write a whole number that is finite"),
+        (".inf", "inf is no finite number"),
+        ("1e3", "'1e3' is read as text, not as a number; write 1000 .YAML"),
+        ('"3"', "'3' is text, not a number; write 3, without quotes"),
+        ("2.0", "2.0 has a point and a whole number is wanted; write 2$"),
+        ("1.5", "1.5 is not whole; write a whole number$"),
+        ("true", "true is no number; write a whole number"),
+        ("null", "there is no value; write a whole number"),
+    ],
+)
 def test_what_is_no_whole_number_is_told_as_it_is(text, says):
     for key, value in (("batch_size", text), ("seeds", f"[{text}]")):
         with pytest.raises(UserError, match=f"^PARAMS .-p.: {key}: {says}"):
@@ -288,10 +421,14 @@ def test_numbers_as_people_write_them():
     assert (p.epochs, p.learning_rate, p.trial_rates) == (10.0, 0.001, [1e-4, 2e-4])
 
 
-@pytest.mark.parametrize("text, says", [
-    ("seeds=null", "seeds has no value; write a list, seeds="),
-    ("epochs=2022-13-45", "-p epochs=2022-13-45: not a value of YAML .month must be"),
-    ("epochs=" + "9" * 5000, "-p epochs=9999.*: not a value of YAML .Exceeds the limit")])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("seeds=null", "seeds has no value; write a list, seeds="),
+        ("epochs=2022-13-45", "-p epochs=2022-13-45: not a value of YAML .month must be"),
+        ("epochs=" + "9" * 5000, "-p epochs=9999.*: not a value of YAML .Exceeds the limit"),
+    ],
+)
 def test_values_that_yaml_itself_stumbles_over(text, says):
     with pytest.raises(UserError, match=says) as e:
         given("exbert", text)
@@ -300,7 +437,9 @@ def test_values_that_yaml_itself_stumbles_over(text, says):
 
 def given(report: str, *texts: str):
     """Parameters of profile quick, changed by the texts of a command line."""
-    return params.from_args(argparse.Namespace(report=report, profile="quick", size=None, data=None, p=list(texts)))
+    return params.from_args(
+        argparse.Namespace(report=report, profile="quick", size=None, data=None, p=list(texts))
+    )
 
 
 def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
@@ -313,7 +452,10 @@ def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
     lines[line - 1] = "learning_rate: 1e-5"
     quick.write_text("\n".join(lines))
     monkeypatch.setattr(params, "ROOT", tmp_path)
-    with pytest.raises(UserError, match=rf"params/quick/exbert.yaml, line {line}: learning_rate: '1e-5' is read as text"):
+    with pytest.raises(
+        UserError,
+        match=rf"params/quick/exbert.yaml, line {line}: learning_rate: '1e-5' is read as text",
+    ):
         params.load("exbert", "quick")
 
 
@@ -323,12 +465,16 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
         params.read_yaml(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("content, says", [
-    (b"\xff", "own.yaml is not valid YAML: 'utf-8' codec"),
-    (b"a: {train: 2026-13-45}", "own.yaml is not valid YAML: month must be in 1..12"),
-    (b"1: {}", "own.yaml: the key 1 is not text"),
-    (b"a: 1", "own.yaml: a holds no mapping; make own NAME=own"),
-    (None, "own.yaml cannot be read .Is a directory.; name a YAML file")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"\xff", "own.yaml is not valid YAML: 'utf-8' codec"),
+        (b"a: {train: 2026-13-45}", "own.yaml is not valid YAML: month must be in 1..12"),
+        (b"1: {}", "own.yaml: the key 1 is not text"),
+        (b"a: 1", "own.yaml: a holds no mapping; make own NAME=own"),
+        (None, "own.yaml cannot be read .Is a directory.; name a YAML file"),
+    ],
+)
 def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, content, says):
     file = tmp_path / "own.yaml"
     if content is None:
@@ -343,37 +489,90 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
 def test_an_argument_that_is_wrong_is_one_sentence():
     parser = params.command_line("What it does.")
     parser.add_argument("--workers", type=int)
-    with pytest.raises(UserError, match="^argument --workers: invalid int value: 'two'; .* --help says what there is$"):
+    with pytest.raises(
+        UserError,
+        match="^argument --workers: invalid int value: 'two'; .* --help says what there is$",
+    ):
         parser.parse_args(["--workers", "two"])
 
 
 def test_notebook_names_are_checked():
-    names = {**params.load("exbert", "quick").model_dump(), "params": params, "_private": 1, "In": ["x = 1"],
-             "P": params, "specs": [params], "exit": print}
+    names = {
+        **params.load("exbert", "quick").model_dump(),
+        "params": params,
+        "_private": 1,
+        "In": ["x = 1"],
+        "P": params,
+        "specs": [params],
+        "exit": print,
+    }
     assert params.from_names("exbert", names) == params.load("exbert", "quick")
-    with pytest.raises(UserError, match="notebook parameter learnig_rate is not a parameter; did you mean learning_rate"):
+    with pytest.raises(
+        UserError,
+        match="notebook parameter learnig_rate is not a parameter; did you mean learning_rate",
+    ):
         params.from_names("exbert", names | {"learnig_rate": 1e-4})
-    with pytest.raises(UserError, match="notebook parameter temperature is not a parameter; .*a name of your own begins with _"):
+    with pytest.raises(
+        UserError,
+        match="notebook parameter temperature is not a parameter; .*a name of your own begins with _",
+    ):
         params.from_names("exbert", names | {"temperature": 1e-4})
 
 
 def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
     spec = runs.plan(tiny())[0]
-    same = {"variant": "other", "tests": spec.tests[:1], "domains": ["a", "b"], "encoder": "elsewhere", "folder": "/x"}
+    same = {
+        "variant": "other",
+        "tests": spec.tests[:1],
+        "domains": ["a", "b"],
+        "encoder": "elsewhere",
+        "folder": "/x",
+    }
     for key, value in same.items():
         assert spec.model_copy(update={key: value}).hash == spec.hash, key
-    other = {"seed": 1, "learning_rate": 1e-5, "threads": 2, "precision": "bf16", "weights": "w", "rows": [1, 47],
-             "fingerprints": ["x", "y"], "order": "sequential", "parents": [spec], "blocks": 2,
-             "places": [1, 0]}
+    other = {
+        "seed": 1,
+        "learning_rate": 1e-5,
+        "threads": 2,
+        "precision": "bf16",
+        "weights": "w",
+        "rows": [1, 47],
+        "fingerprints": ["x", "y"],
+        "order": "sequential",
+        "parents": [spec],
+        "blocks": 2,
+        "places": [1, 0],
+    }
     hashes = {spec.model_copy(update={key: value}).hash for key, value in other.items()}
     assert len(hashes | {spec.hash}) == len(other) + 1
 
 
 def test_golden_hash():
     """Changing a default, a field's name or the canonical form orphans every record: raise the plan's recipe instead, knowingly."""
-    spec = Spec(report="exbert", variant="v-db", profile="real", size="full", seed=0, source="folder", domains=["a", "b"],
-                       fingerprints=["f", "g"], rows=[3200, 800], validation_rows=500, tests=["a"], encoder="minilm",
-                       weights="w", max_length=384, stride=128, batch_size=16, learning_rate=1e-4, epochs=2.0, warmup=0.0,
-                       weight_decay=0.01, clip=1.0, precision="bf16", threads=2)
+    spec = Spec(
+        report="exbert",
+        variant="v-db",
+        profile="real",
+        size="full",
+        seed=0,
+        source="folder",
+        domains=["a", "b"],
+        fingerprints=["f", "g"],
+        rows=[3200, 800],
+        validation_rows=500,
+        tests=["a"],
+        encoder="minilm",
+        weights="w",
+        max_length=384,
+        stride=128,
+        batch_size=16,
+        learning_rate=1e-4,
+        epochs=2.0,
+        warmup=0.0,
+        weight_decay=0.01,
+        clip=1.0,
+        precision="bf16",
+        threads=2,
+    )
     assert spec.hash == "81d5e2be811bbca329145563e74d3e3a1389582fe8e78a79881c68978670d562"
     assert spec.on_gpu().hash != spec.hash

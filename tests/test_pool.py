@@ -1,4 +1,5 @@
 """Runs on a Ray cluster: here one of this machine, where ray is installed (pip install ray)."""
+
 import sys
 from types import SimpleNamespace
 
@@ -48,8 +49,11 @@ def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypat
         raise ConnectionError
 
     strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=None)
-    for name, module in (("ray", SimpleNamespace(init=init)), ("ray.util", SimpleNamespace()),
-                         ("ray.util.scheduling_strategies", strategies)):
+    for name, module in (
+        ("ray", SimpleNamespace(init=init)),
+        ("ray.util", SimpleNamespace()),
+        ("ray.util.scheduling_strategies", strategies),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(UserError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there"):
         study.run(tiny(), live=False)

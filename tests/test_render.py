@@ -1,4 +1,5 @@
 """A planted notebook as a page: self-contained, accessible, safe; failures; one table alone."""
+
 import ast
 import base64
 import copy
@@ -37,15 +38,21 @@ def code(source: str, *tags: str):
     return new_code_cell(source, metadata={"tags": list(tags)})
 
 
-SETUP = [code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
-         code("from qa_lib import params, report as page\nfrom pathlib import Path\n"
-              "P = params.load('exbert', 'quick'); page.runs.FIGURES = Path(data)", "setup")]
+SETUP = [
+    code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
+    code(
+        "from qa_lib import params, report as page\nfrom pathlib import Path\n"
+        "P = params.load('exbert', 'quick'); page.runs.FIGURES = Path(data)",
+        "setup",
+    ),
+]
 WRITE = "page._write(P, '{0}.txt', 'drawn')"
 
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
     """Render a notebook of these cells; everything goes to tmp_path/exbert/quick."""
+
     def rendered(*cells, name=None) -> Path:
         (tmp_path / "notebooks").mkdir(exist_ok=True)
         nb = new_notebook(cells=[new_markdown_cell(TITLE), *SETUP, *cells])
@@ -61,19 +68,34 @@ def plant(tmp_path, monkeypatch):
 
 
 def test_page(plant):
-    folder = plant(new_markdown_cell(MATHS), code(DRAW, "fig_a"), code(STREAM),
-                   code("'<script>alert(2)</script>'"), new_markdown_cell("## Data & more"))
+    folder = plant(
+        new_markdown_cell(MATHS),
+        code(DRAW, "fig_a"),
+        code(STREAM),
+        code("'<script>alert(2)</script>'"),
+        new_markdown_cell("## Data & more"),
+    )
     text = (folder / "report.html").read_text()
     soup = bs4.BeautifulSoup(text, "html.parser")
     # nothing is requested, nothing runs but the one script, as it stands in the library
-    assert not soup.find_all(["iframe", "object", "embed"]) and not re.findall(r"<[^>]* on\w+=", text)
+    assert not soup.find_all(["iframe", "object", "embed"]) and not re.findall(
+        r"<[^>]* on\w+=", text
+    )
     script = (Path(render.__file__).parent / "page" / "sort.js").read_text()
     assert [(s.attrs, s.text) for s in soup.find_all("script")] == [({}, script)]
-    addresses = [e[a] for e in soup.find_all(True) for a in ("src", "href", "action", "data") if e.has_attr(a)]
+    addresses = [
+        e[a]
+        for e in soup.find_all(True)
+        for a in ("src", "href", "action", "data")
+        if e.has_attr(a)
+    ]
     beside = [a for a in addresses if not a.startswith(("data:", "#"))]
     assert beside == ["fig_a.svg", "fig_a.png"] and all((folder / a).is_file() for a in beside)
     assert "@import" not in text and "url(" not in text and "javascript:" not in text
-    policy = dict(x.split(" ", 1) for x in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"].split("; "))
+    policy = dict(
+        x.split(" ", 1)
+        for x in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"].split("; ")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy["script-src"] == f"'sha256-{digest}'"
     assert {policy[x] for x in ("default-src", "base-uri", "form-action")} == {"'none'"}
@@ -83,7 +105,12 @@ def test_page(plant):
     assert [a["href"] for a in soup.nav.find_all("a")] == ["#the-idea", "#data-more"]
     assert all(soup.find(id=a["href"][1:]) for a in soup.nav.find_all("a"))
     assert soup.find("a", class_="skip")["href"] == "#main" and soup.main["id"] == "main"
-    assert [e.name for e in soup.body.find_all(["header", "nav", "main", "footer"])] == ["header", "nav", "main", "footer"]
+    assert [e.name for e in soup.body.find_all(["header", "nav", "main", "footer"])] == [
+        "header",
+        "nav",
+        "main",
+        "footer",
+    ]
     assert all(th["scope"] for th in soup.find_all("th")) and len(soup.find_all("th")) == 2
     # maths, image, code, output
     assert {m.get("display") for m in soup.find_all("math")} == {"inline", "block"}
@@ -107,7 +134,9 @@ def test_parameters_are_said_once_with_their_comments(plant):
 
 def test_a_path_of_the_machine_is_not_on_the_page():
     used = code('data = "/somewhere/private/qa"\nencoder = "minilm"', "injected-parameters")
-    nb = nbformat.v4.new_notebook(cells=[code('data = None  # the folder\nencoder = "minilm"', "parameters"), used])
+    nb = nbformat.v4.new_notebook(
+        cells=[code('data = None  # the folder\nencoder = "minilm"', "parameters"), used]
+    )
     render.say_parameters_once(nb)
     assert nb.cells[0].source == 'data = "…/qa"  # the folder\nencoder = "minilm"'
 
@@ -118,13 +147,21 @@ def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_
     with pytest.raises(SystemExit) as stop:
         params.main(lambda: plant(code("raise params.UserError('seeds: say how many')")))
     assert stop.value.code == 2 and capsys.readouterr().err.endswith("error: seeds: say how many\n")
-    with pytest.raises(SystemExit, match=r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"
+    ):
         plant(code("x = 1\nx / 0"))
-    assert page.read_text() == "earlier" and [f.name for f in page.parent.iterdir()] == ["report.html"]
+    assert page.read_text() == "earlier" and [f.name for f in page.parent.iterdir()] == [
+        "report.html"
+    ]
 
 
 def test_only_draws_one_thing(plant, tmp_path):
-    cells = [code("1 / 0"), code(WRITE.format("table_a"), "table_a"), code(WRITE.format("fig_b"), "fig_b")]
+    cells = [
+        code("1 / 0"),
+        code(WRITE.format("table_a"), "table_a"),
+        code(WRITE.format("fig_b"), "fig_b"),
+    ]
     assert [f.name for f in plant(*cells, name="fig_b").iterdir()] == ["fig_b.txt"]
     with pytest.raises(UserError, match="no table or figure fig_c; the page has table_a, fig_b"):
         plant(*cells, name="fig_c")
@@ -132,8 +169,12 @@ def test_only_draws_one_thing(plant, tmp_path):
 
 def test_a_name_that_is_not_drawn_is_refused_before_runs_are_looked_up(monkeypatch):
     monkeypatch.setattr(render.runs, "settle", None)
-    monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "real", "--only", "fig9_none"])
-    with pytest.raises(UserError, match="^there is no table or figure fig9_none; the page has table_data,"):
+    monkeypatch.setattr(
+        "sys.argv", ["render", "exbert", "--profile", "real", "--only", "fig9_none"]
+    )
+    with pytest.raises(
+        UserError, match="^there is no table or figure fig9_none; the page has table_data,"
+    ):
         render.main()
 
 
@@ -151,9 +192,13 @@ def test_what_is_drawn_alone_keeps_the_cells_that_it_takes(slug):
     whole = nbformat.read(next((ROOT / "notebooks").glob(f"*_{slug}.ipynb")), 4)
 
     def names(nb, kind: type) -> set[str]:
-        every = [x for c in nb.cells if c.cell_type == "code" for x in ast.walk(ast.parse(c.source))]
+        every = [
+            x for c in nb.cells if c.cell_type == "code" for x in ast.walk(ast.parse(c.source))
+        ]
         of_lambdas = {x.arg for x in every if isinstance(x, ast.arg)}
-        return {x.id for x in every if isinstance(x, ast.Name) and isinstance(x.ctx, kind)} - of_lambdas
+        return {
+            x.id for x in every if isinstance(x, ast.Name) and isinstance(x.ctx, kind)
+        } - of_lambdas
 
     drawn = [t for c in whole.cells for t in render.tags(c) if t.startswith(("table", "fig"))]
     for name in drawn:
@@ -170,13 +215,26 @@ def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
     render.runs.committed.cache_clear()
     monkeypatch.setattr(render, "render", lambda p, only: None)
     seeds = [x for k in ("seeds", "side_seeds", "dense_seeds") for x in ("-p", f"{k}=[1]")]
-    monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "real", "--size", "small", *seeds, "-p", "arms=[printed]"])
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "render",
+            "exbert",
+            "--profile",
+            "real",
+            "--size",
+            "small",
+            *seeds,
+            "-p",
+            "arms=[printed]",
+        ],
+    )
     render.main()
     assert set(pd.read_csv(tmp_path / "exbert" / "real" / "results.csv")["seed"]) == {1}
 
 
 def luminance(colour: str) -> float:
-    channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -191,15 +249,21 @@ def test_contrast():
     light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", css.split(":root {")[i])) for i in (1, 2))
     for scheme in (light, dark):
         for ink in set(scheme) - {"page", "box", "line"}:
-            assert min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5, ink
+            assert (
+                min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5
+            ), ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
     assert all(contrast("#ffffff", colour) >= 3 for _, colour in tables.MODELS.values())
 
 
 def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
     lack = "page.absent('{0}')"
-    folder = plant(code(lack.format("rates"), "fig_a"), code(lack.format("rates, tuned"), "fig_b"),
-                   new_markdown_cell("Between."), code(lack.format("order"), "fig_c"))
+    folder = plant(
+        code(lack.format("rates"), "fig_a"),
+        code(lack.format("rates, tuned"), "fig_b"),
+        new_markdown_cell("Between."),
+        code(lack.format("order"), "fig_c"),
+    )
     page = (folder / "report.html").read_text()
     assert re.findall("size: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
 
@@ -213,14 +277,16 @@ def hostile_home(tmp_path, monkeypatch):
     """A home folder, a working folder and variables with settings that would show on a page."""
     home = tmp_path / "home"
     kernel = '{"argv": ["false"], "display_name": "x", "language": "python"}'
-    settings = {".ipython/profile_default/startup/00.py": START,
-                ".ipython/profile_default/ipython_kernel_config.py":
-                    "c.InlineBackend.rc = {'font.size': 30}\nc.InteractiveShellApp.exec_lines = ['x = 1']",
-                ".config/matplotlib/matplotlibrc": MATPLOTLIBRC,
-                ".jupyter/jupyter_config.py": "c.HTMLExporter.exclude_input = True",
-                ".local/share/jupyter/kernels/python3/kernel.json": kernel,
-                ".local/share/jupyter/nbconvert/templates/base/display_priority.j2": "not ours",
-                "here/matplotlibrc": MATPLOTLIBRC, "start.py": START}
+    settings = {
+        ".ipython/profile_default/startup/00.py": START,
+        ".ipython/profile_default/ipython_kernel_config.py": "c.InlineBackend.rc = {'font.size': 30}\nc.InteractiveShellApp.exec_lines = ['x = 1']",
+        ".config/matplotlib/matplotlibrc": MATPLOTLIBRC,
+        ".jupyter/jupyter_config.py": "c.HTMLExporter.exclude_input = True",
+        ".local/share/jupyter/kernels/python3/kernel.json": kernel,
+        ".local/share/jupyter/nbconvert/templates/base/display_priority.j2": "not ours",
+        "here/matplotlibrc": MATPLOTLIBRC,
+        "start.py": START,
+    }
     for name, text in settings.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(text, encoding="utf-8")
@@ -236,8 +302,13 @@ def hostile_home(tmp_path, monkeypatch):
     monkeypatch.chdir(home / "here")
 
 
-LABELLED = DRAW.replace("fig = plt.figure(figsize=(1, 1))", "fig, axes = plt.subplots(); axes.plot([1, 2]); axes.set_title('a')")
-NAMES = code("print(sorted(k for k in globals() if not k.startswith('_')), pandas.options.display.precision)")
+LABELLED = DRAW.replace(
+    "fig = plt.figure(figsize=(1, 1))",
+    "fig, axes = plt.subplots(); axes.plot([1, 2]); axes.set_title('a')",
+)
+NAMES = code(
+    "print(sorted(k for k in globals() if not k.startswith('_')), pandas.options.display.precision)"
+)
 
 
 def test_the_user_s_set_up_does_not_reach_a_page(plant, request):
@@ -255,7 +326,14 @@ def test_the_user_s_set_up_does_not_reach_a_page(plant, request):
 def test_a_page_needs_no_home(plant, tmp_path, monkeypatch):
     """The home folder is a file here, in which nobody can make a folder."""
     (tmp_path / "home").write_text("", encoding="utf-8")
-    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "HF_HOME"):
+    for name in (
+        "HOME",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_DATA_HOME",
+        "XDG_RUNTIME_DIR",
+        "HF_HOME",
+    ):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(Path(render.__file__).parent.parent))
     monkeypatch.chdir(tmp_path)
@@ -267,5 +345,8 @@ def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monke
     monkeypatch.setattr(render.runs, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(render.runs, "settle", lambda args: params.load("exbert", "quick"))
     monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "quick"])
-    with pytest.raises(UserError, match="figures/exbert/quick cannot be written .*; mend that, or set QA_FIGURES to a folder"):
+    with pytest.raises(
+        UserError,
+        match="figures/exbert/quick cannot be written .*; mend that, or set QA_FIGURES to a folder",
+    ):
         render.main()

@@ -1,4 +1,5 @@
 """Tables, figures, provenance: no number without a run, the same bytes for the same numbers."""
+
 import os
 import re
 import subprocess
@@ -24,10 +25,23 @@ def folder(tmp_path, monkeypatch):
 
 
 def ledger(seeds=(0, 1)) -> pd.DataFrame:
-    return pd.DataFrame([
-        {"run": f"v-db-{r:.0%}-s{s}-{i}{s}ab", "variant": "v-db", "ratio": r, "seed": s,
-         "set": "one", "metric": m, "value": 40 + 20 * r + s + 5 * (m == "f1"), "n": 1234}
-        for i, r in enumerate((1.0, 0.0, 0.6)) for s in seeds for m in ("em", "f1")])
+    return pd.DataFrame(
+        [
+            {
+                "run": f"v-db-{r:.0%}-s{s}-{i}{s}ab",
+                "variant": "v-db",
+                "ratio": r,
+                "seed": s,
+                "set": "one",
+                "metric": m,
+                "value": 40 + 20 * r + s + 5 * (m == "f1"),
+                "n": 1234,
+            }
+            for i, r in enumerate((1.0, 0.0, 0.6))
+            for s in seeds
+            for m in ("em", "f1")
+        ]
+    )
 
 
 def draw(frame: pd.DataFrame) -> str:
@@ -38,8 +52,13 @@ def draw(frame: pd.DataFrame) -> str:
 
 def test_a_number_without_a_run_is_never_drawn(folder):
     frame = ledger()
-    for bare in (frame.drop(columns="run"), frame[:0], frame.assign(run=None),
-                 frame.assign(run=[("a", None)] * len(frame)), frame.assign(run=[()] * len(frame))):
+    for bare in (
+        frame.drop(columns="run"),
+        frame[:0],
+        frame.assign(run=None),
+        frame.assign(run=[("a", None)] * len(frame)),
+        frame.assign(run=[()] * len(frame)),
+    ):
         with pytest.raises(UserError, match="names no run"):
             report.save_table(P, "table_x", bare, "A caption.")
         with pytest.raises(UserError, match="names no run"):
@@ -56,16 +75,30 @@ def test_the_same_numbers_give_the_same_bytes(folder):
     first = write()
     assert set(first) == {"table_x.csv", "table_x.md", "table_x.tex", "fig_x.png", "fig_x.svg"}
     assert write() == first
-    assert not any(re.search(rb"20\d\d-\d\d-\d\d|[Mm]atplotlib v", content) for content in first.values())
+    assert not any(
+        re.search(rb"20\d\d-\d\d-\d\d|[Mm]atplotlib v", content) for content in first.values()
+    )
 
 
 def test_mean_sd_seeds_and_runs_are_shown(folder):
-    shown = report.save_table(P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption.")
-    for text in ("QUICK", "n = 2 seeds.", "40.5 ± 0.7", "1,234", "<td>2 runs</td>", "v-db-60%-s1-21ab",
-                 '<th scope="col" class=number>EM</th>', '<th scope="row" class=number>0.0</th>'):
+    shown = report.save_table(
+        P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption."
+    )
+    for text in (
+        "QUICK",
+        "n = 2 seeds.",
+        "40.5 ± 0.7",
+        "1,234",
+        "<td>2 runs</td>",
+        "v-db-60%-s1-21ab",
+        '<th scope="col" class=number>EM</th>',
+        '<th scope="row" class=number>0.0</th>',
+    ):
         assert text in shown
-    assert "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab" in (
-        folder / "table_x.csv").read_text()
+    assert (
+        "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab"
+        in (folder / "table_x.csv").read_text()
+    )
     assert "QUICK" in (folder / "table_x.md").read_text()
     assert r"% run v-db-0%-s0-10ab" in (folder / "table_x.tex").read_text()
 
@@ -91,7 +124,10 @@ def test_dataset_text_is_never_markup(folder):
     frame = pd.DataFrame({"question": [evil], "run": "a-b"})
     shown = report.save_table(P, "table_x", frame, evil)
     assert "<script" not in shown and shown.count("&lt;script&gt;") == 2
-    assert "<script" not in (folder / "table_x.md").read_text() and r"1\|2" in (folder / "table_x.md").read_text()
+    assert (
+        "<script" not in (folder / "table_x.md").read_text()
+        and r"1\|2" in (folder / "table_x.md").read_text()
+    )
     assert r"\& co\_1  input\{x\}" in (folder / "table_x.tex").read_text()
     fig = report.save_figure(P, "fig_x", plt.figure(), evil, f'{evil}" onload="x', frame)
     assert "<script" not in fig and '" onload' not in fig
@@ -209,12 +245,21 @@ def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
     for path in (checkout, folder):
         code = "from qa_lib import report, runs; print(report.source(runs.checksum))"
         env = os.environ | {"PYTHONPATH": str(path)}
-        shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        shown = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert shown.stdout.startswith("`qa_lib/runs.py`, line "), shown.stderr
 
 
-@pytest.mark.parametrize("value, place", [
-    (None, params.ROOT / "runs"), ("", params.ROOT / "runs"), ("~/a b$c", Path("/home/x/a b$c")), ("a/~", Path("a/~"))])
+@pytest.mark.parametrize(
+    "value, place",
+    [
+        (None, params.ROOT / "runs"),
+        ("", params.ROOT / "runs"),
+        ("~/a b$c", Path("/home/x/a b$c")),
+        ("a/~", Path("a/~")),
+    ],
+)
 def test_a_place_that_the_environment_names(monkeypatch, value, place):
     monkeypatch.setenv("HOME", "/home/x")
     if value is None:
@@ -230,12 +275,30 @@ def test_source_shows_the_librarys_lines():
 
 
 def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
-    environment = {"commit": commit, "dirty": dirty, "device": "CPU, 1 thread", "processor": "Chip 1", "precision": "bf16",
-                   "platform": "Linux", "python": "3.11.2", "torch": "2.13", "transformers": "5.23"}
-    spec = {"domains": ["one", "two"], "fingerprints": ["f" * 64, "e" * 64], "encoder": "minilm",
-            "weights": "d" * 64}
-    return {"run": "v-db-s0-ab", "seconds": 100.4, "created": "2026-11-20T10:00:00+00:00",
-            "environment": environment, "spec": spec} | changed
+    environment = {
+        "commit": commit,
+        "dirty": dirty,
+        "device": "CPU, 1 thread",
+        "processor": "Chip 1",
+        "precision": "bf16",
+        "platform": "Linux",
+        "python": "3.11.2",
+        "torch": "2.13",
+        "transformers": "5.23",
+    }
+    spec = {
+        "domains": ["one", "two"],
+        "fingerprints": ["f" * 64, "e" * 64],
+        "encoder": "minilm",
+        "weights": "d" * 64,
+    }
+    return {
+        "run": "v-db-s0-ab",
+        "seconds": 100.4,
+        "created": "2026-11-20T10:00:00+00:00",
+        "environment": environment,
+        "spec": spec,
+    } | changed
 
 
 def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
@@ -248,12 +311,25 @@ def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
 def test_provenance_is_read_from_the_records(monkeypatch):
     found = [record(), record(), record(dirty=True, created="2026-11-22T10:00:00+00:00")]
     found = [r | {"hash": str(i)} for i, r in enumerate(found)]
-    monkeypatch.setattr(runs, "records", lambda specs: [(None, r) for r in [*found, found[0]]])   # one under two names
+    monkeypatch.setattr(
+        runs, "records", lambda specs: [(None, r) for r in [*found, found[0]]]
+    )  # one under two names
     text = report.provenance(P, [])
-    assert ("2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
-            "(Chip 1, Linux) in bf16 with Python 3.11.2, torch 2.13 and transformers 5.23.") in text
-    assert "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted" in text
-    assert "one ffffffffffff, two eeeeeeeeeeee" in text and "no number here is a result" in text and "committed, of" not in text
+    assert (
+        "2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
+        "(Chip 1, Linux) in bf16 with Python 3.11.2, torch 2.13 and transformers 5.23."
+    ) in text
+    assert (
+        "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted"
+        in text
+    )
+    assert (
+        "one ffffffffffff, two eeeeeeeeeeee" in text
+        and "no number here is a result" in text
+        and "committed, of" not in text
+    )
     later = [record() | {"spec": record()["spec"] | {"profile": x}} for x in ("quick", "real")]
-    monkeypatch.setattr(runs, "committed", lambda report: {"0": found[0], "7": later[0], "8": later[1]})
+    monkeypatch.setattr(
+        runs, "committed", lambda report: {"0": found[0], "7": later[0], "8": later[1]}
+    )
     assert "1 run more committed, of seeds or parts" in report.provenance(P, [])

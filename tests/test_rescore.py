@@ -9,7 +9,12 @@ from qa_lib import data, exbert, params, rescore, runs, settings
 from qa_lib.params import UserError
 
 ROWS = [
-    {"id": "a", "context": "Tea in a cafe\u0301 again", "question": "?", "answers": {"text": ["cafe\u0301"]}},
+    {
+        "id": "a",
+        "context": "Tea in a cafe\u0301 again",
+        "question": "?",
+        "answers": {"text": ["cafe\u0301"]},
+    },
     {"id": "b", "context": "Tea in May", "question": "?", "answers": {"text": ["May"]}},
 ]
 SPANS = [(9, 13), (7, 10)]  # the first lacks the accent, as scoring of version 1 cut it
@@ -24,10 +29,26 @@ def old_run(tiny, monkeypatch):
     monkeypatch.setattr(runs, "plan", lambda p: [spec])
     monkeypatch.setattr(data, "tests", lambda spec: {name: (d, ROWS) for name in spec.tests})
     spans = pd.DataFrame(SPANS, columns=["start", "end"]).astype("int32")
-    frame = spans.assign(set="encyclopaedia", id=["a", "b"], cluster=["x", "y"], em=[0.0, 100.0], f1=[0.0, 100.0])
-    scores = {"em": 50.0, "f1": 50.0, "em_rows": 50.0, "f1_rows": 50.0, "contains": 0.0, "loss": 3.5, "n": 2, "clusters": 2}
+    frame = spans.assign(
+        set="encyclopaedia", id=["a", "b"], cluster=["x", "y"], em=[0.0, 100.0], f1=[0.0, 100.0]
+    )
+    scores = {
+        "em": 50.0,
+        "f1": 50.0,
+        "em_rows": 50.0,
+        "f1_rows": 50.0,
+        "contains": 0.0,
+        "loss": 3.5,
+        "n": 2,
+        "clusters": 2,
+    }
     environment = {"device": "CPU, 1 thread", "precision": "fp32"}
-    record = {"metrics": {"encyclopaedia": scores}, "history": [], "environment": environment, "scoring": 1}
+    record = {
+        "metrics": {"encyclopaedia": scores},
+        "history": [],
+        "environment": environment,
+        "scoring": 1,
+    }
     runs.save(spec, record, frame)
     return spec
 

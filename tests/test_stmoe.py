@@ -1,4 +1,5 @@
 """The ST-MoE layer against st-moe-pytorch, a float64 loop and its own limits."""
+
 import copy
 
 import pytest
@@ -9,7 +10,11 @@ from qa_lib import stmoe
 from qa_lib.settings import Layer
 
 B, T, D, E = 3, 37, 16, 4
-REPORT = {"eval_routing": "random", "route_padding": True, "density": "kept"}      # the report's variant
+REPORT = {
+    "eval_routing": "random",
+    "route_padding": True,
+    "density": "kept",
+}  # the report's variant
 
 
 def layer(**changes) -> stmoe.MoE:
@@ -32,9 +37,16 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
     torch.manual_seed(0)
     peer, ours = Peer(dim=D, num_experts=E, gating_top_n=top_n), layer(top_n=top_n, **REPORT)
     pairs = [(ours.router.weight, peer.gate.to_gates.weight)]
-    for mine, theirs in zip(ours.experts, (expert.net for expert in peer.experts.experts), strict=True):
-        pairs += [(mine.w1.weight, theirs[0].weight), (mine.w1.bias, theirs[0].bias), (mine.scale, theirs[1].mult_bias),
-                  (mine.w2.weight, theirs[2].weight), (mine.w2.bias, theirs[2].bias)]
+    for mine, theirs in zip(
+        ours.experts, (expert.net for expert in peer.experts.experts), strict=True
+    ):
+        pairs += [
+            (mine.w1.weight, theirs[0].weight),
+            (mine.w1.bias, theirs[0].bias),
+            (mine.scale, theirs[1].mult_bias),
+            (mine.w2.weight, theirs[2].weight),
+            (mine.w2.bias, theirs[2].bias),
+        ]
     with torch.no_grad():
         for mine, theirs in pairs:
             mine.copy_(theirs)
@@ -50,8 +62,13 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
         routed = ours.routed
         torch.testing.assert_close(routed.balance_loss, theirs.balance_loss, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(routed.z_loss, theirs.router_z_loss, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(1e-2 * routed.balance_loss + 1e-3 * routed.z_loss, theirs.total_aux_loss)
-        loss, peers = loss + routed.balance_loss + routed.z_loss, peers + theirs.balance_loss + theirs.router_z_loss
+        torch.testing.assert_close(
+            1e-2 * routed.balance_loss + 1e-3 * routed.z_loss, theirs.total_aux_loss
+        )
+        loss, peers = (
+            loss + routed.balance_loss + routed.z_loss,
+            peers + theirs.balance_loss + theirs.router_z_loss,
+        )
     loss.backward(), peers.backward()
     torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4)
     for mine, theirs in pairs:
@@ -61,7 +78,11 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
 @torch.no_grad()
 def loop(moe: stmoe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Evaluation routing by definition: token by token, pick by pick, in float64."""
-    W, r, experts = moe.router.weight.double(), moe.router.layer, copy.deepcopy(moe.experts).double()
+    W, r, experts = (
+        moe.router.weight.double(),
+        moe.router.layer,
+        copy.deepcopy(moe.experts).double(),
+    )
     out = torch.zeros_like(x, dtype=torch.float64)
     for b in range(x.shape[0]):
         length = int(mask[b].sum())
@@ -70,12 +91,14 @@ def loop(moe: stmoe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         taken = [0] * r.experts
         for n in range(r.top_n):
             for t in range(length):
-                best = p[t].argsort(descending=True)[:r.top_n]
+                best = p[t].argsort(descending=True)[: r.top_n]
                 e, g = int(best[n]), p[t, best[n]] / p[t, best].sum()
                 if (n == 0 or g > r.threshold) and taken[e] < capacity:
                     taken[e] += 1
-                    value, gate = (experts[e].w1.weight @ x[b, t].double() + experts[e].w1.bias).chunk(2)
-                    hidden = 0.5 * gate * (1 + torch.erf(gate / 2 ** 0.5)) * value * experts[e].scale
+                    value, gate = (
+                        experts[e].w1.weight @ x[b, t].double() + experts[e].w1.bias
+                    ).chunk(2)
+                    hidden = 0.5 * gate * (1 + torch.erf(gate / 2**0.5)) * value * experts[e].scale
                     out[b, t] += g * (experts[e].w2.weight @ hidden + experts[e].w2.bias)
     return out
 
@@ -90,7 +113,11 @@ def test_equals_a_float64_loop(factor):
 
 
 def test_padding_changes_no_output_and_no_loss():
-    moe, x, mask = layer(threshold=1e-6), tokens(), ones()    # so small a threshold that no draw decides
+    moe, x, mask = (
+        layer(threshold=1e-6),
+        tokens(),
+        ones(),
+    )  # so small a threshold that no draw decides
     mask[:, 30:] = 0
     for train in (True, False):
         moe.train(train)
@@ -102,7 +129,7 @@ def test_padding_changes_no_output_and_no_loss():
         torch.testing.assert_close(moe(x[:, :30], mask[:, :30]), whole[:, :30])
         torch.testing.assert_close(moe.routed[2:4], losses)
     moe = layer(threshold=1e-6, **REPORT)
-    assert moe(x, mask)[:, 30:].any()                         # the report's variant routes padding
+    assert moe(x, mask)[:, 30:].any()  # the report's variant routes padding
 
 
 def test_gradients_reach_the_router_and_every_expert():
@@ -116,9 +143,12 @@ def test_bf16_autocast_changes_only_the_rounding():
     """Same routing, an expert without tokens included; outputs and gradients within bf16 of fp32, gradients in fp32."""
     found, x, mask = [], tokens().abs(), ones()
     for autocast in (False, True):
-        moe, given = layer(threshold=1e9), x.clone().requires_grad_()      # no second pick: no draw decides
+        moe, given = (
+            layer(threshold=1e9),
+            x.clone().requires_grad_(),
+        )  # no second pick: no draw decides
         with torch.no_grad():
-            moe.router.weight[0] = -1.0                                    # x > 0: nobody wants expert 0
+            moe.router.weight[0] = -1.0  # x > 0: nobody wants expert 0
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = moe(given, mask)
         assert not moe.routed.load[0]
@@ -136,7 +166,7 @@ def test_one_expert_with_room_is_the_dense_layer():
 
 def test_a_full_expert_drops_the_later_tokens():
     """All tokens want expert 0 first: it takes the first C of each sequence, the rest have no first pick."""
-    moe = layer(threshold=1e9, capacity_train=1.25)           # no second pick
+    moe = layer(threshold=1e9, capacity_train=1.25)  # no second pick
     with torch.no_grad():
         moe.router.weight.zero_()
         moe.router.weight[0] = 1.0
@@ -147,7 +177,10 @@ def test_a_full_expert_drops_the_later_tokens():
     torch.testing.assert_close(moe.routed.dropped, torch.tensor(1 - capacity / T))
     torch.testing.assert_close(moe.routed.load, torch.tensor([1.0, 0, 0, 0]))
     p = (x @ moe.router.weight.T).softmax(-1)[..., 0].mean()
-    for density, share in (("wanted", 1.0), ("kept", capacity / T)):            # E times share times mean p, of expert 0 alone
+    for density, share in (
+        ("wanted", 1.0),
+        ("kept", capacity / T),
+    ):  # E times share times mean p, of expert 0 alone
         moe.router.layer = moe.router.layer.model_copy(update={"density": density})
         moe(x, ones())
         torch.testing.assert_close(moe.routed.balance_loss, E * share * p)

@@ -1,4 +1,5 @@
 """Frames and shared figures of a page, from planted records."""
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -11,73 +12,153 @@ MADE = {"device": "CPU", "precision": "bf16"}
 
 
 def examples(em: dict[str, list[int]]) -> pd.DataFrame:
-    return pd.DataFrame([{"run": run, "set": name, "id": f"q{i}", "em": 100.0 * x, "start": 4 * i, "end": 4 * i + 3, "tokens": 1}
-                         for run, marks in em.items() for name in P.domains for i, x in enumerate(marks)])
+    return pd.DataFrame(
+        [
+            {
+                "run": run,
+                "set": name,
+                "id": f"q{i}",
+                "em": 100.0 * x,
+                "start": 4 * i,
+                "end": 4 * i + 3,
+                "tokens": 1,
+            }
+            for run, marks in em.items()
+            for name in P.domains
+            for i, x in enumerate(marks)
+        ]
+    )
 
 
 def test_answers_side_by_side_are_chosen_by_rule():
-    found = tables.sides(examples({"a": [1, 1, 1, 0, 0, 0, 1], "b": [0, 0, 0, 1, 0, 0, 1]}), "a", "b")
+    found = tables.sides(
+        examples({"a": [1, 1, 1, 0, 0, 0, 1], "b": [0, 0, 0, 1, 0, 0, 1]}), "a", "b"
+    )
     assert len(found) == 2 * (2 + 1 + 1)
     one = found[found["set"] == P.domains[0]]
-    assert dict(zip(one["id"], one["case"], strict=True)) == {"q0": "only ours", "q1": "only ours", "q3": "only theirs",
-                                                             "q4": "neither"}
+    assert dict(zip(one["id"], one["case"], strict=True)) == {
+        "q0": "only ours",
+        "q1": "only ours",
+        "q3": "only theirs",
+        "q4": "neither",
+    }
     assert set(found["run"]) == {("a", "b")}
 
 
 def test_answers_are_text_where_the_text_is_ours_and_spans_elsewhere(monkeypatch):
-    monkeypatch.setattr(runs, "examples", lambda specs: examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]}))
+    monkeypatch.setattr(
+        runs, "examples", lambda specs: examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]})
+    )
     monkeypatch.setattr(runs, "records", lambda specs: [(None, {"run": "a"}), (None, {"run": "b"})])
     context, central = "one two six ten ant bee cat", {"exbert-tuned": None, "v-db": None}
-    rows = [{"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}} for i in (0, 3)]
-    text = tables.answers(P, central, lambda spec: {P.domains[0]: (None, rows)})     # of the test rows that there are
+    rows = [
+        {"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}}
+        for i in (0, 3)
+    ]
+    text = tables.answers(
+        P, central, lambda spec: {P.domains[0]: (None, rows)}
+    )  # of the test rows that there are
     spans = tables.answers(P.model_copy(update={"source": "folder"}), central, None)
-    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"} and set(spans["right"]) == {"ExBERT", "V-DB", "neither"}
-    assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"] and list(text["question"]) == ["0?", "3?"]
+    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"} and set(spans["right"]) == {
+        "ExBERT",
+        "V-DB",
+        "neither",
+    }
+    assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"] and list(
+        text["question"]
+    ) == ["0?", "3?"]
 
 
 def test_contains_is_whole_words_and_more_than_the_answer():
     assert metrics.contains("The torn ACL of the knee", ["torn ACL"])
-    assert not metrics.contains("a torn ACL", ["torn ACL"])               # exact, once articles are gone
-    assert not metrics.contains("acltorn", ["acl"]) and not metrics.contains("", ["x"]) and not metrics.contains("x", [""])
+    assert not metrics.contains("a torn ACL", ["torn ACL"])  # exact, once articles are gone
+    assert (
+        not metrics.contains("acltorn", ["acl"])
+        and not metrics.contains("", ["x"])
+        and not metrics.contains("x", [""])
+    )
 
 
 def history() -> pd.DataFrame:
-    return tables.named(pd.DataFrame([
-        {"run": f"r{rate}", "variant": "v-db-curve", "ratio": 0.6, "seed": 0, "learning_rate": rate, "epoch": e,
-         "train_loss": 3.0 - e, "validation_loss": 2.0 - e / 10} for rate in (3e-4, 2e-5) for e in (1.0, 2.0)]))
+    return tables.named(
+        pd.DataFrame(
+            [
+                {
+                    "run": f"r{rate}",
+                    "variant": "v-db-curve",
+                    "ratio": 0.6,
+                    "seed": 0,
+                    "learning_rate": rate,
+                    "epoch": e,
+                    "train_loss": 3.0 - e,
+                    "validation_loss": 2.0 - e / 10,
+                }
+                for rate in (3e-4, 2e-5)
+                for e in (1.0, 2.0)
+            ]
+        )
+    )
 
 
 def test_names_of_models_mixtures_and_rates():
     frame = history()
     assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
-    assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]         # in the order of the numbers
-    assert tables.model("exbert-tuned") == "exbert-tuned" and tables.model("exbert-full") == "exbert"
+    assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]  # in the order of the numbers
+    assert (
+        tables.model("exbert-tuned") == "exbert-tuned" and tables.model("exbert-full") == "exbert"
+    )
 
 
 def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
     spec = next(s for s in runs.plan(P) if s.validation_rows)
-    past = [{"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))]
-    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": MADE})])
+    past = [
+        {"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))
+    ]
+    monkeypatch.setattr(
+        runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": MADE})]
+    )
     assert list(runs.histories([spec])["train_loss"]) == [1.5, 1.5]
-    past[:] = [past[0] | {"train_loss": None}, past[0]]            # before training nothing was logged, whatever stands above
+    past[:] = [
+        past[0] | {"train_loss": None},
+        past[0],
+    ]  # before training nothing was logged, whatever stands above
     twice = [spec, spec.model_copy(update={"variant": "v-db-size"})]
-    monkeypatch.setattr(runs, "records", lambda specs: [(s, {"run": "r", "history": past, "environment": MADE})
-                                                        for s in specs])
+    monkeypatch.setattr(
+        runs,
+        "records",
+        lambda specs: [(s, {"run": "r", "history": past, "environment": MADE}) for s in specs],
+    )
     assert runs.histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
     past.clear()
     assert runs.histories([spec]).empty
 
 
 def test_numbers_in_prose():
-    ledger = pd.DataFrame({"variant": ["a", "a", "b", "a"], "set": "x", "metric": ["em", "em", "em", "f1"], "seed": [0, 1, 1, 0],
-                           "value": [10.0, 12.0, 5.0, 99.0]})
+    ledger = pd.DataFrame(
+        {
+            "variant": ["a", "a", "b", "a"],
+            "set": "x",
+            "metric": ["em", "em", "em", "f1"],
+            "seed": [0, 1, 1, 0],
+            "value": [10.0, 12.0, 5.0, 99.0],
+        }
+    )
     assert list(tables.values(ledger, variant="a", set="x")) == [10.0, 12.0]
     assert findings.spread(tables.values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
     assert [findings.spread(tables.values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
     apart = tables.values(ledger, variant="a") - tables.values(ledger, variant="b")
-    assert findings.spread(apart) == "7.0"                                                # paired by seed
-    claims = pd.DataFrame({"claim": ["c", "d"], "verdict": ["not reproduced", "inconclusive: seeds (needs n=5)"], "ours": 1.25,
-                           "low": -1.0, "high": 3.5, "unit": "EM", "part": "F1"})
+    assert findings.spread(apart) == "7.0"  # paired by seed
+    claims = pd.DataFrame(
+        {
+            "claim": ["c", "d"],
+            "verdict": ["not reproduced", "inconclusive: seeds (needs n=5)"],
+            "ours": 1.25,
+            "low": -1.0,
+            "high": 3.5,
+            "unit": "EM",
+            "part": "F1",
+        }
+    )
     assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
     assert verify.says(claims, "d", "inconclusive")
     assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5] F1"
@@ -85,13 +166,36 @@ def test_numbers_in_prose():
 
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
     grid = figures.losses(history(), "rate", "rate")
-    assert [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat] == ["rate 2e-5", "rate 3e-4"]
-    ledger = tables.named(pd.DataFrame([
-        {"run": f"{v}{r}", "variant": v, "ratio": r, "seed": 0, "set": d, "metric": "em", "value": 10 * r}
-        for v in ("v-db", "exbert") for r in P.ratios for d in P.domains]))
+    assert [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat] == [
+        "rate 2e-5",
+        "rate 3e-4",
+    ]
+    ledger = tables.named(
+        pd.DataFrame(
+            [
+                {
+                    "run": f"{v}{r}",
+                    "variant": v,
+                    "ratio": r,
+                    "seed": 0,
+                    "set": d,
+                    "metric": "em",
+                    "value": 10 * r,
+                }
+                for v in ("v-db", "exbert")
+                for r in P.ratios
+                for d in P.domains
+            ]
+        )
+    )
     grid = figures.by_mixture(P, ledger)
-    assert len(grid.axes.flat) == 2 and [t.get_text() for t in grid.legend.get_texts()] == ["V-DB", "ExBERT"]
-    assert len(figures.stack([("a", "b", False), ("c", "d", True)], ["1", "2"]).axes[0].patches) == 4
+    assert len(grid.axes.flat) == 2 and [t.get_text() for t in grid.legend.get_texts()] == [
+        "V-DB",
+        "ExBERT",
+    ]
+    assert (
+        len(figures.stack([("a", "b", False), ("c", "d", True)], ["1", "2"]).axes[0].patches) == 4
+    )
     plt.close("all")
 
 
@@ -99,38 +203,81 @@ def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
 def routed(monkeypatch):
     p = P.model_copy(update={"experiments": ["untuned"], "ratios": [0.6], "start": None})
     spec = next(s for s in runs.plan(p) if s.layer)
-    load = {"training": [{"step": 1, "balance_loss": 1.0, "z_loss": 4.0, "dropped": 0.25, "load": [0.5, 0.25, 0.25, 0]}],
-            P.domains[0]: [30, 10, 0, 0], P.domains[1]: [10, 30, 0, 0]}
-    monkeypatch.setattr(runs, "records", lambda specs: [(spec, {"run": "r", "load": load, "environment": MADE})])
+    load = {
+        "training": [
+            {
+                "step": 1,
+                "balance_loss": 1.0,
+                "z_loss": 4.0,
+                "dropped": 0.25,
+                "load": [0.5, 0.25, 0.25, 0],
+            }
+        ],
+        P.domains[0]: [30, 10, 0, 0],
+        P.domains[1]: [10, 30, 0, 0],
+    }
+    monkeypatch.setattr(
+        runs, "records", lambda specs: [(spec, {"run": "r", "load": load, "environment": MADE})]
+    )
     return spec
 
 
 def test_routing_frames(routed):
     share = tables.routing([routed])
-    assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0] and set(share["expert"]) == {1, 2, 3, 4}
+    assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0] and set(
+        share["expert"]
+    ) == {1, 2, 3, 4}
     step = tables.routed([routed]).iloc[0]
     assert step["largest load"] == 2.0 and step["dropped"] == 0.25
 
 
 def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
-    row = {"claim": "c", "where": "3", "says": "It gains", "printed": "9 to 13", "printed_unit": "EM or F1", "unit": "EM",
-           "ours": 1.25, "low": -1.0, "high": 3.5, "part": "", "n": 3, "primary": True, "confound": "", "judged": "magnitude",
-           "verdict": "inconclusive: seeds (needs n=9)",
-           "tuned": f"{verify.UNTESTED}: why", "control": "Equal weights: not reproduced", "run": ("a",),
-           **dict.fromkeys(("tuned_ours", "tuned_low", "tuned_high"), float("nan")), "tuned_part": "",
-           "control_ours": 0.5, "control_low": -1.0, "control_high": 2.0, "control_part": "squad, EM"}
+    row = {
+        "claim": "c",
+        "where": "3",
+        "says": "It gains",
+        "printed": "9 to 13",
+        "printed_unit": "EM or F1",
+        "unit": "EM",
+        "ours": 1.25,
+        "low": -1.0,
+        "high": 3.5,
+        "part": "",
+        "n": 3,
+        "primary": True,
+        "confound": "",
+        "judged": "magnitude",
+        "verdict": "inconclusive: seeds (needs n=9)",
+        "tuned": f"{verify.UNTESTED}: why",
+        "control": "Equal weights: not reproduced",
+        "run": ("a",),
+        **dict.fromkeys(("tuned_ours", "tuned_low", "tuned_high"), float("nan")),
+        "tuned_part": "",
+        "control_ours": 0.5,
+        "control_low": -1.0,
+        "control_high": 2.0,
+        "control_part": "squad, EM",
+    }
     one = {"low": float("nan"), "n": 1, "confound": "It may not.", "judged": "superiority"}
     shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | one]))
     assert list(shown["printed"]) == ["9 to 13 EM or F1", "9 to 13 EM or F1 (direction)"]
-    assert list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"] and list(shown["equal trials"]) == ["not tested"] * 2
-    assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)" and shown.iloc[0, 0] == "It gains (3; primary)"
+    assert (
+        list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"]
+        and list(shown["equal trials"]) == ["not tested"] * 2
+    )
+    assert (
+        shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
+        and shown.iloc[0, 0] == "It gains (3; primary)"
+    )
     assert shown.iloc[1, 0] == "It gains (3; primary) To bear in mind: It may not."
     assert shown["control"].iloc[0] == "0.5 [-1.0, 2.0] EM (squad), Equal weights: not reproduced"
 
 
 def test_a_part_is_named_as_a_reader_names_it():
-    assert [verify.part(x, ["squad", "bioasq"]) for x in ("metric f1", "set second, metric em", "variant reinit-2", "")] == [
-        "F1", "bioasq, EM", "reinit-2", ""]
+    assert [
+        verify.part(x, ["squad", "bioasq"])
+        for x in ("metric f1", "set second, metric em", "variant reinit-2", "")
+    ] == ["F1", "bioasq, EM", "reinit-2", ""]
 
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
@@ -149,12 +296,16 @@ def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
     monkeypatch.setattr(runs, "find", lambda e: {"run": e.run})
     for sure, error in ((0.7, 0.0), (1.0, 0.3)):
         found = examples(sure)
-        monkeypatch.setattr(runs, "examples", lambda specs, found=found: found["m" if isinstance(specs[0], Mixed) else "e"])
+        monkeypatch.setattr(
+            runs,
+            "examples",
+            lambda specs, found=found: found["m" if isinstance(specs[0], Mixed) else "e"],
+        )
         bins = tables.calibration(p.model_copy(update={"domains": [a, b]}), Mixed(experts))
         inside = bins[bins["of"].str.startswith("in domain")]
         assert tables.miscalibrated(inside) == pytest.approx(error) and inside["pairs"].sum() == 20
         far = bins[bins["of"].str.startswith(p.pools[0])].set_index("weight")["share"]
-        assert list(far) == [0.0, 1.0]                                    # the trusted expert is right, the other wrong
+        assert list(far) == [0.0, 1.0]  # the trusted expert is right, the other wrong
 
 
 class Expert:

@@ -1,4 +1,5 @@
 """One run end to end, killed and resumed, its record, its parents; the model against transformers' own."""
+
 import json
 import os
 import re
@@ -20,7 +21,19 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
-from qa_lib import build, data, encoders, features, files, params, report, runs, scoring, study, train
+from qa_lib import (
+    build,
+    data,
+    encoders,
+    features,
+    files,
+    params,
+    report,
+    runs,
+    scoring,
+    study,
+    train,
+)
 from qa_lib.params import ROOT, UserError
 from qa_lib.settings import Layer
 
@@ -38,14 +51,20 @@ def test_span_model_equals_transformers_and_survives_saving(tmp_path):
     ids = torch.randint(1000, 2000, (3, 40))
     mask = torch.ones_like(ids)
     labels = {"start_positions": torch.tensor([3, 0, 9]), "end_positions": torch.tensor([4, 0, 12])}
-    ours, theirs = model(input_ids=ids, attention_mask=mask, **labels), peer(input_ids=ids, attention_mask=mask, **labels)
+    ours, theirs = (
+        model(input_ids=ids, attention_mask=mask, **labels),
+        peer(input_ids=ids, attention_mask=mask, **labels),
+    )
     torch.testing.assert_close(ours.loss, theirs.loss)
     torch.testing.assert_close(ours.start_logits, theirs.start_logits)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     again = encoders.SpanModel(encoders.load("minilm", 2)[0]).eval()
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again(input_ids=ids, attention_mask=mask).end_logits, ours.end_logits)
-    wide = torch.nn.functional.pad(ids, (0, 8)), torch.nn.functional.pad(mask, (0, 8))      # padding changes nothing
+    wide = (
+        torch.nn.functional.pad(ids, (0, 8)),
+        torch.nn.functional.pad(mask, (0, 8)),
+    )  # padding changes nothing
     padded = model(input_ids=wide[0], attention_mask=wide[1])
     torch.testing.assert_close(padded.start_logits[:, :40], ours.start_logits, atol=1e-5, rtol=1e-5)
     assert (padded.start_logits[:, 40:] < -1e30).all()
@@ -58,24 +77,41 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     spec = runs.plan(p)[0]
     record = runs.find(spec)
     assert record["metrics"]["encyclopaedia"]["n"] == 24 and record["environment"]["commit"]
-    assert [h["epoch"] for h in record["history"]] == [1.0] and record["history"][0]["train_loss"] > 0
-    assert not (runs.folder(spec) / "checkpoints").exists() and not (runs.folder(spec) / "model.safetensors").exists()
-    text = (runs.folder(spec) / "metrics.json").read_text() + pd.read_parquet(runs.folder(spec) / "examples.parquet").to_csv()
+    assert [h["epoch"] for h in record["history"]] == [1.0] and record["history"][0][
+        "train_loss"
+    ] > 0
+    assert (
+        not (runs.folder(spec) / "checkpoints").exists()
+        and not (runs.folder(spec) / "model.safetensors").exists()
+    )
+    text = (runs.folder(spec) / "metrics.json").read_text() + pd.read_parquet(
+        runs.folder(spec) / "examples.parquet"
+    ).to_csv()
     assert not any(r["question"] in text for r in data.splits("encyclopaedia", "embedded").test)
     assert list(study.run(p, live=False).trained) == ["found"]
     # landed and read from there alone
     ledger, examples = runs.ledger([spec]), runs.examples([spec])
-    runs.write(store / "records" / "exbert" / "examples-002.parquet", runs.parquet(examples[:3]))   # a landing that was killed
+    runs.write(
+        store / "records" / "exbert" / "examples-002.parquet", runs.parquet(examples[:3])
+    )  # a landing that was killed
     assert runs.land("exbert", [spec]) == 1 and runs.land("exbert", [spec]) == 0
-    assert sorted(f.stem for f in (store / "records" / "exbert").glob("*.parquet")) == ["examples-002", "examples-003"]
+    assert sorted(f.stem for f in (store / "records" / "exbert").glob("*.parquet")) == [
+        "examples-002",
+        "examples-003",
+    ]
     (store / "runs").rename(store / "gone")
     assert runs.ledger([spec]).equals(ledger)
     assert runs.examples([spec])[examples.columns].equals(examples)
     assert list(study.run(p, live=False).trained) == ["found"]
     assert runs.find(spec, fresh=True) is None and study.missing([spec], fresh=True) == [spec]
     # a committed file that is damaged or gone is one sentence
-    for damage, words in ((lambda f: f.write_bytes(f.read_bytes()[:-9]), "parquet cannot be read .*restore the file from git"),
-                          (Path.unlink, f"the examples of {spec.run} are in no examples-")):
+    for damage, words in (
+        (
+            lambda f: f.write_bytes(f.read_bytes()[:-9]),
+            "parquet cannot be read .*restore the file from git",
+        ),
+        (Path.unlink, f"the examples of {spec.run} are in no examples-"),
+    ):
         runs._landed.cache_clear()
         for file in (store / "records" / "exbert").glob("examples-*"):
             damage(file)
@@ -105,7 +141,7 @@ def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
     assert runs.find(spec) is None and "damaged" in capsys.readouterr().out
     path.write_text("{")
     assert study.missing([spec]) == [spec]
-    np.ones(2**27)                                                        # 1 GB, before the run and none of its own
+    np.ones(2**27)  # 1 GB, before the run and none of its own
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     again = train.train(spec, progress=lambda line: None)
     assert scores(again) == scores(first)
@@ -132,7 +168,9 @@ def run_git(folder: Path, *words: str) -> str:
     env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.example"]
     command += ["-c", "protocol.file.allow=always", *words]
-    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, env=env, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -157,22 +195,22 @@ def checkout(tmp_path, monkeypatch):
 def test_a_commit_is_that_of_the_checkout_that_holds_the_code(checkout, tmp_path, monkeypatch):
     other = checkout(tmp_path / "other", committed=True)
     theirs = run_git(other, "rev-parse", "HEAD")
-    inside = checkout(other / "inside", committed=False)         # unpacked within another repository
+    inside = checkout(other / "inside", committed=False)  # unpacked within another repository
     assert train.read_commit() == ("unknown", None)
     run_git(other, "add", "inside")
-    run_git(other, "commit", "-qm", "vendored")                  # and even committed there
+    run_git(other, "commit", "-qm", "vendored")  # and even committed there
     assert train.read_commit() == ("unknown", None)
     monkeypatch.setenv("QA_COMMIT", "0123abc")
     assert train.read_commit() == ("0123abc", None)
 
-    run_git(inside, "init", "-q")                                # a repository without a commit
+    run_git(inside, "init", "-q")  # a repository without a commit
     assert train.read_commit() == ("0123abc", None)
     monkeypatch.delenv("QA_COMMIT")
     assert train.read_commit() == ("unknown", None)
 
     own = checkout(tmp_path / "own", committed=True)
     commit = run_git(own, "rev-parse", "HEAD")
-    monkeypatch.setenv("QA_COMMIT", "0123abc")                   # left over from another machine
+    monkeypatch.setenv("QA_COMMIT", "0123abc")  # left over from another machine
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
@@ -180,7 +218,9 @@ def test_a_commit_is_that_of_the_checkout_that_holds_the_code(checkout, tmp_path
     assert theirs != commit and train.read_commit() == (commit, False)
 
 
-@pytest.mark.parametrize("file", ["qa_lib/a.py", "params/a.yaml", "qa_lib/new.py", "params/b/new.yaml"])
+@pytest.mark.parametrize(
+    "file", ["qa_lib/a.py", "params/a.yaml", "qa_lib/new.py", "params/b/new.yaml"]
+)
 def test_what_differs_from_the_commit_is_dirty(checkout, tmp_path, file):
     """Also a file that git does not know yet, and where the user's settings hide those."""
     own = checkout(tmp_path / "own", committed=True)
@@ -214,7 +254,10 @@ def test_where_git_refuses_the_commit_is_unknown(checkout, tmp_path, monkeypatch
 
 def test_a_page_does_not_call_unknown_code_clean():
     told = {"commit": "0123456789abcdef", "dirty": None}
-    assert report._commit(told) == "commit 0123456789ab, as the machine was told, with or without changes"
+    assert (
+        report._commit(told)
+        == "commit 0123456789ab, as the machine was told, with or without changes"
+    )
     assert report._commit(told | {"dirty": False}) == "commit 0123456789ab"
     assert "not exactly that code" in report._commit(told | {"dirty": True})
     for dirty in (None, False):
@@ -224,10 +267,16 @@ def test_a_page_does_not_call_unknown_code_clean():
 def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
     p = tiny(arms=["tuned"], experiments=["headline"])
     trials = runs.plan(p)
-    assert trials and not any(s.tests for s in trials if s.arm == "tuned") and study.missing(trials) == trials
+    assert (
+        trials
+        and not any(s.tests for s in trials if s.arm == "tuned")
+        and study.missing(trials) == trials
+    )
     machine(monkeypatch, cuda=True)
     todo = study.missing(runs.plan(tiny(arms=["tuned", "printed"])))
-    assert len(todo) > len(trials) and all(s.tests == p.domains and s.threads == "cuda" for s in todo)
+    assert len(todo) > len(trials) and all(
+        s.tests == p.domains and s.threads == "cuda" for s in todo
+    )
 
 
 def machine(monkeypatch, cuda: bool, bf16: bool = True):
@@ -239,13 +288,26 @@ def machine(monkeypatch, cuda: bool, bf16: bool = True):
 
 def planted(spec, examples=None):
     scores = {name: {"em": 50.0, "n": 1, "clusters": 1} for name in spec.tests}
-    made = {"device": "GPU" if spec.threads == "cuda" else "CPU, 1 thread", "precision": spec.precision}
-    runs.save(spec, {"metrics": scores, "history": [], "environment": made, "seconds": 1.0},
-              pd.DataFrame({"id": ["a"]}) if examples is None else examples)
+    made = {
+        "device": "GPU" if spec.threads == "cuda" else "CPU, 1 thread",
+        "precision": spec.precision,
+    }
+    runs.save(
+        spec,
+        {"metrics": scores, "history": [], "environment": made, "seconds": 1.0},
+        pd.DataFrame({"id": ["a"]}) if examples is None else examples,
+    )
 
 
-@pytest.mark.parametrize(("trained", "drawn"), [((False, True), (True, True)), ((False, False), (False, True)),
-                                                ((False, True), (False, False)), ((False, False), (True, False))])
+@pytest.mark.parametrize(
+    ("trained", "drawn"),
+    [
+        ((False, True), (True, True)),
+        ((False, False), (False, True)),
+        ((False, True), (False, False)),
+        ((False, False), (True, False)),
+    ],
+)
 def test_records_serve_every_machine(tiny, monkeypatch, trained, drawn):
     """Of one kind of machine they are found on another, where nothing is trained again."""
     p = tiny(precision="bf16", ratios=[1.0])
@@ -264,29 +326,49 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
     planted(spec)
     assert runs.land("exbert", runs.plan(p)) == 1
     machine(monkeypatch, False, bf16=False)
-    assert list(study.run(p, fresh=True, live=False)["trained"]) == ["found"]   # that of the store
+    assert list(study.run(p, fresh=True, live=False)["trained"]) == ["found"]  # that of the store
     (store / "runs").rename(store / "gone")
     assert list(study.run(p, fresh=True, live=False)["trained"]) == ["now"]
-    assert runs.land("exbert", runs.plan(p)) == 0                               # its committed record is of another machine
+    assert runs.land("exbert", runs.plan(p)) == 0  # its committed record is of another machine
     study.compare(p)
     said = capsys.readouterr().out
     assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
-    assert re.search(rf"v-db-100-0-s0-(?!{spec.hash[:8]}).*: EM [0-9.]+, committed 50.00 \(CPU, 1 thread, bf16\)\n", said)
+    assert re.search(
+        rf"v-db-100-0-s0-(?!{spec.hash[:8]}).*: EM [0-9.]+, committed 50.00 \(CPU, 1 thread, bf16\)\n",
+        said,
+    )
 
 
 def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store):
     specs = runs.plan(tiny(ratios=[0.0, 0.5, 1.0]))[:3]
     for i, spec in enumerate(specs):
-        planted(spec, pd.DataFrame({"set": spec.tests[0], "id": [f"{i}-{k}" for k in range(9)], "cluster": "a", "em": 50.0}))
+        planted(
+            spec,
+            pd.DataFrame(
+                {
+                    "set": spec.tests[0],
+                    "id": [f"{i}-{k}" for k in range(9)],
+                    "cluster": "a",
+                    "em": 50.0,
+                }
+            ),
+        )
     monkeypatch.setattr(runs, "LIMIT", 1)
-    assert runs.land("exbert", specs) == 3 and len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
+    assert (
+        runs.land("exbert", specs) == 3
+        and len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
+    )
     (store / "runs").rename(store / "gone")
     assert runs.examples(specs)["id"].tolist() == [f"{i}-{k}" for i in range(3) for k in range(9)]
 
 
 def test_a_look_s_training_loss_is_the_mean_over_its_steps():
-    log = [{"loss": 4.0, "step": 10}, {"loss": 2.0, "step": 20}, {"loss": 1.0, "step": 25},
-           {"eval_loss": 3.0, "eval_em": 1.0, "eval_f1": 2.0, "epoch": 1.0, "step": 25}]
+    log = [
+        {"loss": 4.0, "step": 10},
+        {"loss": 2.0, "step": 20},
+        {"loss": 1.0, "step": 25},
+        {"eval_loss": 3.0, "eval_em": 1.0, "eval_f1": 2.0, "epoch": 1.0, "step": 25},
+    ]
     assert train.history(log)[0]["train_loss"] == (40 + 20 + 5) / 25
 
 
@@ -313,7 +395,10 @@ def test_nan_is_no_score(tiny):
     with pytest.raises(ValueError, match="em on x is nan"):
         runs.save(spec, {"metrics": {"x": {"em": float("nan")}}}, pd.DataFrame())
     with pytest.raises(UserError, match="the loss is .* at step"):
-        train.train(spec.model_copy(update={"learning_rate": 1e30, "clip": 1e30}), progress=lambda line: None)
+        train.train(
+            spec.model_copy(update={"learning_rate": 1e30, "clip": 1e30}),
+            progress=lambda line: None,
+        )
     with pytest.raises(UserError, match="1 of 1 runs have no record"):
         runs.ledger([spec, spec.model_copy(update={"variant": "its other name"})])
 
@@ -324,8 +409,14 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
     copied = runs.plan(tiny(encoder=str(store / "copy")))[0]
     assert copied.hash == spec.hash
     scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
-    runs.save(copied, {"metrics": scored, "environment": {"device": "CPU", "precision": "bf16"}}, pd.DataFrame({"id": ["a"]}))
-    assert runs.find(spec)["spec"]["encoder"] == "copy" and set(runs.ledger([copied])["encoder"]) == {"copy"}
+    runs.save(
+        copied,
+        {"metrics": scored, "environment": {"device": "CPU", "precision": "bf16"}},
+        pd.DataFrame({"id": ["a"]}),
+    )
+    assert runs.find(spec)["spec"]["encoder"] == "copy" and set(
+        runs.ledger([copied])["encoder"]
+    ) == {"copy"}
     assert str(store) not in (runs.folder(spec) / "metrics.json").read_text()
 
 
@@ -348,7 +439,9 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     (store / "runs").rename(store / "undisturbed")
     env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
     changes = json.dumps(p.model_dump(exclude={"report", "profile"}))
-    child = subprocess.Popen([sys.executable, "-c", CHILD, changes], env=env, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, changes], env=env, stdout=subprocess.PIPE, text=True
+    )
     for line in child.stdout:
         if "step 9/" in line:
             break
@@ -357,7 +450,7 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     assert runs.find(spec) is None
     resume = train.last_checkpoint(runs.folder(spec) / "checkpoints")
     assert resume and int(resume.name.split("-")[1]) >= 7
-    broken = resume.with_name("checkpoint-1000")                          # a half-written one is not taken
+    broken = resume.with_name("checkpoint-1000")  # a half-written one is not taken
     broken.mkdir()
     lines = []
     again = train.train(spec, progress=lines.append)
@@ -365,7 +458,7 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     assert scores(again) == scores(undisturbed)
     for ours, theirs in zip(again["history"], undisturbed["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
-    assert again["load"] == undisturbed["load"]                           # routing too: the router draws in training
+    assert again["load"] == undisturbed["load"]  # routing too: the router draws in training
 
 
 KILLED = """
@@ -384,7 +477,9 @@ def kill_at_step(p, step: int) -> Path:
     """Train the plan's last run with a checkpoint at each logged step; returns its checkpoints."""
     env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
     changes = json.dumps(p.model_dump(exclude={"report", "profile"}))
-    done = subprocess.run([sys.executable, "-c", KILLED + CHILD, changes, str(step)], env=env, stdout=subprocess.PIPE)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED + CHILD, changes, str(step)], env=env, stdout=subprocess.PIPE
+    )
     assert done.returncode == 9
     return runs.folder(runs.plan(p)[-1]) / "checkpoints"
 
@@ -398,7 +493,14 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
     checkpoints = kill_at_step(p, 9)
     older, newest = sorted(checkpoints.iterdir(), key=train.step_of)
     names = sorted(f.name for f in newest.iterdir())
-    wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", files.SEAL}
+    wanted = {
+        "model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "trainer_state.json",
+        "rng_state.pth",
+        files.SEAL,
+    }
     assert wanted <= set(names) and train.last_checkpoint(checkpoints) == newest
     for name in names:
         content = (newest / name).read_bytes()
@@ -443,9 +545,9 @@ def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(tmp_path):
 
 
 def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, monkeypatch):
-    clock = iter([100.0, 105.0, 108.0])                                   # the start, then two checkpoints
+    clock = iter([100.0, 105.0, 108.0])  # the start, then two checkpoints
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
-    keeper = train.Keeper(None, None, spent=10.0)                         # of a start before this one
+    keeper = train.Keeper(None, None, spent=10.0)  # of a start before this one
     for step, seconds in ((1, 15.0), (2, 18.0)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         state = SimpleNamespace(global_step=step, is_world_process_zero=True)
@@ -455,53 +557,90 @@ def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, mon
 
 def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     parent = runs.plan(tiny(ratios=[1.0]))[0]
-    child = runs.plan(tiny(ratios=[0.0]))[0].model_copy(update={"parents": [parent], "variant": "child"})
+    child = runs.plan(tiny(ratios=[0.0]))[0].model_copy(
+        update={"parents": [parent], "variant": "child"}
+    )
     assert study.missing([parent, child]) == [parent, child]
     train.train(parent, progress=lambda line: None, keep_weights=True)
-    assert study.missing([parent, child]) == [child]                      # the record and the weights are there
+    assert study.missing([parent, child]) == [child]  # the record and the weights are there
     weights = load_file(runs.folder(parent) / "model.safetensors")
     model, _ = build.build(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     file = runs.folder(parent) / "model.safetensors"
     content = file.read_bytes()
-    for spoilt in (content[:-1], b""):                                    # as a power cut leaves them
+    for spoilt in (content[:-1], b""):  # as a power cut leaves them
         file.write_bytes(spoilt)
         assert study.missing([parent, child]) == [parent, child] and not file.exists()
     file.write_bytes(content)
     inside = child.model_copy(update={"layer": Layer(place="feed_forward", experts=4)})
-    assert build.build(inside)[0].layer.sparse                            # new experts inside an encoder that goes on
+    assert build.build(inside)[0].layer.sparse  # new experts inside an encoder that goes on
     runs.discard(parent, "model.safetensors")
-    with pytest.raises(UserError, match=f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}"):
+    with pytest.raises(
+        UserError,
+        match=f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}",
+    ):
         build.build(child)
-    assert study.missing([parent, child]) == [parent, child]              # complete as a record, missing for a child
+    assert study.missing([parent, child]) == [
+        parent,
+        child,
+    ]  # complete as a record, missing for a child
     tokens = {s.hash: 1.0 for s in (parent, child)}
     study._train([parent, child], tokens, 1, study.parents([child]), False)
     assert runs.find(child) and not (runs.folder(parent) / "model.safetensors").exists()
-    train.train(parent.model_copy(update={"tests": []}), progress=lambda line: None, keep_weights=True)   # as a child holds it
-    assert runs.find(parent) and set(parent.tests) <= set(runs.find(parent)["metrics"])                   # loses no score
+    train.train(
+        parent.model_copy(update={"tests": []}), progress=lambda line: None, keep_weights=True
+    )  # as a child holds it
+    assert runs.find(parent) and set(parent.tests) <= set(
+        runs.find(parent)["metrics"]
+    )  # loses no score
 
 
 def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_path):
     """More tokens than it has positions; blocks that start anew in a run that comes late. And it is given what it knows only."""
-    with pytest.raises(UserError, match="max_length: the encoder reads 512 tokens, and windows of 513 are asked for"):
+    with pytest.raises(
+        UserError,
+        match="max_length: the encoder reads 512 tokens, and windows of 513 are asked for",
+    ):
         study.run(tiny(max_length=513), live=False)
     specs = runs.plan(tiny())
     with pytest.raises(UserError, match="reinit: 1 of 1 blocks would leave nothing"):
         study.estimate([*specs, specs[0].model_copy(update={"reinit": 1})], 1)
-    small = {"vocab_size": 30522, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    roberta = RobertaModel(RobertaConfig(**small, max_position_embeddings=66, type_vocab_size=1, pad_token_id=0))
-    assert encoders.positions(roberta) == 65 and encoders.positions(encoders.load("minilm")[0]) == 512
+    small = {
+        "vocab_size": 30522,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    roberta = RobertaModel(
+        RobertaConfig(**small, max_position_embeddings=66, type_vocab_size=1, pad_token_id=0)
+    )
+    assert (
+        encoders.positions(roberta) == 65 and encoders.positions(encoders.load("minilm")[0]) == 512
+    )
     rows, (_, tokenizer) = data.mixture(specs[0])[0][:2], encoders.load("minilm")
     windows = features.windows(rows, tokenizer, 64, 16, tmp_path)
     model = encoders.SpanModel(roberta)
     batch = model.collate(tokenizer)([dict(w) for w in model.prepare(windows, rows)])
     assert torch.isfinite(model(**batch).loss) and "token_type_ids" not in batch
-    assert "token_type_ids" in encoders.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)([dict(windows[0])])
+    assert "token_type_ids" in encoders.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)(
+        [dict(windows[0])]
+    )
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"batch_size": 10_000}, "GB of memory, most of it for a batch of 10000 windows, and .*; lower batch_size or max_length"),
-    ({"experts": 1000, "width": 100.0}, "GB of memory, most of it for its weights, and .*; lower experts or width")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"batch_size": 10_000},
+            "GB of memory, most of it for a batch of 10000 windows, and .*; lower batch_size or max_length",
+        ),
+        (
+            {"experts": 1000, "width": 100.0},
+            "GB of memory, most of it for its weights, and .*; lower experts or width",
+        ),
+    ],
+)
 def test_what_no_memory_can_hold_is_refused_before_any_training(tiny, changes, words):
     spec = runs.plan(tiny(experiments=["untuned"], **changes))[-1]
     with pytest.raises(UserError, match=words):
@@ -517,8 +656,12 @@ def test_the_largest_seed_trains(tiny):
 
 def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
     specs = runs.plan(tiny(seeds=[0, 1]))
-    monkeypatch.setattr(study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9))
-    with pytest.raises(UserError, match="the system ended a worker, most likely for want of memory; WORKERS=1"):
+    monkeypatch.setattr(
+        study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9)
+    )
+    with pytest.raises(
+        UserError, match="the system ended a worker, most likely for want of memory; WORKERS=1"
+    ):
         study._train(specs, {s.hash: 1.0 for s in specs}, 2, set(), False)
 
 
@@ -530,7 +673,10 @@ def test_two_workers_give_the_same_numbers_as_one(tiny, store):
     record = runs.find(spec)
     (store / "runs").rename(store / "apart")
     alone = train.train(spec, progress=lambda line: None)
-    assert alone["history"] == record["history"] and alone["load"]["training"] == record["load"]["training"]
+    assert (
+        alone["history"] == record["history"]
+        and alone["load"]["training"] == record["load"]["training"]
+    )
 
 
 def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
@@ -558,8 +704,12 @@ def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch
     monkeypatch.setattr(study, "missing", lambda specs, fresh: next(rounds))
     monkeypatch.setattr(study, "at_once", len)
     monkeypatch.setattr(study, "_announce", lambda todo, workers, yes: {})
-    monkeypatch.setattr(study, "_train", lambda todo, tokens, workers, keep, live: seen.append(workers))
-    monkeypatch.setattr(runs, "find", lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0})
+    monkeypatch.setattr(
+        study, "_train", lambda todo, tokens, workers, keep, live: seen.append(workers)
+    )
+    monkeypatch.setattr(
+        runs, "find", lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0}
+    )
     assert list(study.run(tiny(seeds=[0, 1, 2]))["trained"]) == ["now"] * 3 and seen == [1, 2]
 
 
@@ -575,11 +725,15 @@ def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small
 
 
 @pytest.mark.parametrize("name, variable", [("RUNS", "QA_RUNS"), ("FIGURES", "QA_FIGURES")])
-def test_a_study_stops_before_training_where_it_cannot_write(tiny, store, monkeypatch, name, variable):
+def test_a_study_stops_before_training_where_it_cannot_write(
+    tiny, store, monkeypatch, name, variable
+):
     monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("it trains"))
     (store / "file").write_text("", encoding="utf-8")
     monkeypatch.setattr(runs, name, store / "file" / "folder")
-    with pytest.raises(UserError, match=f"cannot be written .Not a directory: .*{variable} to a folder that can") as e:
+    with pytest.raises(
+        UserError, match=f"cannot be written .Not a directory: .*{variable} to a folder that can"
+    ) as e:
         study.run(tiny(), live=False)
     assert "\n" not in str(e.value)
 
@@ -589,14 +743,23 @@ def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     files.check_writable(tmp_path / "a" / "b", "QA_RUNS")
-    assert not list(tmp_path.iterdir())                                  # it leaves nothing behind
+    assert not list(tmp_path.iterdir())  # it leaves nothing behind
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match="a/b cannot be written .No space left on device: .*; mend that, or set QA_RUNS"):
+    with pytest.raises(
+        UserError,
+        match="a/b cannot be written .No space left on device: .*; mend that, or set QA_RUNS",
+    ):
         files.check_writable(tmp_path / "a" / "b", "QA_RUNS")
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "x.csv"), OSError(28, "No space left", "x.csv"),
-                                   OSError(30, "Read-only file system", "x.csv")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied", "x.csv"),
+        OSError(28, "No space left", "x.csv"),
+        OSError(30, "Read-only file system", "x.csv"),
+    ],
+)
 def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
     def run():
         raise error
@@ -610,17 +773,47 @@ def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
 def test_training_needs_no_home_and_no_locale(store):
     """HOME is a file, the locale knows ASCII alone; figures/ in the checkout stays as it is."""
     (store / "home").write_text("", encoding="utf-8")
-    small = [x for k, v in (TINY | {"side_seeds": [0], "centre": 0.5, "control_ratios": [0.5], "train_rows": 16}).items()
-             for x in ("-p", f"{k}={json.dumps(v)}")]
+    small = [
+        x
+        for k, v in (
+            TINY | {"side_seeds": [0], "centre": 0.5, "control_ratios": [0.5], "train_rows": 16}
+        ).items()
+        for x in ("-p", f"{k}={json.dumps(v)}")
+    ]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "XDG_", "HF_", "LANG"))}
-    homes = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"), str(store / "home"))
-    env |= homes | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HF_HUB_OFFLINE": "1",
-                    "QA_FIGURES": str(store / "figures"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "qa_lib.study", "exbert", "--profile", "quick", "--workers", "1", *small],
-                          capture_output=True, text=True, cwd=store, env=env)
+    homes = dict.fromkeys(
+        ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"), str(store / "home")
+    )
+    env |= homes | {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "HF_HUB_OFFLINE": "1",
+        "QA_FIGURES": str(store / "figures"),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "qa_lib.study",
+            "exbert",
+            "--profile",
+            "quick",
+            "--workers",
+            "1",
+            *small,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=store,
+        env=env,
+    )
     assert done.returncode == 0 and "1/1 runs" in done.stdout, done.stderr
     assert sorted(f.name for f in store.iterdir()) == ["figures", "home", "runs"]
-    told = subprocess.run([sys.executable, "-m", "qa_lib.train", "--help"], capture_output=True, env=env)
+    told = subprocess.run(
+        [sys.executable, "-m", "qa_lib.train", "--help"], capture_output=True, env=env
+    )
     assert told.returncode == 0 and rb"build \u2192 Trainer" in told.stdout
 
 
@@ -634,18 +827,26 @@ def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
     assert train.arguments(bf16, 10, False).mixed_precision == "bf16"
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["exbert", "-p", "learnig_rate=1"], "did you mean learning_rate"),
-    (["exbert", "-p", "learning_rate=1e-5"], "is read as text"),
-    (["exbert", "--profile", "real"], "DATA=path/to/data"),
-    (["exbert", "--profile", "real", "--data", "nowhere"], "does not exist"),
-    (["exbert", "--profile", "paper"], "cannot be had from the hub"),
-    (["exbert", "-p", "blocks=9"], "encoder minilm has 6"),
-    (["bert"], "is not a report of this study"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["exbert", "-p", "learnig_rate=1"], "did you mean learning_rate"),
+        (["exbert", "-p", "learning_rate=1e-5"], "is read as text"),
+        (["exbert", "--profile", "real"], "DATA=path/to/data"),
+        (["exbert", "--profile", "real", "--data", "nowhere"], "does not exist"),
+        (["exbert", "--profile", "paper"], "cannot be had from the hub"),
+        (["exbert", "-p", "blocks=9"], "encoder minilm has 6"),
+        (["bert"], "is not a report of this study"),
+    ],
+)
 def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
     profile = [] if "--profile" in arguments else ["--profile", "quick"]
-    done = subprocess.run([sys.executable, "-m", "qa_lib.study", *arguments, *profile], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "qa_lib.study", *arguments, *profile],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
@@ -659,9 +860,14 @@ def test_no_workers_are_refused(monkeypatch):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, stop):
     few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
-    child = subprocess.Popen([sys.executable, "-m", "qa_lib.study", "exbert", *few], cwd=ROOT,
-                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # ignored in a background job
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qa_lib.study", "exbert", *few],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # ignored in a background job
     for line in child.stdout:
         if " step " in line:
             break
@@ -671,7 +877,11 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
     _, errors = child.communicate(timeout=60)
     assert gone and not alive
     if stop is signal.SIGINT:
-        assert child.returncode == 130 and "the same command goes on from here" in errors and "Traceback" not in errors
+        assert (
+            child.returncode == 130
+            and "the same command goes on from here" in errors
+            and "Traceback" not in errors
+        )
 
 
 def test_logits_do_not_depend_on_the_batch(tiny):
@@ -679,6 +889,7 @@ def test_logits_do_not_depend_on_the_batch(tiny):
     model, tokenizer = build.build(spec)
     rows = data.splits("encyclopaedia", "embedded").test[:12]
     from qa_lib import features
+
     windows = features.windows(rows, tokenizer, 128, 32, scoring.CACHE)
     start, _, _ = scoring.logits(model, windows, model.collate(tokenizer), "fp32")
     for i in (0, 5):

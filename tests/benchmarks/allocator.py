@@ -2,6 +2,7 @@
 
 MiniLM, batch 16, windows of 112 to 384 tokens in turn, one thread. Tokens a second, the most memory, and the ratio.
 """
+
 import resource
 import statistics
 import subprocess
@@ -12,7 +13,10 @@ import torch
 
 from qa_lib import encoders, train
 
-LENGTHS, ROUNDS = (120, 384, 144, 200, 176, 136, 260, 160, 384, 128, 152, 320, 184, 168, 384, 112), 3
+LENGTHS, ROUNDS = (
+    (120, 384, 144, 200, 176, 136, 260, 160, 384, 128, 152, 320, 184, 168, 384, 112),
+    3,
+)
 
 
 def child(keep: bool):
@@ -26,8 +30,12 @@ def child(keep: bool):
         for length in LENGTHS:
             ids = torch.randint(1000, 2000, (16, length))
             with torch.autocast("cpu", torch.bfloat16):
-                out = model(start_positions=ids[:, 0] % length, end_positions=ids[:, 1] % length, input_ids=ids,
-                            attention_mask=torch.ones_like(ids))
+                out = model(
+                    start_positions=ids[:, 0] % length,
+                    end_positions=ids[:, 1] % length,
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                )
             out.loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -37,8 +45,12 @@ def child(keep: bool):
 
 def main():
     def run(keep: str) -> list[float]:
-        return [float(x) for x in subprocess.run([sys.executable, __file__, keep], capture_output=True, text=True,
-                                                 check=True).stdout.split()]
+        return [
+            float(x)
+            for x in subprocess.run(
+                [sys.executable, __file__, keep], capture_output=True, text=True, check=True
+            ).stdout.split()
+        ]
 
     found = [(run("keep"), run("give back")) for _ in range(ROUNDS)]
     for name, column in zip(("kept", "given back"), zip(*found, strict=True), strict=True):

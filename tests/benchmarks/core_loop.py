@@ -6,6 +6,7 @@ and optimizer. Lengths follow SQuAD v1.1 (deciles of its training windows under 
 
     make bench            prints examples/s, tokens/s, the ratio (median of five) and the share of the matmul rate
 """
+
 import os
 import random
 import statistics
@@ -24,6 +25,7 @@ ROUNDS, BATCH = 5, 16
 def lengths(n: int) -> list[int]:
     if "DATA" in os.environ:
         from pathlib import Path
+
         rows = random.Random(0).sample(data.splits("squad", "folder", os.environ["DATA"]).train, n)
         found = features.windows(rows, encoders.load("minilm")[1], 384, 128, Path("runs/cache"))
         return [len(ids) for ids in found["input_ids"]][:n]
@@ -33,8 +35,15 @@ def lengths(n: int) -> list[int]:
 
 def windows(sizes: list[int]) -> list[dict]:
     rng = random.Random(1)
-    return [{"input_ids": [101, *(rng.randrange(1000, 20000) for _ in range(n - 2)), 102], "type_ids": [0] * 12 + [1] * (n - 12),
-             "start_positions": rng.randrange(12, n), "end_positions": n - 1} for n in sizes]
+    return [
+        {
+            "input_ids": [101, *(rng.randrange(1000, 20000) for _ in range(n - 2)), 102],
+            "type_ids": [0] * 12 + [1] * (n - 12),
+            "start_positions": rng.randrange(12, n),
+            "end_positions": n - 1,
+        }
+        for n in sizes
+    ]
 
 
 class Loop:
@@ -44,17 +53,22 @@ class Loop:
         self.ours, self.found, self.collate = ours, found, features.Collate(0, True)
         self.model = encoders.SpanModel(encoders.load("minilm")[0]).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=ours)
-        order = features.BucketSampler([len(w["input_ids"]) for w in found], ["d"] * len(found), BATCH, "trainer", 0)
+        order = features.BucketSampler(
+            [len(w["input_ids"]) for w in found], ["d"] * len(found), BATCH, "trainer", 0
+        )
         self.order = list(order) if ours else list(range(len(found)))
         self.at = 0
 
     def step(self) -> tuple[int, int]:
-        part = [self.found[i] for i in self.order[self.at:self.at + BATCH]]
+        part = [self.found[i] for i in self.order[self.at : self.at + BATCH]]
         self.at = (self.at + BATCH) % (len(self.order) - BATCH)
         batch = self.collate(part)
         if not self.ours:
             width = 384 - batch["input_ids"].shape[1]
-            batch = {k: torch.nn.functional.pad(v, (0, width)) if v.dim() == 2 else v for k, v in batch.items()}
+            batch = {
+                k: torch.nn.functional.pad(v, (0, width)) if v.dim() == 2 else v
+                for k, v in batch.items()
+            }
         with torch.autocast("cpu", torch.bfloat16, enabled=self.ours):
             loss = self.model(**batch).loss
         loss.backward()
@@ -75,7 +89,10 @@ class Loop:
 
 def matmul_rate() -> float:
     """bf16 GFLOP/s of a product of the encoder's own shape."""
-    a, b = torch.randn(2816, 384, dtype=torch.bfloat16), torch.randn(384, 1536, dtype=torch.bfloat16)
+    a, b = (
+        torch.randn(2816, 384, dtype=torch.bfloat16),
+        torch.randn(384, 1536, dtype=torch.bfloat16),
+    )
     for _ in range(5):
         a @ b
     began = time.monotonic()
@@ -102,7 +119,9 @@ def rate(steps: int) -> tuple[float, float]:
 
 
 def process(*arguments) -> ProcessPoolExecutor:
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start, initargs=arguments)
+    pool = ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=start, initargs=arguments
+    )
     pool.submit(rate, 1).result()
     return pool
 
@@ -114,22 +133,40 @@ def main():
         for _ in range(ROUNDS):
             rows.append((recipe.submit(rate, 2).result(), own.submit(rate, 12).result()))
             theirs, ours = rows[-1]
-            print(f"recipe {theirs[0]:.2f} examples/s, ours {ours[0]:.2f}, ratio {ours[0] / theirs[0]:.2f}", flush=True)
+            print(
+                f"recipe {theirs[0]:.2f} examples/s, ours {ours[0]:.2f}, ratio {ours[0] / theirs[0]:.2f}",
+                flush=True,
+            )
     ratio = statistics.median(o[0] / r[0] for r, o in rows)
     tokens = statistics.median(o[1] for _, o in rows)
-    gflops = 6 * sum(p.numel() for p in encoders.layers(encoders.load("minilm")[0]).parameters()) * tokens / 1e9
+    gflops = (
+        6
+        * sum(p.numel() for p in encoders.layers(encoders.load("minilm")[0]).parameters())
+        * tokens
+        / 1e9
+    )
     peak = matmul_rate()
-    print(f"median ratio {ratio:.2f}; ours {tokens:.0f} tokens/s, {gflops:.0f} of {peak:.0f} GFLOP/s "
-          f"({100 * gflops / peak:.0f} % of the measured bf16 matmul rate)")
+    print(
+        f"median ratio {ratio:.2f}; ours {tokens:.0f} tokens/s, {gflops:.0f} of {peak:.0f} GFLOP/s "
+        f"({100 * gflops / peak:.0f} % of the measured bf16 matmul rate)"
+    )
     rows = []
-    with process(True, 2, [64] * 256) as one, process(True, 1, [64] * 256) as left, process(True, 1, [64] * 256) as right:
+    with (
+        process(True, 2, [64] * 256) as one,
+        process(True, 1, [64] * 256) as left,
+        process(True, 1, [64] * 256) as right,
+    ):
         for _ in range(ROUNDS):
             alone = one.submit(rate, 12).result()[0]
             pair = [p.submit(rate, 12) for p in (left, right)]
             rows.append((alone, sum(f.result()[0] for f in pair)))
-    alone, both, ratio = (statistics.median(x) for x in (*zip(*rows, strict=True), [b / a for a, b in rows]))
-    print(f"many small runs at 64 tokens: one run with two threads {alone:.1f} examples/s, two runs with one thread each "
-          f"{both:.1f} together; median ratio {ratio:.2f}")
+    alone, both, ratio = (
+        statistics.median(x) for x in (*zip(*rows, strict=True), [b / a for a, b in rows])
+    )
+    print(
+        f"many small runs at 64 tokens: one run with two threads {alone:.1f} examples/s, two runs with one thread each "
+        f"{both:.1f} together; median ratio {ratio:.2f}"
+    )
 
 
 if __name__ == "__main__":

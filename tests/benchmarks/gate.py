@@ -6,6 +6,7 @@ One epoch over generated questions, batches of 16 in the order of the trainer's 
 the gate sees. stored: qa_lib/frozen.py, read from memory-mapped files (made before, not counted; printed beside). live: experts
 and encoder run forward for every batch, without gradients. The two alternate; the ratio is the median over the rounds.
 """
+
 import statistics
 import sys
 import tempfile
@@ -27,17 +28,33 @@ def main():
     torch.manual_seed(0)
     rows = [r for name in ("encyclopaedia", "news", "search") for r in corpora.qa(name, 64)]
     models = [encoders.SpanModel(encoders.load("minilm")[0]).eval() for _ in range(3)]
-    plain, tokenizer = encoders.SpanModel(encoders.load("minilm")[0]).eval(), encoders.load("minilm")[1]
+    plain, tokenizer = (
+        encoders.SpanModel(encoders.load("minilm")[0]).eval(),
+        encoders.load("minilm")[1],
+    )
     with tempfile.TemporaryDirectory() as folder:
         scoring.CACHE = Path(folder)
         windows = features.windows(rows, tokenizer, 384, 128, scoring.CACHE)
         began = time.monotonic()
-        said = [frozen.outputs(f"expert{k}", windows, tokenizer, partial(models.__getitem__, k), "bf16") for k in range(3)]
+        said = [
+            frozen.outputs(f"expert{k}", windows, tokenizer, partial(models.__getitem__, k), "bf16")
+            for k in range(3)
+        ]
         x = frozen.outputs("plain", windows, tokenizer, lambda: plain, "bf16").mean
         made = time.monotonic() - began
-        kept = moe.Frozen(windows, [o.start for o in said], [o.end for o in said], x, np.full((len(windows), 3), 1 / 3, np.float32))
-        order = list(features.BucketSampler([len(i) for i in windows["input_ids"]], ["all"] * len(windows), 16, "trainer", 0))
-        parts = [order[i:i + 16] for i in range(0, len(order), 16)]
+        kept = moe.Frozen(
+            windows,
+            [o.start for o in said],
+            [o.end for o in said],
+            x,
+            np.full((len(windows), 3), 1 / 3, np.float32),
+        )
+        order = list(
+            features.BucketSampler(
+                [len(i) for i in windows["input_ids"]], ["all"] * len(windows), 16, "trainer", 0
+            )
+        )
+        parts = [order[i : i + 16] for i in range(0, len(order), 16)]
 
         def live(part: list[int]) -> dict:
             batch = models[0].collate(tokenizer)([windows[i] for i in part])
@@ -46,9 +63,14 @@ def main():
                 outs = [m(**batch) for m in models]
                 seen = plain.states(**{k: v for k, v in batch.items() if k not in labels}).float()
             mask = batch["attention_mask"]
-            return {"starts": torch.stack([o.start_logits for o in outs], 1).clone(), "attention_mask": mask, **labels,
-                    "ends": torch.stack([o.end_logits for o in outs], 1).clone(), "weights": torch.full((len(part), 3), 1 / 3),
-                    "x": ((seen * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)).clone()}
+            return {
+                "starts": torch.stack([o.start_logits for o in outs], 1).clone(),
+                "attention_mask": mask,
+                **labels,
+                "ends": torch.stack([o.end_logits for o in outs], 1).clone(),
+                "weights": torch.full((len(part), 3), 1 / 3),
+                "x": ((seen * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)).clone(),
+            }
 
         def epoch(batch_of) -> float:
             torch.manual_seed(0)
@@ -64,10 +86,12 @@ def main():
         def stored(part: list[int]) -> dict:
             return moe.collate([kept[i] for i in part])
 
-        found = [(epoch(stored), epoch(live)) for _ in range(ROUNDS + 1)][1:]               # the first warms up
+        found = [(epoch(stored), epoch(live)) for _ in range(ROUNDS + 1)][1:]  # the first warms up
     fast, slow = (statistics.median(c) for c in zip(*found, strict=True))
-    print(f"{len(windows)} windows, {len(parts)} steps: stored {fast:.2f} s an epoch, live {slow:.2f} s, ratio "
-          f"{statistics.median(b / a for a, b in found):.0f}; outputs made once in {made:.1f} s")
+    print(
+        f"{len(windows)} windows, {len(parts)} steps: stored {fast:.2f} s an epoch, live {slow:.2f} s, ratio "
+        f"{statistics.median(b / a for a, b in found):.0f}; outputs made once in {made:.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ dense to split is what 16 weight matrices cost (cast to bf16, gradients cast bac
 routing and dispatch cost. The three alternate in one run; the ratios are medians over the rounds. Gradients are dropped before
 each step, as a trainer drops them.
 """
+
 import statistics
 import sys
 import time
@@ -22,7 +23,11 @@ from qa_lib.settings import Layer
 D, E = 384, 16
 THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
 CLOCK = time.process_time if THREADS == 1 else time.monotonic
-SIZES = ((8, 150, 13, 8), (16, 176, 13, 4), (64, 176, 7, 1))     # sequences, tokens, rounds, steps a round
+SIZES = (
+    (8, 150, 13, 8),
+    (16, 176, 13, 4),
+    (64, 176, 7, 1),
+)  # sequences, tokens, rounds, steps a round
 
 
 def seconds(module: torch.nn.Module, inputs: torch.Tensor, step, times: int) -> float:
@@ -45,14 +50,28 @@ def main():
         x, mask = torch.randn(b, t, D, requires_grad=True), torch.ones(b, t)
         moe(x, mask)
         y = torch.randn(int((moe.routed.gate > 0).sum()), D, requires_grad=True)
-        steps = ((moe, x, lambda x, m=moe, k=mask: m(x, k)), (dense, y, dense),
-                 (moe, y, lambda y, m=moe: torch.cat([f(v) for f, v in zip(m.experts, y.tensor_split(E), strict=True)])))
-        found = [[seconds(*step, times) for step in steps] for _ in range(rounds + 1)][1:]       # the first warms up
+        steps = (
+            (moe, x, lambda x, m=moe, k=mask: m(x, k)),
+            (dense, y, dense),
+            (
+                moe,
+                y,
+                lambda y, m=moe: torch.cat(
+                    [f(v) for f, v in zip(m.experts, y.tensor_split(E), strict=True)]
+                ),
+            ),
+        )
+        found = [[seconds(*step, times) for step in steps] for _ in range(rounds + 1)][
+            1:
+        ]  # the first warms up
         sparse, flat, split = (1000 * statistics.median(c) for c in zip(*found, strict=True))
-        print(f"{b}×{t} tokens, {len(y)} products: sparse {sparse:.0f} ms, dense {flat:.0f} ms, split {split:.0f} ms; "
-              f"sparse/dense {statistics.median(s / d for s, d, _ in found):.2f}, "
-              f"sparse/split {statistics.median(s / p for s, _, p in found):.2f}, "
-              f"split/dense {statistics.median(p / d for _, d, p in found):.2f}", flush=True)
+        print(
+            f"{b}×{t} tokens, {len(y)} products: sparse {sparse:.0f} ms, dense {flat:.0f} ms, split {split:.0f} ms; "
+            f"sparse/dense {statistics.median(s / d for s, d, _ in found):.2f}, "
+            f"sparse/split {statistics.median(s / p for s, _, p in found):.2f}, "
+            f"split/dense {statistics.median(p / d for _, d, p in found):.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
