@@ -7,8 +7,9 @@ tokens may therefore lose the accent of its last letter, and an answer may begin
 import regex
 
 CHARACTER = regex.compile(r"\X")  # an extended grapheme cluster (Unicode Standard Annex 29)
-# Separators, control characters, marks without a letter, and the sign that stands for a character that was lost.
-SHOWS_NOTHING = regex.compile(r"[\p{Z}\p{C}\p{M}\ufffd]+")
+# What a reader sees: no separator, control character or mark alone, nor the sign for a lost character.
+VISIBLE = regex.compile(r"[^\p{Z}\p{C}\p{M}\ufffd]")
+LAST_VISIBLE = regex.compile(r"(?r)[^\p{Z}\p{C}\p{M}\ufffd]")  # searched from the end
 
 
 def widen_to_characters(text: str, start: int, end: int) -> tuple[int, int]:
@@ -27,17 +28,19 @@ def widen_to_characters(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
+def is_visible(text: str) -> bool:
+    """Whether a reader sees anything of a text."""
+    return VISIBLE.search(text) is not None
+
+
 def trim_invisible(text: str) -> str:
-    """Return a text without the characters at its two ends that show nothing: blanks, zero-width and control characters.
+    """Return a text without what shows nothing at its ends: blanks, zero-width and control characters.
 
     Marks go with them where no letter carries them. What stands between visible characters stays.
     """
-    if text.isascii() and text.isprintable():
-        return text.strip()
-    characters = CHARACTER.findall(text)
-    visible = [
-        i for i, character in enumerate(characters) if not SHOWS_NOTHING.fullmatch(character)
-    ]
-    if not visible:
+    first = VISIBLE.search(text)
+    if first is None:
         return ""
-    return "".join(characters[visible[0] : visible[-1] + 1])
+    last = LAST_VISIBLE.search(text)
+    start, end = widen_to_characters(text, first.start(), last.end())
+    return text[start:end]

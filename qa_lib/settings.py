@@ -169,7 +169,9 @@ class Layer(Strict):
         1.0, ge=0.05, le=100
     )  # of an expert, in multiples of 8/3 of the encoder's width
     top_n: Experts = 2  # experts a token is sent to
-    threshold: Factor = 0.2  # weight below which a further expert is drawn, or left out
+    threshold: Annotated[float, Field(gt=0, le=1e30)] = (
+        0.2  # weight below which a further expert is drawn, or left out
+    )
     capacity_train: Factor = 1.25  # tokens an expert takes, in multiples of an even share
     capacity_eval: Factor = 2.0
     eval_routing: Literal["threshold", "random"] = "threshold"

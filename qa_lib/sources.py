@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from qa_lib import runs
-from qa_lib.characters import trim_invisible
+from qa_lib.characters import is_visible
 from qa_lib.params import ROOT, UserError
 from qa_lib.spec import digest
 
@@ -224,7 +224,10 @@ def answers_error(answers: Any) -> str:
     for number, (answer, at) in enumerate(zip(text, start, strict=True), 1):
         if not isinstance(answer, str):
             return f"field 'answers' is not whole: answer {number} has no 'text'"
-        if not trim_invisible(answer):
+        error = text_error("answers", answer)
+        if error:
+            return error
+        if not is_visible(answer):
             return (
                 f"field 'answers' is not whole: answer {number} is blank, and a question without "
                 "an answer has none"
@@ -234,9 +237,6 @@ def answers_error(answers: Any) -> str:
                 f"field 'answers' is not whole: answer {number} has no 'answer_start' that is "
                 "a whole number"
             )
-        error = text_error("answers", answer)
-        if error:
-            return error
     return ""
 
 
@@ -250,13 +250,13 @@ def row_error(row: Any) -> str:
     for field in NEEDED:
         if field not in row and not (field == "answers" and impossible):
             return f"no field '{field}' among {', '.join(map(str, row)) or 'none'}"
-    for field in ("context", "question"):
-        if not isinstance(row[field], str) or not trim_invisible(row[field]):
-            return f"field '{field}' holds no text"
     for field in ("id", "title", "context", "question"):
         error = text_error(field, str(row.get(field)))
         if error:
             return error
+    for field in ("context", "question"):
+        if not isinstance(row[field], str) or not is_visible(row[field]):
+            return f"field '{field}' holds no text"
     if lacks_answers(row):
         return "" if impossible else "field 'answers' is null and is_impossible is not true"
     error = answers_error(row["answers"])

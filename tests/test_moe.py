@@ -362,10 +362,10 @@ def test_the_quick_plan():
         [d] for d in moe_run.domains
     ] and moe_run.gate == Gate()
     assert {s.gate.layers for s in specs if s.gate and s.gate.rule == "learned"} >= {1, 3, 5}
-    with pytest.raises(UserError, match="experiments: 'gate': input should be 'mixture'"):
+    with pytest.raises(UserError, match="experiments: 'gate' is not known; known: 'mixture'"):
         whole_plan(experiments=["gate"])
     for name in ("few_shot", "pools", "longer"):
-        with pytest.raises(UserError, match=rf"{name}: .* at least 1 item"):
+        with pytest.raises(UserError, match=rf"{name}: .* write at least 1"):
             whole_plan(**{name: []})
 
 

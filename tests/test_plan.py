@@ -143,10 +143,19 @@ def test_an_optimum_on_the_edge_extends_the_grid_for_all(scored, real):
         ({"ratios": [1.2]}, "ratios: 1.2 is not a share between 0 and 1"),
         ({"control_ratios": [-0.1]}, "control_ratios: -0.1 is not a share"),
         ({"top_n": 9}, "top_n: 9 is more than the 8 experts there are"),
-        ({"capacity_train": 0.0}, "capacity_train: 0.0: input should be greater than 0"),
-        ({"capacity_eval": -1.0}, "capacity_eval: -1.0: input should be greater than 0"),
+        (
+            {"capacity_train": 0.0},
+            "capacity_train: 0.0 is too small; write a number greater than 0",
+        ),
+        (
+            {"capacity_eval": -1.0},
+            "capacity_eval: -1.0 is too small; write a number greater than 0",
+        ),
         ({"sweep_experts": [8, 1]}, "sweep_experts: 1 is fewer than top_n 2"),
-        ({"experiments": ["ratio"]}, "experiments: 'ratio': input should be 'headline', 'ratios'"),
+        (
+            {"experiments": ["ratio"]},
+            "experiments: 'ratio' is not known; known: 'headline', 'ratios'",
+        ),
     ],
 )
 def test_wrong_parameters_are_one_sentence(changes, words):
