@@ -1,4 +1,4 @@
-# Make decides what to render; the run store (qa_lib/runs.py) decides what to train.
+# Make decides what to render; the run store (qa_lib/store/runs.py) decides what to train.
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -45,7 +45,7 @@ endif
 # This file as make was told of it; its path may hold blanks, and stands behind that of a file that includes it.
 TOLD := $(subst ^^,,$(subst ^^ ,^^,^^$(value MAKEFILE_LIST)))
 ifneq ($(filter-out help,$(or $(MAKECMDGOALS),help)),)
-  ifeq ($(wildcard qa_lib/params.py),)
+  ifeq ($(wildcard qa_lib/__main__.py),)
     $(error make was started outside the folder of the study; cd to the folder of $(TOLD) first, or name it: make -C folder …)
   endif
 endif
@@ -78,7 +78,7 @@ else
 endif
 
 # figures/<slug>/<profile>/<file>: the path says which report and which profile.
-# The rule for NAME is that of qa_lib/own.py, asked here since it is part of a path that make builds.
+# The rule for NAME is that of qa_lib/own_data/own.py, asked here since it is part of a path that make builds.
 ifneq ($(filter own own-defined,$(MAKECMDGOALS)),)
   ifeq ($(shell printf '%s\n' $(call quoted,$(NAME)) | LC_ALL=C grep -xE '[A-Za-z0-9][A-Za-z0-9_-]{0,39}'),)
     $(error NAME=$(NAME): a name is letters, digits, - and _, at most 40 of them: make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl)
@@ -97,7 +97,7 @@ FLAGS    = --profile $(profile)$(call option,size,$(SIZE))$(call option,data,$(D
 TRAINING = $(FLAGS)$(call option,workers,$(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
 # What a page shows: its notebook, its parameters, the library's own code.
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
-           $(wildcard qa_lib/*.py qa_lib/*.mplstyle qa_lib/page/*)
+           $(wildcard qa_lib/*.py qa_lib/*/*.py qa_lib/*/*.yaml qa_lib/page/*)
 
 # A table or figure that the report's notebook does not draw is refused before the study starts.
 names   = $(shell grep -ohE '"(table|fig)[0-9A-Za-z_]*"' notebooks/*_$(call quoted,$1).ipynb 2>/dev/null | tr -d '"' | sort -u)
@@ -133,7 +133,7 @@ reproduce: $(foreach r,$(call reports,$(PROFILE)),reproduce-$r) figures/index-$(
 	@echo $(call quoted,page: $(call place,figures/index.html))
 
 overview: profile | $(SETUP) ## draw figures/index.html from the pages there are
-	$(PY) -m qa_lib.overview --profile $(PROFILE)
+	$(PY) -m qa_lib overview --profile $(PROFILE)
 	@cp $(call quoted,$(call place,figures/index-$(PROFILE).html)) $(call quoted,$(call place,figures/index.html))
 
 $(REPORTS:%=reproduce-%): reproduce-%: profile figures/%/$(PROFILE)/report.html ## train what is missing, then render the page
@@ -142,34 +142,34 @@ $(REPORTS:%=reproduce-%): reproduce-%: profile figures/%/$(PROFILE)/report.html 
 $(REPORTS:%=train-%): train-%: profile figures/%/$(PROFILE)/results.csv ## train what is missing
 
 $(REPORTS:%=report-%): report-%: profile | $(SETUP) ## render the page alone
-	$(PY) -m qa_lib.render $* $(FLAGS)
+	$(PY) -m qa_lib render $* $(FLAGS)
 
 $(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed real runs into records/
-	$(PY) -m qa_lib.runs land $* $(FLAGS)
+	$(PY) -m qa_lib land $* $(FLAGS)
 
 readme: | $(SETUP) ## write the verdicts on real data into README.md
-	$(PY) -m qa_lib.overview --readme
+	$(PY) -m qa_lib overview --readme
 
 verify: profile | $(SETUP) ## print the verdict on every claim, from records alone; fails where results.csv disagrees
-	@for r in $(REPORTS); do $(PY) -m qa_lib.verify $$r $(FLAGS) $(enough); done
+	@for r in $(REPORTS); do $(PY) -m qa_lib verify $$r $(FLAGS) $(enough); done
 
 # The study looks at every run at each start, and touches results.csv only if a number changed.
 $(FOLDERS:%=%/results.csv): $(SETUP) FORCE
-	$(PY) -m qa_lib.study $(slug) $(TRAINING)
+	$(PY) -m qa_lib study $(slug) $(TRAINING)
 
 $(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
-	$(PY) -m qa_lib.render $(slug) $(FLAGS)
+	$(PY) -m qa_lib render $(slug) $(FLAGS)
 	@touch -c $@
 
 $(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(call reports,$$*),figures/$$r/$$*/report.html) notebooks/00_overview.ipynb
-	$(PY) -m qa_lib.overview --profile $*
+	$(PY) -m qa_lib overview --profile $*
 
 figures/%: $$(@D)/results.csv $$(inputs)
-	$(PY) -m qa_lib.render $(slug) $(FLAGS) --only $(basename $(@F))
+	$(PY) -m qa_lib render $(slug) $(FLAGS) --only $(basename $(@F))
 	@[ -e $(call quoted,$(call place,$@)) ] && touch -c $@ || { echo 'error: $(@F) is not drawn: its part of the study is not run at this profile and size' >&2; exit 2; }
 
 power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
-	@$(PY) -m qa_lib.power $(enough)
+	@$(PY) -m qa_lib power $(enough)
 
 # ---- own data ----
 
@@ -178,11 +178,11 @@ own: profile = own
 own: override DATA = $(or $(QA_RUNS),runs)/own/$(NAME).yaml
 own: override PARAMS := domains=[$(NAME)-a,$(NAME)-b]$(if $(PARAMS), $(PARAMS))
 own: own-defined $(OWN)/report.html ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
-	@$(PY) -m qa_lib.verify exbert $(FLAGS)
+	@$(PY) -m qa_lib verify exbert $(FLAGS)
 	@echo $(call quoted,page: $(call place,$(word 2,$^)))
 
 own-defined: | $(SETUP)
-	@$(PY) -m qa_lib.own$(call option,params,$(PARAMS)) -- $(foreach x,NAME DOMAIN_A DOMAIN_B,$(call quoted,$($x)))
+	@$(PY) -m qa_lib own$(call option,params,$(PARAMS)) -- $(foreach x,NAME DOMAIN_A DOMAIN_B,$(call quoted,$($x)))
 
 # ---- set-up ----
 
@@ -234,14 +234,14 @@ lint: | $(SETUP) ## ruff, and notebooks without outputs
 	$(PY) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offline afterwards
-	@for r in $(call reports,$(PROFILE)); do $(PY) -m qa_lib.study $$r $(FLAGS) --fetch; done
+	@for r in $(call reports,$(PROFILE)); do $(PY) -m qa_lib study $$r $(FLAGS) --fetch; done
 
 check-data: | $(SETUP) ## compare the files in DATA= with DATA.md
 	@$(if $(DATA),,$(error check-data needs DATA=folder, the one that holds qa/ and nlu/))
-	$(PY) -m qa_lib.data check$(call option,data,$(DATA)) $(enough)
+	$(PY) -m qa_lib check-data$(call option,data,$(DATA)) $(enough)
 
 pin: | $(SETUP) ## resolve hub revisions into params/pins.yaml
-	$(PY) -m qa_lib.data pin
+	$(PY) -m qa_lib pin
 
 lab: | $(SETUP) ## open JupyterLab
 	$(PY) -m jupyterlab

@@ -25,7 +25,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
     """An empty run store; the feature cache is shared by the tests of a session."""
-    from qa_lib import runs
+    from qa_lib.store import runs
 
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(runs, "RECORDS", tmp_path / "records")
@@ -39,18 +39,18 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def few_test_rows(monkeypatch):
     """Score on a few rows only (the test sample is no part of a run's identity)."""
-    from qa_lib import data
+    from qa_lib.data import selection
 
-    whole = data.tests
+    whole = selection.tests
     monkeypatch.setattr(
-        data, "tests", lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
+        selection, "tests", lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
     )
 
 
 @pytest.fixture
 def tiny():
     """Parameters of a training that takes seconds; keyword arguments change them."""
-    from qa_lib import params
+    from qa_lib.settings import params
 
     def load(**changes):
         p = TINY | changes

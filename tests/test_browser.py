@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from devtools import CHROMIUM, Tab
 
-from qa_lib import runs
-from qa_lib.params import ROOT
+from qa_lib.page import render
+from qa_lib.settings import params
+from qa_lib.settings.params import ROOT
+from qa_lib.store import runs
 
 PAGES, INDEX = (
     sorted(runs.FIGURES.glob("*/*/report.html")),
@@ -142,8 +144,6 @@ PLANTED = """# A title
 def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
     from nbformat.v4 import new_markdown_cell, new_notebook
 
-    from qa_lib import params, render
-
     nb = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell(PLANTED)])
     (tmp_path / "page.html").write_text(render.page(nb, params.load("exbert", "quick")))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
@@ -159,8 +159,6 @@ def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
 def test_a_script_of_the_text_does_not_run(tab, tmp_path):
     """The policy names one script by its hash; another one, had it got past the escaping, is refused."""
     from nbformat.v4 import new_markdown_cell, new_notebook
-
-    from qa_lib import params, render
 
     text = render.page(
         new_notebook(cells=[new_markdown_cell("# Title")]), params.load("exbert", "quick")

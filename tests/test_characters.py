@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from qa_lib import encoders, features, metrics
-from qa_lib.characters import trim_invisible, widen_to_characters
+from qa_lib.models import encoders
+from qa_lib.tasks import metrics, span
+from qa_lib.tasks.characters import trim_invisible, widen_to_characters
 
 WORDS = """Paris café naïve Zürich İstanbul Straße ﬁne Ελλάδα Ἀθῆναι Москва Йогурт العَرَبِيَّة עִבְרִית हिन्दी में किताब কলকাতা
 தமிழ் తెలుగు ಕನ್ನಡ മലയാളം ไทยกำลัง ລາວ မြန်မာ ខ្មែរ 한국어 조선 東京 がぎぐ パピプ 龍𠮷 Việt Nguyễn ṩ q̣̇ å ñ 1990s 3,837 U.S. (an) β-cell
@@ -147,14 +148,14 @@ def answer_perfectly(
     rows: list[dict], tokenizer, max_length: int, stride: int
 ) -> tuple[list[dict], int]:
     """Return answers, and how many rows have no label, of logits that are 10 at the labels and 0 elsewhere."""
-    windows = Dataset.from_dict(features.tokenise(rows, tokenizer, max_length, stride))
+    windows = Dataset.from_dict(span.tokenise(rows, tokenizer, max_length, stride))
     start = [np.zeros(len(ids), np.float32) for ids in windows["input_ids"]]
     end = [logits.copy() for logits in start]
     for i, (first, last) in enumerate(
         zip(windows["start_positions"], windows["end_positions"], strict=True)
     ):
         start[i][first] = end[i][last] = 10
-    return metrics.predict(rows, windows, start, end), features.count_unlabelled(rows, windows)
+    return span.predict(rows, windows, start, end), span.count_unlabelled(rows, windows)
 
 
 def make_row(context: str, begin: int, end: int) -> dict:
@@ -246,7 +247,7 @@ def test_an_answer_at_a_windows_edge_is_labelled_in_that_window():
     for begin, _ in pieces[5:-5:3]:
         end = context.index(" ", begin) + 1
         needed = ((pieces[:, 1] > begin) & (pieces[:, 0] < end)).sum()
-        windows = features.tokenise([make_row(context, int(begin), end)], wordpiece(), 48, 15)
+        windows = span.tokenise([make_row(context, int(begin), end)], wordpiece(), 48, 15)
         for flat, last in zip(windows["offsets"], windows["end_positions"], strict=True):
             offsets = flat.reshape(-1, 2)
             held = ((offsets[:, 1] > begin) & (offsets[:, 0] < end) & (offsets[:, 1] > 0)).sum()
@@ -262,8 +263,8 @@ def test_an_answer_longer_than_windows_is_counted():
         make_row(context, 0, 9),
         {**make_row(context, 0, 4), "is_impossible": True},
     ]
-    windows = Dataset.from_dict(features.tokenise(rows, wordpiece(), 48, 15))
-    assert features.count_unlabelled(rows, windows) == 1
+    windows = Dataset.from_dict(span.tokenise(rows, wordpiece(), 48, 15))
+    assert span.count_unlabelled(rows, windows) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from qa_lib import corpora, sentences
-from qa_lib.params import UserError
+from qa_lib.data import corpora, sentences
+from qa_lib.settings.params import UserError
 
 ROWS = 1200
 SCHEMA = {"id", "title", "context", "question", "answers", "is_impossible", "domain"}

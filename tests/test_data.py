@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qa_lib import data, params, runs, sources
-from qa_lib.params import UserError
-from qa_lib.settings import Dataset
+from qa_lib.data import selection, sources
+from qa_lib.reports import plans
+from qa_lib.settings import hub, params
+from qa_lib.settings.parameters import Dataset
+from qa_lib.settings.params import UserError
 
 
 def row(i: int, **changes) -> dict:
@@ -42,11 +44,11 @@ def own(monkeypatch, tmp_path):
         write(tmp_path / "test.jsonl", test)
         found = {"own": Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **fields)}
         monkeypatch.setattr(params, "datasets", lambda *source: found)
-        data.splits.cache_clear()
+        selection.splits.cache_clear()
         return str(tmp_path)
 
     yield make
-    data.splits.cache_clear()
+    selection.splits.cache_clear()
 
 
 def test_four_formats_give_the_same_rows(tmp_path):
@@ -81,7 +83,7 @@ def test_four_formats_give_the_same_rows(tmp_path):
     }
     (tmp_path / "a.json").write_text(json.dumps(nested))
     found = [
-        sources.read(tmp_path / f, "own", "stop", data.Counter())
+        sources.read(tmp_path / f, "own", "stop", selection.Counter())
         for f in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.json")
     ]
     assert (
@@ -92,8 +94,8 @@ def test_four_formats_give_the_same_rows(tmp_path):
 def test_a_malformed_line_is_named(tmp_path):
     write(tmp_path / "a.jsonl", [row(0), '{"id": "broken",\n', row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
-        sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
-    counts = data.Counter()
+        sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+    counts = selection.Counter()
     assert (
         len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 2
         and counts["malformed"] == 1
@@ -110,8 +112,8 @@ def test_misplaced_answers_are_counted_never_moved(tmp_path):
         match=r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
         r"\(of the first, '.+' stands at \d+, not at 0\);",
     ):
-        sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
-    counts = data.Counter()
+        sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+    counts = selection.Counter()
     assert (
         len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 4
         and counts["misplaced answers"] == 5
@@ -120,7 +122,7 @@ def test_misplaced_answers_are_counted_never_moved(tmp_path):
 
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
-        sources.read(tmp_path / "none.jsonl", "own", "stop", data.Counter())
+        sources.read(tmp_path / "none.jsonl", "own", "stop", selection.Counter())
 
 
 def test_a_planted_leak_is_dropped_and_counted(own):
@@ -129,11 +131,13 @@ def test_a_planted_leak_is_dropped_and_counted(own):
     leak = dict(
         train[7], id="leak", title="elsewhere", question=train[7]["question"].upper() + "  "
     )
-    found = data.splits("own", "folder", own(train, test + [leak], validation_rows=6))
+    found = selection.splits("own", "folder", own(train, test + [leak], validation_rows=6))
     ids = [{r["id"] for r in part} for part in (found.train, found.validation, found.test)]
     assert "leak" in ids[2] and "r7" not in ids[0] | ids[1]
     assert found.counts["copies of held-out rows dropped"] == 1
-    pairs = [{data.pair(r) for r in part} for part in (found.train, found.validation, found.test)]
+    pairs = [
+        {selection.pair(r) for r in part} for part in (found.train, found.validation, found.test)
+    ]
     assert not pairs[0] & pairs[1] and not pairs[0] & pairs[2] and not pairs[1] & pairs[2]
     titles = [{r["title"] for r in part} for part in (found.train, found.validation)]
     assert not titles[0] & titles[1] and len(found.validation) >= 6
@@ -149,12 +153,12 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
     }
     write(tmp_path / "other.jsonl", [other])
     folder = own(train, [row(30)], leave_out={"offset": "guess"}, apart_from=["other.jsonl"])
-    found = data.splits("own", "folder", folder)
+    found = selection.splits("own", "folder", folder)
     assert {r["id"] for r in train} - {r["id"] for r in found.train} == {"r4", "r9"}
     assert found.counts["contexts of other test sets dropped"] == 1
     whole = {
-        "a": data.Splits(train[:9], [], [], data.Counter()),
-        "b": data.Splits(train[9:], train[3:4], [], data.Counter()),
+        "a": selection.Splits(train[:9], [], [], selection.Counter()),
+        "b": selection.Splits(train[9:], train[3:4], [], selection.Counter()),
     }
     spec = SimpleNamespace(
         domains=["a", "b"],
@@ -168,8 +172,8 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
         bad_rows="stop",
     )
     with monkeypatch.context() as patch:
-        patch.setattr(data, "splits", lambda name, *rest: whole[name])
-        mixed, _, counts = data.mixture(spec)
+        patch.setattr(selection, "splits", lambda name, *rest: whole[name])
+        mixed, _, counts = selection.mixture(spec)
     assert (
         "r3" not in {r["id"] for r in mixed} and counts["copies of other sets' rows dropped"] == 1
     )
@@ -178,18 +182,18 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
 def test_a_row_without_an_answer_that_has_one_is_refused(tmp_path):
     write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": True}])
     with pytest.raises(UserError, match="line 1: is_impossible, and yet it has answers"):
-        sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
+        sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
 
 
 NOTHING = {"text": [], "answer_start": []}
 
 
-def read_both(path, **how) -> tuple[str, list[dict], data.Counter]:
+def read_both(path, **how) -> tuple[str, list[dict], selection.Counter]:
     """What reading says where a bad row stops it, and the rows and counts where it is skipped."""
     with pytest.raises(UserError) as e:
-        sources.read(path, "own", "stop", data.Counter(), **how)
+        sources.read(path, "own", "stop", selection.Counter(), **how)
     assert "\n" not in str(e.value) and str(e.value).encode()
-    counts = data.Counter()
+    counts = selection.Counter()
     return str(e.value), sources.read(path, "own", "skip", counts, **how), counts
 
 
@@ -284,7 +288,7 @@ def test_a_part_of_nested_json_that_holds_no_question_is_a_bad_row(tmp_path, cha
 )
 def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, question):
     (tmp_path / "a.json").write_text(json.dumps(nested(question)))
-    _, found = sources.read(tmp_path / "a.json", "own", "stop", data.Counter())
+    _, found = sources.read(tmp_path / "a.json", "own", "stop", selection.Counter())
     assert found["is_impossible"] and found["answers"] == NOTHING
 
 
@@ -300,7 +304,7 @@ def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, questi
 def test_nested_json_without_articles_is_one_sentence(tmp_path, text, reason):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=f"a.json cannot be read .{reason}"):
-        sources.read(tmp_path / "a.json", "own", "skip", data.Counter())
+        sources.read(tmp_path / "a.json", "own", "skip", selection.Counter())
 
 
 @pytest.mark.parametrize("value", [None, {"text": None, "answer_start": None}])
@@ -309,7 +313,7 @@ def test_null_answers_of_an_impossible_row(tmp_path, value):
     write(tmp_path / "a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for file in ("a.jsonl", "a.parquet"):
-        found = sources.read(tmp_path / file, "own", "stop", data.Counter())[1]
+        found = sources.read(tmp_path / file, "own", "stop", selection.Counter())[1]
         assert found["is_impossible"] and found["answers"] == NOTHING
     write(tmp_path / "a.jsonl", [row(0), row(1) | {"answers": value}])
     told, rows, counts = read_both(tmp_path / "a.jsonl")
@@ -365,14 +369,14 @@ def test_parquet_is_read_by_its_used_columns(tmp_path):
     for name, column in more.items():
         table = table.append_column(name, column)
     pq.write_table(table, tmp_path / "a.parquet")
-    found = sources.read(tmp_path / "a.parquet", "own", "stop", data.Counter())
+    found = sources.read(tmp_path / "a.parquet", "own", "stop", selection.Counter())
     assert [r["id"] for r in found] == [str(2**53 + 1), str(2**53), "own-3"]
     assert found[0]["answers"] == rows[0]["answers"] and set(found[0]) == {
         *sources.FIELDS,
         "domain",
     }
     found = sources.read(
-        tmp_path / "a.parquet", "own", "stop", data.Counter(), fields=["offset", "absent"]
+        tmp_path / "a.parquet", "own", "stop", selection.Counter(), fields=["offset", "absent"]
     )
     assert [r["offset"] for r in found] == ["guess", "sure", None]
 
@@ -386,9 +390,9 @@ def test_fields_that_leave_rows_out_are_read_from_parquet(monkeypatch, tmp_path)
         "own": Dataset(train=["train.parquet"], test=["test.jsonl"], leave_out={"offset": "guess"})
     }
     monkeypatch.setattr(params, "datasets", lambda *source: known)
-    data.splits.cache_clear()
-    found = data.splits("own", "folder", str(tmp_path))
-    data.splits.cache_clear()
+    selection.splits.cache_clear()
+    found = selection.splits("own", "folder", str(tmp_path))
+    selection.splits.cache_clear()
     assert found.counts["offset=guess left out of training"] == 1 and "r4" not in {
         r["id"] for r in found.train
     }
@@ -404,7 +408,7 @@ def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
         pa.Table.from_pylist([r | {"answers": x} for r, x in zip(rows, lists, strict=True)]),
         tmp_path / "a.parquet",
     )
-    found = sources.read(tmp_path / "a.parquet", "own", "stop", data.Counter())
+    found = sources.read(tmp_path / "a.parquet", "own", "stop", selection.Counter())
     assert [r["answers"] for r in found] == [
         rows[0]["answers"],
         rows[1]["answers"],
@@ -418,7 +422,7 @@ def test_a_column_that_parquet_lacks_is_one_sentence(tmp_path):
         UserError,
         match="a.parquet cannot be read .no column 'question' among id, title, context, answers;",
     ):
-        sources.read(tmp_path / "a.parquet", "own", "skip", data.Counter())
+        sources.read(tmp_path / "a.parquet", "own", "skip", selection.Counter())
 
 
 def test_text_of_parquet_that_is_none_is_a_bad_row(tmp_path):
@@ -445,7 +449,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(nested({"answers": []})), encoding="utf-8-sig")
     for file, ids in {"a.jsonl": 2, "b.jsonl": 3, "a.jsonl.gz": 2, "a.json": 2}.items():
         for bad_rows in ("stop", "skip"):
-            found = sources.read(tmp_path / file, "own", bad_rows, data.Counter())
+            found = sources.read(tmp_path / file, "own", bad_rows, selection.Counter())
             assert [r["id"] for r in found] == [f"r{i}" for i in range(ids)], file
 
 
@@ -456,7 +460,7 @@ def test_utf_16_is_one_sentence(tmp_path, file, encoding):
     (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith("gz") else content)
     told = rf"{file} cannot be read .it is {encoding[:6]}\S* and not utf-8; save it anew as utf-8"
     with pytest.raises(UserError, match=told) as e:
-        sources.read(tmp_path / file, "own", "skip", data.Counter())
+        sources.read(tmp_path / file, "own", "skip", selection.Counter())
     assert "\n" not in str(e.value)
 
 
@@ -488,7 +492,7 @@ def test_what_says_whether_a_row_is_impossible(tmp_path, says, values):
         tmp_path / "a.jsonl",
         [row(0) | {"is_impossible": x, "answers": NOTHING if says else given} for x in values],
     )
-    found = sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
+    found = sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     assert [r["is_impossible"] for r in found] == [says] * len(values)
     if says:
         write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": x} for x in values])
@@ -511,13 +515,13 @@ def test_ids_and_titles_that_are_no_number_are_absent(tmp_path):
         tmp_path / "a.jsonl",
         [row(i) | {"id": float("nan"), "title": float("nan")} for i in range(2)],
     )
-    found = sources.read(tmp_path / "a.jsonl", "own", "stop", data.Counter())
+    found = sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     assert [(r["id"], r["title"]) for r in found] == [("own-1", ""), ("own-2", "")]
 
 
 def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
     """A run may be tested on sets that it does not train on: its sample must not hang on which, so none is dropped."""
-    spec = runs.plan(tiny(ratios=[1.0]))[0]
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
     spec = spec.model_copy(
         update={
             "domains": spec.domains[:1],
@@ -526,13 +530,13 @@ def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
         }
     )
     whole, leak = (
-        data.splits("biomedicine", "embedded"),
-        data.splits("encyclopaedia", "embedded").train[3],
+        selection.splits("biomedicine", "embedded"),
+        selection.splits("encyclopaedia", "embedded").train[3],
     )
-    planted = data.Splits(whole.train, whole.validation, [leak], whole.counts)
-    before, splits = data.mixture(spec)[0], data.splits
+    planted = selection.Splits(whole.train, whole.validation, [leak], whole.counts)
+    before, splits = selection.mixture(spec)[0], selection.splits
     monkeypatch.setattr(
-        data,
+        selection,
         "splits",
         lambda name, *rest: planted if name == "biomedicine" else splits(name, *rest),
     )
@@ -540,25 +544,27 @@ def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
         UserError,
         match="1 training rows of encyclopaedia are test rows of biomedicine; name that set's file in",
     ):
-        data.mixture(spec)
-    assert data.mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
+        selection.mixture(spec)
+    assert selection.mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
 
 
 @pytest.mark.parametrize("name", ["encyclopaedia", "biomedicine"])
 def test_embedded_splits_share_no_text_and_no_entity(name):
-    found = data.splits(name, "embedded")
+    found = selection.splits(name, "embedded")
     parts = (found.train, found.validation, found.test)
     for part in ("pair", "title"):
-        sets = [{data.pair(r) if part == "pair" else r["title"] for r in rows} for rows in parts]
+        sets = [
+            {selection.pair(r) if part == "pair" else r["title"] for r in rows} for rows in parts
+        ]
         assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2], part
 
 
 def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
     def chosen(ratio, seed=0, variant="v-db"):
-        spec = runs.plan(tiny(ratios=[ratio], seeds=[seed]))[0].model_copy(
+        spec = plans.plan(tiny(ratios=[ratio], seeds=[seed]))[0].model_copy(
             update={"variant": variant}
         )
-        return [r["id"] for r in data.mixture(spec)[0]]
+        return [r["id"] for r in selection.mixture(spec)[0]]
 
     half, most = chosen(0.5), chosen(0.75)
     assert set(half[:24]) <= set(most[:36]) and len(half) == len(most) == 48
@@ -569,25 +575,25 @@ def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
 
 
 def test_too_few_rows_say_which_set_and_how_many(tiny):
-    spec = runs.plan(tiny(train_rows=100_000))[0]
+    spec = plans.plan(tiny(train_rows=100_000))[0]
     with pytest.raises(
         UserError, match=r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"
     ):
-        data.mixture(spec)
+        selection.mixture(spec)
 
 
 def test_a_share_of_validation_rows_that_is_none_is_refused(tiny):
     with pytest.raises(
         UserError, match="none of the 1 validation rows falls to encyclopaedia, biomedicine; raise"
     ):
-        data.mixture(runs.plan(tiny(validation_rows=1))[0])
+        selection.mixture(plans.plan(tiny(validation_rows=1))[0])
 
 
 def test_a_changed_listed_file_is_refused(own, monkeypatch):
     folder = own([row(i) for i in range(9)], [row(9)])
-    monkeypatch.setattr(data, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})
+    monkeypatch.setattr(selection, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})
     with pytest.raises(UserError, match="is not the file DATA.md lists"):
-        data.splits("own", "folder", folder)
+        selection.splits("own", "folder", folder)
 
 
 def test_the_hub_is_refused_in_one_sentence_offline():
@@ -597,12 +603,12 @@ def test_the_hub_is_refused_in_one_sentence_offline():
         match=r"encoder distilbert-base-uncased: there is no such folder.* and it cannot be had from the "
         r"hub .*minilm, which need no network \(PARAMS=encoder=…\), or .* once with network",
     ):
-        runs.plan(params.load("exbert", "paper"))
+        plans.plan(params.load("exbert", "paper"))
     with pytest.raises(
         UserError,
         match=r"dataset .* cannot be had from the hub .*make data .*PROFILE=quick .*PROFILE=real DATA=",
     ):
-        runs.plan(params.load("exbert", "paper", {"encoder": "minilm"}))
+        plans.plan(params.load("exbert", "paper", {"encoder": "minilm"}))
 
 
 def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
@@ -617,11 +623,11 @@ def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
         {"question": "What?", "text": "<answer> snow <context> Ice."},
         {"question": "What?", "text": "<answer> no context"},
     ]
-    monkeypatch.setattr(sources, "revision", lambda repo: "0" * 40)
+    monkeypatch.setattr(hub, "revision", lambda repo: "0" * 40)
     monkeypatch.setattr(
         "datasets.load_dataset", lambda repo, split, revision: [dict(r) for r in table]
     )
-    counts = data.Counter()
+    counts = selection.Counter()
     first, second = sources.read_hub("a/b:train", "own", counts)
     assert first["answers"] == squad["answers"] and counts["answer not in the context"] == 2
     assert (
@@ -631,7 +637,7 @@ def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
 
 
 def test_fingerprints_need_no_data_for_listed_files():
-    print_ = data.fingerprint("squad", "folder", None)
-    assert re.fullmatch("[0-9a-f]{64}", print_) and print_ == data.fingerprint(
+    print_ = selection.fingerprint("squad", "folder", None)
+    assert re.fullmatch("[0-9a-f]{64}", print_) and print_ == selection.fingerprint(
         "squad", "folder", "/nowhere"
     )

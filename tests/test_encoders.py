@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertForPreTraining
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from qa_lib import build, corpora, encoders, features, own, params, questions, runs, sources, study
-from qa_lib.params import UserError
+from qa_lib.__main__ import run_verb
+from qa_lib.data import corpora, features
+from qa_lib.models import encoders
+from qa_lib.reports import plans
+from qa_lib.settings import encoder_files, hub, params
+from qa_lib.settings.params import UserError
+from qa_lib.training import build, clusters, study
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 
@@ -22,7 +28,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 @pytest.fixture(scope="session")
 def tokenizer():
     """MiniLM's tokenizer with 600 word pieces of its own."""
-    large = AutoTokenizer.from_pretrained(encoders.folder("minilm"))
+    large = AutoTokenizer.from_pretrained(encoder_files.folder("minilm"))
     texts = [row["context"] for row in corpora.qa("encyclopaedia", 200)]
     return large.train_new_from_iterator(texts, 600)
 
@@ -69,7 +75,7 @@ def copied(whole, tmp_path):
 def refusal(folder: Path) -> str:
     """The one sentence with which an encoder folder is refused."""
     with pytest.raises(UserError) as e:
-        encoders.weights(str(folder))
+        encoder_files.weights(str(folder))
         encoders.load(str(folder))
     sentence = str(e.value)
     assert str(folder) in sentence and "\n" not in sentence and "; " in sentence
@@ -84,9 +90,11 @@ def test_every_architecture_that_is_taken_trains(architecture, small_encoder, ti
     """The plain model, and the block after the encoder and inside its last block: one step each."""
     folder = small_encoder(architecture)
     shared = {"encoder": str(folder), "blocks": 1, "max_length": 96, "stride": 24}
-    plain = runs.plan(tiny(**shared))[0]
-    after = runs.plan(tiny(**shared, experiments=["untuned"], experts=4))[-1]
-    within = runs.plan(tiny(**shared, experiments=["untuned"], experts=4, place="feed_forward"))[-1]
+    plain = plans.plan(tiny(**shared))[0]
+    after = plans.plan(tiny(**shared, experiments=["untuned"], experts=4))[-1]
+    within = plans.plan(tiny(**shared, experiments=["untuned"], experts=4, place="feed_forward"))[
+        -1
+    ]
     assert after.layer.place == "after" and within.layer.place == "feed_forward"
     for spec in (plain, after, within):
         assert study.rate(spec) > 0
@@ -103,7 +111,7 @@ def test_every_architecture_that_is_taken_trains(architecture, small_encoder, ti
 
 def test_a_small_vocabulary_goes_all_the_way(whole, tiny):
     p = tiny(encoder=str(whole), max_length=96, stride=24)
-    frame = study.run(p, workers=1, live=False)
+    frame = study.run(p, plans.plan, workers=1, live=False)
     assert set(frame["trained"]) == {"now"}
 
 
@@ -134,10 +142,10 @@ def test_a_pretrained_head_is_left_out(small_encoder):
 
 
 def test_minilm_keeps_its_identity():
-    assert encoders.weights("minilm") == sources.sha256(
-        encoders.folder("minilm") / "model.safetensors"
+    assert encoder_files.weights("minilm") == hub.sha256(
+        encoder_files.folder("minilm") / "model.safetensors"
     )
-    assert encoders.weights("minilm").startswith("53aa51172d14")
+    assert encoder_files.weights("minilm").startswith("53aa51172d14")
 
 
 # ---- what is refused ----
@@ -278,7 +286,7 @@ def test_no_code_of_a_folder_runs(copied):
 def test_weights_in_another_form_are_refused(copied, beside, words):
     (copied / "model.safetensors").rename(copied / beside)
     with pytest.raises(UserError, match=words):
-        encoders.weights(str(copied))
+        encoder_files.weights(str(copied))
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
@@ -291,7 +299,7 @@ def test_a_missing_file_is_named(copied, file):
 
 
 def test_a_tokenizer_with_more_pieces_than_the_encoder_is_refused(copied, small_encoder, tokenizer):
-    AutoTokenizer.from_pretrained(encoders.folder("minilm")).save_pretrained(copied)
+    AutoTokenizer.from_pretrained(encoder_files.folder("minilm")).save_pretrained(copied)
     assert "its tokenizer has 30522 word pieces and the encoder embeds 600; " in refusal(copied)
     larger = small_encoder(vocab_size=640)  # rows beyond the tokenizer's pieces are common
     assert len(encoders.load(str(larger))[1]) == 600
@@ -335,15 +343,15 @@ def test_few_positions_are_told_before_training(small_encoder, tiny):
     with pytest.raises(
         UserError, match="reads 60 tokens, and windows of 64 are asked for; lower it"
     ):
-        study.run(tiny(**few, max_length=64, stride=16), live=False)
+        study.run(tiny(**few, max_length=64, stride=16), plans.plan, live=False)
     with pytest.raises(
         UserError, match="windows of 60 are padded to a multiple of 8; lower it to 56"
     ):
-        study.run(tiny(**few, max_length=60, stride=16), live=False)
-    spec = runs.plan(tiny(**few, max_length=56, stride=16))[0]
+        study.run(tiny(**few, max_length=60, stride=16), plans.plan, live=False)
+    spec = plans.plan(tiny(**few, max_length=56, stride=16))[0]
     assert study.rate(spec) > 0
     long = [" ".join(["when"] * 99)]
-    assert questions.states(few["encoder"], long).shape == (1, 32)
+    assert clusters.states(few["encoder"], long).shape == (1, 32)
 
 
 def test_an_encoder_that_is_refused_trains_nothing(copied, tiny, monkeypatch, tmp_path):
@@ -351,11 +359,11 @@ def test_an_encoder_that_is_refused_trains_nothing(copied, tiny, monkeypatch, tm
     save_file(prefix_all("module.", load_file(file)), file, metadata={"format": "pt"})
     monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("it trains"))
     with pytest.raises(UserError, match="lacks 37 of 37 weights"):
-        study.run(tiny(encoder=str(copied)), live=False)
+        study.run(tiny(encoder=str(copied)), plans.plan, live=False)
     pair = f"{tmp_path}/a.jsonl:{tmp_path}/b.jsonl"
     monkeypatch.setattr("sys.argv", ["own", "mine", pair, pair, "-p", f"encoder={copied}"])
     with pytest.raises(UserError, match="lacks 37 of 37 weights"):
-        own.main()
+        run_verb(sys.argv)
 
 
 def test_long_questions_leave_room_for_context_beside_four_special_tokens(tokenizer, tmp_path):
@@ -413,7 +421,7 @@ def test_a_name_that_leads_nowhere_says_what_would(whole, tmp_path, monkeypatch,
     pair = "a.jsonl:b.jsonl"
     monkeypatch.setattr("sys.argv", ["own", "mine", pair, pair, "-p", f"encoder={name}"])
     with pytest.raises(UserError, match=words) as e:
-        own.main()
+        run_verb(sys.argv)
     sentence = str(e.value)
     assert not any(x in sentence for x in ("\n", "make data", "PROFILE", "DATA="))
 
@@ -422,9 +430,9 @@ def test_a_name_that_the_hub_does_not_know_gets_no_advice_about_the_network():
     from huggingface_hub.errors import RepositoryNotFoundError
 
     unknown = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-    sentence = str(sources.offline("model", "some/encoder", unknown))
+    sentence = str(hub.offline("model", "some/encoder", unknown))
     assert "it has no public repository of that name" in sentence and "with network" not in sentence
-    sentence = str(sources.offline("dataset", "some/data", unknown))
+    sentence = str(hub.offline("dataset", "some/data", unknown))
     assert "mend its name in params/datasets.yaml" in sentence and "with network" not in sentence
 
 
@@ -434,10 +442,10 @@ def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, mo
     snapshot = tmp_path / "hub" / "models--some--encoder" / "snapshots" / pinned
     shutil.copytree(whole, snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(sources, "PINS", tmp_path / "pins.yaml")
+    monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")
     (tmp_path / "pins.yaml").write_text(f"some/encoder: '{pinned}'\n")
     ours, theirs = (encoders.load(x)[0].state_dict() for x in ("some/encoder", str(whole)))
-    assert encoders.weights("some/encoder") == pinned
+    assert encoder_files.weights("some/encoder") == pinned
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     encoders.read_encoder.cache_clear()
     (snapshot / "model.safetensors").write_bytes(LFS)
@@ -450,4 +458,4 @@ def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, mo
 def test_parameters_of_a_plan_load_no_weights(tiny, copied):
     """A page is drawn from records where the encoder's weights need not be read."""
     (copied / "model.safetensors").write_bytes(b"of the same name")
-    assert runs.plan(tiny(encoder=str(copied))) and params.load("exbert", "quick")
+    assert plans.plan(tiny(encoder=str(copied))) and params.load("exbert", "quick")

@@ -6,9 +6,13 @@ from st_moe_pytorch import MoE as PeerMoE
 from st_moe_pytorch import SparseMoEBlock
 from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig
 
-from qa_lib import build, encoders, exbert, runs, stmoe, train
-from qa_lib.params import UserError
-from qa_lib.settings import Layer
+from qa_lib.models import encoders, st_moe
+from qa_lib.models.exbert import Block, ExBERT
+from qa_lib.page import tables
+from qa_lib.reports import plans
+from qa_lib.settings.parameters import Layer
+from qa_lib.settings.params import UserError
+from qa_lib.training import build, train
 
 REPORT = Layer(
     experts=4, eval_routing="random", route_padding=True, density="kept", feed_forward="both"
@@ -27,9 +31,9 @@ ENCODERS = {
 }
 
 
-def model(kind: str = "bert", dense: float | None = None, **changes) -> exbert.ExBERT:
+def model(kind: str = "bert", dense: float | None = None, **changes) -> ExBERT:
     torch.manual_seed(0)
-    return exbert.ExBERT(
+    return ExBERT(
         AutoModel.from_config(ENCODERS[kind]), 0.1, Layer(**{"experts": 4} | changes), dense
     )
 
@@ -46,7 +50,7 @@ LABELS = {"start_positions": torch.tensor([3, 2, 1]), "end_positions": torch.ten
 
 def test_the_block_equals_st_moe_pytorch_s(monkeypatch):
     """Feed-forward before and after, norms and residuals: output and gradients, weights copied."""
-    ours = exbert.Block(16, REPORT)
+    ours = Block(16, REPORT)
     peer = SparseMoEBlock(PeerMoE(dim=16, num_experts=4), add_ff_before=True, add_ff_after=True)
     with torch.no_grad():
         for (mine, a), (theirs, b) in (
@@ -73,7 +77,7 @@ def test_the_block_equals_st_moe_pytorch_s(monkeypatch):
     torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
-def copy(mine: stmoe.Expert, theirs):
+def copy(mine: st_moe.Expert, theirs):
     (
         theirs[0].weight.copy_(mine.w1.weight),
         theirs[0].bias.copy_(mine.w1.bias),
@@ -143,13 +147,13 @@ def test_dense_controls_have_the_compute_and_the_weights_they_are_named_for():
 
 def test_a_seed_gives_every_model_the_same_head(tiny):
     p = tiny(experiments=["headline", "dense"], tuned_blocks=1, tuned_epochs=1.0)
-    heads = [build.build(s)[0].head.weight for s in runs.plan(p)]
+    heads = [build.build(s)[0].head.weight for s in plans.plan(p)]
     assert len(heads) == 5 and all(torch.equal(h, heads[0]) for h in heads)
 
 
 def test_a_record_says_who_routed_where(tiny):
     p = tiny(experiments=["untuned"], train_rows=32)
-    record = train.train(next(s for s in runs.plan(p) if s.layer), progress=lambda line: None)
+    record = train.train(next(s for s in plans.plan(p) if s.layer), progress=lambda line: None)
     steps = record["load"]["training"]
     assert len(steps) >= 4 and set(steps[0]) == {
         "step",
@@ -170,7 +174,7 @@ def test_a_record_says_who_routed_where(tiny):
 
 
 def test_going_on_from_fewer_blocks_is_refused(tiny):
-    first = runs.plan(tiny())[0]
+    first = plans.plan(tiny())[0]
     child = first.model_copy(update={"parents": [first], "blocks": 2})
     train.train(first, progress=lambda line: None, keep_weights=True)
     with pytest.raises(UserError, match="cannot go on from v-db.*ask for no more blocks"):
@@ -189,8 +193,8 @@ def test_mutual_information():
             ]
         )
 
-    assert exbert.mutual_information(share([[0.5, 0.5, 0], [0.5, 0.5, 0]])) == 0
-    assert exbert.mutual_information(share([[1, 0], [0, 1]])) == 1
-    assert exbert.mutual_information(share([[0.75, 0.25], [0.25, 0.75]])) == pytest.approx(
+    assert tables.mutual_information(share([[0.5, 0.5, 0], [0.5, 0.5, 0]])) == 0
+    assert tables.mutual_information(share([[1, 0], [0, 1]])) == 1
+    assert tables.mutual_information(share([[0.75, 0.25], [0.25, 0.75]])) == pytest.approx(
         1 - 0.811278, abs=1e-5
     )

@@ -6,8 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qa_lib import data, encoders, features, files, frozen
-from qa_lib.params import UserError
+from qa_lib.data import features, selection
+from qa_lib.data.batches import BucketSampler
+from qa_lib.models import encoders, heads
+from qa_lib.settings import encoder_files, files
+from qa_lib.settings.params import UserError
+from qa_lib.tasks import span
+from qa_lib.training import frozen
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +64,7 @@ def check(rows, windows) -> tuple[int, list[str]]:
 
 
 def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
-    rows = data.splits("encyclopaedia", "embedded").train[:300]
+    rows = selection.splits("encyclopaedia", "embedded").train[:300]
     windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
     assert len(windows) > len(rows)  # some overflow
     labelled, inside_piece = check(rows, windows)
@@ -77,7 +82,7 @@ def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
 
 @pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: make test DATA=path/to/data")
 def test_every_label_of_real_squad(tokenizer, tmp_path):
-    rows = data.splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
+    rows = selection.splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
     labelled, inside_piece = check(rows, features.windows(rows, tokenizer, 384, 128, tmp_path))
     print(
         f"\n{labelled} labelled windows of {len(rows)} questions; {len(inside_piece)} answers begin or end inside a word "
@@ -103,20 +108,20 @@ def test_unanswerable_rows_point_at_cls(tokenizer, tmp_path):
 
 
 def test_a_long_question_leaves_room_for_context(tokenizer, tmp_path):
-    rows = [dict(data.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
+    rows = [dict(selection.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
     for window in features.windows(rows, tokenizer, 128, 32, tmp_path):
-        assert np.flatnonzero(window["offsets"][1::2])[0] <= features.MAX_QUESTION + 2
+        assert np.flatnonzero(window["offsets"][1::2])[0] <= span.MAX_QUESTION + 2
 
 
 @pytest.mark.parametrize("length, stride", [(32, 15), (64, 10), (96, 40), (128, 63)])
 def test_any_length_and_stride_that_are_taken_leave_room(tokenizer, tmp_path, length, stride):
-    rows = [dict(data.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
+    rows = [dict(selection.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
     windows = features.windows(rows, tokenizer, length, stride, tmp_path)
     assert len(windows) > 1 and all(len(ids) <= length for ids in windows["input_ids"])
 
 
 def test_the_cache_is_read_again_and_follows_content_and_code(tokenizer, tmp_path, monkeypatch):
-    rows = data.splits("encyclopaedia", "embedded").train[:20]
+    rows = selection.splits("encyclopaedia", "embedded").train[:20]
     features.windows(rows, tokenizer, 96, 24, tmp_path)
     features.windows(rows, tokenizer, 96, 24, tmp_path)
     assert len(folders(tmp_path)) == 1
@@ -145,7 +150,7 @@ def damage_largest(folder: Path, pattern: str):
     ],
 )
 def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, capsys, spoil):
-    rows = data.splits("encyclopaedia", "embedded").train[:20]
+    rows = selection.splits("encyclopaedia", "embedded").train[:20]
     first = features.windows(rows, tokenizer, 96, 24, tmp_path)[:]
     (folder,) = folders(tmp_path)
     spoil(folder)
@@ -157,10 +162,10 @@ def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, capsys, spoil):
 
 
 def test_a_damaged_store_of_frozen_outputs_is_made_anew(tokenizer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(frozen.scoring, "CACHE", tmp_path)
-    rows = data.splits("encyclopaedia", "embedded").train[:4]
+    monkeypatch.setattr(frozen.evaluate, "CACHE", tmp_path)
+    rows = selection.splits("encyclopaedia", "embedded").train[:4]
     windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
-    model = encoders.SpanModel(encoders.load("minilm", 1)[0])
+    model = heads.SpanModel(encoders.load("minilm", 1)[0])
 
     def outputs():
         return frozen.outputs("key", windows, tokenizer, lambda: model, "fp32")
@@ -183,7 +188,7 @@ def test_line_ends_of_the_code_do_not_make_the_cache_anew(tmp_path):
 def test_orders(order):
     rng = np.random.default_rng(0)
     lengths, domains = list(rng.integers(20, 300, 1000)), ["a"] * 600 + ["b"] * 400
-    sampler = features.BucketSampler(lengths, domains, 16, order, seed=0)
+    sampler = BucketSampler(lengths, domains, 16, order, seed=0)
     sampler.set_epoch(0)
     first = list(sampler)
     assert sorted(first) == list(range(1000)) and list(sampler) == first
@@ -193,16 +198,16 @@ def test_orders(order):
     assert (seen == domains) == (order == "sequential")
     padded = sum(16 * max(lengths[i] for i in first[k : k + 16]) for k in range(0, 992, 16))
     assert padded < 1.1 * sum(lengths)  # little padding
-    assert list(features.BucketSampler(lengths, domains, 16, order, seed=1)) != first
+    assert list(BucketSampler(lengths, domains, 16, order, seed=1)) != first
 
 
 def test_encoder_errors_are_sentences(tmp_path):
     with pytest.raises(UserError, match="blocks: 7 asked for, but encoder minilm has 6"):
         encoders.load("minilm", 7)
     with pytest.raises(UserError, match="encoder folder .* has no config.json"):
-        encoders.weights(str(tmp_path))
+        encoder_files.weights(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):
-        encoders.weights("./none")
+        encoder_files.weights("./none")
 
 
 def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
@@ -227,7 +232,7 @@ def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
     "name", ["squad", "bioasq", "newsqa", "naturalquestions", "duorc", "race", "relations"]
 )
 def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_path, name):
-    rows = data.splits(name, "folder", str(Path(os.environ["DATA"]).resolve())).train
+    rows = selection.splits(name, "folder", str(Path(os.environ["DATA"]).resolve())).train
     windows = features.windows(rows, tokenizer, 384, 128, tmp_path)
     labels = zip(windows["start_positions"], windows["end_positions"], strict=True)
     moved = set()
@@ -236,6 +241,6 @@ def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_pat
             moved.add(row)
     print(
         f"\n{name}: {len(rows)} training rows, {len(moved)} with another label, "
-        f"{features.count_unlabelled(rows, windows)} without any"
+        f"{span.count_unlabelled(rows, windows)} without any"
     )
     assert not moved

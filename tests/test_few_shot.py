@@ -7,14 +7,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qa_lib import augment, data, moe, params, questions, runs
-from qa_lib.spec import Spec
+from qa_lib.data import augment, selection
+from qa_lib.reports import moe, plans
+from qa_lib.settings import params
+from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
+from qa_lib.training import clusters
 from tests.test_moe import whole_plan
 
 
 def few() -> list[dict]:
     return [
-        r for name in ("plots", "exams", "dialogue") for r in data.splits(name, "embedded").train
+        r
+        for name in ("plots", "exams", "dialogue")
+        for r in selection.splits(name, "embedded").train
     ]
 
 
@@ -66,15 +72,15 @@ def test_answers_that_cross_or_repeat_stay():
 
 def test_clusters_share_out_the_rows():
     specs = [s for s in whole_plan(experiments=["clusters"]) if s.cluster]
-    rows, validation, _ = data.mixture(specs[0])
-    found = [questions.of_cluster(s, rows, validation) for s in specs]
+    rows, validation, _ = selection.mixture(specs[0])
+    found = [clusters.of_cluster(s, rows, validation) for s in specs]
     assert len(specs) == 3 and len({s.hash for s in specs}) == 3
     for k, whole in enumerate((rows, validation)):
         ids = [r["id"] for part in found for r in part[k]]
         assert sorted(ids) == sorted(r["id"] for r in whole)
     for few in (found[1][1][:1], []):
-        assert questions.of_cluster(specs[0], rows, few)[1] == few  # all rather than none
-    x = questions.states("minilm", [r["question"] for r in rows])
+        assert clusters.of_cluster(specs[0], rows, few)[1] == few  # all rather than none
+    x = clusters.states("minilm", [r["question"] for r in rows])
     assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     place = {r["id"]: i for i, r in enumerate(rows)}
     means = [
@@ -99,7 +105,7 @@ def test_altered_copies_get_as_many_steps():
 
 def test_equal_trials(monkeypatch):
     """Four models, each with every rate and epochs, experts at the trial's rate; then what the best of them say."""
-    monkeypatch.setattr(moe.data, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(moe.selection, "fingerprint", lambda *a: "f")
     p = params.load("moe", "real", {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}, "full")
     best = {
         "baseline": (1e-4, 3),
@@ -129,7 +135,7 @@ def test_equal_trials(monkeypatch):
         return {"history": [kept, other] if spec.checkpoint == "best" else [other, kept]}
 
     monkeypatch.setattr(runs, "find", lambda spec, fresh=False: None)
-    trials = runs.plan(p)
+    trials = plans.plan(p)
     deciding = [s for s in trials if not s.variant.startswith("expert")]
     assert (
         len(deciding) == 4 * 3 * 2
@@ -138,7 +144,7 @@ def test_equal_trials(monkeypatch):
     )
     assert all(e.hash in {s.hash for s in trials} for s in deciding for e in s.parents)
     monkeypatch.setattr(runs, "find", find)
-    specs = runs.plan(p)
+    specs = plans.plan(p)
     assert (
         max(s.learning_rate for s in specs if not s.gate) == 6e-4
     )  # reinit-4's best lay on the edge

@@ -7,8 +7,12 @@ from functools import cache
 import pandas as pd
 import pytest
 
-from qa_lib import advice, findings, runs, tables, verify
-from qa_lib.params import ROOT
+from qa_lib.evidence import verify
+from qa_lib.own_data import advice
+from qa_lib.page import findings, tables
+from qa_lib.reports import plans
+from qa_lib.settings.params import ROOT
+from qa_lib.store import runs
 
 
 @cache
@@ -18,10 +22,10 @@ def inputs(report: str) -> dict:
         patch.setattr(runs, "RECORDS", ROOT / "records")
         runs.committed.cache_clear()
         runs._landed.cache_clear()
-        p = runs.settle(
+        p = plans.settle(
             argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
         )
-        specs, claims = runs.plan(p), verify.table(p)
+        specs, claims = plans.plan(p), verify.table(p)
         if report == "moe":
             experts = runs.histories([e for s in specs if s.variant == "moe" for e in s.parents])
             return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}

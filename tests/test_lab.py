@@ -17,8 +17,8 @@ import pytest
 from devtools import CHROMIUM, Tab
 from test_notebooks import NOTEBOOKS, TINY
 
-from qa_lib import params
-from qa_lib.params import ROOT
+from qa_lib.settings import params
+from qa_lib.settings.params import ROOT
 
 RUNS = os.environ.get("QA_RUNS")  # before the store of each test takes its place
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))

@@ -11,7 +11,10 @@ import pytest
 from datasets import Dataset
 from torchmetrics.text import SQuAD
 
-from qa_lib import metrics, scoring, settings
+from qa_lib.settings import parameters
+from qa_lib.tasks import metrics, span
+from qa_lib.tasks.span_score import SpanScore
+from qa_lib.training import evaluate
 
 WORDS = [
     "the",
@@ -98,7 +101,7 @@ def official(answer: str, golds: list[str]) -> tuple[float, float]:
 
 def test_scores_equal_torchmetrics_and_the_official_rules():
     found = cases()
-    scores = metrics.SpanScore(keep_in_memory=True).compute(
+    scores = SpanScore(keep_in_memory=True).compute(
         predictions=[a for a, _ in found], references=[g for _, g in found]
     )
     for i, (answer, golds) in enumerate(found):
@@ -132,15 +135,15 @@ def test_best_spans_equal_a_plain_loop(one_token):
     context = rng.random((40, 57)) < 0.8
     context[0] = False
     context[1] = np.arange(57) == 9
-    first, last, score = metrics.best_spans(start, end, context, one_token)
+    first, last, score = span.best_spans(start, end, context, one_token)
     for w in range(40):
-        starts = sorted(np.flatnonzero(context[w]), key=lambda i: -start[w, i])[: metrics.N_BEST]
-        ends = sorted(np.flatnonzero(context[w]), key=lambda i: -end[w, i])[: metrics.N_BEST]
+        starts = sorted(np.flatnonzero(context[w]), key=lambda i: -start[w, i])[: span.N_BEST]
+        ends = sorted(np.flatnonzero(context[w]), key=lambda i: -end[w, i])[: span.N_BEST]
         pairs = [
             (start[w, i] + end[w, j], i, j)
             for i in starts
             for j in ends
-            if (j >= i if one_token else j > i) and j - i + 1 <= metrics.MAX_TOKENS
+            if (j >= i if one_token else j > i) and j - i + 1 <= span.MAX_TOKENS
         ]
         if not pairs:
             assert score[w] == -np.inf
@@ -172,8 +175,8 @@ def test_a_clustered_set_is_scored_by_means_of_means():
     found = windows_of([0, 1, 2]), [np.array([0, 2, 1], np.float32)] * 3, ends, 0.0
     model, spec = SimpleNamespace(explained=lambda *_: {}), SimpleNamespace(starter=True)
     for average, em, contains in (("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)):
-        d = settings.Dataset(train=["x"], test=["y"], cluster="question", average=average)
-        scores, frame = scoring.examine(model, None, spec, d, rows, lambda *_: found)
+        d = parameters.Dataset(train=["x"], test=["y"], cluster="question", average=average)
+        scores, frame = evaluate.examine(model, None, spec, d, rows, lambda *_: found)
         assert scores["em"] == pytest.approx(em) and scores["contains"] == pytest.approx(contains)
         assert (
             scores["em_starter"] == 0.0
@@ -188,7 +191,7 @@ def test_no_answer_wins_where_every_window_says_so():
     rows, windows = [{"context": "ice snow"}] * 2, windows_of([0, 0, 1, 1])
     start = [np.array(x, np.float32) for x in ([9, 1, 0], [0, 2, 0], [9, 1, 0], [8, 0, 2])]
     for null, said in ((True, ["ice", ""]), (False, ["ice", "snow"])):
-        found = metrics.predict(rows, windows, start, start, null_answers=null)
+        found = span.predict(rows, windows, start, start, null_answers=null)
         assert [a["text"] for a in found] == said
     assert [a["window"] for a in found] == [1, 3]
 

@@ -6,23 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from qa_lib import (
-    build,
-    data,
-    encoders,
-    features,
-    frozen,
-    metrics,
-    moe,
-    params,
-    runs,
-    scoring,
-    study,
-    train,
-)
-from qa_lib.claims import claims
-from qa_lib.params import UserError
-from qa_lib.settings import Gate, Moe
+from qa_lib.data import features, selection
+from qa_lib.evidence.claims import claims
+from qa_lib.models import encoders, gated_mixture
+from qa_lib.reports import plans
+from qa_lib.settings import params
+from qa_lib.settings.parameters import Gate, Moe
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
+from qa_lib.tasks import span
+from qa_lib.training import build, evaluate, frozen, study, train
 
 TINY = {
     "train_rows": 16,
@@ -49,13 +42,13 @@ def load(**changes) -> Moe:
 
 
 def whole_plan(profile="quick", size=None, **changes):
-    return runs.plan(params.load("moe", profile, changes, size))
+    return plans.plan(params.load("moe", profile, changes, size))
 
 
 @pytest.fixture
 def experts(monkeypatch):
     """Three experts with random heads that learn nothing, as build.trained gives them; the rows of all, and their windows."""
-    spec = next(s for s in runs.plan(load()) if s.variant == "moe")
+    spec = next(s for s in plans.plan(load()) if s.variant == "moe")
     models = {}
     for e in spec.parents:
         models[e.hash] = build.build(e)[0]
@@ -65,15 +58,15 @@ def experts(monkeypatch):
             generator=torch.Generator().manual_seed(int(e.hash[:8], 16)),
         )
     monkeypatch.setattr(build, "trained", lambda e: models[e.hash])
-    rows = data.mixture(spec)[0]
+    rows = selection.mixture(spec)[0]
     _, tokenizer = encoders.load("minilm")
-    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, scoring.CACHE)
+    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
     return spec, [models[e.hash] for e in spec.parents], rows, windows, tokenizer
 
 
 @pytest.mark.parametrize("layers", [1, 3, 5])
 def test_gate_rows_sum_to_one(layers):
-    gate = moe.MLP(8, 3, Gate(layers=layers, hidden=16))
+    gate = gated_mixture.MLP(8, 3, Gate(layers=layers, hidden=16))
     g = gate(torch.randn(10, 8))
     torch.testing.assert_close(g.sum(1), torch.ones(10))
     assert sum(isinstance(m, torch.nn.Linear) for m in gate) == layers and (g > 0).all()
@@ -97,7 +90,7 @@ def batch(B=4, E=3, T=9, D=5, seed=0) -> dict:
 @pytest.mark.parametrize("mixed", ["logits", "probabilities"])
 def test_mixing_equals_a_float64_loop(mixed):
     b = batch()
-    out = moe.Mixture(None, mixed, None)(**b)
+    out = gated_mixture.Mixture(None, mixed, None)(**b)
     for i in range(4):
         n, g = int(b["attention_mask"][i].sum()), b["weights"][i].double()
         z = b["starts"][i, :, :n].double()
@@ -113,7 +106,7 @@ def test_mixing_equals_a_float64_loop(mixed):
             torch.testing.assert_close(
                 out.start_logits[i, :n].double().exp(), p, atol=1e-6, rtol=1e-5
             )
-        assert (out.start_logits[i, n:] == moe.LOWEST).all()
+        assert (out.start_logits[i, n:] == gated_mixture.LOWEST).all()
     at = torch.arange(4)
     loss = (
         -(
@@ -128,8 +121,8 @@ def test_mixing_equals_a_float64_loop(mixed):
 def test_one_expert_is_that_expert():
     b = batch(E=1) | {"weights": torch.ones(4, 1)}
     for mixed in ("logits", "probabilities"):
-        start = moe.Mixture(None, mixed, None)(**b).start_logits
-        alone = b["starts"][:, 0].masked_fill(b["attention_mask"] == 0, moe.LOWEST)
+        start = gated_mixture.Mixture(None, mixed, None)(**b).start_logits
+        alone = b["starts"][:, 0].masked_fill(b["attention_mask"] == 0, gated_mixture.LOWEST)
         torch.testing.assert_close(start.softmax(-1), alone.softmax(-1))
 
 
@@ -138,12 +131,12 @@ def test_a_mixture_says_what_its_experts_say(experts):
     spec, models, rows, windows, tokenizer = experts
     own = spec.model_copy(update={"gate": Gate(rule="own")})
     mixture, _ = build.build(own)
-    start, _, _ = scoring.logits(
+    start, _, _ = evaluate.logits(
         mixture, mixture.prepare(windows, rows), mixture.collate(tokenizer), "fp32"
     )
     for k, model in enumerate(models):
         mine = [i for i, r in enumerate(windows["row"]) if rows[r]["domain"] == spec.domains[k]]
-        alone, _, _ = scoring.logits(model, windows, model.collate(tokenizer), "fp32")
+        alone, _, _ = evaluate.logits(model, windows, model.collate(tokenizer), "fp32")
         assert mine
         for i in mine:
             np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
@@ -152,7 +145,7 @@ def test_a_mixture_says_what_its_experts_say(experts):
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
     spec, models, *_ = experts
     said = iter([10.0, 30.0, 20.0])  # of the three experts
-    monkeypatch.setattr(scoring, "score", lambda *_: (None, {"exact_match": next(said)}, 0.0))
+    monkeypatch.setattr(evaluate, "score", lambda *_: (None, {"exact_match": next(said)}, 0.0))
     mixture, _ = build.build(spec.model_copy(update={"gate": Gate(rule="best")}))
     assert mixture.prepare.keywords["best"] == 1
 
@@ -172,16 +165,16 @@ def test_weights_told_the_dataset_are_fitted(experts):
     """From equal weights to nearly the lowest loss there is on the few examples, as L-BFGS finds it."""
     told = next(
         s
-        for s in runs.plan(load(experiments=["mixture", "controls"]))
+        for s in plans.plan(load(experiments=["mixture", "controls"]))
         if s.variant == "told-dataset"
     )
     train.train(told, progress=lambda line: None, keep_weights=True)
     mixture, tokenizer = build.build(told)
-    rows, _, _ = data.mixture(told)
+    rows, _, _ = selection.mixture(told)
     made = mixture.prepare(
-        features.windows(rows, tokenizer, told.max_length, told.stride, scoring.CACHE), rows
+        features.windows(rows, tokenizer, told.max_length, told.stride, evaluate.CACHE), rows
     )
-    batch = moe.collate([made[i] for i in range(len(made))])
+    batch = gated_mixture.collate([made[i] for i in range(len(made))])
     mixture.load_state_dict(build.left(told))
     fitted = mixture(**batch).loss.item()
     mixture, _ = build.build(told)
@@ -211,10 +204,10 @@ def test_everything_is_fetched(capsys):
 
 def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, monkeypatch):
     """Byte by byte the scores without the store; afterwards no expert is run again."""
-    monkeypatch.setattr(scoring, "CACHE", store / "cache")
+    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
     spec, models, rows, windows, tokenizer = experts
     for model, e in zip(models, spec.parents, strict=True):
-        _, *plain, loss = scoring.said(model, tokenizer, e, rows)
+        _, *plain, loss = evaluate.said(model, tokenizer, e, rows)
         again, *kept, same = frozen.said(model, tokenizer, e, rows)
         assert loss == same
         assert all(
@@ -313,7 +306,7 @@ def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
 
 
 def test_reinitialisation_leaves_head_and_draws_alone():
-    plain = next(s for s in runs.plan(load()) if s.variant == "baseline").model_copy(
+    plain = next(s for s in plans.plan(load()) if s.variant == "baseline").model_copy(
         update={"blocks": 3}
     )
     models, after = [], []
@@ -328,8 +321,8 @@ def test_reinitialisation_leaves_head_and_draws_alone():
 
 def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
     _, models, rows, windows, tokenizer = experts
-    start, end, _ = scoring.logits(models[0], windows, models[0].collate(tokenizer), "fp32")
-    free, starter = (metrics.predict(rows, windows, start, end, one_token=x) for x in (True, False))
+    start, end, _ = evaluate.logits(models[0], windows, models[0].collate(tokenizer), "fp32")
+    free, starter = (span.predict(rows, windows, start, end, one_token=x) for x in (True, False))
     differ = [a["tokens"] for a, b in zip(free, starter, strict=True) if a != b]
     assert differ and set(differ) == {1} and all(b["tokens"] != 1 for b in starter)
 
@@ -439,7 +432,9 @@ def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
         if s.seed == 0
     }
     drawn = {
-        v: data.mixture(s)[:2] for v, s in specs.items() if not s.gate or s.gate.rule == "learned"
+        v: selection.mixture(s)[:2]
+        for v, s in specs.items()
+        if not s.gate or s.gate.rule == "learned"
     }
 
     def ids(variant: str, part: int, name: str) -> list[str]:
@@ -462,14 +457,14 @@ def test_no_out_of_domain_test_text_is_ever_trained_on():
         experiments=Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]
     ):
         held = {
-            data.normalised(r["context"])
+            selection.normalised(r["context"])
             for name in moe_tests(spec)
-            for r in data.splits(name, spec.source).test
+            for r in selection.splits(name, spec.source).test
         }
         if not spec.gate or spec.gate.rule == "learned":
-            assert not held & {data.normalised(r["context"]) for r in data.mixture(spec)[0]}, (
-                spec.run
-            )
+            assert not held & {
+                selection.normalised(r["context"]) for r in selection.mixture(spec)[0]
+            }, spec.run
 
 
 def moe_tests(spec) -> list[str]:
@@ -477,29 +472,29 @@ def moe_tests(spec) -> list[str]:
 
 
 def test_a_pool_is_its_members_together():
-    whole = data.splits("out-of-domain", "embedded").test
-    parts = [data.splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
+    whole = selection.splits("out-of-domain", "embedded").test
+    parts = [selection.splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
     assert whole == sum(parts, []) and {r["domain"] for r in whole} == {
         "plots",
         "exams",
         "dialogue",
     }
-    later = data.splits("plots-test", "embedded").test
+    later = selection.splits("plots-test", "embedded").test
     assert {r["domain"] for r in later} == {"plots"}
-    assert not {data.pair(r) for r in later} & {data.pair(r) for r in parts[0]}
+    assert not {selection.pair(r) for r in later} & {selection.pair(r) for r in parts[0]}
     titles = [
-        {data.normalised(r["title"]) for r in rows}
-        for rows in (later, data.splits("plots", "embedded").train)
+        {selection.normalised(r["title"]) for r in rows}
+        for rows in (later, selection.splits("plots", "embedded").train)
     ]
     assert not titles[0] & titles[1]
 
 
 def test_a_small_study_to_the_end(store, monkeypatch):
     """Experts, a gate, its controls: trained in order, with every test set, the best checkpoint and the training curve."""
-    monkeypatch.setattr(scoring, "CACHE", store / "cache")
+    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
     p = load(experiments=["mixture", "controls"])
-    study.run(p, workers=1, live=False)
-    specs = runs.plan(p)
+    study.run(p, plans.plan, workers=1, live=False)
+    specs = plans.plan(p)
     ledger = runs.ledger(specs)
     em = ledger[ledger["metric"] == "em"].pivot(index="variant", columns="set", values="value")
     examples = runs.examples(specs)
@@ -539,7 +534,7 @@ def test_a_small_study_to_the_end(store, monkeypatch):
     assert steps[0] == 0 and record["history"][0]["train_loss"] is None  # and one before training
     moe_run = runs.find(next(s for s in specs if s.variant == "moe"))
     assert moe_run["parameters"] > 3 * record["parameters"]
-    table = study.run(p, workers=1, live=False)
+    table = study.run(p, plans.plan, workers=1, live=False)
     assert set(table["trained"]) == {"found"}
 
 

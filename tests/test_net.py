@@ -12,8 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qa_lib import params, runs, verify
-from qa_lib.spec import Spec
+from qa_lib.evidence import verify
+from qa_lib.reports import plans
+from qa_lib.settings import params
+from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 ROOT = Path(__file__).parent.parent
 NET = Path(__file__).parent / "net"
@@ -48,7 +51,7 @@ def test_every_landed_record_has_the_hash_of_its_fields(slug):
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_todays_plan_of_real_finds_every_record(slug):
-    plan = runs.plan(params.load(slug, "real", size="small"))
+    plan = plans.plan(params.load(slug, "real", size="small"))
     found = {runs.find(spec)["hash"] for spec in plan}
     assert found == set(runs.committed(slug))
 
@@ -111,7 +114,7 @@ def test_pages_hold_what_they_held(slug, name):
 def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
     p = params.load(slug, "real", size="small")
     folder = ROOT / "figures" / slug / "real"
-    assert runs.csv(runs.ledger(runs.plan(p))) == (folder / "results.csv").read_text(
+    assert runs.csv(runs.ledger(plans.plan(p))) == (folder / "results.csv").read_text(
         encoding="utf-8"
     )
     monkeypatch.setattr(runs, "FIGURES", tmp_path)

@@ -6,8 +6,12 @@ import nbformat
 import pandas as pd
 import pytest
 
-from qa_lib import claims, overview, params, render, report, runs, verify
-from qa_lib.params import ROOT, UserError
+from qa_lib.evidence import claims, verify
+from qa_lib.page import overview, render, report
+from qa_lib.reports import plans
+from qa_lib.settings import params
+from qa_lib.settings.params import ROOT, UserError
+from qa_lib.store import runs
 
 
 def test_the_readme_has_the_verdicts_of_the_committed_pages():
@@ -18,7 +22,7 @@ def test_the_readme_has_the_verdicts_of_the_committed_pages():
 @pytest.mark.parametrize("report", sorted(f.parent.name for f in runs.RECORDS.glob("*/runs.jsonl")))
 def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
-    p = runs.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
+    p = plans.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
     assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", (
         f"make train-{report} PROFILE=real writes it"
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -10,21 +11,17 @@ import yaml
 from test_house import make
 from test_stats import plant
 
-from qa_lib import (
-    advice,
-    corpora,
-    data,
-    findings,
-    own,
-    params,
-    render,
-    runs,
-    sources,
-    study,
-    verify,
-)
-from qa_lib.advice import NOT, OPEN, WORTH
-from qa_lib.params import UserError
+from qa_lib.__main__ import run_verb
+from qa_lib.data import corpora, selection, sources
+from qa_lib.evidence import verify
+from qa_lib.own_data import advice
+from qa_lib.own_data.advice import NOT, OPEN, WORTH
+from qa_lib.page import findings, render
+from qa_lib.reports import plans
+from qa_lib.settings import hub, params
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
+from qa_lib.training import study
 
 TINY = {
     "train_rows": 20,
@@ -76,7 +73,7 @@ def planted(monkeypatch):
             type("Spec", (), {**r, **fields})
             for r in ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")
         ]
-        monkeypatch.setattr(runs, "plan", lambda p: specs)
+        monkeypatch.setattr(plans, "plan", lambda p: specs)
         monkeypatch.setattr(
             runs,
             "ledger",
@@ -135,7 +132,7 @@ def test_advice_on_planted_runs(planted, gain, how, says):
 
 def test_no_advice_without_equal_trials(planted, monkeypatch):
     p = planted(5.0)
-    monkeypatch.setattr(runs, "plan", lambda p: [])
+    monkeypatch.setattr(plans, "plan", lambda p: [])
     assert "There is no advice: it takes" in advice.sentence(p)
     with pytest.raises(UserError, match="There is no advice"):
         advice.table(p)
@@ -161,7 +158,7 @@ def domains(tmp_path):
         f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}"
         for name in ("harbour", "clinic")
     ]
-    data.splits.cache_clear()
+    selection.splits.cache_clear()
 
 
 def test_the_recipe_checks_first_then_trains_then_draws():
@@ -178,25 +175,25 @@ def test_the_recipe_checks_first_then_trains_then_draws():
     values = "--params='domains=[mine-a,mine-b] epochs=1'"
     flags = f"exbert --profile own --data='{runs.RUNS}/own/mine.yaml' {values}"
     assert [x for x in told if "qa_lib" in x] == [
-        f"python -m qa_lib.own {values} -- 'mine' 'a b:c' 'd:e'",
+        f"python -m qa_lib own {values} -- 'mine' 'a b:c' 'd:e'",
         *(
-            f"python -m qa_lib.{x}"
+            f"python -m qa_lib {x}"
             for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}")
         ),
     ]
 
 
 def start(monkeypatch, name, texts, **changes):
-    """`python -m qa_lib.own` with tiny parameters; returns them, as the commands after it read them."""
+    """`python -m qa_lib own` with tiny parameters; returns them, as the commands after it read them."""
     for known in (
         params.datasets,
-        data.splits,
-        sources.sha256,
+        selection.splits,
+        hub.sha256,
     ):  # each start is a process of its own
         known.cache_clear()
     given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
     monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
-    own.main()
+    run_verb(sys.argv)
     return params.load(
         "exbert",
         "own",
@@ -216,8 +213,8 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "profile own: mine; 9 trials, more where" in told and "then about 3 runs" in told
     assert "harbour: 46 training, 4 validation, 30 test rows\n" in told
-    study.run(p, workers=1)
-    assert set(study.run(p)["trained"]) == {"found"}
+    study.run(p, plans.plan, workers=1)
+    assert set(study.run(p, plans.plan)["trained"]) == {"found"}
     render.render(p)
     folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
     page = (folder / "report.html").read_text()
@@ -258,13 +255,13 @@ def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
 
 def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
     p = start(monkeypatch, "mine", domains)
-    hashes = [s.hash for s in runs.plan(p)]
+    hashes = [s.hash for s in plans.plan(p)]
     (tmp_path / "harbour").rename(tmp_path / "port")
     moved = start(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
-    assert [s.hash for s in runs.plan(moved)] == hashes
+    assert [s.hash for s in plans.plan(moved)] == hashes
     written(tmp_path / "port" / "test.jsonl", corpora.qa("news", 9))
     start(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
-    assert not set(hashes) & {s.hash for s in runs.plan(moved)}
+    assert not set(hashes) & {s.hash for s in plans.plan(moved)}
 
 
 @pytest.mark.parametrize(
@@ -363,8 +360,8 @@ def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
     fits = proposed(e.value)
     assert fits["train_rows"] < changes["train_rows"]
     p = start(monkeypatch, "mine", domains, **changes | fits)
-    for spec in runs.plan(p):
-        train, validation, _ = data.mixture(spec)
+    for spec in plans.plan(p):
+        train, validation, _ = selection.mixture(spec)
         assert len(train) == fits["train_rows"] and validation
 
 
@@ -524,7 +521,7 @@ def test_rows_as_people_have_them(tmp_path):
         [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}],
     )
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")
-    first, second = own.sources.read(tmp_path / "a.jsonl", "mine-a", "stop", data.Counter())
+    first, second = sources.read(tmp_path / "a.jsonl", "mine-a", "stop", selection.Counter())
     assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == (
         "7",
         "",
@@ -540,6 +537,6 @@ def test_own_without_its_file():
     ):
         params.load("exbert", "own")
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
-        runs.plan(
+        plans.plan(
             params.load("exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]})
         )

@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
-from qa_lib import params, runs
-from qa_lib.params import UserError
-from qa_lib.settings import TAKEN_NAMES, Gate, Layer
-from qa_lib.spec import Spec
+from qa_lib.reports import plans
+from qa_lib.settings import command_line, params
+from qa_lib.settings.parameters import TAKEN_NAMES, Gate, Layer
+from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 
 @pytest.mark.parametrize("profile", ["quick", "real", "paper"])
@@ -154,7 +156,7 @@ def test_every_column_of_the_ledger_is_a_taken_name():
 )
 def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as e:
-        params.from_args(
+        command_line.from_args(
             argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text])
         )
     assert "\n" not in str(e.value)
@@ -175,8 +177,8 @@ def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     ],
 )
 def test_a_text_of_parameters_is_split_at_blanks(text, items):
-    parser = params.command_line("What it does.")
-    params.add_parameters(parser)
+    parser = command_line.CommandLine()
+    command_line.add_parameters(parser)
     assert parser.parse_args(["-p", "first=1", f"--params={text}", "-p", "last=2"]).p == [
         "first=1",
         *items,
@@ -189,7 +191,7 @@ def test_a_quote_that_is_not_closed_is_one_sentence():
         UserError,
         match="""^PARAMS: a quote in "encoder=/my x is not closed; write PARAMS='"key=a b" other=1',""",
     ):
-        params.split_parameters('"encoder=/my x')
+        command_line.split_parameters('"encoder=/my x')
 
 
 @pytest.mark.parametrize(
@@ -201,8 +203,8 @@ def test_a_quote_that_is_not_closed_is_one_sentence():
     ],
 )
 def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):
-    parser = params.command_line("What it does.")
-    params.add_arguments(parser)
+    parser = command_line.CommandLine()
+    command_line.add_arguments(parser)
     with pytest.raises(UserError, match=says):
         parser.parse_args(args)
 
@@ -218,19 +220,21 @@ def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
     (tmp_path / "there.yaml").touch()
     (tmp_path / "mine.yaml").symlink_to("there.yaml")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert params.find_data("~/mine.yaml") == tmp_path / "mine.yaml"
+    assert command_line.find_data("~/mine.yaml") == tmp_path / "mine.yaml"
     monkeypatch.chdir(tmp_path)
     assert (
-        params.find_data("mine.yaml") == params.find_data("./mine.yaml") == tmp_path / "mine.yaml"
+        command_line.find_data("mine.yaml")
+        == command_line.find_data("./mine.yaml")
+        == tmp_path / "mine.yaml"
     )
-    assert params.find_data("nowhere/at all") == tmp_path / "nowhere" / "at all"
+    assert command_line.find_data("nowhere/at all") == tmp_path / "nowhere" / "at all"
     for name in ("x" * 300, "loop"):
         (tmp_path / "loop").unlink(missing_ok=True)
         (tmp_path / "loop").symlink_to("loop")
         with pytest.raises(
             UserError, match=f"^DATA={name} cannot be looked up .*; name a folder that can be read$"
         ):
-            params.find_data(name)
+            command_line.find_data(name)
 
 
 # ---- what a command line writes to ----
@@ -238,7 +242,7 @@ def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
 
 def start(code: str, shell: str, **how) -> subprocess.CompletedProcess:
     """`params.main` of a function whose body is this code, its output handled by a piece of shell; returns also its exit code."""
-    program = f"from qa_lib import params\ndef run():\n    {code}\nparams.main(run)"
+    program = f"from qa_lib.settings import command_line, params\ndef run():\n    {code}\ncommand_line.main(run)"
     command = f'"{sys.executable}" {how.pop("switch", "")} -c "$PROGRAM" {shell}; exit "${{PIPESTATUS[0]}}"'
     env = os.environ | {"PROGRAM": program, "PYTHONPATH": str(params.ROOT)}
     return subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, **how)
@@ -257,7 +261,7 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(code, switch):
     told = start(code, "| head -c 1", switch=switch)
     assert (told.returncode, told.stderr) == (141, "")
     told = start(
-        "import time; time.sleep(1); params.command_line('What it does.').parse_args(['--help'])",
+        "import time; time.sleep(1); command_line.CommandLine().parse_args(['--help'])",
         "| true",
         switch=switch,
     )
@@ -437,7 +441,7 @@ def test_values_that_yaml_itself_stumbles_over(text, says):
 
 def given(report: str, *texts: str):
     """Parameters of profile quick, changed by the texts of a command line."""
-    return params.from_args(
+    return command_line.from_args(
         argparse.Namespace(report=report, profile="quick", size=None, data=None, p=list(texts))
     )
 
@@ -487,7 +491,7 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
 
 
 def test_an_argument_that_is_wrong_is_one_sentence():
-    parser = params.command_line("What it does.")
+    parser = command_line.CommandLine()
     parser.add_argument("--workers", type=int)
     with pytest.raises(
         UserError,
@@ -520,7 +524,7 @@ def test_notebook_names_are_checked():
 
 
 def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     same = {
         "variant": "other",
         "tests": spec.tests[:1],

@@ -3,8 +3,10 @@
 import pandas as pd
 import pytest
 
-from qa_lib import exbert, params, runs
-from qa_lib.params import UserError
+from qa_lib.reports import exbert, plans
+from qa_lib.settings import params
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
 
 DATA = {"data": "data"}
 
@@ -14,7 +16,7 @@ def load(profile="quick", size=None, **changes):
 
 
 def test_the_quick_plan_is_small_and_whole():
-    specs = runs.plan(load())
+    specs = plans.plan(load())
     assert len({s.hash for s in specs}) <= 30
     assert {s.variant for s in specs} >= {
         *exbert.HEADLINE,
@@ -57,7 +59,7 @@ def test_the_report_s_settings():
 
 
 def test_the_dearest_controls_may_have_fewer_seeds(monkeypatch):
-    monkeypatch.setattr(exbert.data, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(exbert.selection, "fingerprint", lambda *a: "f")
     for few, seeds in ((None, {0, 1}), ([1], {1})):
         given = {
             "experiments": ["headline", "dense"],
@@ -65,7 +67,7 @@ def test_the_dearest_controls_may_have_fewer_seeds(monkeypatch):
             "side_seeds": [0, 1],
             "dense_seeds": few,
         }
-        specs = runs.plan(load("real", "small", **given))
+        specs = plans.plan(load("real", "small", **given))
         assert all({s.seed for s in specs if s.variant == m} == seeds for m in exbert.DENSE)
         assert {s.seed for s in specs if s.variant == "v-db" and s.ratio == 0.4} == {0, 1}
 
@@ -95,7 +97,7 @@ def scored(monkeypatch):
 
 @pytest.fixture
 def real(monkeypatch):
-    monkeypatch.setattr(exbert.data, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(exbert.selection, "fingerprint", lambda *a: "f")
     return lambda **changes: load(
         "real", "full", arms=["tuned"], experiments=["headline"], **changes
     )
@@ -103,7 +105,7 @@ def real(monkeypatch):
 
 def test_trials_come_first_then_what_they_chose(scored, real):
     scored(lambda variant, rate, epochs: None)
-    specs = runs.plan(real())
+    specs = plans.plan(real())
     assert len(specs) == 3 * 4 * 2 and all(
         s.variant.endswith("-trial") and not s.tests and s.ratio == 0.8 for s in specs
     )
@@ -113,7 +115,7 @@ def test_trials_come_first_then_what_they_chose(scored, real):
         "plain-tuned-trial": (2.5e-4, 2),
     }
     scored(lambda variant, rate, epochs: 50.0 + (best[variant] == (rate, epochs)))
-    final = [s for s in runs.plan(real()) if not s.variant.endswith("-trial")]
+    final = [s for s in plans.plan(real()) if not s.variant.endswith("-trial")]
     assert {(s.variant, s.learning_rate, s.epochs) for s in final} == {
         (m.removesuffix("-trial"), *x) for m, x in best.items()
     }
@@ -124,15 +126,15 @@ def test_trials_come_first_then_what_they_chose(scored, real):
 
 def test_an_optimum_on_the_edge_extends_the_grid_for_all(scored, real):
     scored(lambda variant, rate, epochs: None if rate > 5e-4 else rate)
-    specs = runs.plan(real())
+    specs = plans.plan(real())
     assert len(specs) == 3 * 5 * 2 and max(s.learning_rate for s in specs) == 1e-3
     scored(
         lambda variant, rate, epochs: 1 - abs(rate - (1e-3 if variant == "v-db-trial" else 1e-4))
     )
-    final = {s.variant: s.learning_rate for s in runs.plan(real())}
+    final = {s.variant: s.learning_rate for s in plans.plan(real())}
     assert final["v-db"] == 1e-3 and final["exbert-tuned"] == 1e-4
     scored(lambda variant, rate, epochs: 1 - rate)  # lower is ever better: three times at most
-    assert {s.learning_rate for s in runs.plan(real()) if not s.variant.endswith("-trial")} == {
+    assert {s.learning_rate for s in plans.plan(real()) if not s.variant.endswith("-trial")} == {
         5e-5 / 8
     }
 
@@ -160,5 +162,5 @@ def test_an_optimum_on_the_edge_extends_the_grid_for_all(scored, real):
 )
 def test_wrong_parameters_are_one_sentence(changes, words):
     with pytest.raises(UserError) as e:
-        runs.plan(load(**changes))
+        plans.plan(load(**changes))
     assert words in str(e.value) and "\n" not in str(e.value)

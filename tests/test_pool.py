@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from qa_lib import pool, runs, study, train
-from qa_lib.params import UserError
+from qa_lib.reports import plans
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
+from qa_lib.training import pool, study, train
 
 
 @pytest.fixture
@@ -20,9 +22,9 @@ def cluster(monkeypatch):
 
 def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
     p = tiny(experiments=["untuned"], train_rows=16)
-    table = study.run(p, workers=2, live=False)
+    table = study.run(p, plans.plan, workers=2, live=False)
     assert list(table.trained) == ["now", "now"] and not list(runs.RUNS.glob(".cluster*"))
-    spec = runs.plan(p)[-1]
+    spec = plans.plan(p)[-1]
     record = runs.find(spec)
     (store / "runs").rename(store / "apart")
     alone = train.train(spec, progress=lambda line: None)
@@ -32,10 +34,10 @@ def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
 def test_what_is_wrong_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypatch):
     p = tiny(learning_rate=1e30, train_rows=16)
     with pytest.raises(UserError, match="the loss is .* lower learning_rate"):
-        study.run(p, workers=2, live=False)
+        study.run(p, plans.plan, workers=2, live=False)
     monkeypatch.setattr(pool, "_sees", lambda mark: False)
     with pytest.raises(UserError, match="does not see .*QA_RUNS must name a folder"):
-        study.run(p, workers=2, live=False)
+        study.run(p, plans.plan, workers=2, live=False)
 
 
 def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypatch):
@@ -43,7 +45,7 @@ def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypat
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="the package ray is not installed"):
-        study.run(tiny(), live=False)
+        study.run(tiny(), plans.plan, live=False)
 
     def init(address, **rest):
         raise ConnectionError
@@ -56,7 +58,7 @@ def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypat
     ):
         monkeypatch.setitem(sys.modules, name, module)
     with pytest.raises(UserError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there"):
-        study.run(tiny(), live=False)
+        study.run(tiny(), plans.plan, live=False)
     assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
 
 

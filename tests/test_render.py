@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import re
+import sys
 from pathlib import Path
 
 import bs4
@@ -14,8 +15,11 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from qa_lib import params, render, report, tables
-from qa_lib.params import ROOT, UserError
+from qa_lib.__main__ import run_verb
+from qa_lib.page import render, report
+from qa_lib.reports import catalogue, plans
+from qa_lib.settings import command_line, params
+from qa_lib.settings.params import ROOT, UserError
 
 TITLE = "# A study\n\nThe claim."
 MATHS = """## The *idea*
@@ -41,7 +45,7 @@ def code(source: str, *tags: str):
 SETUP = [
     code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
     code(
-        "from qa_lib import params, report as page\nfrom pathlib import Path\n"
+        "from qa_lib.settings import params\nfrom qa_lib.page import report as page\nfrom pathlib import Path\n"
         "P = params.load('exbert', 'quick'); page.runs.FIGURES = Path(data)",
         "setup",
     ),
@@ -81,7 +85,7 @@ def test_page(plant):
     assert not soup.find_all(["iframe", "object", "embed"]) and not re.findall(
         r"<[^>]* on\w+=", text
     )
-    script = (Path(render.__file__).parent / "page" / "sort.js").read_text()
+    script = Path(render.__file__).with_name("sort.js").read_text()
     assert [(s.attrs, s.text) for s in soup.find_all("script")] == [({}, script)]
     addresses = [
         e[a]
@@ -145,7 +149,7 @@ def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_
     page = tmp_path / "exbert" / "quick" / "report.html"
     page.write_text("earlier")
     with pytest.raises(SystemExit) as stop:
-        params.main(lambda: plant(code("raise params.UserError('seeds: say how many')")))
+        command_line.main(lambda: plant(code("raise params.UserError('seeds: say how many')")))
     assert stop.value.code == 2 and capsys.readouterr().err.endswith("error: seeds: say how many\n")
     with pytest.raises(
         SystemExit, match=r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"
@@ -168,14 +172,14 @@ def test_only_draws_one_thing(plant, tmp_path):
 
 
 def test_a_name_that_is_not_drawn_is_refused_before_runs_are_looked_up(monkeypatch):
-    monkeypatch.setattr(render.runs, "settle", None)
+    monkeypatch.setattr(plans, "settle", None)
     monkeypatch.setattr(
         "sys.argv", ["render", "exbert", "--profile", "real", "--only", "fig9_none"]
     )
     with pytest.raises(
         UserError, match="^there is no table or figure fig9_none; the page has table_data,"
     ):
-        render.main()
+        run_verb(sys.argv)
 
 
 @pytest.mark.parametrize("where", ["", "elsewhere"])
@@ -229,7 +233,7 @@ def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
             "arms=[printed]",
         ],
     )
-    render.main()
+    run_verb(sys.argv)
     assert set(pd.read_csv(tmp_path / "exbert" / "real" / "results.csv")["seed"]) == {1}
 
 
@@ -245,7 +249,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_contrast():
-    css = (Path(report.__file__).parent / "page" / "page.css").read_text()
+    css = Path(report.__file__).with_name("page.css").read_text()
     light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", css.split(":root {")[i])) for i in (1, 2))
     for scheme in (light, dark):
         for ink in set(scheme) - {"page", "box", "line"}:
@@ -253,7 +257,7 @@ def test_contrast():
                 min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5
             ), ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
-    assert all(contrast("#ffffff", colour) >= 3 for _, colour in tables.MODELS.values())
+    assert all(contrast("#ffffff", colour) >= 3 for _, colour in catalogue.MODELS.values())
 
 
 def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
@@ -298,7 +302,7 @@ def hostile_home(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONSTARTUP", str(home / "start.py"))
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    monkeypatch.setenv("PYTHONPATH", str(Path(render.__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(home / "here")
 
 
@@ -335,7 +339,7 @@ def test_a_page_needs_no_home(plant, tmp_path, monkeypatch):
         "HF_HOME",
     ):
         monkeypatch.setenv(name, str(tmp_path / "home"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(render.__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
     assert (plant(code(DRAW, "fig_a")) / "fig_a.png").exists() and not (tmp_path / "~").exists()
 
@@ -343,10 +347,10 @@ def test_a_page_needs_no_home(plant, tmp_path, monkeypatch):
 def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "figures").write_text("a file", encoding="utf-8")
     monkeypatch.setattr(render.runs, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(render.runs, "settle", lambda args: params.load("exbert", "quick"))
+    monkeypatch.setattr(plans, "settle", lambda args: params.load("exbert", "quick"))
     monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "quick"])
     with pytest.raises(
         UserError,
         match="figures/exbert/quick cannot be written .*; mend that, or set QA_FIGURES to a folder",
     ):
-        render.main()
+        run_verb(sys.argv)

@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-from qa_lib import encoders, findings, params, report, runs, tables
-from qa_lib.params import UserError
+from qa_lib.models import heads
+from qa_lib.page import findings, report, tables
+from qa_lib.settings import params
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
 
 P = params.load("exbert", "quick")
 
@@ -207,7 +210,7 @@ def test_a_cell_is_one_line(folder, end):
 def test_what_is_fine_in_markdown_stays(folder):
     plain = [
         "58eb99f3_000",
-        "qa_lib/claims.py",
+        "qa_lib/evidence/claims.py",
         "9.4 [6.5, 12.4] EM (squad, EM)",
         "3–13",
         "a - b",
@@ -215,10 +218,10 @@ def test_what_is_fine_in_markdown_stays(folder):
         "10:30",
     ]
     report.save_table(
-        P, "table_x", pd.DataFrame({"set": plain, "run": "a-b"}), "It's qa_lib/claims.py."
+        P, "table_x", pd.DataFrame({"set": plain, "run": "a-b"}), "It's qa_lib/evidence/claims.py."
     )
     text = (folder / "table_x.md").read_text()
-    assert all(f"| {x} " in text for x in plain) and "It&#x27;s qa_lib/claims.py." in text
+    assert all(f"| {x} " in text for x in plain) and "It&#x27;s qa_lib/evidence/claims.py." in text
 
 
 def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
@@ -243,12 +246,12 @@ def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
     folder.mkdir()
     (folder / "qa_lib").symlink_to(params.ROOT / "qa_lib")
     for path in (checkout, folder):
-        code = "from qa_lib import report, runs; print(report.source(runs.checksum))"
+        code = "from qa_lib.page import report; from qa_lib.store import runs; print(report.source(runs.checksum))"
         env = os.environ | {"PYTHONPATH": str(path)}
         shown = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
         )
-        assert shown.stdout.startswith("`qa_lib/runs.py`, line "), shown.stderr
+        assert shown.stdout.startswith("`qa_lib/store/runs.py`, line "), shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -270,8 +273,8 @@ def test_a_place_that_the_environment_names(monkeypatch, value, place):
 
 
 def test_source_shows_the_librarys_lines():
-    shown = report.source(encoders.SpanModel.forward)
-    assert re.match(r"`qa_lib/encoders.py`, line \d+:\n\n```python\ndef forward\(", shown)
+    shown = report.source(heads.SpanModel.forward)
+    assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", shown)
 
 
 def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:

@@ -5,8 +5,12 @@ import sys
 import pandas as pd
 import pytest
 
-from qa_lib import data, exbert, params, rescore, runs, settings
-from qa_lib.params import UserError
+from qa_lib.__main__ import run_verb
+from qa_lib.data import selection
+from qa_lib.reports import exbert, plans
+from qa_lib.settings import parameters, params
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
 
 ROWS = [
     {
@@ -25,9 +29,9 @@ def old_run(tiny, monkeypatch):
     """A run of the store with scores of version 1, and its plan."""
     p = tiny()
     spec = exbert.plan(p)[0].model_copy(update={"tests": ["encyclopaedia"]})
-    d = settings.Dataset(train=["x"], test=["y"])
-    monkeypatch.setattr(runs, "plan", lambda p: [spec])
-    monkeypatch.setattr(data, "tests", lambda spec: {name: (d, ROWS) for name in spec.tests})
+    d = parameters.Dataset(train=["x"], test=["y"])
+    monkeypatch.setattr(plans, "plan", lambda p: [spec])
+    monkeypatch.setattr(selection, "tests", lambda spec: {name: (d, ROWS) for name in spec.tests})
     spans = pd.DataFrame(SPANS, columns=["start", "end"]).astype("int32")
     frame = spans.assign(
         set="encyclopaedia", id=["a", "b"], cluster=["x", "y"], em=[0.0, 100.0], f1=[0.0, 100.0]
@@ -55,11 +59,11 @@ def old_run(tiny, monkeypatch):
 
 def score_again(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["rescore", "exbert", "--profile", "quick"])
-    rescore.main()
+    run_verb(sys.argv)
 
 
 def test_scores_of_an_earlier_version_are_refused_and_scored_again(old_run, monkeypatch, capsys):
-    with pytest.raises(UserError, match="scores of version 1 .* qa_lib.rescore exbert"):
+    with pytest.raises(UserError, match="scores of version 1 .* qa_lib rescore exbert"):
         runs.ledger([old_run])
     score_again(monkeypatch)
     assert "1 of 2 answers scored otherwise" in capsys.readouterr().out
@@ -99,7 +103,7 @@ def test_scores_of_an_earlier_version_are_not_landed(old_run):
 
 def test_every_report_sets_its_recipe():
     for slug in ("exbert", "moe"):
-        plan = runs.plan(params.load(slug, "quick"))
+        plan = plans.plan(params.load(slug, "quick"))
         assert {spec.recipe for spec in plan} == {1}
         other = plan[0].model_copy(update={"recipe": 2})
         assert other.hash != plan[0].hash

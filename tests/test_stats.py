@@ -3,29 +3,32 @@
 import hashlib
 import json
 import re
-import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from qa_lib import claims as claims_module
-from qa_lib import encoders, exbert, params, power, runs, stats, verify
-from qa_lib.claims import (
+from qa_lib.__main__ import run_verb
+from qa_lib.evidence import claims as claims_module
+from qa_lib.evidence import power, stats, verify
+from qa_lib.evidence.claims import (
     SMALLER,
     Claim,
     Contrast,
-    changed,
     claims,
     controlled,
     interval,
     rules,
     verdict,
 )
-from qa_lib.params import ROOT, UserError
-from qa_lib.resample import correlation, mean, resample
-from qa_lib.settings import Layer
-from qa_lib.spec import Spec
+from qa_lib.evidence.resample import correlation, mean, resample
+from qa_lib.reports import exbert, plans
+from qa_lib.settings import encoder_files, params
+from qa_lib.settings.parameters import Layer
+from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 FILES = sorted((ROOT / "params" / "claims").glob("*.yaml"))
 DOMAINS = ["squad", "bioasq"]
@@ -172,8 +175,8 @@ def test_contradictions_are_entered():
 @pytest.fixture
 def planned(monkeypatch):
     """Parameters and the runs planned with them, without data or encoder."""
-    monkeypatch.setattr(encoders, "weights", lambda name: "w" * 64)
-    monkeypatch.setattr(exbert.data, "fingerprint", lambda *_: "f" * 64)
+    monkeypatch.setattr(encoder_files, "weights", lambda name: "w" * 64)
+    monkeypatch.setattr(exbert.selection, "fingerprint", lambda *_: "f" * 64)
 
     def plan(profile: str, size: str | None = None, **changes):
         p = params.load("exbert", profile, changes, size)
@@ -924,7 +927,7 @@ def test_power_table(report, capsys, monkeypatch):
         table["seeds, endless questions"] <= table["seeds, the report's questions"].fillna(np.inf)
     ).all()
     monkeypatch.setattr("sys.argv", ["power", report])
-    assert power.main() == 0
+    assert run_verb(sys.argv) == 0
     told = capsys.readouterr().out
     assert (
         f"of {len(listed)} claims {len(table)} are about scores" in told
@@ -933,50 +936,66 @@ def test_power_table(report, capsys, monkeypatch):
     )
     monkeypatch.setattr("sys.argv", ["power", "mo"])
     with pytest.raises(UserError, match="no report mo; known: exbert, moe"):
-        power.main()
+        run_verb(sys.argv)
 
 
 def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
+    """A file that is gone or says something else, and rules of another number; line ends are no change."""
     monkeypatch.setattr(claims_module, "ROOT", tmp_path)
-    assert changed("exbert") == []  # nothing is frozen yet
-    frozen = ["params/claims/exbert.yaml", "qa_lib/claims.py", "qa_lib/stats.py"]
-
-    def freeze(*names: str) -> str:
-        for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
-        return subprocess.run(
-            ["sha256sum", *names], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout
-
-    first = freeze(*frozen)
-    (tmp_path / frozen[1]).write_text("another rule")
-    later = freeze("params/claims/road.yaml", "params/claims/smart.yaml", *frozen[1:])
-    (tmp_path / "params" / "claims" / "FROZEN").write_text(
-        f"# exbert\n{first}# road, smart\n{later}"
-    )
-    assert changed("exbert") == [frozen[1]]  # its rules are others than at its freeze
-    assert changed("road") == changed("smart") == changed("moe") == []
-    (tmp_path / frozen[2]).unlink()
-    assert changed("exbert") == frozen[1:] and changed("smart") == frozen[2:]
-
-
-def test_line_ends_are_no_change(tmp_path, monkeypatch):
-    """Of a checkout with CRLF; a word that differs is a change, and so is the report of another section."""
-    for module in (claims_module, verify):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    (tmp_path / "params" / "claims").mkdir(parents=True)
+    monkeypatch.setattr(claims_module, "RULES", 2)
+    assert claims_module.changed("exbert") == []  # nothing is frozen yet
+    folder = tmp_path / "params" / "claims"
+    folder.mkdir(parents=True)
     lines = []
-    for name, ends in (("a.py", b"\n"), ("b.py", b"\r\n"), ("c.py", b"\r\n")):
-        sha = hashlib.sha256(b"x = 1\ny = 2\n").hexdigest()
-        value = b"x = 2" if name == "c.py" else b"x = 1"
-        (tmp_path / name).write_bytes(value + ends + b"y = 2" + ends)
-        lines.append(f"{sha}  {name}")
-    told = ["# exbert, moe", *lines, "# smart", f"{'0' * 64}  a.py", ""]
+    for name, ends, value in (("a", b"\n", b"1"), ("b", b"\r\n", b"1"), ("c", b"\r\n", b"2")):
+        (tmp_path / name).write_bytes(b"x: " + value + ends + b"y: 2" + ends)
+        lines.append(
+            f"{hashlib.sha256(b'x: 1' + bytes([10]) + b'y: 2' + bytes([10])).hexdigest()}  {name}"
+        )
+    told = ["# exbert, moe", *lines, "rules 2", "# smart", f"{'0' * 64}  a", "rules 1", ""]
     for ends in ("\n", "\r\n"):
-        (tmp_path / "params" / "claims" / "FROZEN").write_bytes(ends.join(told).encode())
-        assert verify.changed_files("exbert") == verify.changed_files("moe") == ["c.py"]
-        assert verify.changed_files("smart") == ["a.py"] and verify.changed_files("road") == []
+        (folder / "FROZEN").write_bytes(ends.join(told).encode())
+        assert claims_module.changed("exbert") == claims_module.changed("moe") == ["c"]
+        rules_then = "the rules of judging (then 1, now 2; docs/claims.md)"
+        assert claims_module.changed("smart") == ["a", rules_then]
+        assert claims_module.changed("road") == []
+    (tmp_path / "b").unlink()
+    assert claims_module.changed("exbert") == ["b", "c"]
+
+
+RULED = [
+    {},
+    {"delta": 8},
+    {"kind": "magnitude", "printed": [9, 13]},
+    {"kind": "equivalence"},
+    {"contrast": {"scale": "relative"}, "unit": "percent relative", "delta": 5},
+    {"contrast": {"set": ["first", "second"], "each": ["set"]}},
+]
+
+
+def judge_planted() -> pd.DataFrame:
+    """Verdicts and intervals of planted comparisons: what a change of the rules would move."""
+    rows = []
+    for gain in (-3.0, 0.0, 1.5, 6.0, 11.0):
+        for seeds, seed_sd in ((1, 0.5), (3, 0.5), (5, 3.0)):
+            planted = plant(two(gain), seeds=seeds, seed_sd=seed_sd, clusters=40, rows=2, rng=7)
+            for fields in RULED:
+                found = judged(claim(**fields), planted)
+                numbers = {k: f"{found[k]:.6g}" for k in ("d", "low", "high", "p", "nu")}
+                case = {"gain": gain, "seeds": seeds, "claim": json.dumps(fields)}
+                rows.append({**case, **numbers, "verdict": found["verdict"]})
+    return pd.DataFrame(rows).astype(str)
+
+
+def test_the_rules_have_a_number():
+    """The file of today's number says what the rules make of planted comparisons. Where this fails, the rules have changed: raise
+    RULES, write the file of the new number with `judge_planted().to_csv(…)`, and say in docs/claims.md what changed."""
+    file = ROOT / "tests" / "net" / f"rules-{claims_module.RULES}.csv"
+    held = pd.read_csv(file, dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(judge_planted(), held)
+    assert f"\n| {claims_module.RULES} |" in (ROOT / "docs" / "claims.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_all_reports_are_frozen():
@@ -984,7 +1003,7 @@ def test_all_reports_are_frozen():
     told = (ROOT / "params" / "claims" / "FROZEN").read_text()
     for file in FILES:
         assert f"params/claims/{file.name}" in told
-        assert not [f for f in verify.changed_files(file.stem) if f.endswith(".yaml")]
+        assert not [x for x in claims_module.changed(file.stem) if x.endswith(".yaml")]
 
 
 def coverage(
@@ -1085,7 +1104,7 @@ def recorded(planned, monkeypatch, tmp_path):
 
 
 def test_verify_prints_and_writes_every_verdict(recorded, capsys):
-    assert verify.main() == 0
+    assert run_verb(sys.argv) == 0
     told, written = (
         capsys.readouterr().out.splitlines(),
         runs.FIGURES / "exbert" / "real" / "claims.csv",
@@ -1171,7 +1190,7 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
     )  # shifts the rule
     values = [
         r["metrics"]["squad"]["em"]
-        for s, r in runs.records(runs.plan(recorded))
+        for s, r in runs.records(plans.plan(recorded))
         if (s.variant, s.ratio, s.arm) == ("v-db", 0.8, "printed")
     ]
     assert a["ours"] == pytest.approx(np.mean(values)) and a["low"] < a["ours"] < a["high"]
@@ -1190,10 +1209,11 @@ def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
     ):
         file.write_text(spoilt)
         assert (
-            verify.main() == 1 and "results.csv and the records disagree" in capsys.readouterr().out
+            run_verb(sys.argv) == 1
+            and "results.csv and the records disagree" in capsys.readouterr().out
         )
     file.unlink()
-    assert verify.main() == 0  # nothing on disk, nothing that disagrees
+    assert run_verb(sys.argv) == 0  # nothing on disk, nothing that disagrees
 
 
 def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch):
@@ -1201,7 +1221,7 @@ def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch)
     for profile in ("real", "paper"):
         monkeypatch.setattr(runs, "stored", lambda report: [quick])
         monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", profile])
-        assert verify.main() == 0
+        assert run_verb(sys.argv) == 0
         said = capsys.readouterr().out
         assert (
             f"moe: no run of profile {profile} has been recorded, so none of its 41 claims is tested"
@@ -1209,7 +1229,7 @@ def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch)
         )
     monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", "quick"])
     with pytest.raises(UserError, match="have no record"):
-        verify.main()
+        run_verb(sys.argv)
 
 
 def test_power_with_our_own_test_sets(recorded):

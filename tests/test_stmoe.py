@@ -6,8 +6,8 @@ import pytest
 import torch
 from st_moe_pytorch import MoE as Peer
 
-from qa_lib import stmoe
-from qa_lib.settings import Layer
+from qa_lib.models import st_moe
+from qa_lib.settings.parameters import Layer
 
 B, T, D, E = 3, 37, 16, 4
 REPORT = {
@@ -17,9 +17,9 @@ REPORT = {
 }  # the report's variant
 
 
-def layer(**changes) -> stmoe.MoE:
+def layer(**changes) -> st_moe.MoE:
     torch.manual_seed(0)
-    return stmoe.MoE(D, int(D * 8 / 3), Layer(**{"experts": E} | changes))
+    return st_moe.MoE(D, int(D * 8 / 3), Layer(**{"experts": E} | changes))
 
 
 def tokens(seed: int = 1) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
 
 
 @torch.no_grad()
-def loop(moe: stmoe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def loop(moe: st_moe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Evaluation routing by definition: token by token, pick by pick, in float64."""
     W, r, experts = (
         moe.router.weight.double(),
@@ -86,7 +86,7 @@ def loop(moe: stmoe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     out = torch.zeros_like(x, dtype=torch.float64)
     for b in range(x.shape[0]):
         length = int(mask[b].sum())
-        capacity = max(stmoe.MIN_CAPACITY, min(length, int(length * r.capacity_eval / r.experts)))
+        capacity = max(st_moe.MIN_CAPACITY, min(length, int(length * r.capacity_eval / r.experts)))
         p = (x[b].double() @ W.T).softmax(-1)
         taken = [0] * r.experts
         for n in range(r.top_n):

@@ -4,7 +4,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from qa_lib import figures, findings, metrics, params, runs, tables, verify
+from qa_lib.evidence import verify
+from qa_lib.page import figures, findings, tables
+from qa_lib.reports import catalogue, plans
+from qa_lib.settings import params
+from qa_lib.store import runs
+from qa_lib.tasks import metrics
 
 P = params.load("exbert", "quick")
 
@@ -105,12 +110,13 @@ def test_names_of_models_mixtures_and_rates():
     assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
     assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]  # in the order of the numbers
     assert (
-        tables.model("exbert-tuned") == "exbert-tuned" and tables.model("exbert-full") == "exbert"
+        catalogue.model("exbert-tuned") == "exbert-tuned"
+        and catalogue.model("exbert-full") == "exbert"
     )
 
 
 def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
-    spec = next(s for s in runs.plan(P) if s.validation_rows)
+    spec = next(s for s in plans.plan(P) if s.validation_rows)
     past = [
         {"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))
     ]
@@ -202,7 +208,7 @@ def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
 @pytest.fixture
 def routed(monkeypatch):
     p = P.model_copy(update={"experiments": ["untuned"], "ratios": [0.6], "start": None})
-    spec = next(s for s in runs.plan(p) if s.layer)
+    spec = next(s for s in plans.plan(p) if s.layer)
     load = {
         "training": [
             {

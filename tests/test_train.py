@@ -21,21 +21,16 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
-from qa_lib import (
-    build,
-    data,
-    encoders,
-    features,
-    files,
-    params,
-    report,
-    runs,
-    scoring,
-    study,
-    train,
-)
-from qa_lib.params import ROOT, UserError
-from qa_lib.settings import Layer
+from qa_lib.__main__ import run_verb
+from qa_lib.data import features, selection
+from qa_lib.models import encoders, heads
+from qa_lib.page import report
+from qa_lib.reports import plans
+from qa_lib.settings import command_line, encoder_files, files
+from qa_lib.settings.parameters import Layer
+from qa_lib.settings.params import ROOT, UserError
+from qa_lib.store import runs
+from qa_lib.training import build, evaluate, study, train
 
 
 def scores(record: dict) -> dict:
@@ -44,7 +39,7 @@ def scores(record: dict) -> dict:
 
 def test_span_model_equals_transformers_and_survives_saving(tmp_path):
     encoder, _ = encoders.load("minilm", 2)
-    model = encoders.SpanModel(encoder, head_dropout=0.0).eval()
+    model = heads.SpanModel(encoder, head_dropout=0.0).eval()
     peer = BertForQuestionAnswering(encoder.config).eval()
     peer.bert.load_state_dict(encoder.state_dict())
     peer.qa_outputs.load_state_dict(model.head.state_dict())
@@ -58,7 +53,7 @@ def test_span_model_equals_transformers_and_survives_saving(tmp_path):
     torch.testing.assert_close(ours.loss, theirs.loss)
     torch.testing.assert_close(ours.start_logits, theirs.start_logits)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    again = encoders.SpanModel(encoders.load("minilm", 2)[0]).eval()
+    again = heads.SpanModel(encoders.load("minilm", 2)[0]).eval()
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again(input_ids=ids, attention_mask=mask).end_logits, ours.end_logits)
     wide = (
@@ -72,9 +67,9 @@ def test_span_model_equals_transformers_and_survives_saving(tmp_path):
 
 def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     p = tiny()
-    first = study.run(p, live=False)
+    first = study.run(p, plans.plan, live=False)
     assert list(first.trained) == ["now"]
-    spec = runs.plan(p)[0]
+    spec = plans.plan(p)[0]
     record = runs.find(spec)
     assert record["metrics"]["encyclopaedia"]["n"] == 24 and record["environment"]["commit"]
     assert [h["epoch"] for h in record["history"]] == [1.0] and record["history"][0][
@@ -87,8 +82,10 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     text = (runs.folder(spec) / "metrics.json").read_text() + pd.read_parquet(
         runs.folder(spec) / "examples.parquet"
     ).to_csv()
-    assert not any(r["question"] in text for r in data.splits("encyclopaedia", "embedded").test)
-    assert list(study.run(p, live=False).trained) == ["found"]
+    assert not any(
+        r["question"] in text for r in selection.splits("encyclopaedia", "embedded").test
+    )
+    assert list(study.run(p, plans.plan, live=False).trained) == ["found"]
     # landed and read from there alone
     ledger, examples = runs.ledger([spec]), runs.examples([spec])
     runs.write(
@@ -102,7 +99,7 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     (store / "runs").rename(store / "gone")
     assert runs.ledger([spec]).equals(ledger)
     assert runs.examples([spec])[examples.columns].equals(examples)
-    assert list(study.run(p, live=False).trained) == ["found"]
+    assert list(study.run(p, plans.plan, live=False).trained) == ["found"]
     assert runs.find(spec, fresh=True) is None and study.missing([spec], fresh=True) == [spec]
     # a committed file that is damaged or gone is one sentence
     for damage, words in (
@@ -128,13 +125,13 @@ def test_runs_of_either_size_are_landed_where_none_is_named(monkeypatch):
     seen = []
     monkeypatch.setattr(runs, "land", lambda report, specs: seen.append({s.size for s in specs}))
     for more in ([], ["--size", "small"]):
-        monkeypatch.setattr("sys.argv", ["runs", "land", "moe", "--profile", "real", *more])
-        assert runs.main() == 0
+        monkeypatch.setattr("sys.argv", ["land", "moe", "--profile", "real", *more])
+        assert run_verb(sys.argv) == 0
     assert seen == [{"full", "small"}, {"small"}]
 
 
 def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     first = train.train(spec, progress=lambda line: None)
     path = runs.folder(spec) / "metrics.json"
     path.write_text(path.read_text().replace('"em":', '"em":1', 1))
@@ -154,7 +151,7 @@ def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
 
     monkeypatch.delenv("QA_COMMIT", raising=False)
     monkeypatch.setattr(train.subprocess, "run", absent)
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     made = train.environment(spec)
     assert (made["commit"], made["dirty"]) == ("unknown", None)
     monkeypatch.setenv("QA_COMMIT", "0123abc")
@@ -266,14 +263,14 @@ def test_a_page_does_not_call_unknown_code_clean():
 
 def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
     p = tiny(arms=["tuned"], experiments=["headline"])
-    trials = runs.plan(p)
+    trials = plans.plan(p)
     assert (
         trials
         and not any(s.tests for s in trials if s.arm == "tuned")
         and study.missing(trials) == trials
     )
     machine(monkeypatch, cuda=True)
-    todo = study.missing(runs.plan(tiny(arms=["tuned", "printed"])))
+    todo = study.missing(plans.plan(tiny(arms=["tuned", "printed"])))
     assert len(todo) > len(trials) and all(
         s.tests == p.domains and s.threads == "cuda" for s in todo
     )
@@ -312,25 +309,29 @@ def test_records_serve_every_machine(tiny, monkeypatch, trained, drawn):
     """Of one kind of machine they are found on another, where nothing is trained again."""
     p = tiny(precision="bf16", ratios=[1.0])
     machine(monkeypatch, *trained)
-    (spec,) = study.missing(runs.plan(p))
+    (spec,) = study.missing(plans.plan(p))
     planted(spec)
     machine(monkeypatch, *drawn)
-    assert study.missing(runs.plan(p)) == [] and list(study.run(p, live=False)["run"]) == [spec.run]
-    assert set(runs.ledger(runs.plan(p))["precision"]) == {"bf16" if trained[1] else "fp32"}
+    assert study.missing(plans.plan(p)) == [] and list(
+        study.run(p, plans.plan, live=False)["run"]
+    ) == [spec.run]
+    assert set(runs.ledger(plans.plan(p))["precision"]) == {"bf16" if trained[1] else "fp32"}
 
 
 def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store, capsys):
     p = tiny(precision="bf16", ratios=[1.0])
     machine(monkeypatch, False)
-    (spec,) = study.missing(runs.plan(p))
+    (spec,) = study.missing(plans.plan(p))
     planted(spec)
-    assert runs.land("exbert", runs.plan(p)) == 1
+    assert runs.land("exbert", plans.plan(p)) == 1
     machine(monkeypatch, False, bf16=False)
-    assert list(study.run(p, fresh=True, live=False)["trained"]) == ["found"]  # that of the store
+    assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == [
+        "found"
+    ]  # that of the store
     (store / "runs").rename(store / "gone")
-    assert list(study.run(p, fresh=True, live=False)["trained"]) == ["now"]
-    assert runs.land("exbert", runs.plan(p)) == 0  # its committed record is of another machine
-    study.compare(p)
+    assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == ["now"]
+    assert runs.land("exbert", plans.plan(p)) == 0  # its committed record is of another machine
+    study.compare(p, plans.plan)
     said = capsys.readouterr().out
     assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
     assert re.search(
@@ -340,7 +341,7 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
 
 
 def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store):
-    specs = runs.plan(tiny(ratios=[0.0, 0.5, 1.0]))[:3]
+    specs = plans.plan(tiny(ratios=[0.0, 0.5, 1.0]))[:3]
     for i, spec in enumerate(specs):
         planted(
             spec,
@@ -379,19 +380,19 @@ def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
             self._n_gpu = 2
 
     monkeypatch.setattr(train, "TrainingArguments", Two)
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     assert train.arguments(spec, 10, False).train_batch_size == spec.batch_size
 
 
 def test_a_record_without_a_test_set_is_incomplete(tiny):
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     train.train(spec.model_copy(update={"tests": ["biomedicine"]}), progress=lambda line: None)
     assert runs.find(spec.model_copy(update={"tests": ["biomedicine"]})) and runs.find(spec) is None
     assert study.missing([spec]) == [spec]
 
 
 def test_nan_is_no_score(tiny):
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     with pytest.raises(ValueError, match="em on x is nan"):
         runs.save(spec, {"metrics": {"x": {"em": float("nan")}}}, pd.DataFrame())
     with pytest.raises(UserError, match="the loss is .* at step"):
@@ -404,9 +405,9 @@ def test_nan_is_no_score(tiny):
 
 
 def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store):
-    spec = runs.plan(tiny())[0]
-    (store / "copy").symlink_to(encoders.folder("minilm"))
-    copied = runs.plan(tiny(encoder=str(store / "copy")))[0]
+    spec = plans.plan(tiny())[0]
+    (store / "copy").symlink_to(encoder_files.folder("minilm"))
+    copied = plans.plan(tiny(encoder=str(store / "copy")))[0]
     assert copied.hash == spec.hash
     scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
     runs.save(
@@ -422,18 +423,21 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
 
 CHILD = """
 import json, sys
-from qa_lib import data, params, runs, scoring, train
-whole = data.tests
-data.tests = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
+from qa_lib.data import selection
+from qa_lib.reports import plans
+from qa_lib.settings import params
+from qa_lib.training import train
+whole = selection.tests
+selection.tests = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
 p = params.load("exbert", "quick", json.loads(sys.argv[1]))
-train.train(runs.plan(p)[-1], progress=lambda line: print(line, flush=True))
+train.train(plans.plan(p)[-1], progress=lambda line: print(line, flush=True))
 """
 
 
 def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     """ExBERT killed behind a checkpoint inside the second epoch, started again: the numbers of an undisturbed run."""
     p = tiny(epochs=2.0, experiments=["untuned"])
-    spec = runs.plan(p)[-1]
+    spec = plans.plan(p)[-1]
     assert spec.layer
     undisturbed = train.train(spec, progress=lambda line: None)
     (store / "runs").rename(store / "undisturbed")
@@ -463,7 +467,7 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
 
 KILLED = """
 import os, sys
-from qa_lib import train
+from qa_lib.training import train
 real = train.Keeper.on_step_end
 def on_step_end(self, args, state, control, **kwargs):
     if state.global_step == int(sys.argv[2]):
@@ -481,13 +485,13 @@ def kill_at_step(p, step: int) -> Path:
         [sys.executable, "-c", KILLED + CHILD, changes, str(step)], env=env, stdout=subprocess.PIPE
     )
     assert done.returncode == 9
-    return runs.folder(runs.plan(p)[-1]) / "checkpoints"
+    return runs.folder(plans.plan(p)[-1]) / "checkpoints"
 
 
 def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
     """Whatever file of the newest checkpoint a power cut has truncated; the scores stay the same."""
     p = tiny(epochs=2.0)
-    spec = runs.plan(p)[-1]
+    spec = plans.plan(p)[-1]
     undisturbed = train.train(spec, progress=lambda line: None)
     (store / "runs").rename(store / "undisturbed")
     checkpoints = kill_at_step(p, 9)
@@ -520,7 +524,7 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
 
 def test_without_a_whole_checkpoint_a_run_starts_anew(tiny, store):
     p = tiny(epochs=2.0)
-    spec = runs.plan(p)[-1]
+    spec = plans.plan(p)[-1]
     for checkpoint in kill_at_step(p, 9).iterdir():
         (checkpoint / "trainer_state.json").write_text("", encoding="utf-8")
     lines = []
@@ -556,8 +560,8 @@ def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, mon
 
 
 def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
-    parent = runs.plan(tiny(ratios=[1.0]))[0]
-    child = runs.plan(tiny(ratios=[0.0]))[0].model_copy(
+    parent = plans.plan(tiny(ratios=[1.0]))[0]
+    child = plans.plan(tiny(ratios=[0.0]))[0].model_copy(
         update={"parents": [parent], "variant": "child"}
     )
     assert study.missing([parent, child]) == [parent, child]
@@ -601,8 +605,8 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
         UserError,
         match="max_length: the encoder reads 512 tokens, and windows of 513 are asked for",
     ):
-        study.run(tiny(max_length=513), live=False)
-    specs = runs.plan(tiny())
+        study.run(tiny(max_length=513), plans.plan, live=False)
+    specs = plans.plan(tiny())
     with pytest.raises(UserError, match="reinit: 1 of 1 blocks would leave nothing"):
         study.estimate([*specs, specs[0].model_copy(update={"reinit": 1})], 1)
     small = {
@@ -618,12 +622,12 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
     assert (
         encoders.positions(roberta) == 65 and encoders.positions(encoders.load("minilm")[0]) == 512
     )
-    rows, (_, tokenizer) = data.mixture(specs[0])[0][:2], encoders.load("minilm")
+    rows, (_, tokenizer) = selection.mixture(specs[0])[0][:2], encoders.load("minilm")
     windows = features.windows(rows, tokenizer, 64, 16, tmp_path)
-    model = encoders.SpanModel(roberta)
+    model = heads.SpanModel(roberta)
     batch = model.collate(tokenizer)([dict(w) for w in model.prepare(windows, rows)])
     assert torch.isfinite(model(**batch).loss) and "token_type_ids" not in batch
-    assert "token_type_ids" in encoders.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)(
+    assert "token_type_ids" in heads.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)(
         [dict(windows[0])]
     )
 
@@ -642,20 +646,20 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
     ],
 )
 def test_what_no_memory_can_hold_is_refused_before_any_training(tiny, changes, words):
-    spec = runs.plan(tiny(experiments=["untuned"], **changes))[-1]
+    spec = plans.plan(tiny(experiments=["untuned"], **changes))[-1]
     with pytest.raises(UserError, match=words):
         study.check_memory(spec)
-    for spec in runs.plan(tiny(experiments=["untuned"])):
+    for spec in plans.plan(tiny(experiments=["untuned"])):
         study.check_memory(spec)
 
 
 def test_the_largest_seed_trains(tiny):
     p = tiny(seeds=[2**32 - 1])
-    assert train.train(runs.plan(p)[0], progress=lambda line: None)["metrics"]
+    assert train.train(plans.plan(p)[0], progress=lambda line: None)["metrics"]
 
 
 def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
-    specs = runs.plan(tiny(seeds=[0, 1]))
+    specs = plans.plan(tiny(seeds=[0, 1]))
     monkeypatch.setattr(
         study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9)
     )
@@ -667,9 +671,9 @@ def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
 
 def test_two_workers_give_the_same_numbers_as_one(tiny, store):
     p = tiny(experiments=["untuned"], train_rows=16)
-    table = study.run(p, workers=2, live=False)
+    table = study.run(p, plans.plan, workers=2, live=False)
     assert list(table.trained) == ["now", "now"]
-    spec = runs.plan(p)[-1]
+    spec = plans.plan(p)[-1]
     record = runs.find(spec)
     (store / "runs").rename(store / "apart")
     alone = train.train(spec, progress=lambda line: None)
@@ -686,12 +690,12 @@ def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
     def other():
         with FileLock(runs.RUNS / "exbert.lock"):
             held.set()
-            train.train(runs.plan(p)[0], progress=lambda line: None)
+            train.train(plans.plan(p)[0], progress=lambda line: None)
 
     thread = threading.Thread(target=other)
     thread.start()
     held.wait()
-    study.run(p, live=False)
+    study.run(p, plans.plan, live=False)
     thread.join()
     shown = capsys.readouterr().out
     assert "another study of exbert is training here; waiting" in shown and "step 1/" not in shown
@@ -699,7 +703,7 @@ def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
 
 def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch):
     """One trial is left, then what it decided: two runs; all three were trained now."""
-    three = runs.plan(tiny(seeds=[0, 1, 2]))
+    three = plans.plan(tiny(seeds=[0, 1, 2]))
     rounds, seen = iter([three[:1]] * 2 + [three[1:]] * 3 + [[]]), []
     monkeypatch.setattr(study, "missing", lambda specs, fresh: next(rounds))
     monkeypatch.setattr(study, "at_once", len)
@@ -710,17 +714,19 @@ def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch
     monkeypatch.setattr(
         runs, "find", lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0}
     )
-    assert list(study.run(tiny(seeds=[0, 1, 2]))["trained"]) == ["now"] * 3 and seen == [1, 2]
+    assert list(study.run(tiny(seeds=[0, 1, 2]), plans.plan)["trained"]) == [
+        "now"
+    ] * 3 and seen == [1, 2]
 
 
 def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small(tiny, monkeypatch):
     monkeypatch.setattr(study, "HOURS", 0)
     with pytest.raises(UserError, match="more than 0 hours; say YES=1"):
-        study.run(tiny(), live=False)
+        study.run(tiny(), plans.plan, live=False)
     monkeypatch.setattr(study, "HOURS", 12)
     monkeypatch.setattr(study.shutil, "disk_usage", lambda path: type("usage", (), {"free": 1e6}))
     with pytest.raises(UserError, match="GB free and this study needs about"):
-        study.run(tiny(), live=False)
+        study.run(tiny(), plans.plan, live=False)
     assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
 
 
@@ -734,7 +740,7 @@ def test_a_study_stops_before_training_where_it_cannot_write(
     with pytest.raises(
         UserError, match=f"cannot be written .Not a directory: .*{variable} to a folder that can"
     ) as e:
-        study.run(tiny(), live=False)
+        study.run(tiny(), plans.plan, live=False)
     assert "\n" not in str(e.value)
 
 
@@ -765,7 +771,7 @@ def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        params.main(run)
+        command_line.main(run)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: x.csv: ") and said.count("\n") == 1
 
@@ -796,7 +802,8 @@ def test_training_needs_no_home_and_no_locale(store):
         [
             sys.executable,
             "-m",
-            "qa_lib.study",
+            "qa_lib",
+            "study",
             "exbert",
             "--profile",
             "quick",
@@ -811,15 +818,13 @@ def test_training_needs_no_home_and_no_locale(store):
     )
     assert done.returncode == 0 and "1/1 runs" in done.stdout, done.stderr
     assert sorted(f.name for f in store.iterdir()) == ["figures", "home", "runs"]
-    told = subprocess.run(
-        [sys.executable, "-m", "qa_lib.train", "--help"], capture_output=True, env=env
-    )
-    assert told.returncode == 0 and rb"build \u2192 Trainer" in told.stdout
+    told = subprocess.run([sys.executable, "-m", "qa_lib", "--help"], capture_output=True, env=env)
+    assert told.returncode == 0 and rb"VERB \u2026" in told.stdout
 
 
 def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
     """Not that of another run in this process, and not that of whoever starts it."""
-    spec = runs.plan(tiny())[0]
+    spec = plans.plan(tiny())[0]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert train.arguments(spec, 10, False).mixed_precision == "no"
     bf16 = spec.model_copy(update={"precision": "bf16"})
@@ -842,7 +847,7 @@ def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
 def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
     profile = [] if "--profile" in arguments else ["--profile", "quick"]
     done = subprocess.run(
-        [sys.executable, "-m", "qa_lib.study", *arguments, *profile],
+        [sys.executable, "-m", "qa_lib", "study", *arguments, *profile],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -854,14 +859,14 @@ def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, st
 def test_no_workers_are_refused(monkeypatch):
     monkeypatch.setattr("sys.argv", ["study", "exbert", "--profile", "quick", "--workers", "0"])
     with pytest.raises(UserError, match="WORKERS=0: at least one run"):
-        study.main()
+        run_verb(sys.argv)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, stop):
     few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
     child = subprocess.Popen(
-        [sys.executable, "-m", "qa_lib.study", "exbert", *few],
+        [sys.executable, "-m", "qa_lib", "study", "exbert", *few],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
@@ -885,13 +890,13 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
 
 
 def test_logits_do_not_depend_on_the_batch(tiny):
-    spec = runs.plan(tiny(precision="fp32"))[0]
+    spec = plans.plan(tiny(precision="fp32"))[0]
     model, tokenizer = build.build(spec)
-    rows = data.splits("encyclopaedia", "embedded").test[:12]
-    from qa_lib import features
+    rows = selection.splits("encyclopaedia", "embedded").test[:12]
+    from qa_lib.data import features
 
-    windows = features.windows(rows, tokenizer, 128, 32, scoring.CACHE)
-    start, _, _ = scoring.logits(model, windows, model.collate(tokenizer), "fp32")
+    windows = features.windows(rows, tokenizer, 128, 32, evaluate.CACHE)
+    start, _, _ = evaluate.logits(model, windows, model.collate(tokenizer), "fp32")
     for i in (0, 5):
-        alone, _, _ = scoring.logits(model, windows.select([i]), model.collate(tokenizer), "fp32")
+        alone, _, _ = evaluate.logits(model, windows.select([i]), model.collate(tokenizer), "fp32")
         np.testing.assert_allclose(alone[0], start[i], atol=1e-4)

@@ -11,7 +11,8 @@ import time
 
 import torch
 
-from qa_lib import encoders, train
+from qa_lib.models import encoders, heads
+from qa_lib.training import train
 
 LENGTHS, ROUNDS = (
     (120, 384, 144, 200, 176, 136, 260, 160, 384, 128, 152, 320, 184, 168, 384, 112),
@@ -23,7 +24,7 @@ def child(keep: bool):
     torch.set_num_threads(1)
     if keep:
         train.keep_freed_memory()
-    model = encoders.SpanModel(encoders.load("minilm")[0]).train()
+    model = heads.SpanModel(encoders.load("minilm")[0]).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(2):  # the first warms up
         began = time.monotonic()

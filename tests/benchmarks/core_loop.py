@@ -16,7 +16,11 @@ from multiprocessing import get_context
 
 import torch
 
-from qa_lib import data, encoders, features, train
+from qa_lib.data import features, selection
+from qa_lib.data.batches import BucketSampler
+from qa_lib.models import encoders, heads
+from qa_lib.tasks import span
+from qa_lib.training import train
 
 DECILES = [61, 107, 122, 134, 146, 158, 172, 188, 209, 246, 384]
 ROUNDS, BATCH = 5, 16
@@ -26,7 +30,9 @@ def lengths(n: int) -> list[int]:
     if "DATA" in os.environ:
         from pathlib import Path
 
-        rows = random.Random(0).sample(data.splits("squad", "folder", os.environ["DATA"]).train, n)
+        rows = random.Random(0).sample(
+            selection.splits("squad", "folder", os.environ["DATA"]).train, n
+        )
         found = features.windows(rows, encoders.load("minilm")[1], 384, 128, Path("runs/cache"))
         return [len(ids) for ids in found["input_ids"]][:n]
     rng = random.Random(0)
@@ -50,10 +56,10 @@ class Loop:
     """One training loop: the recipe's or ours."""
 
     def __init__(self, ours: bool, found: list[dict]):
-        self.ours, self.found, self.collate = ours, found, features.Collate(0, True)
-        self.model = encoders.SpanModel(encoders.load("minilm")[0]).train()
+        self.ours, self.found, self.collate = ours, found, span.Collate(0, True)
+        self.model = heads.SpanModel(encoders.load("minilm")[0]).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=ours)
-        order = features.BucketSampler(
+        order = BucketSampler(
             [len(w["input_ids"]) for w in found], ["d"] * len(found), BATCH, "trainer", 0
         )
         self.order = list(order) if ours else list(range(len(found)))

@@ -3,7 +3,7 @@
     python tests/benchmarks/gate.py [threads]     2 unless told
 
 One epoch over generated questions, batches of 16 in the order of the trainer's sampler, three MiniLM experts and the encoder that
-the gate sees. stored: qa_lib/frozen.py, read from memory-mapped files (made before, not counted; printed beside). live: experts
+the gate sees. stored: qa_lib/training/frozen.py, read from memory-mapped files (made before, not counted; printed beside). live: experts
 and encoder run forward for every batch, without gradients. The two alternate; the ratio is the median over the rounds.
 """
 
@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qa_lib import corpora, encoders, features, frozen, moe, scoring
-from qa_lib.settings import Gate
+from qa_lib.data import corpora, features
+from qa_lib.data.batches import BucketSampler
+from qa_lib.models import encoders, gated_mixture, heads
+from qa_lib.settings.parameters import Gate
+from qa_lib.training import evaluate, frozen
 
 THREADS, ROUNDS = int(sys.argv[1]) if sys.argv[1:] else 2, 3
 
@@ -27,14 +30,14 @@ def main():
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     rows = [r for name in ("encyclopaedia", "news", "search") for r in corpora.qa(name, 64)]
-    models = [encoders.SpanModel(encoders.load("minilm")[0]).eval() for _ in range(3)]
+    models = [heads.SpanModel(encoders.load("minilm")[0]).eval() for _ in range(3)]
     plain, tokenizer = (
-        encoders.SpanModel(encoders.load("minilm")[0]).eval(),
+        heads.SpanModel(encoders.load("minilm")[0]).eval(),
         encoders.load("minilm")[1],
     )
     with tempfile.TemporaryDirectory() as folder:
-        scoring.CACHE = Path(folder)
-        windows = features.windows(rows, tokenizer, 384, 128, scoring.CACHE)
+        evaluate.CACHE = Path(folder)
+        windows = features.windows(rows, tokenizer, 384, 128, evaluate.CACHE)
         began = time.monotonic()
         said = [
             frozen.outputs(f"expert{k}", windows, tokenizer, partial(models.__getitem__, k), "bf16")
@@ -42,7 +45,7 @@ def main():
         ]
         x = frozen.outputs("plain", windows, tokenizer, lambda: plain, "bf16").mean
         made = time.monotonic() - began
-        kept = moe.Frozen(
+        kept = gated_mixture.Frozen(
             windows,
             [o.start for o in said],
             [o.end for o in said],
@@ -50,7 +53,7 @@ def main():
             np.full((len(windows), 3), 1 / 3, np.float32),
         )
         order = list(
-            features.BucketSampler(
+            BucketSampler(
                 [len(i) for i in windows["input_ids"]], ["all"] * len(windows), 16, "trainer", 0
             )
         )
@@ -74,7 +77,9 @@ def main():
 
         def epoch(batch_of) -> float:
             torch.manual_seed(0)
-            mixture = moe.Mixture(moe.MLP(x.shape[1], 3, Gate()), "logits", None)
+            mixture = gated_mixture.Mixture(
+                gated_mixture.MLP(x.shape[1], 3, Gate()), "logits", None
+            )
             optimizer = torch.optim.AdamW(mixture.parameters(), fused=True)
             began = time.monotonic()
             for part in parts:
@@ -84,7 +89,7 @@ def main():
             return time.monotonic() - began
 
         def stored(part: list[int]) -> dict:
-            return moe.collate([kept[i] for i in part])
+            return gated_mixture.collate([kept[i] for i in part])
 
         found = [(epoch(stored), epoch(live)) for _ in range(ROUNDS + 1)][1:]  # the first warms up
     fast, slow = (statistics.median(c) for c in zip(*found, strict=True))

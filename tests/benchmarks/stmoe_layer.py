@@ -17,8 +17,9 @@ import time
 
 import torch
 
-from qa_lib import stmoe, train
-from qa_lib.settings import Layer
+from qa_lib.models import st_moe
+from qa_lib.settings.parameters import Layer
+from qa_lib.training import train
 
 D, E = 384, 16
 THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
@@ -46,7 +47,10 @@ def main():
     train.keep_freed_memory()
     for b, t, rounds, times in SIZES:
         torch.manual_seed(0)
-        moe, dense = stmoe.MoE(D, int(D * 8 / 3), Layer(experts=E)), stmoe.Expert(D, int(D * 8 / 3))
+        moe, dense = (
+            st_moe.MoE(D, int(D * 8 / 3), Layer(experts=E)),
+            st_moe.Expert(D, int(D * 8 / 3)),
+        )
         x, mask = torch.randn(b, t, D, requires_grad=True), torch.ones(b, t)
         moe(x, mask)
         y = torch.randn(int((moe.routed.gate > 0).sum()), D, requires_grad=True)

@@ -1,0 +1,301 @@
+"""The command line of the study: python -m qa_lib VERB …, which make and people type.
+
+A verb imports what it needs when it runs, so that --help answers at once.
+"""
+
+import argparse
+import sys
+
+from qa_lib.settings import command_line, params
+from qa_lib.settings.params import ROOT, UserError
+
+# ---- what is missing is trained ----
+
+
+def add_study(parser: argparse.ArgumentParser):
+    command_line.add_arguments(parser)
+    parser.add_argument(
+        "--workers",
+        type=command_line.count_workers,
+        help="runs trained at once; by default what fills the cores",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="ignore committed records, retrain, compare"
+    )
+    parser.add_argument("--yes", action="store_true", help="start even what takes half a day")
+    parser.add_argument("--dry-run", action="store_true", help="estimate only")
+    parser.add_argument(
+        "--fetch", action="store_true", help="fetch and verify data and encoder only"
+    )
+
+
+def run_study(args: argparse.Namespace) -> int:
+    import torch
+
+    from qa_lib.reports import plans
+    from qa_lib.store import runs
+    from qa_lib.training import study
+
+    p = command_line.from_args(args, size="full" if torch.cuda.is_available() else "small")
+    if args.fetch:
+        study.fetch(p)
+        return 0
+    if not args.dry_run:
+        runs.check_page(p)
+    if p.profile == "real" and not args.size and not args.fresh and runs.committed(p.report):
+        print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
+        p = plans.settle(args)
+    else:
+        study.run(p, plans.plan, args.workers, args.fresh, args.yes, args.dry_run)
+        if args.fresh:
+            study.compare(p, plans.plan)
+    if not args.dry_run:
+        print(runs.write_ledger(p, plans.plan(p)))
+    return 0
+
+
+def add_train(parser: argparse.ArgumentParser):
+    command_line.add_arguments(parser)
+    parser.add_argument("--run", required=True, help="name of a run in the plan, or its start")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from qa_lib.reports import plans
+    from qa_lib.training import train
+
+    specs = [spec.here() for spec in plans.plan(command_line.from_args(args))]
+    chosen = [spec for spec in specs if spec.run.startswith(args.run)]
+    if len(chosen) != 1:
+        names = ", ".join(spec.run for spec in (chosen or specs)[:6])
+        raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {names}")
+    record = train.train(chosen[0], keep_weights=True)
+    if record:  # of several processes one writes it
+        scores = {name: record["metrics"][name] for name in chosen[0].tests}
+        print(" ".join(f"{name}: EM {m['em']:.1f} F1 {m['f1']:.1f}" for name, m in scores.items()))
+    return 0
+
+
+# ---- records become pages and verdicts ----
+
+
+def add_render(parser: argparse.ArgumentParser):
+    command_line.add_arguments(parser)
+    parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
+
+
+def run_render(args: argparse.Namespace) -> int:
+    from qa_lib.page import render
+    from qa_lib.reports import plans
+    from qa_lib.store import runs
+
+    if args.only is not None:  # before the runs are looked up, which takes long
+        render.check_drawn(render.read_notebook(args.report), args.only)
+    p = plans.settle(args)  # a page is drawn from records; what is missing is not trained here
+    runs.check_page(p)
+    # of the page's own runs: make sees when it was last drawn of others
+    runs.write_ledger(p, plans.plan(p))
+    render.render(p, args.only)
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from qa_lib.evidence import verify
+    from qa_lib.own_data import advice
+    from qa_lib.reports import plans
+    from qa_lib.store import runs
+
+    profile = args.profile or params.default_profile()
+    if not any(record["spec"]["profile"] == profile for record in runs.stored(args.report)):
+        print(verify.describe_nothing(args.report, profile))
+        return 0
+    p = plans.settle(args)
+    runs.check_page(p)
+    if p.profile == "own":  # on own data no claim is judged
+        print(advice.sentence(p))
+    else:
+        verify.print_verdicts(p)
+    run = verify.disagreement(p)
+    if run:
+        print(
+            f"results.csv and the records disagree, first about {run}; "
+            f"{runs.command(p)} writes it from the records"
+        )
+        return 1
+    return 0
+
+
+def add_power(parser: argparse.ArgumentParser):
+    parser.add_argument("reports", nargs="*", metavar="REPORT", help="by default every report")
+
+
+def run_power(args: argparse.Namespace) -> int:
+    from qa_lib.evidence import power
+
+    known = sorted(params.read_yaml(ROOT / "params" / "questions.yaml")[0])
+    for report in args.reports or known:
+        if report not in known:
+            raise UserError(f"there is no report {report}; known: {', '.join(known)}")
+        print(power.describe(report))
+    return 0
+
+
+def add_overview(parser: argparse.ArgumentParser):
+    parser.add_argument("--profile", help=" | ".join(params.PROFILES))
+    parser.add_argument(
+        "--readme", action="store_true", help="write the verdicts on real data into README.md"
+    )
+
+
+def run_overview(args: argparse.Namespace) -> int:
+    from qa_lib.page import overview
+
+    if args.readme:
+        overview.write_readme()
+    else:
+        print(overview.write_page(args.profile or params.default_profile()))
+    return 0
+
+
+# ---- data and records ----
+
+
+def run_land(args: argparse.Namespace) -> int:
+    from qa_lib.reports import plans
+    from qa_lib.store import runs
+
+    meant = [command_line.from_args(args, size) for size in plans.sizes(args)]
+    if meant[0].profile in ("quick", "own"):
+        raise UserError(
+            "only runs on the study's real data are landed; say --profile real or paper"
+        )
+    runs.check_writable(runs.RECORDS, "QA_RECORDS")
+    specs = [spec for p in meant for spec in plans.plan(p)]
+    print(f"{runs.land(args.report, specs)} new records in records/{args.report}")
+    return 0
+
+
+def run_rescore(args: argparse.Namespace) -> int:
+    from qa_lib.reports import plans
+    from qa_lib.training import rescore
+
+    specs = {}
+    for size in plans.sizes(args):
+        for spec in plans.plan(command_line.from_args(args, size)):
+            specs.setdefault(spec.hash, spec)
+    rescore.rescore(args.report, list(specs.values()))
+    return 0
+
+
+def add_own(parser: argparse.ArgumentParser):
+    parser.add_argument("name")
+    parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
+    command_line.add_parameters(parser)
+
+
+def run_own(args: argparse.Namespace) -> int:
+    from qa_lib.models import encoders
+    from qa_lib.own_data import own
+    from qa_lib.reports import exbert
+    from qa_lib.store import runs
+    from qa_lib.training import study
+
+    own.check_name(args.name)
+    args.report, args.profile, args.size = "exbert", "own", None
+    args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
+    args.p.insert(0, f"domains=[{args.name}-a, {args.name}-b]")
+    p = command_line.from_args(args)
+    runs.check_store()
+    runs.check_page(p)
+    own.check_domains(p)
+    encoders.load(p.encoder)  # first: reading the data may take long
+    own.define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
+    dense = len(exbert.DENSE) * ("dense" in p.experiments)
+    first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
+    parts = [
+        x for x in p.experiments if x in ("headline", "dense")
+    ]  # of these arm `tuned` consists
+    then = len(exbert.plan(p.model_copy(update={"arms": ["printed"], "experiments": parts})))
+    print(
+        f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the "
+        f"highest tried; then about {then} runs with the rates and epochs they chose; each round "
+        "says how long it takes",
+        flush=True,
+    )
+    own.check(p)
+    study.fetch(p)
+    return 0
+
+
+def add_check_data(parser: argparse.ArgumentParser):
+    parser.add_argument("--data", required=True, help="the folder above qa/ and nlu/")
+
+
+def run_check_data(args: argparse.Namespace) -> int:
+    from qa_lib.data import sources
+
+    return sources.check(str(command_line.find_data(args.data)))
+
+
+def run_pin(args: argparse.Namespace) -> int:
+    from qa_lib.settings import hub
+
+    known = params.datasets("hub").values()
+    for repo in {source.split(":")[0] for d in known for source in d.train + d.test}:
+        hub.revision(repo)
+    for slug in params.REPORTS:
+        hub.revision(params.load(slug, "paper").encoder, "model")
+    return 0
+
+
+def add_nothing(parser: argparse.ArgumentParser):
+    pass
+
+
+# Verb: what it does, its options, and what runs.
+VERBS = {
+    "study": ("train what a report's plan is missing", add_study, run_study),
+    "train": ("train one run of the plan", add_train, run_train),
+    "render": ("draw a report's page from records", add_render, run_render),
+    "verify": (
+        "print the verdict on every claim of a report",
+        command_line.add_arguments,
+        run_verify,
+    ),
+    "power": ("print which claims could ever be decided", add_power, run_power),
+    "overview": (
+        "draw the page about all reports, or the README's part",
+        add_overview,
+        run_overview,
+    ),
+    "land": (
+        "put completed runs on real data into records/",
+        command_line.add_arguments,
+        run_land,
+    ),
+    "rescore": (
+        "score stored answers again, after the rules of scoring have changed",
+        command_line.add_arguments,
+        run_rescore,
+    ),
+    "own": ("define and check two domains of your own", add_own, run_own),
+    "check-data": ("compare the files of a folder with DATA.md", add_check_data, run_check_data),
+    "pin": ("resolve hub revisions into params/pins.yaml", add_nothing, run_pin),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command_line.CommandLine(prog="python -m qa_lib", description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (does, add_options, _) in VERBS.items():
+        add_options(verbs.add_parser(name, help=does, description=does))
+    return parser
+
+
+def run_verb(words: list[str] | None = None) -> int:
+    """Run a command line; by default the one that this process was started with."""
+    args = make_parser().parse_args(words)
+    return VERBS[args.verb][2](args)
+
+
+if __name__ == "__main__":
+    command_line.main(lambda: run_verb(sys.argv[1:]))

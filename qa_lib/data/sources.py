@@ -1,0 +1,392 @@
+"""Where rows come from: files in a folder, hub datasets at pinned revisions; both in the one schema.
+
+Schema of a row: id, title, context, question, answers {text[], answer_start[]}, is_impossible, domain.
+Apart from data.py, which decides what the rows are used for: reading knows formats, splitting knows science.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qa_lib.settings import hub
+from qa_lib.settings.params import ROOT, UserError
+from qa_lib.tasks.characters import is_visible
+
+FORMATS = "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)"
+FIELDS = ("id", "title", "context", "question", "answers", "is_impossible")
+NEEDED = ("context", "question", "answers")
+BYTE_ORDER_MARK = "\ufeff"
+
+
+class Entry(NamedTuple):
+    """What stands where a file has a row: the row, or the reason why none can be made of it."""
+
+    number: int  # names a row that has no id
+    place: str  # as a reader finds it: "line 3"
+    row: Any
+    malformed: str = ""
+
+
+def iterate_rows(path: Path, fields: Iterable[str] = FIELDS) -> Iterator[Entry]:
+    """The rows of a file, one after another; fields: of Parquet the columns that are read.
+
+    Raises UserError where the file is of no known format, or where its rows cannot be reached.
+    """
+    if not path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".parquet")):
+        raise UserError(f"{path}: its name has none of the known endings; a file is {FORMATS}")
+    try:
+        if path.suffix == ".parquet":
+            yield from iterate_parquet(path, fields)
+        elif path.suffix == ".json":
+            with open_text(path) as file:
+                yield from iterate_nested(json.load(file))
+        else:
+            with open_text(path) as lines:
+                yield from iterate_lines(lines)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException) as e:
+        hint = "; one row a line is a .jsonl" if path.suffix == ".json" else ""
+        reason = " ".join(str(e).split())
+        raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {FORMATS}") from None
+
+
+def open_text(path: Path) -> TextIO:
+    """A text file, of .gz what is compressed in it. A byte-order mark is no part of the text.
+
+    Bytes that are no UTF-8 become lone surrogates, so that `row_error` finds the row they stand in.
+    Raises ValueError for another encoding that can be told.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    if encoding not in ("utf-8", "utf-8-sig"):
+        raise ValueError(f"it is {encoding} and not utf-8; save it anew as utf-8")
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape")
+
+
+def iterate_lines(lines: Iterable[str]) -> Iterator[Entry]:
+    """The rows of JSON Lines."""
+    for number, line in enumerate(lines, 1):
+        text = line.lstrip(BYTE_ORDER_MARK).strip()  # files put end to end have a mark within
+        if not text:  # an editor's empty last line is no row
+            continue
+        try:
+            row, reason = json.loads(text), ""
+        except json.JSONDecodeError as e:
+            row, reason = None, f"not JSON ({e.msg} at column {e.colno})"
+        except (ValueError, RecursionError) as e:  # a number of 5,000 digits, 5,000 brackets
+            row, reason = None, f"not JSON ({' '.join(str(e).split())})"
+        yield Entry(number, f"line {number}", row, reason)
+
+
+def iterate_nested(content: Any) -> Iterator[Entry]:
+    """The questions of nested SQuAD JSON as rows; an article or paragraph that cannot hold any is
+    one malformed row.
+
+    Raises ValueError where the content has no list of articles.
+    """
+    if not isinstance(content, dict):
+        raise ValueError('it is not an object {"data": [articles]}')
+    if "data" not in content:
+        raise ValueError("no field 'data'")
+    if not isinstance(content["data"], list):
+        raise ValueError("its field 'data' is not a list of articles")
+    number = 0
+    for a, article in enumerate(content["data"], 1):
+        place = f"article {a}"
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list):
+            number += 1
+            yield Entry(number, place, None, "not an object with a list 'paragraphs'")
+            continue
+        for p, paragraph in enumerate(paragraphs, 1):
+            place = f"article {a}, paragraph {p}"
+            questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            if not isinstance(questions, list):
+                number += 1
+                yield Entry(number, place, None, "not an object with a list of questions, 'qas'")
+                continue
+            for q, question in enumerate(questions, 1):
+                number += 1
+                row = nest_row(article, paragraph, question)
+                yield Entry(number, f"{place}, question {q}", row)
+
+
+def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
+    """A question with its title and context, its list of answers as two lists."""
+    if not isinstance(question, dict):
+        return question
+    row = {"title": article.get("title"), **question}
+    if "context" in paragraph:
+        row.setdefault("context", paragraph["context"])
+    if "answers" in row:
+        row["answers"] = split_answers(row["answers"])
+    return row
+
+
+def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
+    """The rows of a Parquet file, with the columns that are used alone: others may hold anything.
+
+    Whole numbers keep every digit. Answers are a struct of two lists, or a list of structs
+    {text, answer_start}. Raises ValueError for a missing column.
+    """
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        for name in NEEDED:
+            if name not in names:
+                raise ValueError(
+                    f"no column '{name}' among {', '.join(names) or 'none'}; a row "
+                    f"has {', '.join(NEEDED)}"
+                )
+        columns = [name for name in dict.fromkeys(fields) if name in names]
+        number = 0
+        for batch in file.iter_batches(columns=columns):
+            for at in range(batch.num_rows):
+                number += 1
+                try:
+                    row, reason = batch.slice(at, 1).to_pylist()[0], ""
+                    row["answers"] = split_answers(row["answers"])
+                except (ValueError, OverflowError) as e:  # bytes that are no text, the year -5000
+                    row, reason = None, f"cannot be read ({e})"
+                yield Entry(number, f"row {number}", row, reason)
+
+
+def split_answers(answers: Any) -> Any:
+    """A list of answers [{text, answer_start}] as {text: [...], answer_start: [...]}.
+
+    Of what an answer lacks the list has None. Anything that is no list of objects stays as it is.
+    """
+    if not isinstance(answers, list) or not all(isinstance(x, dict) for x in answers):
+        return answers
+    return {key: [x.get(key) for x in answers] for key in ("text", "answer_start")}
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a field holds nothing: null, or the NaN that tables have in its place."""
+    return value is None or value != value
+
+
+def lacks_answers(row: dict) -> bool:
+    """Whether a row has no field `answers`, or nulls there. An empty list is not null."""
+    answers = row.get("answers")
+    if isinstance(answers, dict) and {"text", "answer_start"} <= set(answers):
+        return is_absent(answers["text"]) and is_absent(answers["answer_start"])
+    return is_absent(answers)
+
+
+def read_flag(value: Any) -> bool | None:
+    """What a value of `is_impossible` says; None where it is neither true nor false."""
+    if is_absent(value):
+        return False
+    if isinstance(value, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().casefold())
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    return None
+
+
+def printable(text: str) -> str:
+    """A user's text on one line of a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def text_error(field: str, text: str) -> str:
+    """What is wrong with the characters of a text, in a few words; empty where nothing is."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        return (
+            f"field '{field}' holds what is no UTF-8 text at character {e.start + 1} "
+            "(half a character, or a byte of another encoding)"
+        )
+    return ""
+
+
+def answers_error(answers: Any) -> str:
+    """What is wrong with the form of a row's answers, in a few words; empty where nothing is."""
+    text = answers.get("text") if isinstance(answers, dict) else None
+    start = answers.get("answer_start") if isinstance(answers, dict) else None
+    if not isinstance(text, list) or not isinstance(start, list) or len(text) != len(start):
+        return 'field \'answers\' is not {"text": [texts], "answer_start": [as many whole numbers]}'
+    for number, (answer, at) in enumerate(zip(text, start, strict=True), 1):
+        if not isinstance(answer, str):
+            return f"field 'answers' is not whole: answer {number} has no 'text'"
+        error = text_error("answers", answer)
+        if error:
+            return error
+        if not is_visible(answer):
+            return (
+                f"field 'answers' is not whole: answer {number} is blank, and a question without "
+                "an answer has none"
+            )
+        if not isinstance(at, int) or isinstance(at, bool) or at < 0:
+            return (
+                f"field 'answers' is not whole: answer {number} has no 'answer_start' that is "
+                "a whole number"
+            )
+    return ""
+
+
+def row_error(row: Any) -> str:
+    """What is wrong with the form of a row, in a few words; empty where nothing is."""
+    if not isinstance(row, dict):
+        return "not an object {…}"
+    impossible = read_flag(row.get("is_impossible"))
+    if impossible is None:
+        return "field 'is_impossible' is neither true nor false"
+    for field in NEEDED:
+        if field not in row and not (field == "answers" and impossible):
+            return f"no field '{field}' among {', '.join(map(str, row)) or 'none'}"
+    for field in ("id", "title", "context", "question"):
+        error = text_error(field, str(row.get(field)))
+        if error:
+            return error
+    for field in ("context", "question"):
+        if not isinstance(row[field], str) or not is_visible(row[field]):
+            return f"field '{field}' holds no text"
+    if lacks_answers(row):
+        return "" if impossible else "field 'answers' is null and is_impossible is not true"
+    error = answers_error(row["answers"])
+    if error:
+        return error
+    if impossible and row["answers"]["text"]:
+        return "is_impossible, and yet it has answers"
+    return ""
+
+
+def complete_row(row: dict, name: str, number: int) -> dict:
+    """A row of a dataset in the schema; without an id of its own it is known by its number."""
+    answers = {"text": [], "answer_start": []} if lacks_answers(row) else row["answers"]
+    given, title = row.get("id"), row.get("title")
+    return {
+        **row,
+        "id": f"{name}-{number}" if is_absent(given) else str(given),
+        "title": "" if is_absent(title) else str(title),
+        "answers": answers,
+        "domain": name,
+        "is_impossible": bool(read_flag(row.get("is_impossible"))) or not answers["text"],
+    }
+
+
+def misplaced_answer(row: dict) -> str:
+    """Where the first answer stands that is not at its offset, in a few words; else empty."""
+    answers, context = row["answers"], row["context"]
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if not context.startswith(text, start):
+            at = context.find(text)
+            place = f"stands at {at}, not at {start}" if at >= 0 else "is nowhere in the context"
+            return f"'{printable(text[:40])}' {place}"
+    return ""
+
+
+def read(
+    path: Path, name: str, bad_rows: str, counts: Counter, fields: Iterable[str] = ()
+) -> list[dict]:
+    """The rows of a file in the schema; fields: those of Parquet that are read beside the schema's.
+
+    Raises UserError with file, place and reason for a bad row, or counts it where `bad_rows` is
+    "skip".
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
+        )
+    rows, misplaced = [], []
+    for entry in iterate_rows(path, [*FIELDS, *fields]):
+        reason = entry.malformed or row_error(entry.row)
+        if reason and bad_rows == "stop":
+            raise UserError(
+                f"{path}, {entry.place}: {printable(reason)}; mend the row, or leave "
+                "such rows out with PARAMS=bad_rows=skip"
+            )
+        if reason:
+            counts["malformed" if entry.malformed else "incomplete"] += 1
+            continue
+        row = complete_row(entry.row, name, entry.number)
+        reason = misplaced_answer(row)
+        if reason:
+            misplaced.append((row["id"], reason))
+        else:
+            rows.append(row)
+    if misplaced and bad_rows == "stop":
+        first = ", ".join(identity for identity, _ in misplaced[:3])
+        raise UserError(
+            f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
+            f"answer_start, first {printable(first)} (of the first, {misplaced[0][1]}"
+            "); mend them, or leave them out with PARAMS=bad_rows=skip"
+        )
+    counts["misplaced answers"] += len(misplaced)
+    return rows
+
+
+def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
+    """Rows of a hub dataset "repo:split" at its pinned revision. Raises UserError where the hub is out of reach."""
+    import datasets as hf_datasets  # heavy, and needed by profile paper alone
+
+    repo, split = source.split(":")
+    commit = hub.revision(repo)
+    try:
+        table = hf_datasets.load_dataset(repo, split=split, revision=commit)
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise hub.offline("dataset", repo, e) from None
+    rows = []
+    for i, row in enumerate(table):
+        if (
+            "text" in row
+        ):  # "<answer> … <context> …": the answer's offsets are every place it stands at
+            answer, _, context = row.pop("text").removeprefix("<answer>").partition("<context>")
+            answer, row["context"] = answer.strip(), context.strip()
+            starts = (
+                [m.start() for m in re.finditer(re.escape(answer), row["context"], re.I)]
+                if answer
+                else []
+            )
+            row["answers"] = {
+                "text": [row["context"][s : s + len(answer)] for s in starts],
+                "answer_start": starts,
+            }
+        if not row["answers"]["text"]:
+            counts["answer not in the context"] += 1
+            continue
+        rows.append(
+            {"id": f"{split}-{i}", "title": "", "domain": name, "is_impossible": False, **row}
+        )
+    return rows
+
+
+@cache
+def known_files() -> dict[str, tuple[int, str]]:
+    """DATA.md's table: path below DATA → rows, sha256."""
+    text = (ROOT / "DATA.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", text, re.M)
+    return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in found}
+
+
+def check(folder: str) -> int:
+    """Compare every file of a folder with DATA.md; returns the exit code."""
+    if not any((Path(folder) / f).exists() for f in known_files()):
+        raise UserError(
+            f"{folder} holds none of the files that DATA.md lists; DATA= names the folder above qa/ and nlu/"
+        )
+    wrong = 0
+    for file, (rows, sha) in known_files().items():
+        path = Path(folder) / file
+        if not path.exists():
+            state = "absent"
+        elif hub.sha256(path) != sha:
+            state, wrong = "DIFFERS from DATA.md", wrong + 1
+        else:
+            with gzip.open(path) as f:
+                lines = sum(1 for _ in f)
+            state = "ok" if lines == rows else f"{lines} rows, DATA.md says {rows}"
+            wrong += lines != rows
+        print(f"{file:45} {state}")
+    return 1 if wrong else 0

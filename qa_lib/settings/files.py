@@ -1,0 +1,123 @@
+"""Files and folders that are there whole or not at all, also after a power cut.
+
+write, write_folder     a file or a folder gets its name only once its content is on the disk
+seal, read_seal         a folder's last file lists the others with their sha256
+check_writable          one sentence where a folder cannot be written, before any work
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import canonical, digest
+
+SEAL = "complete"  # the name of a sealed folder's last file
+PROBE = b"\0" * 2**20  # what a disk must still take: a page has about as many bytes
+
+
+def sync(path: Path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot do it for a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+def write(path: Path, content: str | bytes):
+    """Write a file so that it is there whole or not at all.
+
+    A file name that the locale could not read, and that stands in the text, is written as it is.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "surrogateescape")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{os.getpid()}")
+    with half.open("wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    half.replace(path)
+    sync(path.parent)
+
+
+def write_folder(folder: Path, make: Callable[[Path], None]):
+    """Replace a folder by what `make` writes into one beside it, one process at a time."""
+    half = folder.with_name(f"{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)  # of a process that was killed
+    half.mkdir(parents=True)
+    make(half)
+    seal(half)
+    shutil.rmtree(folder, ignore_errors=True)
+    half.rename(folder)
+    sync(folder.parent)
+
+
+def seal(folder: Path, **notes: float):
+    """Write the list of a folder's files as its last file, once they are on the disk.
+
+    notes: further values to keep there.
+    """
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+        if path.is_file() and path.name != SEAL:
+            sums[path.relative_to(folder).as_posix()] = digest(path)
+    sync(folder)
+    write(folder / SEAL, canonical({"files": sums, **notes}))
+    sync(folder.parent)
+
+
+def read_seal(folder: Path) -> dict | None:
+    """Return what `seal` wrote, or None where the folder is not whole.
+
+    That is a folder which was never sealed, or in which a file is gone or differs.
+    """
+    try:
+        told = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        for name, sha in told["files"].items():
+            if digest(folder / name) != sha:
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return told
+
+
+def digest_text(path: Path) -> str:
+    """sha256 of a text file. Lines may end with LF or, as git may check them out, with CRLF."""
+    return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+
+
+def check_writable(folder: Path, variable: str):
+    """Try to write into a folder, or where it would be made. Raises UserError where that fails.
+
+    variable: the environment variable that names another folder. Nothing is left behind.
+    """
+    place = folder.absolute()
+    try:
+        str(place).encode("utf-8")
+    except UnicodeEncodeError:  # Python reads such letters as single bytes, Arrow cannot
+        raise UserError(
+            f"{folder} has letters that this locale does not know; set LC_ALL=C.UTF-8, "
+            f"or set {variable} to a folder without them"
+        ) from None
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as f:
+            f.write(PROBE)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise UserError(
+            f"{folder} cannot be written ({e.strerror}: {place}); mend that, or set "
+            f"{variable} to a folder that can"
+        ) from None

@@ -1,0 +1,94 @@
+"""The hub of datasets and models: revisions pinned in params/pins.yaml, and what to say where it is out of reach."""
+
+import difflib
+import os
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from qa_lib.settings.files import write
+from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.spec import digest
+
+PINS = ROOT / "params" / "pins.yaml"
+
+
+def offline(kind: str, repo: str, error: Exception) -> UserError:
+    """One sentence about a hub repository that cannot be had, with the cures that apply.
+
+    kind: "dataset" or "model", which is an encoder; repo may be the name of a folder, mistyped.
+    """
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    unknown = isinstance(error, (RepositoryNotFoundError, DatasetNotFoundError))
+    if unknown:
+        why = "it has no public repository of that name"
+    elif isinstance(error, RevisionNotFoundError):
+        return UserError(
+            f"{kind} {repo}: the hub no longer has the revision that params/pins.yaml "
+            "names; remove its line there to take the newest"
+        )
+    else:
+        why = type(error).__name__
+    if kind == "model":
+        near = suggest_folder(repo)
+        if near:
+            cure = f"did you mean {near}?"
+        else:
+            cure = "name an encoder's folder or minilm, which need no network (PARAMS=encoder=…)"
+        if not near and not unknown:
+            cure += ", or give the same command once with network, which keeps the files"
+        return UserError(
+            f"encoder {repo}: there is no such folder, seen from {Path.cwd().name}/, "
+            f"and it cannot be had from the hub ({why}); {cure}"
+        )
+    if unknown:
+        cure = "mend its name in params/datasets.yaml"
+    else:
+        cure = "run make data with network once, with the same PROFILE and PARAMS"
+    return UserError(
+        f"dataset {repo} cannot be had from the hub ({why}); {cure}, or use "
+        "PROFILE=quick with its own encoder (needs no data) or "
+        "PROFILE=real DATA=folder"
+    )
+
+
+def suggest_folder(name: str) -> str:
+    """The encoder that a mistyped name may mean; empty where none is like it.
+
+    Known are minilm and the folders with a config.json that lie as deep as the named one.
+    """
+    path = Path(os.path.expanduser(name))
+    parent = next(p for p in path.parents if p.is_dir())
+    rest = path.relative_to(parent)
+    known = {"minilm": "minilm"} if len(path.parts) == 1 else {}
+    if len(rest.parts) <= 2:  # deeper would be a search of the whole disk
+        pattern = "/".join("*" for _ in rest.parts)
+        for config in parent.glob(f"{pattern}/config.json"):
+            known[str(config.parent.relative_to(parent))] = str(config.parent)
+    near = difflib.get_close_matches(str(rest), known, 1)
+    return known[near[0]] if near else ""
+
+
+def revision(repo: str, kind: str = "dataset") -> str:
+    """The pinned commit of a hub repository; resolved, announced and written at first use."""
+    pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {} if PINS.exists() else {}
+    if repo not in pins:
+        from huggingface_hub import HfApi
+
+        try:
+            pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
+        except Exception as e:
+            raise offline(kind, repo, e) from None
+        write(
+            PINS,
+            "# Commits of hub repositories, written by `make pin` or at first use.\n"
+            + yaml.safe_dump(pins),
+        )
+        print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
+    return pins[repo]
+
+
+sha256 = cache(digest)  # data are large, and stay as they are while a process lives

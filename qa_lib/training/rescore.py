@@ -1,0 +1,102 @@
+"""Score the stored answers of runs again, after the rules of scoring have changed (runs.SCORING).
+
+    python -m qa_lib rescore REPORT [--profile P] [--size S] --data DIR
+
+A record holds each answer as a span of characters, so nothing is trained and no model is needed; the test rows are. What is not an
+answer's score stays as it is: losses, histories, and the scores by the starter code's rule, whose answers are not stored.
+Runs of the store and committed ones are both rewritten, each whole or not at all.
+"""
+
+import numpy as np
+import pandas as pd
+
+from qa_lib.data import selection
+from qa_lib.settings.parameters import Dataset
+from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
+from qa_lib.tasks import metrics
+from qa_lib.tasks.characters import widen_to_characters
+from qa_lib.training import evaluate
+
+
+def score_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
+    """Return the examples of one test set with spans and scores by today's rules, and `contains` of each row beside them.
+
+    frame: a row an example, with id, start and end; rows: the test rows by id.
+    """
+    changed = []
+    for example in frame.itertuples(index=False):
+        row = rows[example.id]
+        start, end = widen_to_characters(row["context"], int(example.start), int(example.end))
+        answer = row["context"][start:end]
+        golds = row["answers"]["text"] or [""]
+        em = max(metrics.exact(answer, gold) for gold in golds)
+        f1 = max(metrics.f1(answer, gold) for gold in golds)
+        contains = 100.0 * metrics.contains(answer, row["answers"]["text"])
+        changed.append({"start": start, "end": end, "em": em, "f1": f1, "contains": contains})
+    return frame.assign(**pd.DataFrame(changed, index=frame.index))
+
+
+def average_scores(frame: pd.DataFrame, d: Dataset) -> dict[str, float]:
+    """Return what a record says of a test set whose examples were scored: em, f1, em_rows, f1_rows, contains."""
+    clusters = frame["cluster"].tolist() if d.average == "clusters" else None
+    scores = {}
+    for name in ("em", "f1"):
+        scores[name] = metrics.average(frame[name].to_numpy(), clusters)
+        scores[f"{name}_rows"] = metrics.average(frame[name].to_numpy())
+    scores["contains"] = metrics.average(frame["contains"].to_numpy(), clusters)
+    return scores
+
+
+def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
+    """Return the record of a run and its examples by today's rules of scoring."""
+    names = [name for name in record["metrics"] if name != "training"]
+    spec = spec.model_copy(update={"tests": names})
+    if (
+        spec.gate and spec.gate.rule in evaluate.COMBINED
+    ):  # made of the scores of its experts, which come first
+        scores, frame = evaluate.combined(spec)
+        return {
+            **record,
+            "metrics": {**record["metrics"], **scores},
+            "scoring": runs.SCORING,
+        }, frame
+    stored = runs.read_examples(record)
+    changed, frames = dict(record["metrics"]), []
+    for name, (d, rows) in selection.tests(spec).items():
+        frame = score_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
+        changed[name] = {**changed[name], **average_scores(frame, d)}
+        frames.append(frame.drop(columns="contains"))
+    frame = pd.concat(frames, ignore_index=True) if frames else stored
+    for name in ("em", "f1", "start", "end"):
+        if name in stored:
+            frame[name] = frame[name].astype(stored[name].dtype)
+    return {**record, "metrics": changed, "scoring": runs.SCORING}, frame
+
+
+def count_differences(old: pd.DataFrame, new: pd.DataFrame) -> int:
+    """Count the examples whose score or span is another one."""
+    key = ["set", "id"]
+    names = [name for name in ("em", "f1", "start", "end") if name in old and name in new]
+    both = old[key + names].merge(new[key + names], on=key, suffixes=("", "_new"), validate="1:1")
+    differs = np.zeros(len(both), bool)
+    for name in names:
+        differs |= ~np.isclose(both[name], both[f"{name}_new"], atol=1e-4, equal_nan=True)
+    return int(differs.sum())
+
+
+def rescore(report: str, specs: list[Spec]):
+    """Score the records of these runs that have another version of scoring, and say what moved."""
+    combined = [s for s in specs if s.gate and s.gate.rule in evaluate.COMBINED]
+    alone = [s for s in specs if s not in combined]
+    for group in (alone, combined):  # those made of others' scores come last
+        changed = {}
+        for spec in group:
+            record = runs.find(spec)
+            if record is None or runs.scoring_version(record) == runs.SCORING:
+                continue
+            new, frame = rescore_run(spec, record)
+            moved = count_differences(runs.read_examples(record), frame)
+            print(f"{record['run']}: {moved} of {len(frame)} answers scored otherwise", flush=True)
+            changed[record["hash"]] = (new, frame, moved)
+        runs.replace(report, changed)
