@@ -36,19 +36,19 @@ def run_study(args: argparse.Namespace) -> int:
     from qa_lib.store import runs
     from qa_lib.training import study
 
-    p = command_line.from_args(args, size="full" if torch.cuda.is_available() else "small")
+    p = command_line.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
     if args.fetch:
-        study.fetch(p)
+        study.fetch_inputs(p)
         return 0
     if not args.dry_run:
         runs.check_page(p)
-    if p.profile == "real" and not args.size and not args.fresh and runs.committed(p.report):
+    if p.profile == "real" and not args.size and not args.fresh and runs.read_committed(p.report):
         print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
-        p = plans.settle(args)
+        p = plans.parameters_to_render(args)
     else:
         study.run(p, plans.plan, args.workers, args.fresh, args.yes, args.dry_run)
         if args.fresh:
-            study.compare(p, plans.plan)
+            study.print_comparison(p, plans.plan)
     if not args.dry_run:
         print(runs.write_ledger(p, plans.plan(p)))
     return 0
@@ -63,7 +63,7 @@ def run_train(args: argparse.Namespace) -> int:
     from qa_lib.reports import plans
     from qa_lib.training import train
 
-    specs = [spec.here() for spec in plans.plan(command_line.from_args(args))]
+    specs = [spec.for_this_machine() for spec in plans.plan(command_line.load_from_args(args))]
     chosen = [spec for spec in specs if spec.run.startswith(args.run)]
     if len(chosen) != 1:
         names = ", ".join(spec.run for spec in (chosen or specs)[:6])
@@ -90,7 +90,9 @@ def run_render(args: argparse.Namespace) -> int:
 
     if args.only is not None:  # before the runs are looked up, which takes long
         render.check_drawn(render.read_notebook(args.report), args.only)
-    p = plans.settle(args)  # a page is drawn from records; what is missing is not trained here
+    p = plans.parameters_to_render(
+        args
+    )  # a page is drawn from records; what is missing is not trained here
     runs.check_page(p)
     # of the page's own runs: make sees when it was last drawn of others
     runs.write_ledger(p, plans.plan(p))
@@ -105,20 +107,20 @@ def run_verify(args: argparse.Namespace) -> int:
     from qa_lib.store import runs
 
     profile = args.profile or params.default_profile()
-    if not any(record["spec"]["profile"] == profile for record in runs.stored(args.report)):
+    if not any(record["spec"]["profile"] == profile for record in runs.read_all(args.report)):
         print(verify.describe_nothing(args.report, profile))
         return 0
-    p = plans.settle(args)
+    p = plans.parameters_to_render(args)
     runs.check_page(p)
     if p.profile == "own":  # on own data no claim is judged
-        print(advice.sentence(p))
+        print(advice.describe_advice(p))
     else:
         verify.print_verdicts(p)
-    run = verify.disagreement(p)
+    run = verify.find_disagreement(p)
     if run:
         print(
             f"results.csv and the records disagree, first about {run}; "
-            f"{runs.command(p)} writes it from the records"
+            f"{runs.command_for(p)} writes it from the records"
         )
         return 1
     return 0
@@ -163,7 +165,7 @@ def run_land(args: argparse.Namespace) -> int:
     from qa_lib.reports import plans
     from qa_lib.store import runs
 
-    meant = [command_line.from_args(args, size) for size in plans.sizes(args)]
+    meant = [command_line.load_from_args(args, size) for size in plans.possible_sizes(args)]
     if meant[0].profile in ("quick", "own"):
         raise UserError(
             "only runs on the study's real data are landed; say --profile real or paper"
@@ -179,8 +181,8 @@ def run_rescore(args: argparse.Namespace) -> int:
     from qa_lib.training import rescore
 
     specs = {}
-    for size in plans.sizes(args):
-        for spec in plans.plan(command_line.from_args(args, size)):
+    for size in plans.possible_sizes(args):
+        for spec in plans.plan(command_line.load_from_args(args, size)):
             specs.setdefault(spec.hash, spec)
     rescore.rescore(args.report, list(specs.values()))
     return 0
@@ -203,12 +205,12 @@ def run_own(args: argparse.Namespace) -> int:
     args.report, args.profile, args.size = "exbert", "own", None
     args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
     args.p.insert(0, f"domains=[{args.name}-a, {args.name}-b]")
-    p = command_line.from_args(args)
+    p = command_line.load_from_args(args)
     runs.check_store()
     runs.check_page(p)
     own.check_domains(p)
-    encoders.load(p.encoder)  # first: reading the data may take long
-    own.define(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
+    encoders.load_encoder(p.encoder)  # first: reading the data may take long
+    own.write_definition(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     dense = len(exbert.DENSE) * ("dense" in p.experiments)
     first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
     parts = [
@@ -221,8 +223,8 @@ def run_own(args: argparse.Namespace) -> int:
         "says how long it takes",
         flush=True,
     )
-    own.check(p)
-    study.fetch(p)
+    own.check_rows(p)
+    study.fetch_inputs(p)
     return 0
 
 
@@ -233,17 +235,17 @@ def add_check_data(parser: argparse.ArgumentParser):
 def run_check_data(args: argparse.Namespace) -> int:
     from qa_lib.data import sources
 
-    return sources.check(str(command_line.find_data(args.data)))
+    return sources.check_files(str(command_line.find_data(args.data)))
 
 
 def run_pin(args: argparse.Namespace) -> int:
     from qa_lib.settings import hub
 
-    known = params.datasets("hub").values()
+    known = params.read_datasets("hub").values()
     for repo in {source.split(":")[0] for d in known for source in d.train + d.test}:
-        hub.revision(repo)
+        hub.resolve_revision(repo)
     for slug in params.REPORTS:
-        hub.revision(params.load(slug, "paper").encoder, "model")
+        hub.resolve_revision(params.load_params(slug, "paper").encoder, "model")
     return 0
 
 
@@ -298,4 +300,4 @@ def run_verb(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.main(lambda: run_verb(sys.argv[1:]))
+    command_line.run_and_exit(lambda: run_verb(sys.argv[1:]))

@@ -31,8 +31,8 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", tmp_path / "records")
     monkeypatch.setenv("QA_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("QA_RECORDS", str(tmp_path / "records"))
-    runs.committed.cache_clear()
-    runs._landed.cache_clear()
+    runs.read_committed.cache_clear()
+    runs._read_committed_examples.cache_clear()
     return tmp_path
 
 
@@ -41,9 +41,11 @@ def few_test_rows(monkeypatch):
     """Score on a few rows only (the test sample is no part of a run's identity)."""
     from qa_lib.data import selection
 
-    whole = selection.tests
+    whole = selection.load_test_sets
     monkeypatch.setattr(
-        selection, "tests", lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
+        selection,
+        "load_test_sets",
+        lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()},
     )
 
 
@@ -55,6 +57,6 @@ def tiny():
     def load(**changes):
         p = TINY | changes
         same = {"side_seeds": p["seeds"], "centre": p["ratios"][0], "control_ratios": p["ratios"]}
-        return params.load("exbert", "quick", same | p)
+        return params.load_params("exbert", "quick", same | p)
 
     return load

@@ -77,7 +77,7 @@ def contexts(draw) -> str:
 
 @cache
 def wordpiece():
-    return encoders.load("minilm", 1)[1]
+    return encoders.load_encoder("minilm", 1)[1]
 
 
 def finish(tokenizer: Tokenizer, cls: str, sep: str) -> PreTrainedTokenizerFast:
@@ -148,14 +148,14 @@ def answer_perfectly(
     rows: list[dict], tokenizer, max_length: int, stride: int
 ) -> tuple[list[dict], int]:
     """Return answers, and how many rows have no label, of logits that are 10 at the labels and 0 elsewhere."""
-    windows = Dataset.from_dict(span.tokenise(rows, tokenizer, max_length, stride))
+    windows = Dataset.from_dict(span.tokenise_rows(rows, tokenizer, max_length, stride))
     start = [np.zeros(len(ids), np.float32) for ids in windows["input_ids"]]
     end = [logits.copy() for logits in start]
     for i, (first, last) in enumerate(
         zip(windows["start_positions"], windows["end_positions"], strict=True)
     ):
         start[i][first] = end[i][last] = 10
-    return span.predict(rows, windows, start, end), span.count_unlabelled(rows, windows)
+    return span.predict_answers(rows, windows, start, end), span.count_unlabelled(rows, windows)
 
 
 def make_row(context: str, begin: int, end: int) -> dict:
@@ -175,7 +175,7 @@ def check_answer(context: str, begin: int, end: int, tokenizer, max_length: int,
     answers, unlabelled = answer_perfectly(rows, tokenizer, max_length, stride)
     assert unlabelled == 0
     gold, answer = context[begin:end], answers[0]["text"]
-    assert metrics.exact(answer, gold) == metrics.f1(answer, gold) == 100.0, (answer, gold)
+    assert metrics.exact_match(answer, gold) == metrics.f1(answer, gold) == 100.0, (answer, gold)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -247,7 +247,7 @@ def test_an_answer_at_a_windows_edge_is_labelled_in_that_window():
     for begin, _ in pieces[5:-5:3]:
         end = context.index(" ", begin) + 1
         needed = ((pieces[:, 1] > begin) & (pieces[:, 0] < end)).sum()
-        windows = span.tokenise([make_row(context, int(begin), end)], wordpiece(), 48, 15)
+        windows = span.tokenise_rows([make_row(context, int(begin), end)], wordpiece(), 48, 15)
         for flat, last in zip(windows["offsets"], windows["end_positions"], strict=True):
             offsets = flat.reshape(-1, 2)
             held = ((offsets[:, 1] > begin) & (offsets[:, 0] < end) & (offsets[:, 1] > 0)).sum()
@@ -263,7 +263,7 @@ def test_an_answer_longer_than_windows_is_counted():
         make_row(context, 0, 9),
         {**make_row(context, 0, 4), "is_impossible": True},
     ]
-    windows = Dataset.from_dict(span.tokenise(rows, wordpiece(), 48, 15))
+    windows = Dataset.from_dict(span.tokenise_rows(rows, wordpiece(), 48, 15))
     assert span.count_unlabelled(rows, windows) == 1
 
 

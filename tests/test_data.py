@@ -43,12 +43,12 @@ def own(monkeypatch, tmp_path):
         write(tmp_path / "train.jsonl", train)
         write(tmp_path / "test.jsonl", test)
         found = {"own": Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **fields)}
-        monkeypatch.setattr(params, "datasets", lambda *source: found)
-        selection.splits.cache_clear()
+        monkeypatch.setattr(params, "read_datasets", lambda *source: found)
+        selection.load_splits.cache_clear()
         return str(tmp_path)
 
     yield make
-    selection.splits.cache_clear()
+    selection.load_splits.cache_clear()
 
 
 def test_four_formats_give_the_same_rows(tmp_path):
@@ -83,7 +83,7 @@ def test_four_formats_give_the_same_rows(tmp_path):
     }
     (tmp_path / "a.json").write_text(json.dumps(nested))
     found = [
-        sources.read(tmp_path / f, "own", "stop", selection.Counter())
+        sources.read_rows(tmp_path / f, "own", "stop", selection.Counter())
         for f in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.json")
     ]
     assert (
@@ -94,10 +94,10 @@ def test_four_formats_give_the_same_rows(tmp_path):
 def test_a_malformed_line_is_named(tmp_path):
     write(tmp_path / "a.jsonl", [row(0), '{"id": "broken",\n', row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
-        sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+        sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     counts = selection.Counter()
     assert (
-        len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 2
+        len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 2
         and counts["malformed"] == 1
     )
 
@@ -112,17 +112,17 @@ def test_misplaced_answers_are_counted_never_moved(tmp_path):
         match=r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
         r"\(of the first, '.+' stands at \d+, not at 0\);",
     ):
-        sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+        sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     counts = selection.Counter()
     assert (
-        len(sources.read(tmp_path / "a.jsonl", "own", "skip", counts)) == 4
+        len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 4
         and counts["misplaced answers"] == 5
     )
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
-        sources.read(tmp_path / "none.jsonl", "own", "stop", selection.Counter())
+        sources.read_rows(tmp_path / "none.jsonl", "own", "stop", selection.Counter())
 
 
 def test_a_planted_leak_is_dropped_and_counted(own):
@@ -131,12 +131,12 @@ def test_a_planted_leak_is_dropped_and_counted(own):
     leak = dict(
         train[7], id="leak", title="elsewhere", question=train[7]["question"].upper() + "  "
     )
-    found = selection.splits("own", "folder", own(train, test + [leak], validation_rows=6))
+    found = selection.load_splits("own", "folder", own(train, test + [leak], validation_rows=6))
     ids = [{r["id"] for r in part} for part in (found.train, found.validation, found.test)]
     assert "leak" in ids[2] and "r7" not in ids[0] | ids[1]
     assert found.counts["copies of held-out rows dropped"] == 1
     pairs = [
-        {selection.pair(r) for r in part} for part in (found.train, found.validation, found.test)
+        {selection.row_key(r) for r in part} for part in (found.train, found.validation, found.test)
     ]
     assert not pairs[0] & pairs[1] and not pairs[0] & pairs[2] and not pairs[1] & pairs[2]
     titles = [{r["title"] for r in part} for part in (found.train, found.validation)]
@@ -153,7 +153,7 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
     }
     write(tmp_path / "other.jsonl", [other])
     folder = own(train, [row(30)], leave_out={"offset": "guess"}, apart_from=["other.jsonl"])
-    found = selection.splits("own", "folder", folder)
+    found = selection.load_splits("own", "folder", folder)
     assert {r["id"] for r in train} - {r["id"] for r in found.train} == {"r4", "r9"}
     assert found.counts["contexts of other test sets dropped"] == 1
     whole = {
@@ -172,8 +172,8 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
         bad_rows="stop",
     )
     with monkeypatch.context() as patch:
-        patch.setattr(selection, "splits", lambda name, *rest: whole[name])
-        mixed, _, counts = selection.mixture(spec)
+        patch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
+        mixed, _, counts = selection.draw_mixture(spec)
     assert (
         "r3" not in {r["id"] for r in mixed} and counts["copies of other sets' rows dropped"] == 1
     )
@@ -182,7 +182,7 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
 def test_a_row_without_an_answer_that_has_one_is_refused(tmp_path):
     write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": True}])
     with pytest.raises(UserError, match="line 1: is_impossible, and yet it has answers"):
-        sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+        sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
 
 
 NOTHING = {"text": [], "answer_start": []}
@@ -191,10 +191,10 @@ NOTHING = {"text": [], "answer_start": []}
 def read_both(path, **how) -> tuple[str, list[dict], selection.Counter]:
     """What reading says where a bad row stops it, and the rows and counts where it is skipped."""
     with pytest.raises(UserError) as e:
-        sources.read(path, "own", "stop", selection.Counter(), **how)
+        sources.read_rows(path, "own", "stop", selection.Counter(), **how)
     assert "\n" not in str(e.value) and str(e.value).encode()
     counts = selection.Counter()
-    return str(e.value), sources.read(path, "own", "skip", counts, **how), counts
+    return str(e.value), sources.read_rows(path, "own", "skip", counts, **how), counts
 
 
 def nested(question: dict | None = None, **changes) -> dict:
@@ -288,7 +288,7 @@ def test_a_part_of_nested_json_that_holds_no_question_is_a_bad_row(tmp_path, cha
 )
 def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, question):
     (tmp_path / "a.json").write_text(json.dumps(nested(question)))
-    _, found = sources.read(tmp_path / "a.json", "own", "stop", selection.Counter())
+    _, found = sources.read_rows(tmp_path / "a.json", "own", "stop", selection.Counter())
     assert found["is_impossible"] and found["answers"] == NOTHING
 
 
@@ -304,7 +304,7 @@ def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, questi
 def test_nested_json_without_articles_is_one_sentence(tmp_path, text, reason):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=f"a.json cannot be read .{reason}"):
-        sources.read(tmp_path / "a.json", "own", "skip", selection.Counter())
+        sources.read_rows(tmp_path / "a.json", "own", "skip", selection.Counter())
 
 
 @pytest.mark.parametrize("value", [None, {"text": None, "answer_start": None}])
@@ -313,7 +313,7 @@ def test_null_answers_of_an_impossible_row(tmp_path, value):
     write(tmp_path / "a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for file in ("a.jsonl", "a.parquet"):
-        found = sources.read(tmp_path / file, "own", "stop", selection.Counter())[1]
+        found = sources.read_rows(tmp_path / file, "own", "stop", selection.Counter())[1]
         assert found["is_impossible"] and found["answers"] == NOTHING
     write(tmp_path / "a.jsonl", [row(0), row(1) | {"answers": value}])
     told, rows, counts = read_both(tmp_path / "a.jsonl")
@@ -369,13 +369,13 @@ def test_parquet_is_read_by_its_used_columns(tmp_path):
     for name, column in more.items():
         table = table.append_column(name, column)
     pq.write_table(table, tmp_path / "a.parquet")
-    found = sources.read(tmp_path / "a.parquet", "own", "stop", selection.Counter())
+    found = sources.read_rows(tmp_path / "a.parquet", "own", "stop", selection.Counter())
     assert [r["id"] for r in found] == [str(2**53 + 1), str(2**53), "own-3"]
     assert found[0]["answers"] == rows[0]["answers"] and set(found[0]) == {
         *sources.FIELDS,
         "domain",
     }
-    found = sources.read(
+    found = sources.read_rows(
         tmp_path / "a.parquet", "own", "stop", selection.Counter(), fields=["offset", "absent"]
     )
     assert [r["offset"] for r in found] == ["guess", "sure", None]
@@ -389,10 +389,10 @@ def test_fields_that_leave_rows_out_are_read_from_parquet(monkeypatch, tmp_path)
     known = {
         "own": Dataset(train=["train.parquet"], test=["test.jsonl"], leave_out={"offset": "guess"})
     }
-    monkeypatch.setattr(params, "datasets", lambda *source: known)
-    selection.splits.cache_clear()
-    found = selection.splits("own", "folder", str(tmp_path))
-    selection.splits.cache_clear()
+    monkeypatch.setattr(params, "read_datasets", lambda *source: known)
+    selection.load_splits.cache_clear()
+    found = selection.load_splits("own", "folder", str(tmp_path))
+    selection.load_splits.cache_clear()
     assert found.counts["offset=guess left out of training"] == 1 and "r4" not in {
         r["id"] for r in found.train
     }
@@ -408,7 +408,7 @@ def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
         pa.Table.from_pylist([r | {"answers": x} for r, x in zip(rows, lists, strict=True)]),
         tmp_path / "a.parquet",
     )
-    found = sources.read(tmp_path / "a.parquet", "own", "stop", selection.Counter())
+    found = sources.read_rows(tmp_path / "a.parquet", "own", "stop", selection.Counter())
     assert [r["answers"] for r in found] == [
         rows[0]["answers"],
         rows[1]["answers"],
@@ -422,7 +422,7 @@ def test_a_column_that_parquet_lacks_is_one_sentence(tmp_path):
         UserError,
         match="a.parquet cannot be read .no column 'question' among id, title, context, answers;",
     ):
-        sources.read(tmp_path / "a.parquet", "own", "skip", selection.Counter())
+        sources.read_rows(tmp_path / "a.parquet", "own", "skip", selection.Counter())
 
 
 def test_text_of_parquet_that_is_none_is_a_bad_row(tmp_path):
@@ -449,7 +449,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(nested({"answers": []})), encoding="utf-8-sig")
     for file, ids in {"a.jsonl": 2, "b.jsonl": 3, "a.jsonl.gz": 2, "a.json": 2}.items():
         for bad_rows in ("stop", "skip"):
-            found = sources.read(tmp_path / file, "own", bad_rows, selection.Counter())
+            found = sources.read_rows(tmp_path / file, "own", bad_rows, selection.Counter())
             assert [r["id"] for r in found] == [f"r{i}" for i in range(ids)], file
 
 
@@ -460,7 +460,7 @@ def test_utf_16_is_one_sentence(tmp_path, file, encoding):
     (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith("gz") else content)
     told = rf"{file} cannot be read .it is {encoding[:6]}\S* and not utf-8; save it anew as utf-8"
     with pytest.raises(UserError, match=told) as e:
-        sources.read(tmp_path / file, "own", "skip", selection.Counter())
+        sources.read_rows(tmp_path / file, "own", "skip", selection.Counter())
     assert "\n" not in str(e.value)
 
 
@@ -492,7 +492,7 @@ def test_what_says_whether_a_row_is_impossible(tmp_path, says, values):
         tmp_path / "a.jsonl",
         [row(0) | {"is_impossible": x, "answers": NOTHING if says else given} for x in values],
     )
-    found = sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+    found = sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     assert [r["is_impossible"] for r in found] == [says] * len(values)
     if says:
         write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": x} for x in values])
@@ -515,7 +515,7 @@ def test_ids_and_titles_that_are_no_number_are_absent(tmp_path):
         tmp_path / "a.jsonl",
         [row(i) | {"id": float("nan"), "title": float("nan")} for i in range(2)],
     )
-    found = sources.read(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+    found = sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     assert [(r["id"], r["title"]) for r in found] == [("own-1", ""), ("own-2", "")]
 
 
@@ -530,31 +530,31 @@ def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
         }
     )
     whole, leak = (
-        selection.splits("biomedicine", "embedded"),
-        selection.splits("encyclopaedia", "embedded").train[3],
+        selection.load_splits("biomedicine", "embedded"),
+        selection.load_splits("encyclopaedia", "embedded").train[3],
     )
     planted = selection.Splits(whole.train, whole.validation, [leak], whole.counts)
-    before, splits = selection.mixture(spec)[0], selection.splits
+    before, splits = selection.draw_mixture(spec)[0], selection.load_splits
     monkeypatch.setattr(
         selection,
-        "splits",
+        "load_splits",
         lambda name, *rest: planted if name == "biomedicine" else splits(name, *rest),
     )
     with pytest.raises(
         UserError,
         match="1 training rows of encyclopaedia are test rows of biomedicine; name that set's file in",
     ):
-        selection.mixture(spec)
-    assert selection.mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
+        selection.draw_mixture(spec)
+    assert selection.draw_mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
 
 
 @pytest.mark.parametrize("name", ["encyclopaedia", "biomedicine"])
 def test_embedded_splits_share_no_text_and_no_entity(name):
-    found = selection.splits(name, "embedded")
+    found = selection.load_splits(name, "embedded")
     parts = (found.train, found.validation, found.test)
     for part in ("pair", "title"):
         sets = [
-            {selection.pair(r) if part == "pair" else r["title"] for r in rows} for rows in parts
+            {selection.row_key(r) if part == "pair" else r["title"] for r in rows} for rows in parts
         ]
         assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2], part
 
@@ -564,7 +564,7 @@ def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
         spec = plans.plan(tiny(ratios=[ratio], seeds=[seed]))[0].model_copy(
             update={"variant": variant}
         )
-        return [r["id"] for r in selection.mixture(spec)[0]]
+        return [r["id"] for r in selection.draw_mixture(spec)[0]]
 
     half, most = chosen(0.5), chosen(0.75)
     assert set(half[:24]) <= set(most[:36]) and len(half) == len(most) == 48
@@ -579,21 +579,21 @@ def test_too_few_rows_say_which_set_and_how_many(tiny):
     with pytest.raises(
         UserError, match=r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"
     ):
-        selection.mixture(spec)
+        selection.draw_mixture(spec)
 
 
 def test_a_share_of_validation_rows_that_is_none_is_refused(tiny):
     with pytest.raises(
         UserError, match="none of the 1 validation rows falls to encyclopaedia, biomedicine; raise"
     ):
-        selection.mixture(plans.plan(tiny(validation_rows=1))[0])
+        selection.draw_mixture(plans.plan(tiny(validation_rows=1))[0])
 
 
 def test_a_changed_listed_file_is_refused(own, monkeypatch):
     folder = own([row(i) for i in range(9)], [row(9)])
     monkeypatch.setattr(selection, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})
     with pytest.raises(UserError, match="is not the file DATA.md lists"):
-        selection.splits("own", "folder", folder)
+        selection.load_splits("own", "folder", folder)
 
 
 def test_the_hub_is_refused_in_one_sentence_offline():
@@ -603,12 +603,12 @@ def test_the_hub_is_refused_in_one_sentence_offline():
         match=r"encoder distilbert-base-uncased: there is no such folder.* and it cannot be had from the "
         r"hub .*minilm, which need no network \(PARAMS=encoder=…\), or .* once with network",
     ):
-        plans.plan(params.load("exbert", "paper"))
+        plans.plan(params.load_params("exbert", "paper"))
     with pytest.raises(
         UserError,
         match=r"dataset .* cannot be had from the hub .*make data .*PROFILE=quick .*PROFILE=real DATA=",
     ):
-        plans.plan(params.load("exbert", "paper", {"encoder": "minilm"}))
+        plans.plan(params.load_params("exbert", "paper", {"encoder": "minilm"}))
 
 
 def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
@@ -623,7 +623,7 @@ def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
         {"question": "What?", "text": "<answer> snow <context> Ice."},
         {"question": "What?", "text": "<answer> no context"},
     ]
-    monkeypatch.setattr(hub, "revision", lambda repo: "0" * 40)
+    monkeypatch.setattr(hub, "resolve_revision", lambda repo: "0" * 40)
     monkeypatch.setattr(
         "datasets.load_dataset", lambda repo, split, revision: [dict(r) for r in table]
     )

@@ -28,7 +28,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 @pytest.fixture(scope="session")
 def tokenizer():
     """MiniLM's tokenizer with 600 word pieces of its own."""
-    large = AutoTokenizer.from_pretrained(encoder_files.folder("minilm"))
+    large = AutoTokenizer.from_pretrained(encoder_files.find_folder("minilm"))
     texts = [row["context"] for row in corpora.qa("encyclopaedia", 200)]
     return large.train_new_from_iterator(texts, 600)
 
@@ -75,8 +75,8 @@ def copied(whole, tmp_path):
 def refusal(folder: Path) -> str:
     """The one sentence with which an encoder folder is refused."""
     with pytest.raises(UserError) as e:
-        encoder_files.weights(str(folder))
-        encoders.load(str(folder))
+        encoder_files.identify_weights(str(folder))
+        encoders.load_encoder(str(folder))
     sentence = str(e.value)
     assert str(folder) in sentence and "\n" not in sentence and "; " in sentence
     return sentence
@@ -97,8 +97,8 @@ def test_every_architecture_that_is_taken_trains(architecture, small_encoder, ti
     ]
     assert after.layer.place == "after" and within.layer.place == "feed_forward"
     for spec in (plain, after, within):
-        assert study.rate(spec) > 0
-    model, tokenizer = build.build(within)
+        assert study.measure_speed(spec) > 0
+    model, tokenizer = build.build_model(within)
     ids = torch.full((2, 16), tokenizer.unk_token_id)
     model(
         input_ids=ids,
@@ -132,20 +132,20 @@ def test_a_small_vocabulary_goes_all_the_way(whole, tiny):
 def test_weights_that_are_whole_under_other_names_are_taken(copied, whole, change):
     file = copied / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
-    ours, theirs = (encoders.load(str(f))[0].state_dict() for f in (copied, whole))
+    ours, theirs = (encoders.load_encoder(str(f))[0].state_dict() for f in (copied, whole))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
 def test_a_pretrained_head_is_left_out(small_encoder):
-    model, _ = encoders.load(str(small_encoder(model=BertForPreTraining)))
+    model, _ = encoders.load_encoder(str(small_encoder(model=BertForPreTraining)))
     assert not [k for k in model.state_dict() if "cls" in k or "pooler" in k]
 
 
 def test_minilm_keeps_its_identity():
-    assert encoder_files.weights("minilm") == hub.sha256(
-        encoder_files.folder("minilm") / "model.safetensors"
+    assert encoder_files.identify_weights("minilm") == hub.sha256(
+        encoder_files.find_folder("minilm") / "model.safetensors"
     )
-    assert encoder_files.weights("minilm").startswith("53aa51172d14")
+    assert encoder_files.identify_weights("minilm").startswith("53aa51172d14")
 
 
 # ---- what is refused ----
@@ -187,7 +187,7 @@ def test_weights_that_would_be_random_are_refused(copied, change, words):
     file = copied / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=words):
-        encoders.load(str(copied))
+        encoders.load_encoder(str(copied))
     refusal(copied)
 
 
@@ -268,7 +268,7 @@ def test_no_code_of_a_folder_runs(copied):
     config = json.loads((copied / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
     (copied / "config.json").write_text(json.dumps(config))
-    assert type(encoders.load(str(copied))[0]).__module__.startswith("transformers.")
+    assert type(encoders.load_encoder(str(copied))[0]).__module__.startswith("transformers.")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_no_code_of_a_folder_runs(copied):
 def test_weights_in_another_form_are_refused(copied, beside, words):
     (copied / "model.safetensors").rename(copied / beside)
     with pytest.raises(UserError, match=words):
-        encoder_files.weights(str(copied))
+        encoder_files.identify_weights(str(copied))
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
@@ -299,10 +299,10 @@ def test_a_missing_file_is_named(copied, file):
 
 
 def test_a_tokenizer_with_more_pieces_than_the_encoder_is_refused(copied, small_encoder, tokenizer):
-    AutoTokenizer.from_pretrained(encoder_files.folder("minilm")).save_pretrained(copied)
+    AutoTokenizer.from_pretrained(encoder_files.find_folder("minilm")).save_pretrained(copied)
     assert "its tokenizer has 30522 word pieces and the encoder embeds 600; " in refusal(copied)
     larger = small_encoder(vocab_size=640)  # rows beyond the tokenizer's pieces are common
-    assert len(encoders.load(str(larger))[1]) == 600
+    assert len(encoders.load_encoder(str(larger))[1]) == 600
 
 
 @pytest.mark.parametrize("token", ["pad_token", "cls_token", "sep_token"])
@@ -349,9 +349,9 @@ def test_few_positions_are_told_before_training(small_encoder, tiny):
     ):
         study.run(tiny(**few, max_length=60, stride=16), plans.plan, live=False)
     spec = plans.plan(tiny(**few, max_length=56, stride=16))[0]
-    assert study.rate(spec) > 0
+    assert study.measure_speed(spec) > 0
     long = [" ".join(["when"] * 99)]
-    assert clusters.states(few["encoder"], long).shape == (1, 32)
+    assert clusters.pool_states(few["encoder"], long).shape == (1, 32)
 
 
 def test_an_encoder_that_is_refused_trains_nothing(copied, tiny, monkeypatch, tmp_path):
@@ -374,7 +374,9 @@ def test_long_questions_leave_room_for_context_beside_four_special_tokens(tokeni
     assert pairs.num_special_tokens_to_add(pair=True) == 4
     rows = [row | {"question": " ".join([row["question"]] * 12)} for row in corpora.qa("news", 4)]
     for length, stride in ((32, 15), (64, 31), (100, 49), (132, 64)):
-        assert len(features.windows(rows, pairs, length, stride, tmp_path / "cache")) > len(rows)
+        assert len(features.load_windows(rows, pairs, length, stride, tmp_path / "cache")) > len(
+            rows
+        )
 
 
 ROBERTA_PAIRS = {
@@ -430,9 +432,9 @@ def test_a_name_that_the_hub_does_not_know_gets_no_advice_about_the_network():
     from huggingface_hub.errors import RepositoryNotFoundError
 
     unknown = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-    sentence = str(hub.offline("model", "some/encoder", unknown))
+    sentence = str(hub.describe_offline("model", "some/encoder", unknown))
     assert "it has no public repository of that name" in sentence and "with network" not in sentence
-    sentence = str(hub.offline("dataset", "some/data", unknown))
+    sentence = str(hub.describe_offline("dataset", "some/data", unknown))
     assert "mend its name in params/datasets.yaml" in sentence and "with network" not in sentence
 
 
@@ -444,18 +446,18 @@ def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, mo
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")
     (tmp_path / "pins.yaml").write_text(f"some/encoder: '{pinned}'\n")
-    ours, theirs = (encoders.load(x)[0].state_dict() for x in ("some/encoder", str(whole)))
-    assert encoder_files.weights("some/encoder") == pinned
+    ours, theirs = (encoders.load_encoder(x)[0].state_dict() for x in ("some/encoder", str(whole)))
+    assert encoder_files.identify_weights("some/encoder") == pinned
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     encoders.read_encoder.cache_clear()
     (snapshot / "model.safetensors").write_bytes(LFS)
     with pytest.raises(
         UserError, match="some/encoder, at the hub's revision 000000000000,.* Git LFS"
     ):
-        encoders.load("some/encoder")
+        encoders.load_encoder("some/encoder")
 
 
 def test_parameters_of_a_plan_load_no_weights(tiny, copied):
     """A page is drawn from records where the encoder's weights need not be read."""
     (copied / "model.safetensors").write_bytes(b"of the same name")
-    assert plans.plan(tiny(encoder=str(copied))) and params.load("exbert", "quick")
+    assert plans.plan(tiny(encoder=str(copied))) and params.load_params("exbert", "quick")

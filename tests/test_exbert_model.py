@@ -94,7 +94,7 @@ def test_every_encoder_in_both_places(kind, place):
     out.loss.backward()
     assert (
         m.layer.experts.router.weight.grad.any()
-        and encoders.layers(m.encoder)[0].state_dict().keys()
+        and encoders.blocks_of(m.encoder)[0].state_dict().keys()
     )
     assert all(p.grad is not None and p.grad.any() for p in m.layer.experts.experts.parameters())
     m.eval()
@@ -147,7 +147,7 @@ def test_dense_controls_have_the_compute_and_the_weights_they_are_named_for():
 
 def test_a_seed_gives_every_model_the_same_head(tiny):
     p = tiny(experiments=["headline", "dense"], tuned_blocks=1, tuned_epochs=1.0)
-    heads = [build.build(s)[0].head.weight for s in plans.plan(p)]
+    heads = [build.build_model(s)[0].head.weight for s in plans.plan(p)]
     assert len(heads) == 5 and all(torch.equal(h, heads[0]) for h in heads)
 
 
@@ -178,7 +178,7 @@ def test_going_on_from_fewer_blocks_is_refused(tiny):
     child = first.model_copy(update={"parents": [first], "blocks": 2})
     train.train(first, progress=lambda line: None, keep_weights=True)
     with pytest.raises(UserError, match="cannot go on from v-db.*ask for no more blocks"):
-        build.build(child)
+        build.build_model(child)
 
 
 def test_mutual_information():

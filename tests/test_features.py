@@ -17,7 +17,7 @@ from qa_lib.training import frozen
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return encoders.load("minilm", 1)[1]
+    return encoders.load_encoder("minilm", 1)[1]
 
 
 def folders(cache: Path) -> list[Path]:
@@ -64,8 +64,8 @@ def check(rows, windows) -> tuple[int, list[str]]:
 
 
 def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
-    rows = selection.splits("encyclopaedia", "embedded").train[:300]
-    windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
+    rows = selection.load_splits("encyclopaedia", "embedded").train[:300]
+    windows = features.load_windows(rows, tokenizer, 96, 24, tmp_path)
     assert len(windows) > len(rows)  # some overflow
     labelled, inside_piece = check(rows, windows)
     assert labelled >= len(rows)  # every answer stands in at least one window
@@ -82,8 +82,8 @@ def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
 
 @pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: make test DATA=path/to/data")
 def test_every_label_of_real_squad(tokenizer, tmp_path):
-    rows = selection.splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
-    labelled, inside_piece = check(rows, features.windows(rows, tokenizer, 384, 128, tmp_path))
+    rows = selection.load_splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
+    labelled, inside_piece = check(rows, features.load_windows(rows, tokenizer, 384, 128, tmp_path))
     print(
         f"\n{labelled} labelled windows of {len(rows)} questions; {len(inside_piece)} answers begin or end inside a word "
         f"piece: {', '.join(inside_piece)}"
@@ -103,33 +103,39 @@ def test_unanswerable_rows_point_at_cls(tokenizer, tmp_path):
             "answers": {"text": [], "answer_start": []},
         }
     ]
-    window = features.windows(rows, tokenizer, 64, 16, tmp_path)[0]
+    window = features.load_windows(rows, tokenizer, 64, 16, tmp_path)[0]
     assert (window["start_positions"], window["end_positions"]) == (0, 0)
 
 
 def test_a_long_question_leaves_room_for_context(tokenizer, tmp_path):
-    rows = [dict(selection.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
-    for window in features.windows(rows, tokenizer, 128, 32, tmp_path):
+    rows = [
+        dict(selection.load_splits("encyclopaedia", "embedded").train[0], question="why " * 500)
+    ]
+    for window in features.load_windows(rows, tokenizer, 128, 32, tmp_path):
         assert np.flatnonzero(window["offsets"][1::2])[0] <= span.MAX_QUESTION + 2
 
 
 @pytest.mark.parametrize("length, stride", [(32, 15), (64, 10), (96, 40), (128, 63)])
 def test_any_length_and_stride_that_are_taken_leave_room(tokenizer, tmp_path, length, stride):
-    rows = [dict(selection.splits("encyclopaedia", "embedded").train[0], question="why " * 500)]
-    windows = features.windows(rows, tokenizer, length, stride, tmp_path)
+    rows = [
+        dict(selection.load_splits("encyclopaedia", "embedded").train[0], question="why " * 500)
+    ]
+    windows = features.load_windows(rows, tokenizer, length, stride, tmp_path)
     assert len(windows) > 1 and all(len(ids) <= length for ids in windows["input_ids"])
 
 
 def test_the_cache_is_read_again_and_follows_content_and_code(tokenizer, tmp_path, monkeypatch):
-    rows = selection.splits("encyclopaedia", "embedded").train[:20]
-    features.windows(rows, tokenizer, 96, 24, tmp_path)
-    features.windows(rows, tokenizer, 96, 24, tmp_path)
+    rows = selection.load_splits("encyclopaedia", "embedded").train[:20]
+    features.load_windows(rows, tokenizer, 96, 24, tmp_path)
+    features.load_windows(rows, tokenizer, 96, 24, tmp_path)
     assert len(folders(tmp_path)) == 1
-    features.windows([dict(rows[0], question="Other?")] + rows[1:], tokenizer, 96, 24, tmp_path)
-    features.windows(rows, tokenizer, 96, 16, tmp_path)
+    features.load_windows(
+        [dict(rows[0], question="Other?")] + rows[1:], tokenizer, 96, 24, tmp_path
+    )
+    features.load_windows(rows, tokenizer, 96, 16, tmp_path)
     assert len(folders(tmp_path)) == 3
     monkeypatch.setattr(features, "digest_text", lambda file: "of other code")
-    features.windows(rows, tokenizer, 96, 24, tmp_path)
+    features.load_windows(rows, tokenizer, 96, 24, tmp_path)
     assert len(folders(tmp_path)) == 4
 
 
@@ -150,25 +156,25 @@ def damage_largest(folder: Path, pattern: str):
     ],
 )
 def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, capsys, spoil):
-    rows = selection.splits("encyclopaedia", "embedded").train[:20]
-    first = features.windows(rows, tokenizer, 96, 24, tmp_path)[:]
+    rows = selection.load_splits("encyclopaedia", "embedded").train[:20]
+    first = features.load_windows(rows, tokenizer, 96, 24, tmp_path)[:]
     (folder,) = folders(tmp_path)
     spoil(folder)
-    assert features.windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
+    assert features.load_windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
     said = f"cached features {folder.name} are damaged; made anew\n"
     assert capsys.readouterr().out == said
-    assert features.windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
+    assert features.load_windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
     assert capsys.readouterr().out == ""
 
 
 def test_a_damaged_store_of_frozen_outputs_is_made_anew(tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(frozen.evaluate, "CACHE", tmp_path)
-    rows = selection.splits("encyclopaedia", "embedded").train[:4]
-    windows = features.windows(rows, tokenizer, 96, 24, tmp_path)
-    model = heads.SpanModel(encoders.load("minilm", 1)[0])
+    rows = selection.load_splits("encyclopaedia", "embedded").train[:4]
+    windows = features.load_windows(rows, tokenizer, 96, 24, tmp_path)
+    model = heads.SpanModel(encoders.load_encoder("minilm", 1)[0])
 
     def outputs():
-        return frozen.outputs("key", windows, tokenizer, lambda: model, "fp32")
+        return frozen.read_outputs("key", windows, tokenizer, lambda: model, "fp32")
 
     first = outputs().start.copy()
     (folder,) = folders(tmp_path / "frozen")
@@ -203,11 +209,11 @@ def test_orders(order):
 
 def test_encoder_errors_are_sentences(tmp_path):
     with pytest.raises(UserError, match="blocks: 7 asked for, but encoder minilm has 6"):
-        encoders.load("minilm", 7)
+        encoders.load_encoder("minilm", 7)
     with pytest.raises(UserError, match="encoder folder .* has no config.json"):
-        encoder_files.weights(str(tmp_path))
+        encoder_files.identify_weights(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):
-        encoder_files.weights("./none")
+        encoder_files.identify_weights("./none")
 
 
 def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
@@ -232,8 +238,8 @@ def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
     "name", ["squad", "bioasq", "newsqa", "naturalquestions", "duorc", "race", "relations"]
 )
 def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_path, name):
-    rows = selection.splits(name, "folder", str(Path(os.environ["DATA"]).resolve())).train
-    windows = features.windows(rows, tokenizer, 384, 128, tmp_path)
+    rows = selection.load_splits(name, "folder", str(Path(os.environ["DATA"]).resolve())).train
+    windows = features.load_windows(rows, tokenizer, 384, 128, tmp_path)
     labels = zip(windows["start_positions"], windows["end_positions"], strict=True)
     moved = set()
     for row, flat, label in zip(windows["row"], windows["offsets"], labels, strict=True):

@@ -20,14 +20,14 @@ def few() -> list[dict]:
     return [
         r
         for name in ("plots", "exams", "dialogue")
-        for r in selection.splits(name, "embedded").train
+        for r in selection.load_splits(name, "embedded").train
     ]
 
 
 def test_altered_copies_keep_their_answers():
-    rows, copies = few(), augment.copies(few(), 3, seed=0)
+    rows, copies = few(), augment.make_copies(few(), 3, seed=0)
     assert len(copies) == 3 * len(rows) and len({r["id"] for r in rows + copies}) == 4 * len(rows)
-    assert copies == augment.copies(few(), 3, seed=0) != augment.copies(few(), 3, seed=1)
+    assert copies == augment.make_copies(few(), 3, seed=0) != augment.make_copies(few(), 3, seed=1)
     moved = 0
     for i, new in enumerate(copies):
         old = rows[i // 3]
@@ -64,7 +64,7 @@ def test_answers_that_cross_or_repeat_stay():
                 "answer_start": [a for a, _ in spans],
             },
         }
-        new = augment.shuffled(row, rng)
+        new = augment.shuffle_sentences(row, rng)
         for said, start in zip(new["answers"]["text"], new["answers"]["answer_start"], strict=True):
             assert new["context"][start : start + len(said)] == said, (text, spans)
         assert sorted(re.sub(r"\s", "", new["context"])) == sorted(re.sub(r"\s", "", text))
@@ -72,15 +72,15 @@ def test_answers_that_cross_or_repeat_stay():
 
 def test_clusters_share_out_the_rows():
     specs = [s for s in whole_plan(experiments=["clusters"]) if s.cluster]
-    rows, validation, _ = selection.mixture(specs[0])
-    found = [clusters.of_cluster(s, rows, validation) for s in specs]
+    rows, validation, _ = selection.draw_mixture(specs[0])
+    found = [clusters.select_cluster(s, rows, validation) for s in specs]
     assert len(specs) == 3 and len({s.hash for s in specs}) == 3
     for k, whole in enumerate((rows, validation)):
         ids = [r["id"] for part in found for r in part[k]]
         assert sorted(ids) == sorted(r["id"] for r in whole)
     for few in (found[1][1][:1], []):
-        assert clusters.of_cluster(specs[0], rows, few)[1] == few  # all rather than none
-    x = clusters.states("minilm", [r["question"] for r in rows])
+        assert clusters.select_cluster(specs[0], rows, few)[1] == few  # all rather than none
+    x = clusters.pool_states("minilm", [r["question"] for r in rows])
     assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
     place = {r["id"]: i for i, r in enumerate(rows)}
     means = [
@@ -106,7 +106,9 @@ def test_altered_copies_get_as_many_steps():
 def test_equal_trials(monkeypatch):
     """Four models, each with every rate and epochs, experts at the trial's rate; then what the best of them say."""
     monkeypatch.setattr(moe.selection, "fingerprint", lambda *a: "f")
-    p = params.load("moe", "real", {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}, "full")
+    p = params.load_params(
+        "moe", "real", {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}, "full"
+    )
     best = {
         "baseline": (1e-4, 3),
         "moe": (1e-4, 4),
@@ -134,7 +136,7 @@ def test_equal_trials(monkeypatch):
         }  # a look whose weights were not kept
         return {"history": [kept, other] if spec.checkpoint == "best" else [other, kept]}
 
-    monkeypatch.setattr(runs, "find", lambda spec, fresh=False: None)
+    monkeypatch.setattr(runs, "find_record", lambda spec, fresh=False: None)
     trials = plans.plan(p)
     deciding = [s for s in trials if not s.variant.startswith("expert")]
     assert (
@@ -143,7 +145,7 @@ def test_equal_trials(monkeypatch):
         and all(s.variant.endswith("-trial") for s in trials)
     )
     assert all(e.hash in {s.hash for s in trials} for s in deciding for e in s.parents)
-    monkeypatch.setattr(runs, "find", find)
+    monkeypatch.setattr(runs, "find_record", find)
     specs = plans.plan(p)
     assert (
         max(s.learning_rate for s in specs if not s.gate) == 6e-4

@@ -20,20 +20,27 @@ def inputs(report: str) -> dict:
     """What a report's findings are written of, from the committed records: once, since they are only read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "RECORDS", ROOT / "records")
-        runs.committed.cache_clear()
-        runs._landed.cache_clear()
-        p = plans.settle(
+        runs.read_committed.cache_clear()
+        runs._read_committed_examples.cache_clear()
+        p = plans.parameters_to_render(
             argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
         )
-        specs, claims = plans.plan(p), verify.table(p)
+        specs, claims = plans.plan(p), verify.claims_table(p)
         if report == "moe":
-            experts = runs.histories([e for s in specs if s.variant == "moe" for e in s.parents])
-            return {"P": p, "scores": runs.ledger(specs), "claims": claims, "experts": experts}
-        trials = tables.trials([s for s in specs if s.variant.endswith("-trial")])
-        routed = tables.routed([s for s in specs if s.variant == "exbert-tuned"])
+            experts = runs.collect_histories(
+                [e for s in specs if s.variant == "moe" for e in s.parents]
+            )
+            return {
+                "P": p,
+                "scores": runs.collect_ledger(specs),
+                "claims": claims,
+                "experts": experts,
+            }
+        trials = tables.trials_table([s for s in specs if s.variant.endswith("-trial")])
+        routed = tables.collect_router_steps([s for s in specs if s.variant == "exbert-tuned"])
         return {
             "P": p,
-            "ledger": tables.named(runs.ledger([s for s in specs if s.tests])),
+            "ledger": tables.add_display_names(runs.collect_ledger([s for s in specs if s.tests])),
             "trials": trials,
             "claims": claims,
             "routed": routed,

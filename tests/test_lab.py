@@ -61,7 +61,7 @@ def notebook(tmp_path, monkeypatch):
     if RUNS:
         monkeypatch.setenv("QA_RUNS", str(Path(RUNS).resolve()))
     else:
-        values = params.load("exbert", "quick", TINY["exbert"]).model_dump()
+        values = params.load_params("exbert", "quick", TINY["exbert"]).model_dump()
         nb.cells[1].source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     (tmp_path / "notebooks").mkdir()
     nbformat.write(nb, tmp_path / "notebooks" / "lab.ipynb")

@@ -173,10 +173,10 @@ def test_a_clustered_set_is_scored_by_means_of_means():
         np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])
     ]  # ice, ice snow, ice
     found = windows_of([0, 1, 2]), [np.array([0, 2, 1], np.float32)] * 3, ends, 0.0
-    model, spec = SimpleNamespace(explained=lambda *_: {}), SimpleNamespace(starter=True)
+    model, spec = SimpleNamespace(window_details=lambda *_: {}), SimpleNamespace(starter=True)
     for average, em, contains in (("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)):
         d = parameters.Dataset(train=["x"], test=["y"], cluster="question", average=average)
-        scores, frame = evaluate.examine(model, None, spec, d, rows, lambda *_: found)
+        scores, frame = evaluate.evaluate_test_set(model, None, spec, d, rows, lambda *_: found)
         assert scores["em"] == pytest.approx(em) and scores["contains"] == pytest.approx(contains)
         assert (
             scores["em_starter"] == 0.0
@@ -191,7 +191,7 @@ def test_no_answer_wins_where_every_window_says_so():
     rows, windows = [{"context": "ice snow"}] * 2, windows_of([0, 0, 1, 1])
     start = [np.array(x, np.float32) for x in ([9, 1, 0], [0, 2, 0], [9, 1, 0], [8, 0, 2])]
     for null, said in ((True, ["ice", ""]), (False, ["ice", "snow"])):
-        found = span.predict(rows, windows, start, start, null_answers=null)
+        found = span.predict_answers(rows, windows, start, start, null_answers=null)
         assert [a["text"] for a in found] == said
     assert [a["window"] for a in found] == [1, 3]
 
@@ -199,10 +199,10 @@ def test_no_answer_wins_where_every_window_says_so():
 def test_an_average_of_nothing_or_of_nan_is_refused():
     for values in ([], [1.0, float("nan")]):
         with pytest.raises(ValueError):
-            metrics.average(np.array(values))
+            metrics.average_scores(np.array(values))
 
 
 def test_average_within_clusters_first():
-    assert metrics.average(
+    assert metrics.average_scores(
         np.array([100.0, 0.0, 0.0, 100.0]), ["q", "q", "q", "r"]
     ) == pytest.approx((100 / 3 + 100) / 2)

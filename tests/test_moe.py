@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qa_lib.data import features, selection
-from qa_lib.evidence.claims import claims
+from qa_lib.evidence.claims import read_claims
 from qa_lib.models import encoders, gated_mixture
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -38,29 +38,29 @@ TINY = {
 
 
 def load(**changes) -> Moe:
-    return params.load("moe", "quick", TINY | changes)
+    return params.load_params("moe", "quick", TINY | changes)
 
 
 def whole_plan(profile="quick", size=None, **changes):
-    return plans.plan(params.load("moe", profile, changes, size))
+    return plans.plan(params.load_params("moe", profile, changes, size))
 
 
 @pytest.fixture
 def experts(monkeypatch):
-    """Three experts with random heads that learn nothing, as build.trained gives them; the rows of all, and their windows."""
+    """Three experts with random heads that learn nothing, as build.load_trained_model gives them; the rows of all, and their windows."""
     spec = next(s for s in plans.plan(load()) if s.variant == "moe")
     models = {}
     for e in spec.parents:
-        models[e.hash] = build.build(e)[0]
+        models[e.hash] = build.build_model(e)[0]
         torch.nn.init.normal_(
             models[e.hash].head.weight,
             std=1.0,
             generator=torch.Generator().manual_seed(int(e.hash[:8], 16)),
         )
-    monkeypatch.setattr(build, "trained", lambda e: models[e.hash])
-    rows = selection.mixture(spec)[0]
-    _, tokenizer = encoders.load("minilm")
-    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
+    monkeypatch.setattr(build, "load_trained_model", lambda e: models[e.hash])
+    rows = selection.draw_mixture(spec)[0]
+    _, tokenizer = encoders.load_encoder("minilm")
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
     return spec, [models[e.hash] for e in spec.parents], rows, windows, tokenizer
 
 
@@ -130,13 +130,13 @@ def test_a_mixture_says_what_its_experts_say(experts):
     """Weight 1 on one expert: its answers on every window, through the store, to half precision."""
     spec, models, rows, windows, tokenizer = experts
     own = spec.model_copy(update={"gate": Gate(rule="own")})
-    mixture, _ = build.build(own)
-    start, _, _ = evaluate.logits(
+    mixture, _ = build.build_model(own)
+    start, _, _ = evaluate.compute_logits(
         mixture, mixture.prepare(windows, rows), mixture.collate(tokenizer), "fp32"
     )
     for k, model in enumerate(models):
         mine = [i for i, r in enumerate(windows["row"]) if rows[r]["domain"] == spec.domains[k]]
-        alone, _, _ = evaluate.logits(model, windows, model.collate(tokenizer), "fp32")
+        alone, _, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
         assert mine
         for i in mine:
             np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
@@ -145,18 +145,18 @@ def test_a_mixture_says_what_its_experts_say(experts):
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
     spec, models, *_ = experts
     said = iter([10.0, 30.0, 20.0])  # of the three experts
-    monkeypatch.setattr(evaluate, "score", lambda *_: (None, {"exact_match": next(said)}, 0.0))
-    mixture, _ = build.build(spec.model_copy(update={"gate": Gate(rule="best")}))
+    monkeypatch.setattr(evaluate, "score_rows", lambda *_: (None, {"exact_match": next(said)}, 0.0))
+    mixture, _ = build.build_model(spec.model_copy(update={"gate": Gate(rule="best")}))
     assert mixture.prepare.keywords["best"] == 1
 
 
 def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
     """The device `meta` stands for a GPU: it refuses what lies elsewhere."""
     spec, _, rows, windows, _ = experts
-    mixture, _ = build.build(spec)
+    mixture, _ = build.build_model(spec)
     mixture.prepare(windows, rows)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.zeros(x.shape))
-    assert {x.shape for x in mixture.to("meta").explained(windows, rows).values()} == {
+    assert {x.shape for x in mixture.to("meta").window_details(windows, rows).values()} == {
         (len(windows),)
     }
 
@@ -169,15 +169,15 @@ def test_weights_told_the_dataset_are_fitted(experts):
         if s.variant == "told-dataset"
     )
     train.train(told, progress=lambda line: None, keep_weights=True)
-    mixture, tokenizer = build.build(told)
-    rows, _, _ = selection.mixture(told)
+    mixture, tokenizer = build.build_model(told)
+    rows, _, _ = selection.draw_mixture(told)
     made = mixture.prepare(
-        features.windows(rows, tokenizer, told.max_length, told.stride, evaluate.CACHE), rows
+        features.load_windows(rows, tokenizer, told.max_length, told.stride, evaluate.CACHE), rows
     )
     batch = gated_mixture.collate([made[i] for i in range(len(made))])
-    mixture.load_state_dict(build.left(told))
+    mixture.load_state_dict(build.load_weights(told))
     fitted = mixture(**batch).loss.item()
-    mixture, _ = build.build(told)
+    mixture, _ = build.build_model(told)
     search = torch.optim.LBFGS(mixture.parameters(), max_iter=500, line_search_fn="strong_wolfe")
     equal = mixture(**batch).loss.item()
 
@@ -194,7 +194,7 @@ def test_weights_told_the_dataset_are_fitted(experts):
 
 def test_everything_is_fetched(capsys):
     p = load(start="relations")
-    study.fetch(p)
+    study.fetch_inputs(p)
     shown = capsys.readouterr().out
     assert all(
         f"{name}: " in shown
@@ -207,21 +207,23 @@ def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, 
     monkeypatch.setattr(evaluate, "CACHE", store / "cache")
     spec, models, rows, windows, tokenizer = experts
     for model, e in zip(models, spec.parents, strict=True):
-        _, *plain, loss = evaluate.said(model, tokenizer, e, rows)
-        again, *kept, same = frozen.said(model, tokenizer, e, rows)
+        _, *plain, loss = evaluate.predict_spans(model, tokenizer, e, rows)
+        again, *kept, same = frozen.predict_and_store(model, tokenizer, e, rows)
         assert loss == same
         assert all(
             np.array_equal(a, b)
             for x, y in zip(plain, kept, strict=True)
             for a, b in zip(x, y, strict=True)
         )
-        read = frozen.outputs(
+        read = frozen.read_outputs(
             e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision
         )
         assert np.array_equal(read.start, np.concatenate(plain[0]).astype(np.float16))
-        frozen.forget(e)  # trained again: what earlier weights said does not count
+        frozen.drop_outputs(e)  # trained again: what earlier weights said does not count
         with pytest.raises(pytest.fail.Exception, match="run again"):
-            frozen.outputs(e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision)
+            frozen.read_outputs(
+                e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision
+            )
 
 
 def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkeypatch):
@@ -230,7 +232,7 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
 
     def weights() -> dict:
-        mixture, _ = build.build(spec)
+        mixture, _ = build.build_model(spec)
         assert {n.split(".")[0] for n, _ in mixture.named_parameters()} == {"gate"}
         made = mixture.prepare(windows, rows)
         optimizer = torch.optim.AdamW(mixture.parameters(), lr=1e-2)
@@ -243,13 +245,13 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
         return mixture.state_dict()
 
     def live(key, windows, tokenizer, make, precision) -> frozen.Outputs:
-        now, _ = frozen.computed(make(), windows, tokenizer, precision)
+        now, _ = frozen.compute_outputs(make(), windows, tokenizer, precision)
         return frozen.Outputs(**{k: v.astype(np.float16) for k, v in now.items()})
 
     stored = weights()
-    monkeypatch.setattr(frozen, "outputs", live)
+    monkeypatch.setattr(frozen, "read_outputs", live)
     again = weights()
-    start, _ = (build.build(spec)[0].state_dict(), None)
+    start, _ = (build.build_model(spec)[0].state_dict(), None)
     assert all(torch.equal(v, again[k]) for k, v in stored.items())
     assert any(not torch.equal(v, start[k]) for k, v in stored.items())
     for model, kept in zip(models, before, strict=True):
@@ -261,7 +263,7 @@ def test_what_a_gate_can_see(experts):
     spec, _, rows, windows, tokenizer = experts
     seen = {}
     for name in ("mean", "cls", "experts", "dataset"):
-        mixture, _ = build.build(spec.model_copy(update={"gate": Gate(input=name, layers=1)}))
+        mixture, _ = build.build_model(spec.model_copy(update={"gate": Gate(input=name, layers=1)}))
         seen[name] = mixture.prepare(windows, rows).x
         assert mixture.gate[0].in_features == seen[name].shape[1]
     assert seen["mean"].shape == seen["cls"].shape == seen["experts"].shape == (len(windows), 384)
@@ -286,15 +288,15 @@ def digest(module) -> str:
 @pytest.mark.parametrize("top", [1, 4])
 @pytest.mark.parametrize("source", ["random", "lower"])
 def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
-    plain, _ = encoders.load("minilm")
-    again, _ = encoders.load("minilm")
+    plain, _ = encoders.load_encoder("minilm")
+    again, _ = encoders.load_encoder("minilm")
     encoders.reinitialise(again, top, 0, source)
-    a, b = ([digest(x) for x in encoders.layers(m)] for m in (plain, again))
+    a, b = ([digest(x) for x in encoders.blocks_of(m)] for m in (plain, again))
     assert a[: 6 - top] == b[: 6 - top] and all(
         x != y for x, y in zip(a[6 - top :], b[6 - top :], strict=True)
     )
     assert digest(plain.embeddings) == digest(again.embeddings)
-    last = encoders.layers(again)[-1]
+    last = encoders.blocks_of(again)[-1]
     if source == "lower":
         assert b[6 - top :] == [b[i % (6 - top)] for i in range(top)]
     else:
@@ -311,7 +313,7 @@ def test_reinitialisation_leaves_head_and_draws_alone():
     )
     models, after = [], []
     for spec in (plain, plain.model_copy(update={"reinit": 2})):
-        models.append(build.build(spec)[0])
+        models.append(build.build_model(spec)[0])
         after.append(torch.rand(3))
     assert torch.equal(models[0].head.weight, models[1].head.weight) and torch.equal(*after)
 
@@ -321,8 +323,12 @@ def test_reinitialisation_leaves_head_and_draws_alone():
 
 def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
     _, models, rows, windows, tokenizer = experts
-    start, end, _ = evaluate.logits(models[0], windows, models[0].collate(tokenizer), "fp32")
-    free, starter = (span.predict(rows, windows, start, end, one_token=x) for x in (True, False))
+    start, end, _ = evaluate.compute_logits(
+        models[0], windows, models[0].collate(tokenizer), "fp32"
+    )
+    free, starter = (
+        span.predict_answers(rows, windows, start, end, one_token=x) for x in (True, False)
+    )
     differ = [a["tokens"] for a, b in zip(free, starter, strict=True) if a != b]
     assert differ and set(differ) == {1} and all(b["tokens"] != 1 for b in starter)
 
@@ -389,13 +395,13 @@ def test_the_estimate_counts_what_experts_say_once():
     specs = {s.variant: s for s in whole_plan(experiments=["mixture", "gates"])}
     known = {}
     plain, first, second = (
-        study.work(specs[v], known) for v in ("baseline", "moe", "moe-layers-1")
+        study.estimate_tokens(specs[v], known) for v in ("baseline", "moe", "moe-layers-1")
     )
     assert first > plain / 3 > plain / 9 > second > 0
 
 
 def test_the_report_s_settings():
-    p = params.load("moe", "paper")
+    p = params.load_params("moe", "paper")
     assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (
         16,
         3,
@@ -416,7 +422,7 @@ def test_the_real_plan_covers_the_claims():
     """Every variant and set that a claim testable at real names has runs in the full plan."""
     specs = whole_plan("real", "full", data="data")
     names, sets = {s.variant for s in specs}, {t for s in specs for t in s.tests} | {"training"}
-    for c in claims("moe"):
+    for c in read_claims("moe"):
         for side in c.contrast.sides() if c.contrast and "real" in c.profiles else []:
             assert set(np.ravel(side["variant"])) <= names and set(np.ravel(side["set"])) <= sets, (
                 c.id
@@ -432,7 +438,7 @@ def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
         if s.seed == 0
     }
     drawn = {
-        v: selection.mixture(s)[:2]
+        v: selection.draw_mixture(s)[:2]
         for v, s in specs.items()
         if not s.gate or s.gate.rule == "learned"
     }
@@ -457,34 +463,34 @@ def test_no_out_of_domain_test_text_is_ever_trained_on():
         experiments=Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]
     ):
         held = {
-            selection.normalised(r["context"])
+            selection.normalise_text(r["context"])
             for name in moe_tests(spec)
-            for r in selection.splits(name, spec.source).test
+            for r in selection.load_splits(name, spec.source).test
         }
         if not spec.gate or spec.gate.rule == "learned":
             assert not held & {
-                selection.normalised(r["context"]) for r in selection.mixture(spec)[0]
+                selection.normalise_text(r["context"]) for r in selection.draw_mixture(spec)[0]
             }, spec.run
 
 
 def moe_tests(spec) -> list[str]:
-    return [n for n in params.datasets(spec.source) if n.startswith("out-of-domain")]
+    return [n for n in params.read_datasets(spec.source) if n.startswith("out-of-domain")]
 
 
 def test_a_pool_is_its_members_together():
-    whole = selection.splits("out-of-domain", "embedded").test
-    parts = [selection.splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
+    whole = selection.load_splits("out-of-domain", "embedded").test
+    parts = [selection.load_splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
     assert whole == sum(parts, []) and {r["domain"] for r in whole} == {
         "plots",
         "exams",
         "dialogue",
     }
-    later = selection.splits("plots-test", "embedded").test
+    later = selection.load_splits("plots-test", "embedded").test
     assert {r["domain"] for r in later} == {"plots"}
-    assert not {selection.pair(r) for r in later} & {selection.pair(r) for r in parts[0]}
+    assert not {selection.row_key(r) for r in later} & {selection.row_key(r) for r in parts[0]}
     titles = [
-        {selection.normalised(r["title"]) for r in rows}
-        for rows in (later, selection.splits("plots", "embedded").train)
+        {selection.normalise_text(r["title"]) for r in rows}
+        for rows in (later, selection.load_splits("plots", "embedded").train)
     ]
     assert not titles[0] & titles[1]
 
@@ -495,9 +501,9 @@ def test_a_small_study_to_the_end(store, monkeypatch):
     p = load(experiments=["mixture", "controls"])
     study.run(p, plans.plan, workers=1, live=False)
     specs = plans.plan(p)
-    ledger = runs.ledger(specs)
+    ledger = runs.collect_ledger(specs)
     em = ledger[ledger["metric"] == "em"].pivot(index="variant", columns="set", values="value")
-    examples = runs.examples(specs)
+    examples = runs.collect_examples(specs)
     oracle, single = em.loc["oracle"], em.loc[[v for v in em.index if v.startswith("expert-")]]
     assert (oracle >= single.max() - 1e-6).all() and set(em.columns) == {*p.domains, *p.pools}
     for name in p.domains:
@@ -524,7 +530,7 @@ def test_a_small_study_to_the_end(store, monkeypatch):
         curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
         and "uniform-weights" not in curves.index
     )
-    record = runs.find(next(s for s in specs if s.variant == "baseline"))
+    record = runs.find_record(next(s for s in specs if s.variant == "baseline"))
     best = max(record["history"][1:], key=lambda h: (h["validation_f1"], -h["step"]))
     assert record["chosen_step"] == best["step"]
     steps = [h["step"] for h in record["history"]]
@@ -532,7 +538,7 @@ def test_a_small_study_to_the_end(store, monkeypatch):
         h["train_loss"] for h in record["history"][1:]
     )  # no look twice
     assert steps[0] == 0 and record["history"][0]["train_loss"] is None  # and one before training
-    moe_run = runs.find(next(s for s in specs if s.variant == "moe"))
+    moe_run = runs.find_record(next(s for s in specs if s.variant == "moe"))
     assert moe_run["parameters"] > 3 * record["parameters"]
     table = study.run(p, plans.plan, workers=1, live=False)
     assert set(table["trained"]) == {"found"}
@@ -548,5 +554,5 @@ def test_a_small_study_to_the_end(store, monkeypatch):
 )
 def test_early_and_flat(em, early, flat):
     past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
-    found = train.curve(past)
+    found = train.describe_curve(past)
     assert (found["train_em_early"], found["plateau"]) == pytest.approx((early, flat))

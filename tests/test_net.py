@@ -27,9 +27,9 @@ LANDED = {"exbert": 175, "moe": 66}
 def committed_records(monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
     monkeypatch.setattr(runs, "FIGURES", ROOT / "figures")
-    runs.committed.cache_clear()
+    runs.read_committed.cache_clear()
     yield
-    runs.committed.cache_clear()
+    runs.read_committed.cache_clear()
 
 
 def rebuild(record: dict, records: dict[str, dict]) -> Spec:
@@ -43,7 +43,7 @@ def rebuild(record: dict, records: dict[str, dict]) -> Spec:
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_every_landed_record_has_the_hash_of_its_fields(slug):
-    records = runs.committed(slug)
+    records = runs.read_committed(slug)
     assert len(records) == LANDED[slug]
     for expected, record in records.items():
         assert rebuild(record, records).hash == expected, record["run"]
@@ -51,14 +51,14 @@ def test_every_landed_record_has_the_hash_of_its_fields(slug):
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_todays_plan_of_real_finds_every_record(slug):
-    plan = plans.plan(params.load(slug, "real", size="small"))
-    found = {runs.find(spec)["hash"] for spec in plan}
-    assert found == set(runs.committed(slug))
+    plan = plans.plan(params.load_params(slug, "real", size="small"))
+    found = {runs.find_record(spec)["hash"] for spec in plan}
+    assert found == set(runs.read_committed(slug))
 
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_every_landed_record_has_todays_scoring(slug):
-    for record in runs.committed(slug).values():
+    for record in runs.read_committed(slug).values():
         assert record.get("scoring", 1) == runs.SCORING, record["run"]
 
 
@@ -112,13 +112,13 @@ def test_pages_hold_what_they_held(slug, name):
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
-    p = params.load(slug, "real", size="small")
+    p = params.load_params(slug, "real", size="small")
     folder = ROOT / "figures" / slug / "real"
-    assert runs.csv(runs.ledger(plans.plan(p))) == (folder / "results.csv").read_text(
-        encoding="utf-8"
-    )
+    assert runs.format_csv(runs.collect_ledger(plans.plan(p))) == (
+        folder / "results.csv"
+    ).read_text(encoding="utf-8")
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    verify.saved(p)
+    verify.write_claims(p)
     drawn = (tmp_path / slug / "real" / "claims.csv").read_text(encoding="utf-8")
     assert drawn == (folder / "claims.csv").read_text(encoding="utf-8")
 

@@ -102,9 +102,9 @@ def test_form(slug):
 def test_parameters_are_those_of_the_quick_profile(slug):
     cell = read(slug).cells[1]
     assert render.tags(cell) == ["parameters"]
-    assert assigned(cell.source) == params.load(slug, "quick").model_dump()
+    assert assigned(cell.source) == params.load_params(slug, "quick").model_dump()
     assert set(render.read_notes(cell.source)) == set(assigned(cell.source))
-    assert f'P = params.from_names("{slug}", globals())' in read(slug).cells[2].source
+    assert f'P = params.load_from_names("{slug}", globals())' in read(slug).cells[2].source
 
 
 @each
@@ -137,7 +137,9 @@ def store(tmp_path, monkeypatch):
 
 @each
 def test_run_all_with_tiny_parameters(slug, store):
-    p = params.load(slug, "quick", TINY[slug] | ({"curve_seeds": [1]} if slug == "moe" else {}))
+    p = params.load_params(
+        slug, "quick", TINY[slug] | ({"curve_seeds": [1]} if slug == "moe" else {})
+    )
     nb = render.execute(again(read(slug)), slug, p.model_dump())
     del nb.cells[-2:]
     page = render.page(nb, p)
@@ -151,7 +153,7 @@ def test_run_all_with_tiny_parameters(slug, store):
 @each
 def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
     parts, absent, drawn, gone = FEW[slug]
-    p = params.load(slug, "quick", TINY[slug] | {"experiments": parts})
+    p = params.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
     page = render.page(render.execute(again(read(slug)), slug, p.model_dump()), p)
     assert (
         re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page)

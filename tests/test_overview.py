@@ -16,34 +16,36 @@ from qa_lib.store import runs
 
 def test_the_readme_has_the_verdicts_of_the_committed_pages():
     block = (ROOT / "README.md").read_text().split(overview.MARKS[0])[1].split(overview.MARKS[1])[0]
-    assert block == overview.readme(), "make readme writes it"
+    assert block == overview.readme_verdicts(), "make readme writes it"
 
 
 @pytest.mark.parametrize("report", sorted(f.parent.name for f in runs.RECORDS.glob("*/runs.jsonl")))
 def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
-    p = plans.settle(argparse.Namespace(report=report, profile="real", size=None, data=None, p=[]))
-    assert (runs.page(p) / "results.csv").exists() and verify.disagreement(p) == "", (
+    p = plans.parameters_to_render(
+        argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
+    )
+    assert (runs.page_folder(p) / "results.csv").exists() and verify.find_disagreement(p) == "", (
         f"make train-{report} PROFILE=real writes it"
     )
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    frame = overview.board("real")
+    frame = overview.collect_verdicts("real")
     assert list(zip(frame["report"], frame["claim"], strict=True)) == [
-        (s, c.id) for s in overview.TITLES for c in claims.claims(s)
+        (s, c.id) for s in overview.TITLES for c in claims.read_claims(s)
     ]
     assert (
         set(frame["kind"]) == {"not tested"}
-        and set(overview.shown(frame)["ours"]) == {"–"}
+        and set(overview.verdicts_for_page(frame)["ours"]) == {"–"}
         and not frame["run"].map(len).any()
     )
 
 
 def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    ids = [c.id for c in claims.claims("moe")]
+    ids = [c.id for c in claims.read_claims("moe")]
     (tmp_path / "moe" / "real").mkdir(parents=True)
     shared = {
         "where": "1",
@@ -68,23 +70,29 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]}).to_csv(
         folder / "results.csv", index=False
     )
-    frame = overview.board("real")
-    first = overview.shown(frame).iloc[0]
+    frame = overview.collect_verdicts("real")
+    first = overview.verdicts_for_page(frame).iloc[0]
     shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
     assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
-    second = overview.shown(frame, whole=True).iloc[1]
+    second = overview.verdicts_for_page(frame, whole=True).iloc[1]
     assert (
         second["verdict"] == "not tested at this profile: why"
-        and second["to bear in mind"] == claims.claims("moe")[1].confound
+        and second["to bear in mind"] == claims.read_claims("moe")[1].confound
     )
-    count = overview.tally(frame).set_index("report")
+    count = overview.count_by_report(frame).set_index("report")
     assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [
         1,
         len(ids) - 1,
         len(ids),
     ]
-    assert "- **moe**, profile real, [page](figures/moe/real/report.html)" in overview.readme()
-    assert "| moe |" in overview.readme() and "`exbert`, `road`, `smart`" in overview.readme()
+    assert (
+        "- **moe**, profile real, [page](figures/moe/real/report.html)"
+        in overview.readme_verdicts()
+    )
+    assert (
+        "| moe |" in overview.readme_verdicts()
+        and "`exbert`, `road`, `smart`" in overview.readme_verdicts()
+    )
 
 
 def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch):
@@ -98,14 +106,14 @@ def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch
         UserError,
         match="of exbert are of different runs; make report-exbert PROFILE=real draws both",
     ):
-        overview.board("real")
+        overview.collect_verdicts("real")
 
 
 def test_rows_without_a_result_need_no_run_and_others_do():
     frame = pd.DataFrame({"ours": ["–", "1.0"], "run": [(), ("a",)]})
-    assert report.evidence("t", frame) == ["a"]
+    assert report.require_runs("t", frame) == ["a"]
     with pytest.raises(UserError, match="names no run"):
-        report.evidence("t", frame.assign(ours="1.0"))
+        report.require_runs("t", frame.assign(ours="1.0"))
 
 
 def test_a_profile_without_any_report_says_so(store, monkeypatch):
@@ -120,7 +128,7 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
         and "not built yet" in text
         and "No run so far" in text
     )
-    assert text.count("<tr>") > sum(len(claims.claims(s)) for s in overview.TITLES)
+    assert text.count("<tr>") > sum(len(claims.read_claims(s)) for s in overview.TITLES)
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
-        overview.chosen({"profile": "papper"})
+        overview.choose_page({"profile": "papper"})
     assert list(params.REPORTS)

@@ -58,7 +58,7 @@ TINY = {
     ],
 )
 def test_rule(low, high, says):
-    assert advice.rule(low, high) == says == advice.rule(low[::-1], high[::-1])
+    assert advice.advise(low, high) == says == advice.advise(low[::-1], high[::-1])
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def planted(monkeypatch):
         monkeypatch.setattr(plans, "plan", lambda p: specs)
         monkeypatch.setattr(
             runs,
-            "ledger",
+            "collect_ledger",
             lambda s: ledger[ledger["run"].isin([x.run for x in s])].assign(arm="tuned"),
         )
         monkeypatch.setattr(
-            runs, "examples", lambda s: examples[examples["run"].isin([x.run for x in s])]
+            runs, "collect_examples", lambda s: examples[examples["run"].isin([x.run for x in s])]
         )
-        return params.load("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
+        return params.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
 
     return make
 
@@ -120,11 +120,11 @@ def planted(monkeypatch):
 )
 def test_advice_on_planted_runs(planted, gain, how, says):
     p = planted(gain, **how)
-    assert says in advice.sentence(
+    assert says in advice.describe_advice(
         p
-    ) and "the plain span model of 6 blocks, V-DB, " in advice.sentence(p)
-    assert ("trial_epochs" in advice.sentence(p)) == (how.get("epochs") == 3.0)
-    frame = advice.table(p)
+    ) and "the plain span model of 6 blocks, V-DB, " in advice.describe_advice(p)
+    assert ("trial_epochs" in advice.describe_advice(p)) == (how.get("epochs") == 3.0)
+    frame = advice.advice_table(p)
     assert list(frame["tested on"]) == ["a", "b"] and all(
         len(r) == 3 * how.get("seeds", 5) for r in frame["run"]
     )
@@ -133,9 +133,9 @@ def test_advice_on_planted_runs(planted, gain, how, says):
 def test_no_advice_without_equal_trials(planted, monkeypatch):
     p = planted(5.0)
     monkeypatch.setattr(plans, "plan", lambda p: [])
-    assert "There is no advice: it takes" in advice.sentence(p)
+    assert "There is no advice: it takes" in advice.describe_advice(p)
     with pytest.raises(UserError, match="There is no advice"):
-        advice.table(p)
+        advice.advice_table(p)
 
 
 # ---- from files to page ----
@@ -158,7 +158,7 @@ def domains(tmp_path):
         f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}"
         for name in ("harbour", "clinic")
     ]
-    selection.splits.cache_clear()
+    selection.load_splits.cache_clear()
 
 
 def test_the_recipe_checks_first_then_trains_then_draws():
@@ -186,15 +186,15 @@ def test_the_recipe_checks_first_then_trains_then_draws():
 def start(monkeypatch, name, texts, **changes):
     """`python -m qa_lib own` with tiny parameters; returns them, as the commands after it read them."""
     for known in (
-        params.datasets,
-        selection.splits,
+        params.read_datasets,
+        selection.load_splits,
         hub.sha256,
     ):  # each start is a process of its own
         known.cache_clear()
     given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
     monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
     run_verb(sys.argv)
-    return params.load(
+    return params.load_params(
         "exbert",
         "own",
         {"domains": [f"{name}-a", f"{name}-b"]}
@@ -240,7 +240,7 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     )
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
-    assert verify.disagreement(p) in ("", None) and "needs more data" in findings.head(p)
+    assert verify.find_disagreement(p) in ("", None) and "needs more data" in findings.head(p)
 
 
 def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
@@ -361,7 +361,7 @@ def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
     assert fits["train_rows"] < changes["train_rows"]
     p = start(monkeypatch, "mine", domains, **changes | fits)
     for spec in plans.plan(p):
-        train, validation, _ = selection.mixture(spec)
+        train, validation, _ = selection.draw_mixture(spec)
         assert len(train) == fits["train_rows"] and validation
 
 
@@ -521,7 +521,7 @@ def test_rows_as_people_have_them(tmp_path):
         [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}],
     )
     (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")
-    first, second = sources.read(tmp_path / "a.jsonl", "mine-a", "stop", selection.Counter())
+    first, second = sources.read_rows(tmp_path / "a.jsonl", "mine-a", "stop", selection.Counter())
     assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == (
         "7",
         "",
@@ -535,8 +535,10 @@ def test_own_without_its_file():
     with pytest.raises(
         UserError, match="profile: own goes with source own and the file that `make own` writes"
     ):
-        params.load("exbert", "own")
+        params.load_params("exbert", "own")
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
         plans.plan(
-            params.load("exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]})
+            params.load_params(
+                "exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}
+            )
         )

@@ -12,7 +12,9 @@ DATA = {"data": "data"}
 
 
 def load(profile="quick", size=None, **changes):
-    return params.load("exbert", profile, (DATA if profile == "real" else {}) | changes, size)
+    return params.load_params(
+        "exbert", profile, (DATA if profile == "real" else {}) | changes, size
+    )
 
 
 def test_the_quick_plan_is_small_and_whole():
@@ -44,7 +46,7 @@ def test_the_quick_plan_is_small_and_whole():
 
 
 def test_the_report_s_settings():
-    models = exbert.variants(params.load("exbert", "paper"))
+    models = exbert.model_settings(params.load_params("exbert", "paper"))
     tuned, layer = models["exbert-tuned"], models["exbert"]["layer"]
     assert (tuned["blocks"], tuned["learning_rate"], tuned["epochs"]) == (4, 1e-4, 2)
     assert (layer.top_n, layer.threshold, layer.capacity_train, layer.balance, layer.router_z) == (
@@ -90,7 +92,7 @@ def scored(monkeypatch):
                 }
             )
 
-        monkeypatch.setattr(runs, "find", find)
+        monkeypatch.setattr(runs, "find_record", find)
 
     return plant
 

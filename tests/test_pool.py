@@ -25,7 +25,7 @@ def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
     table = study.run(p, plans.plan, workers=2, live=False)
     assert list(table.trained) == ["now", "now"] and not list(runs.RUNS.glob(".cluster*"))
     spec = plans.plan(p)[-1]
-    record = runs.find(spec)
+    record = runs.find_record(spec)
     (store / "runs").rename(store / "apart")
     alone = train.train(spec, progress=lambda line: None)
     assert alone["history"] == record["history"]

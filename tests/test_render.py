@@ -46,7 +46,7 @@ SETUP = [
     code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
     code(
         "from qa_lib.settings import params\nfrom qa_lib.page import report as page\nfrom pathlib import Path\n"
-        "P = params.load('exbert', 'quick'); page.runs.FIGURES = Path(data)",
+        "P = params.load_params('exbert', 'quick'); page.runs.FIGURES = Path(data)",
         "setup",
     ),
 ]
@@ -63,7 +63,7 @@ def plant(tmp_path, monkeypatch):
         nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
         monkeypatch.setattr(render, "ROOT", tmp_path)
         monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
-        render.render(params.load("exbert", "quick", {"data": str(tmp_path)}), name)
+        render.render(params.load_params("exbert", "quick", {"data": str(tmp_path)}), name)
         return folder
 
     folder = tmp_path / "exbert" / "quick"
@@ -149,7 +149,9 @@ def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_
     page = tmp_path / "exbert" / "quick" / "report.html"
     page.write_text("earlier")
     with pytest.raises(SystemExit) as stop:
-        command_line.main(lambda: plant(code("raise params.UserError('seeds: say how many')")))
+        command_line.run_and_exit(
+            lambda: plant(code("raise params.UserError('seeds: say how many')"))
+        )
     assert stop.value.code == 2 and capsys.readouterr().err.endswith("error: seeds: say how many\n")
     with pytest.raises(
         SystemExit, match=r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"
@@ -172,7 +174,7 @@ def test_only_draws_one_thing(plant, tmp_path):
 
 
 def test_a_name_that_is_not_drawn_is_refused_before_runs_are_looked_up(monkeypatch):
-    monkeypatch.setattr(plans, "settle", None)
+    monkeypatch.setattr(plans, "parameters_to_render", None)
     monkeypatch.setattr(
         "sys.argv", ["render", "exbert", "--profile", "real", "--only", "fig9_none"]
     )
@@ -206,7 +208,7 @@ def test_what_is_drawn_alone_keeps_the_cells_that_it_takes(slug):
 
     drawn = [t for c in whole.cells for t in render.tags(c) if t.startswith(("table", "fig"))]
     for name in drawn:
-        alone = render.only(copy.deepcopy(whole), name)
+        alone = render.keep_only(copy.deepcopy(whole), name)
         gone = names(whole, ast.Store) - names(alone, ast.Store)
         assert not names(alone, ast.Load) & gone and len(alone.cells) <= 7, name
     assert len(drawn) > 15
@@ -216,7 +218,7 @@ def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
     """make draws again what a page of fewer seeds overwrote: results.csv is then of other runs."""
     monkeypatch.setattr(render.runs, "FIGURES", tmp_path)
     monkeypatch.setattr(render.runs, "RECORDS", ROOT / "records")
-    render.runs.committed.cache_clear()
+    render.runs.read_committed.cache_clear()
     monkeypatch.setattr(render, "render", lambda p, only: None)
     seeds = [x for k in ("seeds", "side_seeds", "dense_seeds") for x in ("-p", f"{k}=[1]")]
     monkeypatch.setattr(
@@ -261,7 +263,7 @@ def test_contrast():
 
 
 def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
-    lack = "page.absent('{0}')"
+    lack = "page.note_absent('{0}')"
     folder = plant(
         code(lack.format("rates"), "fig_a"),
         code(lack.format("rates, tuned"), "fig_b"),
@@ -347,7 +349,9 @@ def test_a_page_needs_no_home(plant, tmp_path, monkeypatch):
 def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "figures").write_text("a file", encoding="utf-8")
     monkeypatch.setattr(render.runs, "FIGURES", tmp_path / "figures")
-    monkeypatch.setattr(plans, "settle", lambda args: params.load("exbert", "quick"))
+    monkeypatch.setattr(
+        plans, "parameters_to_render", lambda args: params.load_params("exbert", "quick")
+    )
     monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "quick"])
     with pytest.raises(
         UserError,

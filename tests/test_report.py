@@ -18,7 +18,7 @@ from qa_lib.settings import params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
-P = params.load("exbert", "quick")
+P = params.load_params("exbert", "quick")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,9 @@ def test_a_number_without_a_run_is_never_drawn(folder):
 
 def test_the_same_numbers_give_the_same_bytes(folder):
     def write() -> dict[str, bytes]:
-        report.save_table(P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption.")
+        report.save_table(
+            P, "table_x", tables.average_over_seeds(ledger(), ["ratio", "set"]), "A caption."
+        )
         draw(ledger())
         return {f.name: f.read_bytes() for f in folder.iterdir()}
 
@@ -85,7 +87,7 @@ def test_the_same_numbers_give_the_same_bytes(folder):
 
 def test_mean_sd_seeds_and_runs_are_shown(folder):
     shown = report.save_table(
-        P, "table_x", tables.by_seed(ledger(), ["ratio", "set"]), "A caption."
+        P, "table_x", tables.average_over_seeds(ledger(), ["ratio", "set"]), "A caption."
     )
     for text in (
         "QUICK",
@@ -107,7 +109,7 @@ def test_mean_sd_seeds_and_runs_are_shown(folder):
 
 
 def test_one_seed_is_marked():
-    one = tables.by_seed(ledger(seeds=[0]), ["ratio", "set"])
+    one = tables.average_over_seeds(ledger(seeds=[0]), ["ratio", "set"])
     shown = report.save_table(P, "table_x", one, "A caption.")
     assert "n = 1 seed: no spread." in shown and "<td>1 (no sd)</td>" in shown
     assert "±" not in shown
@@ -237,7 +239,11 @@ def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
 
 
 def test_mixtures_stand_in_order():
-    assert list(tables.named(ledger())["mixture"].cat.categories) == ["0:100", "60:40", "100:0"]
+    assert list(tables.add_display_names(ledger())["mixture"].cat.categories) == [
+        "0:100",
+        "60:40",
+        "100:0",
+    ]
 
 
 def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
@@ -246,7 +252,7 @@ def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
     folder.mkdir()
     (folder / "qa_lib").symlink_to(params.ROOT / "qa_lib")
     for path in (checkout, folder):
-        code = "from qa_lib.page import report; from qa_lib.store import runs; print(report.source(runs.checksum))"
+        code = "from qa_lib.page import report; from qa_lib.store import runs; print(report.show_source(runs.checksum))"
         env = os.environ | {"PYTHONPATH": str(path)}
         shown = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
@@ -273,7 +279,7 @@ def test_a_place_that_the_environment_names(monkeypatch, value, place):
 
 
 def test_source_shows_the_librarys_lines():
-    shown = report.source(heads.SpanModel.forward)
+    shown = report.show_source(heads.SpanModel.forward)
     assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", shown)
 
 
@@ -315,9 +321,9 @@ def test_provenance_is_read_from_the_records(monkeypatch):
     found = [record(), record(), record(dirty=True, created="2026-11-22T10:00:00+00:00")]
     found = [r | {"hash": str(i)} for i, r in enumerate(found)]
     monkeypatch.setattr(
-        runs, "records", lambda specs: [(None, r) for r in [*found, found[0]]]
+        runs, "require_records", lambda specs: [(None, r) for r in [*found, found[0]]]
     )  # one under two names
-    text = report.provenance(P, [])
+    text = report.show_provenance(P, [])
     assert (
         "2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
         "(Chip 1, Linux) in bf16 with Python 3.11.2, torch 2.13 and transformers 5.23."
@@ -333,6 +339,6 @@ def test_provenance_is_read_from_the_records(monkeypatch):
     )
     later = [record() | {"spec": record()["spec"] | {"profile": x}} for x in ("quick", "real")]
     monkeypatch.setattr(
-        runs, "committed", lambda report: {"0": found[0], "7": later[0], "8": later[1]}
+        runs, "read_committed", lambda report: {"0": found[0], "7": later[0], "8": later[1]}
     )
-    assert "1 run more committed, of seeds or parts" in report.provenance(P, [])
+    assert "1 run more committed, of seeds or parts" in report.show_provenance(P, [])

@@ -31,7 +31,9 @@ def old_run(tiny, monkeypatch):
     spec = exbert.plan(p)[0].model_copy(update={"tests": ["encyclopaedia"]})
     d = parameters.Dataset(train=["x"], test=["y"])
     monkeypatch.setattr(plans, "plan", lambda p: [spec])
-    monkeypatch.setattr(selection, "tests", lambda spec: {name: (d, ROWS) for name in spec.tests})
+    monkeypatch.setattr(
+        selection, "load_test_sets", lambda spec: {name: (d, ROWS) for name in spec.tests}
+    )
     spans = pd.DataFrame(SPANS, columns=["start", "end"]).astype("int32")
     frame = spans.assign(
         set="encyclopaedia", id=["a", "b"], cluster=["x", "y"], em=[0.0, 100.0], f1=[0.0, 100.0]
@@ -64,25 +66,25 @@ def score_again(monkeypatch):
 
 def test_scores_of_an_earlier_version_are_refused_and_scored_again(old_run, monkeypatch, capsys):
     with pytest.raises(UserError, match="scores of version 1 .* qa_lib rescore exbert"):
-        runs.ledger([old_run])
+        runs.collect_ledger([old_run])
     score_again(monkeypatch)
     assert "1 of 2 answers scored otherwise" in capsys.readouterr().out
-    record = runs.find(old_run)
+    record = runs.find_record(old_run)
     assert record["scoring"] == runs.SCORING
     scores = record["metrics"]["encyclopaedia"]
     assert (scores["em"], scores["f1"], scores["loss"], scores["n"]) == (100.0, 100.0, 3.5, 2)
-    frame = runs.examples([old_run])
+    frame = runs.collect_examples([old_run])
     assert frame["em"].tolist() == [100.0, 100.0] and frame["end"].tolist() == [14, 10]
     assert len(list(record["folder"].glob("examples*.parquet"))) == 1
 
 
 def test_a_record_of_todays_scoring_is_left_as_it_is(old_run, monkeypatch, capsys):
     score_again(monkeypatch)
-    before = (runs.folder(old_run) / "metrics.json").read_bytes()
+    before = (runs.run_folder(old_run) / "metrics.json").read_bytes()
     capsys.readouterr()
     score_again(monkeypatch)
     assert capsys.readouterr().out == ""
-    assert (runs.folder(old_run) / "metrics.json").read_bytes() == before
+    assert (runs.run_folder(old_run) / "metrics.json").read_bytes() == before
 
 
 def test_committed_records_are_rescored_in_place(old_run, monkeypatch):
@@ -91,9 +93,9 @@ def test_committed_records_are_rescored_in_place(old_run, monkeypatch):
     runs.shutil.rmtree(runs.RUNS)
     monkeypatch.setattr(runs, "SCORING", 2)
     score_again(monkeypatch)
-    record = runs.committed("exbert")[old_run.hash]
+    record = runs.read_committed("exbert")[old_run.hash]
     assert record["scoring"] == 2 and record["metrics"]["encyclopaedia"]["em"] == 100.0
-    assert runs.examples([old_run])["em"].tolist() == [100.0, 100.0]
+    assert runs.collect_examples([old_run])["em"].tolist() == [100.0, 100.0]
 
 
 def test_scores_of_an_earlier_version_are_not_landed(old_run):
@@ -103,7 +105,7 @@ def test_scores_of_an_earlier_version_are_not_landed(old_run):
 
 def test_every_report_sets_its_recipe():
     for slug in ("exbert", "moe"):
-        plan = plans.plan(params.load(slug, "quick"))
+        plan = plans.plan(params.load_params(slug, "quick"))
         assert {spec.recipe for spec in plan} == {1}
         other = plan[0].model_copy(update={"recipe": 2})
         assert other.hash != plan[0].hash

@@ -16,9 +16,9 @@ from qa_lib.evidence.claims import (
     SMALLER,
     Claim,
     Contrast,
-    claims,
-    controlled,
+    control_claim,
     interval,
+    read_claims,
     rules,
     verdict,
 )
@@ -121,7 +121,7 @@ def two(gain: float) -> dict:
 
 
 def judged(claim: Claim, planted, profile="real", **kwargs) -> pd.Series:
-    return stats.verdicts([claim], *planted, profile, DOMAINS, **kwargs).iloc[0]
+    return stats.judge_claims([claim], *planted, profile, DOMAINS, **kwargs).iloc[0]
 
 
 # ---- claims files ----
@@ -142,7 +142,7 @@ SETS = {
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
 def test_claims_validate_and_their_columns_exist(file):
-    found = claims(file.stem)
+    found = read_claims(file.stem)
     assert len(found) >= 15 and 1 <= sum(c.primary for c in found) <= 5
     columns = {k for k, f in Spec.model_fields.items() if "list" not in str(f.annotation)} | {
         *Layer.model_fields,
@@ -156,14 +156,14 @@ def test_claims_validate_and_their_columns_exist(file):
                 file.stem, set()
             ), c.id
         assert c.contrast is None or c.contrast.parts()
-        assert not c.control or controlled(c).contrast.parts()
+        assert not c.control or control_claim(c).contrast.parts()
         assert not c.primary or c.confound
     ids = re.findall(r"^(\S+):", file.read_text(), re.M)
     assert ids == [c.id for c in found], "an id stands twice"
 
 
 def test_contradictions_are_entered():
-    found = {c.id: c for c in claims("exbert")}
+    found = {c.id: c for c in read_claims("exbert")}
     a, b, c = (found[x].range for x in ("headline", "mixed-gain", "squad-plus-8"))
     assert (
         a != b
@@ -175,11 +175,11 @@ def test_contradictions_are_entered():
 @pytest.fixture
 def planned(monkeypatch):
     """Parameters and the runs planned with them, without data or encoder."""
-    monkeypatch.setattr(encoder_files, "weights", lambda name: "w" * 64)
+    monkeypatch.setattr(encoder_files, "identify_weights", lambda name: "w" * 64)
     monkeypatch.setattr(exbert.selection, "fingerprint", lambda *_: "f" * 64)
 
     def plan(profile: str, size: str | None = None, **changes):
-        p = params.load("exbert", profile, changes, size)
+        p = params.load_params("exbert", profile, changes, size)
         return p, exbert.plan(p)
 
     return plan
@@ -232,12 +232,18 @@ def test_every_contrast_finds_its_planned_runs_and_no_others(planned, monkeypatc
     p, specs = planned("paper", arms=["printed"])
     kept = {s.hash: record(s) for s in specs}
     monkeypatch.setattr(
-        runs, "records", lambda specs: [(s, {"run": s.run} | kept[s.hash][0]) for s in specs]
+        runs,
+        "require_records",
+        lambda specs: [(s, {"run": s.run} | kept[s.hash][0]) for s in specs],
     )
-    ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
+    ledger = pd.concat(
+        [runs.collect_ledger(specs), stats.curves(runs.collect_histories(specs))], ignore_index=True
+    )
     examples = pd.concat([kept[s.hash][1].assign(run=s.run) for s in specs])
-    found = claims("exbert")
-    table = stats.verdicts("exbert", ledger, examples, "paper", p.domains, times=50).set_index("id")
+    found = read_claims("exbert")
+    table = stats.judge_claims("exbert", ledger, examples, "paper", p.domains, times=50).set_index(
+        "id"
+    )
     for c in found:
         assert table["verdict"][c.id].startswith("not tested") == ("paper" not in c.profiles), (
             table["verdict"][c.id]
@@ -275,7 +281,7 @@ def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
     (tmp_path / "params" / "claims" / "exbert.yaml").write_text(json.dumps({"fine": entry}))
     monkeypatch.setattr(claims_module, "ROOT", tmp_path)
     with pytest.raises(UserError, match=says) as e:
-        claims("exbert")
+        read_claims("exbert")
     assert str(e.value).startswith("params/claims/exbert.yaml, line 1: fine: ")
 
 
@@ -371,7 +377,7 @@ def test_one_or_two_seeds_reproduce_nothing(seeds, fields, gain):
     other = claim(contrast={"both": {"ratio": 0.2}}, id="other")
     both = pd.concat([ledger, more]), pd.concat([examples, its])
     found = (
-        stats.verdicts([claim(**fields), other], *both, "real", DOMAINS)
+        stats.judge_claims([claim(**fields), other], *both, "real", DOMAINS)
         .set_index("id")
         .loc["planted"]
     )
@@ -545,7 +551,7 @@ def test_holm_for_primary_claims_only():
         seed_sd=0.7,
     )
     listed = [claim(contrast={"both": {"ratio": r}}, id=f"at-{r}", primary=r < 0.8) for r in ratios]
-    found = stats.verdicts(listed, *planted, "real", DOMAINS)
+    found = stats.judge_claims(listed, *planted, "real", DOMAINS)
     primary = found[found["primary"]]
     assert (primary["p_holm"] >= primary["p"]).all() and found["p_holm"].isna().sum() == 1
     assert primary["p_holm"].min() == pytest.approx(4 * primary["p"].min())
@@ -582,21 +588,21 @@ def test_a_verdict_that_hangs_on_the_pooling_says_so():
         claim(id=m, primary=m == "quiet", contrast={"both": {"ratio": r}})
         for m, r in (("quiet", 0.8), ("loud", 0.2))
     ]
-    found = stats.verdicts(listed, ledger, examples, "real", DOMAINS).set_index("id")
+    found = stats.judge_claims(listed, ledger, examples, "real", DOMAINS).set_index("id")
     assert found["levene"]["quiet"] > 0.01 and found["s2"]["quiet"] == found["s2"]["loud"]
     assert (
         found["verdict"]["quiet"].startswith("inconclusive")
         and found["unpooled"]["quiet"] == "reproduced"
     )
-    only = stats.verdicts(listed[:1], ledger, examples, "real", DOMAINS).iloc[0]
+    only = stats.judge_claims(listed[:1], ledger, examples, "real", DOMAINS).iloc[0]
     assert only["verdict"] == only["unpooled"] == "reproduced"  # nothing else is in its pool
-    told = verify.unpooled(
+    told = verify.describe_pooling(
         pd.DataFrame({"claim": ["a", "b"], "unpooled": ["", "reproduced instead of inconclusive"]})
     )
     assert told.endswith(
         "own seeds these would be judged otherwise: b (reproduced instead of inconclusive)."
     )
-    assert verify.unpooled(pd.DataFrame({"claim": ["a"], "unpooled": [""]})).endswith(
+    assert verify.describe_pooling(pd.DataFrame({"claim": ["a"], "unpooled": [""]})).endswith(
         "every verdict would be the same."
     )
 
@@ -612,7 +618,7 @@ def test_variances_are_pooled_unless_levene_objects():
         claim("equivalence", {"both": {"ratio": 0.2}}, id="again"),
     ]
     planted = [pd.concat(x) for x in zip(quiet, loud, strict=True)]
-    found = stats.verdicts(listed, *planted, "real", DOMAINS).set_index("id")
+    found = stats.judge_claims(listed, *planted, "real", DOMAINS).set_index("id")
     assert (
         (found["levene"] < 0.01).all()
         and np.allclose(found["nu"], 11)
@@ -620,7 +626,7 @@ def test_variances_are_pooled_unless_levene_objects():
     )
     other = plant({("v-db", 0.2): 0.0, ("exbert-tuned", 0.2): 4.0})
     alike = [pd.concat(x) for x in zip(other, plant(two(4.0), rng=1), strict=True)]
-    found = stats.verdicts(listed, *alike, "real", DOMAINS)
+    found = stats.judge_claims(listed, *alike, "real", DOMAINS)
     assert (
         np.allclose(found["nu"], 8) and found["s2"].nunique() == 1
     )  # `again` is `quiet` and counts once
@@ -630,7 +636,7 @@ def test_variances_are_pooled_unless_levene_objects():
 def test_a_shared_baseline_counts_once(others, nu):
     """C contrasts with one baseline: 4C / (C + 3) times the n − 1 of one, not C times; at most four times."""
     planted = plant({("v-db", 0.8): 0.0} | {(v, 0.8): 1.0 for v in others})
-    found = stats.verdicts(
+    found = stats.judge_claims(
         [claim(contrast={"ours": {"variant": v}}, id=v) for v in others], *planted, "real", DOMAINS
     )
     assert np.allclose(found["nu"], nu)
@@ -921,7 +927,7 @@ def test_power_says_what_more_seeds_and_more_questions_can_do():
 
 @pytest.mark.parametrize("report", [f.stem for f in FILES])
 def test_power_table(report, capsys, monkeypatch):
-    table, listed = power.table(report), {c.id: c for c in claims(report)}
+    table, listed = power.power_table(report), {c.id: c for c in read_claims(report)}
     assert len(table) >= 25 and set(table["claim"]) < set(listed)
     assert (
         table["seeds, endless questions"] <= table["seeds, the report's questions"].fillna(np.inf)
@@ -943,7 +949,7 @@ def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
     """A file that is gone or says something else, and rules of another number; line ends are no change."""
     monkeypatch.setattr(claims_module, "ROOT", tmp_path)
     monkeypatch.setattr(claims_module, "RULES", 2)
-    assert claims_module.changed("exbert") == []  # nothing is frozen yet
+    assert claims_module.list_changes("exbert") == []  # nothing is frozen yet
     folder = tmp_path / "params" / "claims"
     folder.mkdir(parents=True)
     lines = []
@@ -955,12 +961,12 @@ def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
     told = ["# exbert, moe", *lines, "rules 2", "# smart", f"{'0' * 64}  a", "rules 1", ""]
     for ends in ("\n", "\r\n"):
         (folder / "FROZEN").write_bytes(ends.join(told).encode())
-        assert claims_module.changed("exbert") == claims_module.changed("moe") == ["c"]
+        assert claims_module.list_changes("exbert") == claims_module.list_changes("moe") == ["c"]
         rules_then = "the rules of judging (then 1, now 2; docs/claims.md)"
-        assert claims_module.changed("smart") == ["a", rules_then]
-        assert claims_module.changed("road") == []
+        assert claims_module.list_changes("smart") == ["a", rules_then]
+        assert claims_module.list_changes("road") == []
     (tmp_path / "b").unlink()
-    assert claims_module.changed("exbert") == ["b", "c"]
+    assert claims_module.list_changes("exbert") == ["b", "c"]
 
 
 RULED = [
@@ -1003,7 +1009,7 @@ def test_all_reports_are_frozen():
     told = (ROOT / "params" / "claims" / "FROZEN").read_text()
     for file in FILES:
         assert f"params/claims/{file.name}" in told
-        assert not [x for x in claims_module.changed(file.stem) if x.endswith(".yaml")]
+        assert not [x for x in claims_module.list_changes(file.stem) if x.endswith(".yaml")]
 
 
 def coverage(
@@ -1091,7 +1097,9 @@ def recorded(planned, monkeypatch, tmp_path):
         "arms": ["printed", "tuned"],
     }
     p, specs = planned("real", "small", **changes)
-    while missing := [s for s in specs if runs.find(s) is None]:  # trials, then what they choose
+    while missing := [
+        s for s in specs if runs.find_record(s) is None
+    ]:  # trials, then what they choose
         for spec in missing:
             runs.save(spec, *record(spec))
         specs = exbert.plan(p)
@@ -1109,7 +1117,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
         capsys.readouterr().out.splitlines(),
         runs.FIGURES / "exbert" / "real" / "claims.csv",
     )
-    table, listed = pd.read_csv(written).set_index("claim"), claims("exbert")
+    table, listed = pd.read_csv(written).set_index("claim"), read_claims("exbert")
     assert (
         list(table.index)
         == [c.id for c in listed]
@@ -1155,7 +1163,7 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
         eight["tuned_ours"]
     )
     assert (
-        verify.table(recorded.model_copy(update={"arms": ["printed"]}))["tuned"]
+        verify.claims_table(recorded.model_copy(update={"arms": ["printed"]}))["tuned"]
         .iloc[-1]
         .endswith("there are no runs")
     )
@@ -1166,11 +1174,14 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     assert (
         "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]
     )  # the mixtures of this size do, the domains alone do not
-    fifty = verify.table(recorded).set_index("claim").loc["fifty-on-1600"]
+    fifty = verify.claims_table(recorded).set_index("claim").loc["fifty-on-1600"]
     assert np.isnan(fifty["ours"]) and fifty["run"] == ()
     assert ", n=0: not tested" in told[list(table.index).index("fifty-on-1600")]
-    frame = verify.table(recorded)
-    assert told[len(listed) : len(listed) + 2] == [verify.counts(frame), verify.unpooled(frame)]
+    frame = verify.claims_table(recorded)
+    assert told[len(listed) : len(listed) + 2] == [
+        verify.count_verdicts(frame),
+        verify.describe_pooling(frame),
+    ]
     assert told[len(listed)].startswith(f"{len(listed)} claims: ")
 
 
@@ -1183,14 +1194,14 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
         claim(id="gain"),
         claim(contrast={"target": -1}, id="no-loss-of-1"),
     ]
-    monkeypatch.setattr(claims_module, "claims", lambda slug, ratios: listed)
-    a, b, gain, kept = (x for _, x in verify.table(recorded).iterrows())
+    monkeypatch.setattr(claims_module, "read_claims", lambda slug, ratios: listed)
+    a, b, gain, kept = (x for _, x in verify.claims_table(recorded).iterrows())
     assert kept[["ours", "low", "high"]].tolist() == pytest.approx(
         gain[["ours", "low", "high"]].tolist()
     )  # shifts the rule
     values = [
         r["metrics"]["squad"]["em"]
-        for s, r in runs.records(plans.plan(recorded))
+        for s, r in runs.require_records(plans.plan(recorded))
         if (s.variant, s.ratio, s.arm) == ("v-db", 0.8, "printed")
     ]
     assert a["ours"] == pytest.approx(np.mean(values)) and a["low"] < a["ours"] < a["high"]
@@ -1219,7 +1230,7 @@ def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
 def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch):
     quick = {"spec": {"profile": "quick"}}
     for profile in ("real", "paper"):
-        monkeypatch.setattr(runs, "stored", lambda report: [quick])
+        monkeypatch.setattr(runs, "read_all", lambda report: [quick])
         monkeypatch.setattr("sys.argv", ["verify", "moe", "--profile", profile])
         assert run_verb(sys.argv) == 0
         said = capsys.readouterr().out
@@ -1233,10 +1244,12 @@ def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch)
 
 
 def test_power_with_our_own_test_sets(recorded):
-    table = verify.power(recorded)
+    table = verify.power_for_page(recorded)
     assert "seeds, ours" in table and (table["run"].map(len) == 1).all()
     assert (
         table.set_index("claim").loc["mixed-gain", "seeds, ours"] == "no number"
     )  # 30 questions a set
-    effects = power.table("exbert").set_index("claim")["effect"]  # of a score of 50 half in points
+    effects = power.power_table("exbert").set_index("claim")[
+        "effect"
+    ]  # of a score of 50 half in points
     assert effects["mixed-gain-relative"] == effects["mixed-gain"] / 2

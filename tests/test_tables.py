@@ -11,7 +11,7 @@ from qa_lib.settings import params
 from qa_lib.store import runs
 from qa_lib.tasks import metrics
 
-P = params.load("exbert", "quick")
+P = params.load_params("exbert", "quick")
 
 MADE = {"device": "CPU", "precision": "bf16"}
 
@@ -36,7 +36,7 @@ def examples(em: dict[str, list[int]]) -> pd.DataFrame:
 
 
 def test_answers_side_by_side_are_chosen_by_rule():
-    found = tables.sides(
+    found = tables.contrasting_answers(
         examples({"a": [1, 1, 1, 0, 0, 0, 1], "b": [0, 0, 0, 1, 0, 0, 1]}), "a", "b"
     )
     assert len(found) == 2 * (2 + 1 + 1)
@@ -52,18 +52,22 @@ def test_answers_side_by_side_are_chosen_by_rule():
 
 def test_answers_are_text_where_the_text_is_ours_and_spans_elsewhere(monkeypatch):
     monkeypatch.setattr(
-        runs, "examples", lambda specs: examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]})
+        runs,
+        "collect_examples",
+        lambda specs: examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]}),
     )
-    monkeypatch.setattr(runs, "records", lambda specs: [(None, {"run": "a"}), (None, {"run": "b"})])
+    monkeypatch.setattr(
+        runs, "require_records", lambda specs: [(None, {"run": "a"}), (None, {"run": "b"})]
+    )
     context, central = "one two six ten ant bee cat", {"exbert-tuned": None, "v-db": None}
     rows = [
         {"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}}
         for i in (0, 3)
     ]
-    text = tables.answers(
+    text = tables.answers_table(
         P, central, lambda spec: {P.domains[0]: (None, rows)}
     )  # of the test rows that there are
-    spans = tables.answers(P.model_copy(update={"source": "folder"}), central, None)
+    spans = tables.answers_table(P.model_copy(update={"source": "folder"}), central, None)
     assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"} and set(spans["right"]) == {
         "ExBERT",
         "V-DB",
@@ -85,7 +89,7 @@ def test_contains_is_whole_words_and_more_than_the_answer():
 
 
 def history() -> pd.DataFrame:
-    return tables.named(
+    return tables.add_display_names(
         pd.DataFrame(
             [
                 {
@@ -110,8 +114,8 @@ def test_names_of_models_mixtures_and_rates():
     assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
     assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]  # in the order of the numbers
     assert (
-        catalogue.model("exbert-tuned") == "exbert-tuned"
-        and catalogue.model("exbert-full") == "exbert"
+        catalogue.model_of("exbert-tuned") == "exbert-tuned"
+        and catalogue.model_of("exbert-full") == "exbert"
     )
 
 
@@ -121,9 +125,11 @@ def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
         {"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))
     ]
     monkeypatch.setattr(
-        runs, "records", lambda specs: [(spec, {"run": "r", "history": past, "environment": MADE})]
+        runs,
+        "require_records",
+        lambda specs: [(spec, {"run": "r", "history": past, "environment": MADE})],
     )
-    assert list(runs.histories([spec])["train_loss"]) == [1.5, 1.5]
+    assert list(runs.collect_histories([spec])["train_loss"]) == [1.5, 1.5]
     past[:] = [
         past[0] | {"train_loss": None},
         past[0],
@@ -131,12 +137,12 @@ def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
     twice = [spec, spec.model_copy(update={"variant": "v-db-size"})]
     monkeypatch.setattr(
         runs,
-        "records",
+        "require_records",
         lambda specs: [(s, {"run": "r", "history": past, "environment": MADE}) for s in specs],
     )
-    assert runs.histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
+    assert runs.collect_histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
     past.clear()
-    assert runs.histories([spec]).empty
+    assert runs.collect_histories([spec]).empty
 
 
 def test_numbers_in_prose():
@@ -149,10 +155,10 @@ def test_numbers_in_prose():
             "value": [10.0, 12.0, 5.0, 99.0],
         }
     )
-    assert list(tables.values(ledger, variant="a", set="x")) == [10.0, 12.0]
-    assert findings.spread(tables.values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
-    assert [findings.spread(tables.values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
-    apart = tables.values(ledger, variant="a") - tables.values(ledger, variant="b")
+    assert list(tables.select_values(ledger, variant="a", set="x")) == [10.0, 12.0]
+    assert findings.spread(tables.select_values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
+    assert [findings.spread(tables.select_values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
+    apart = tables.select_values(ledger, variant="a") - tables.select_values(ledger, variant="b")
     assert findings.spread(apart) == "7.0"  # paired by seed
     claims = pd.DataFrame(
         {
@@ -165,18 +171,20 @@ def test_numbers_in_prose():
             "part": "F1",
         }
     )
-    assert verify.says(claims, "c", "not reproduced") and not verify.says(claims, "c", "reproduced")
-    assert verify.says(claims, "d", "inconclusive")
-    assert verify.ours(claims, "c") == "1.2 [-1.0, 3.5] F1"
+    assert verify.has_verdict(claims, "c", "not reproduced") and not verify.has_verdict(
+        claims, "c", "reproduced"
+    )
+    assert verify.has_verdict(claims, "d", "inconclusive")
+    assert verify.format_claim(claims, "c") == "1.2 [-1.0, 3.5] F1"
 
 
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
-    grid = figures.losses(history(), "rate", "rate")
+    grid = figures.draw_losses(history(), "rate", "rate")
     assert [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat] == [
         "rate 2e-5",
         "rate 3e-4",
     ]
-    ledger = tables.named(
+    ledger = tables.add_display_names(
         pd.DataFrame(
             [
                 {
@@ -194,13 +202,14 @@ def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
             ]
         )
     )
-    grid = figures.by_mixture(P, ledger)
+    grid = figures.draw_by_mixture(P, ledger)
     assert len(grid.axes.flat) == 2 and [t.get_text() for t in grid.legend.get_texts()] == [
         "V-DB",
         "ExBERT",
     ]
     assert (
-        len(figures.stack([("a", "b", False), ("c", "d", True)], ["1", "2"]).axes[0].patches) == 4
+        len(figures.draw_stack([("a", "b", False), ("c", "d", True)], ["1", "2"]).axes[0].patches)
+        == 4
     )
     plt.close("all")
 
@@ -223,17 +232,19 @@ def routed(monkeypatch):
         P.domains[1]: [10, 30, 0, 0],
     }
     monkeypatch.setattr(
-        runs, "records", lambda specs: [(spec, {"run": "r", "load": load, "environment": MADE})]
+        runs,
+        "require_records",
+        lambda specs: [(spec, {"run": "r", "load": load, "environment": MADE})],
     )
     return spec
 
 
 def test_routing_frames(routed):
-    share = tables.routing([routed])
+    share = tables.collect_routing([routed])
     assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0] and set(
         share["expert"]
     ) == {1, 2, 3, 4}
-    step = tables.routed([routed]).iloc[0]
+    step = tables.collect_router_steps([routed]).iloc[0]
     assert step["largest load"] == 2.0 and step["dropped"] == 0.25
 
 
@@ -265,7 +276,7 @@ def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
         "control_part": "squad, EM",
     }
     one = {"low": float("nan"), "n": 1, "confound": "It may not.", "judged": "superiority"}
-    shown = verify.shown(pd.DataFrame([row, row | {"run": ()}, row | one]))
+    shown = verify.claims_for_page(pd.DataFrame([row, row | {"run": ()}, row | one]))
     assert list(shown["printed"]) == ["9 to 13 EM or F1", "9 to 13 EM or F1 (direction)"]
     assert (
         list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"]
@@ -288,7 +299,7 @@ def test_a_part_is_named_as_a_reader_names_it():
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
     """A gate that says 0.7 and is right in 7 of 10 has no calibration error; one that says 1.0 has 0.3."""
-    p = params.load("moe", "quick")
+    p = params.load_params("moe", "quick")
     a, b = p.domains[:2]
     experts = [Expert(f"e{d}", [d]) for d in (a, b)]
 
@@ -299,17 +310,19 @@ def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
         own = [base.assign(run=f"e{d}", em=[100.0 * (k == 0)] * 20) for k, d in enumerate((a, b))]
         return {"m": said, "e": pd.concat(own)}
 
-    monkeypatch.setattr(runs, "find", lambda e: {"run": e.run})
+    monkeypatch.setattr(runs, "find_record", lambda e: {"run": e.run})
     for sure, error in ((0.7, 0.0), (1.0, 0.3)):
         found = examples(sure)
         monkeypatch.setattr(
             runs,
-            "examples",
+            "collect_examples",
             lambda specs, found=found: found["m" if isinstance(specs[0], Mixed) else "e"],
         )
-        bins = tables.calibration(p.model_copy(update={"domains": [a, b]}), Mixed(experts))
+        bins = tables.calibration_bins(p.model_copy(update={"domains": [a, b]}), Mixed(experts))
         inside = bins[bins["of"].str.startswith("in domain")]
-        assert tables.miscalibrated(inside) == pytest.approx(error) and inside["pairs"].sum() == 20
+        assert (
+            tables.calibration_error(inside) == pytest.approx(error) and inside["pairs"].sum() == 20
+        )
         far = bins[bins["of"].str.startswith(p.pools[0])].set_index("weight")["share"]
         assert list(far) == [0.0, 1.0]  # the trusted expert is right, the other wrong
 

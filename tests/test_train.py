@@ -38,7 +38,7 @@ def scores(record: dict) -> dict:
 
 
 def test_span_model_equals_transformers_and_survives_saving(tmp_path):
-    encoder, _ = encoders.load("minilm", 2)
+    encoder, _ = encoders.load_encoder("minilm", 2)
     model = heads.SpanModel(encoder, head_dropout=0.0).eval()
     peer = BertForQuestionAnswering(encoder.config).eval()
     peer.bert.load_state_dict(encoder.state_dict())
@@ -53,7 +53,7 @@ def test_span_model_equals_transformers_and_survives_saving(tmp_path):
     torch.testing.assert_close(ours.loss, theirs.loss)
     torch.testing.assert_close(ours.start_logits, theirs.start_logits)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    again = heads.SpanModel(encoders.load("minilm", 2)[0]).eval()
+    again = heads.SpanModel(encoders.load_encoder("minilm", 2)[0]).eval()
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again(input_ids=ids, attention_mask=mask).end_logits, ours.end_logits)
     wide = (
@@ -70,26 +70,26 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     first = study.run(p, plans.plan, live=False)
     assert list(first.trained) == ["now"]
     spec = plans.plan(p)[0]
-    record = runs.find(spec)
+    record = runs.find_record(spec)
     assert record["metrics"]["encyclopaedia"]["n"] == 24 and record["environment"]["commit"]
     assert [h["epoch"] for h in record["history"]] == [1.0] and record["history"][0][
         "train_loss"
     ] > 0
     assert (
-        not (runs.folder(spec) / "checkpoints").exists()
-        and not (runs.folder(spec) / "model.safetensors").exists()
+        not (runs.run_folder(spec) / "checkpoints").exists()
+        and not (runs.run_folder(spec) / "model.safetensors").exists()
     )
-    text = (runs.folder(spec) / "metrics.json").read_text() + pd.read_parquet(
-        runs.folder(spec) / "examples.parquet"
+    text = (runs.run_folder(spec) / "metrics.json").read_text() + pd.read_parquet(
+        runs.run_folder(spec) / "examples.parquet"
     ).to_csv()
     assert not any(
-        r["question"] in text for r in selection.splits("encyclopaedia", "embedded").test
+        r["question"] in text for r in selection.load_splits("encyclopaedia", "embedded").test
     )
     assert list(study.run(p, plans.plan, live=False).trained) == ["found"]
     # landed and read from there alone
-    ledger, examples = runs.ledger([spec]), runs.examples([spec])
+    ledger, examples = runs.collect_ledger([spec]), runs.collect_examples([spec])
     runs.write(
-        store / "records" / "exbert" / "examples-002.parquet", runs.parquet(examples[:3])
+        store / "records" / "exbert" / "examples-002.parquet", runs.format_parquet(examples[:3])
     )  # a landing that was killed
     assert runs.land("exbert", [spec]) == 1 and runs.land("exbert", [spec]) == 0
     assert sorted(f.stem for f in (store / "records" / "exbert").glob("*.parquet")) == [
@@ -97,10 +97,12 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
         "examples-003",
     ]
     (store / "runs").rename(store / "gone")
-    assert runs.ledger([spec]).equals(ledger)
-    assert runs.examples([spec])[examples.columns].equals(examples)
+    assert runs.collect_ledger([spec]).equals(ledger)
+    assert runs.collect_examples([spec])[examples.columns].equals(examples)
     assert list(study.run(p, plans.plan, live=False).trained) == ["found"]
-    assert runs.find(spec, fresh=True) is None and study.missing([spec], fresh=True) == [spec]
+    assert runs.find_record(spec, fresh=True) is None and study.list_missing(
+        [spec], fresh=True
+    ) == [spec]
     # a committed file that is damaged or gone is one sentence
     for damage, words in (
         (
@@ -109,16 +111,16 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
         ),
         (Path.unlink, f"the examples of {spec.run} are in no examples-"),
     ):
-        runs._landed.cache_clear()
+        runs._read_committed_examples.cache_clear()
         for file in (store / "records" / "exbert").glob("examples-*"):
             damage(file)
         with pytest.raises(UserError, match=words):
-            runs.examples([spec])
+            runs.collect_examples([spec])
     for line in (b"123", b'{"hash": "\xff"}', b"{"):
         (store / "records" / "exbert" / "runs.jsonl").write_bytes(line)
-        runs.committed.cache_clear()
+        runs.read_committed.cache_clear()
         with pytest.raises(UserError, match="runs.jsonl, line 1: damaged record"):
-            runs.find(spec)
+            runs.find_record(spec)
 
 
 def test_runs_of_either_size_are_landed_where_none_is_named(monkeypatch):
@@ -133,11 +135,11 @@ def test_runs_of_either_size_are_landed_where_none_is_named(monkeypatch):
 def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
     spec = plans.plan(tiny())[0]
     first = train.train(spec, progress=lambda line: None)
-    path = runs.folder(spec) / "metrics.json"
+    path = runs.run_folder(spec) / "metrics.json"
     path.write_text(path.read_text().replace('"em":', '"em":1', 1))
-    assert runs.find(spec) is None and "damaged" in capsys.readouterr().out
+    assert runs.find_record(spec) is None and "damaged" in capsys.readouterr().out
     path.write_text("{")
-    assert study.missing([spec]) == [spec]
+    assert study.list_missing([spec]) == [spec]
     np.ones(2**27)  # 1 GB, before the run and none of its own
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     again = train.train(spec, progress=lambda line: None)
@@ -152,10 +154,10 @@ def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
     monkeypatch.delenv("QA_COMMIT", raising=False)
     monkeypatch.setattr(train.subprocess, "run", absent)
     spec = plans.plan(tiny())[0]
-    made = train.environment(spec)
+    made = train.describe_environment(spec)
     assert (made["commit"], made["dirty"]) == ("unknown", None)
     monkeypatch.setenv("QA_COMMIT", "0123abc")
-    made = train.environment(spec)
+    made = train.describe_environment(spec)
     assert (made["commit"], made["dirty"]) == ("0123abc", None)
 
 
@@ -267,10 +269,10 @@ def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
     assert (
         trials
         and not any(s.tests for s in trials if s.arm == "tuned")
-        and study.missing(trials) == trials
+        and study.list_missing(trials) == trials
     )
     machine(monkeypatch, cuda=True)
-    todo = study.missing(plans.plan(tiny(arms=["tuned", "printed"])))
+    todo = study.list_missing(plans.plan(tiny(arms=["tuned", "printed"])))
     assert len(todo) > len(trials) and all(
         s.tests == p.domains and s.threads == "cuda" for s in todo
     )
@@ -309,19 +311,21 @@ def test_records_serve_every_machine(tiny, monkeypatch, trained, drawn):
     """Of one kind of machine they are found on another, where nothing is trained again."""
     p = tiny(precision="bf16", ratios=[1.0])
     machine(monkeypatch, *trained)
-    (spec,) = study.missing(plans.plan(p))
+    (spec,) = study.list_missing(plans.plan(p))
     planted(spec)
     machine(monkeypatch, *drawn)
-    assert study.missing(plans.plan(p)) == [] and list(
+    assert study.list_missing(plans.plan(p)) == [] and list(
         study.run(p, plans.plan, live=False)["run"]
     ) == [spec.run]
-    assert set(runs.ledger(plans.plan(p))["precision"]) == {"bf16" if trained[1] else "fp32"}
+    assert set(runs.collect_ledger(plans.plan(p))["precision"]) == {
+        "bf16" if trained[1] else "fp32"
+    }
 
 
 def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store, capsys):
     p = tiny(precision="bf16", ratios=[1.0])
     machine(monkeypatch, False)
-    (spec,) = study.missing(plans.plan(p))
+    (spec,) = study.list_missing(plans.plan(p))
     planted(spec)
     assert runs.land("exbert", plans.plan(p)) == 1
     machine(monkeypatch, False, bf16=False)
@@ -331,7 +335,7 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
     (store / "runs").rename(store / "gone")
     assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == ["now"]
     assert runs.land("exbert", plans.plan(p)) == 0  # its committed record is of another machine
-    study.compare(p, plans.plan)
+    study.print_comparison(p, plans.plan)
     said = capsys.readouterr().out
     assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
     assert re.search(
@@ -360,7 +364,9 @@ def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store
         and len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
     )
     (store / "runs").rename(store / "gone")
-    assert runs.examples(specs)["id"].tolist() == [f"{i}-{k}" for i in range(3) for k in range(9)]
+    assert runs.collect_examples(specs)["id"].tolist() == [
+        f"{i}-{k}" for i in range(3) for k in range(9)
+    ]
 
 
 def test_a_look_s_training_loss_is_the_mean_over_its_steps():
@@ -370,7 +376,7 @@ def test_a_look_s_training_loss_is_the_mean_over_its_steps():
         {"loss": 1.0, "step": 25},
         {"eval_loss": 3.0, "eval_em": 1.0, "eval_f1": 2.0, "epoch": 1.0, "step": 25},
     ]
-    assert train.history(log)[0]["train_loss"] == (40 + 20 + 5) / 25
+    assert train.read_history(log)[0]["train_loss"] == (40 + 20 + 5) / 25
 
 
 def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
@@ -381,14 +387,17 @@ def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
 
     monkeypatch.setattr(train, "TrainingArguments", Two)
     spec = plans.plan(tiny())[0]
-    assert train.arguments(spec, 10, False).train_batch_size == spec.batch_size
+    assert train.training_arguments(spec, 10, False).train_batch_size == spec.batch_size
 
 
 def test_a_record_without_a_test_set_is_incomplete(tiny):
     spec = plans.plan(tiny())[0]
     train.train(spec.model_copy(update={"tests": ["biomedicine"]}), progress=lambda line: None)
-    assert runs.find(spec.model_copy(update={"tests": ["biomedicine"]})) and runs.find(spec) is None
-    assert study.missing([spec]) == [spec]
+    assert (
+        runs.find_record(spec.model_copy(update={"tests": ["biomedicine"]}))
+        and runs.find_record(spec) is None
+    )
+    assert study.list_missing([spec]) == [spec]
 
 
 def test_nan_is_no_score(tiny):
@@ -401,12 +410,12 @@ def test_nan_is_no_score(tiny):
             progress=lambda line: None,
         )
     with pytest.raises(UserError, match="1 of 1 runs have no record"):
-        runs.ledger([spec, spec.model_copy(update={"variant": "its other name"})])
+        runs.collect_ledger([spec, spec.model_copy(update={"variant": "its other name"})])
 
 
 def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store):
     spec = plans.plan(tiny())[0]
-    (store / "copy").symlink_to(encoder_files.folder("minilm"))
+    (store / "copy").symlink_to(encoder_files.find_folder("minilm"))
     copied = plans.plan(tiny(encoder=str(store / "copy")))[0]
     assert copied.hash == spec.hash
     scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
@@ -415,10 +424,10 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
         {"metrics": scored, "environment": {"device": "CPU", "precision": "bf16"}},
         pd.DataFrame({"id": ["a"]}),
     )
-    assert runs.find(spec)["spec"]["encoder"] == "copy" and set(
-        runs.ledger([copied])["encoder"]
+    assert runs.find_record(spec)["spec"]["encoder"] == "copy" and set(
+        runs.collect_ledger([copied])["encoder"]
     ) == {"copy"}
-    assert str(store) not in (runs.folder(spec) / "metrics.json").read_text()
+    assert str(store) not in (runs.run_folder(spec) / "metrics.json").read_text()
 
 
 CHILD = """
@@ -427,9 +436,9 @@ from qa_lib.data import selection
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.training import train
-whole = selection.tests
-selection.tests = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
-p = params.load("exbert", "quick", json.loads(sys.argv[1]))
+whole = selection.load_test_sets
+selection.load_test_sets = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
+p = params.load_params("exbert", "quick", json.loads(sys.argv[1]))
 train.train(plans.plan(p)[-1], progress=lambda line: print(line, flush=True))
 """
 
@@ -451,8 +460,8 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
             break
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    assert runs.find(spec) is None
-    resume = train.last_checkpoint(runs.folder(spec) / "checkpoints")
+    assert runs.find_record(spec) is None
+    resume = train.last_checkpoint(runs.run_folder(spec) / "checkpoints")
     assert resume and int(resume.name.split("-")[1]) >= 7
     broken = resume.with_name("checkpoint-1000")  # a half-written one is not taken
     broken.mkdir()
@@ -485,7 +494,7 @@ def kill_at_step(p, step: int) -> Path:
         [sys.executable, "-c", KILLED + CHILD, changes, str(step)], env=env, stdout=subprocess.PIPE
     )
     assert done.returncode == 9
-    return runs.folder(plans.plan(p)[-1]) / "checkpoints"
+    return runs.run_folder(plans.plan(p)[-1]) / "checkpoints"
 
 
 def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
@@ -530,7 +539,7 @@ def test_without_a_whole_checkpoint_a_run_starts_anew(tiny, store):
     lines = []
     train.train(spec, progress=lines.append)
     assert ["is damaged" in line for line in lines[:3]] == [True, True, False]
-    assert not [line for line in lines if "goes on from" in line] and runs.find(spec)
+    assert not [line for line in lines if "goes on from" in line] and runs.find_record(spec)
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(tmp_path):
@@ -564,38 +573,38 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
     child = plans.plan(tiny(ratios=[0.0]))[0].model_copy(
         update={"parents": [parent], "variant": "child"}
     )
-    assert study.missing([parent, child]) == [parent, child]
+    assert study.list_missing([parent, child]) == [parent, child]
     train.train(parent, progress=lambda line: None, keep_weights=True)
-    assert study.missing([parent, child]) == [child]  # the record and the weights are there
-    weights = load_file(runs.folder(parent) / "model.safetensors")
-    model, _ = build.build(child)
+    assert study.list_missing([parent, child]) == [child]  # the record and the weights are there
+    weights = load_file(runs.run_folder(parent) / "model.safetensors")
+    model, _ = build.build_model(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    file = runs.folder(parent) / "model.safetensors"
+    file = runs.run_folder(parent) / "model.safetensors"
     content = file.read_bytes()
     for spoilt in (content[:-1], b""):  # as a power cut leaves them
         file.write_bytes(spoilt)
-        assert study.missing([parent, child]) == [parent, child] and not file.exists()
+        assert study.list_missing([parent, child]) == [parent, child] and not file.exists()
     file.write_bytes(content)
     inside = child.model_copy(update={"layer": Layer(place="feed_forward", experts=4)})
-    assert build.build(inside)[0].layer.sparse  # new experts inside an encoder that goes on
+    assert build.build_model(inside)[0].layer.sparse  # new experts inside an encoder that goes on
     runs.discard(parent, "model.safetensors")
     with pytest.raises(
         UserError,
         match=f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}",
     ):
-        build.build(child)
-    assert study.missing([parent, child]) == [
+        build.build_model(child)
+    assert study.list_missing([parent, child]) == [
         parent,
         child,
     ]  # complete as a record, missing for a child
     tokens = {s.hash: 1.0 for s in (parent, child)}
-    study._train([parent, child], tokens, 1, study.parents([child]), False)
-    assert runs.find(child) and not (runs.folder(parent) / "model.safetensors").exists()
+    study._train([parent, child], tokens, 1, study.list_parents([child]), False)
+    assert runs.find_record(child) and not (runs.run_folder(parent) / "model.safetensors").exists()
     train.train(
         parent.model_copy(update={"tests": []}), progress=lambda line: None, keep_weights=True
     )  # as a child holds it
-    assert runs.find(parent) and set(parent.tests) <= set(
-        runs.find(parent)["metrics"]
+    assert runs.find_record(parent) and set(parent.tests) <= set(
+        runs.find_record(parent)["metrics"]
     )  # loses no score
 
 
@@ -608,7 +617,7 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
         study.run(tiny(max_length=513), plans.plan, live=False)
     specs = plans.plan(tiny())
     with pytest.raises(UserError, match="reinit: 1 of 1 blocks would leave nothing"):
-        study.estimate([*specs, specs[0].model_copy(update={"reinit": 1})], 1)
+        study.estimate_cost([*specs, specs[0].model_copy(update={"reinit": 1})], 1)
     small = {
         "vocab_size": 30522,
         "hidden_size": 8,
@@ -620,16 +629,17 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
         RobertaConfig(**small, max_position_embeddings=66, type_vocab_size=1, pad_token_id=0)
     )
     assert (
-        encoders.positions(roberta) == 65 and encoders.positions(encoders.load("minilm")[0]) == 512
+        encoders.count_positions(roberta) == 65
+        and encoders.count_positions(encoders.load_encoder("minilm")[0]) == 512
     )
-    rows, (_, tokenizer) = selection.mixture(specs[0])[0][:2], encoders.load("minilm")
-    windows = features.windows(rows, tokenizer, 64, 16, tmp_path)
+    rows, (_, tokenizer) = selection.draw_mixture(specs[0])[0][:2], encoders.load_encoder("minilm")
+    windows = features.load_windows(rows, tokenizer, 64, 16, tmp_path)
     model = heads.SpanModel(roberta)
     batch = model.collate(tokenizer)([dict(w) for w in model.prepare(windows, rows)])
     assert torch.isfinite(model(**batch).loss) and "token_type_ids" not in batch
-    assert "token_type_ids" in heads.SpanModel(encoders.load("minilm", 1)[0]).collate(tokenizer)(
-        [dict(windows[0])]
-    )
+    assert "token_type_ids" in heads.SpanModel(encoders.load_encoder("minilm", 1)[0]).collate(
+        tokenizer
+    )([dict(windows[0])])
 
 
 @pytest.mark.parametrize(
@@ -674,7 +684,7 @@ def test_two_workers_give_the_same_numbers_as_one(tiny, store):
     table = study.run(p, plans.plan, workers=2, live=False)
     assert list(table.trained) == ["now", "now"]
     spec = plans.plan(p)[-1]
-    record = runs.find(spec)
+    record = runs.find_record(spec)
     (store / "runs").rename(store / "apart")
     alone = train.train(spec, progress=lambda line: None)
     assert (
@@ -705,14 +715,16 @@ def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch
     """One trial is left, then what it decided: two runs; all three were trained now."""
     three = plans.plan(tiny(seeds=[0, 1, 2]))
     rounds, seen = iter([three[:1]] * 2 + [three[1:]] * 3 + [[]]), []
-    monkeypatch.setattr(study, "missing", lambda specs, fresh: next(rounds))
-    monkeypatch.setattr(study, "at_once", len)
+    monkeypatch.setattr(study, "list_missing", lambda specs, fresh: next(rounds))
+    monkeypatch.setattr(study, "default_workers", len)
     monkeypatch.setattr(study, "_announce", lambda todo, workers, yes: {})
     monkeypatch.setattr(
         study, "_train", lambda todo, tokens, workers, keep, live: seen.append(workers)
     )
     monkeypatch.setattr(
-        runs, "find", lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0}
+        runs,
+        "find_record",
+        lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0},
     )
     assert list(study.run(tiny(seeds=[0, 1, 2]), plans.plan)["trained"]) == [
         "now"
@@ -771,7 +783,7 @@ def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
         raise error
 
     with pytest.raises(SystemExit) as stop:
-        command_line.main(run)
+        command_line.run_and_exit(run)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("error: x.csv: ") and said.count("\n") == 1
 
@@ -826,10 +838,10 @@ def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
     """Not that of another run in this process, and not that of whoever starts it."""
     spec = plans.plan(tiny())[0]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train.arguments(spec, 10, False).mixed_precision == "no"
+    assert train.training_arguments(spec, 10, False).mixed_precision == "no"
     bf16 = spec.model_copy(update={"precision": "bf16"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert train.arguments(bf16, 10, False).mixed_precision == "bf16"
+    assert train.training_arguments(bf16, 10, False).mixed_precision == "bf16"
 
 
 @pytest.mark.parametrize(
@@ -891,12 +903,14 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
 
 def test_logits_do_not_depend_on_the_batch(tiny):
     spec = plans.plan(tiny(precision="fp32"))[0]
-    model, tokenizer = build.build(spec)
-    rows = selection.splits("encyclopaedia", "embedded").test[:12]
+    model, tokenizer = build.build_model(spec)
+    rows = selection.load_splits("encyclopaedia", "embedded").test[:12]
     from qa_lib.data import features
 
-    windows = features.windows(rows, tokenizer, 128, 32, evaluate.CACHE)
-    start, _, _ = evaluate.logits(model, windows, model.collate(tokenizer), "fp32")
+    windows = features.load_windows(rows, tokenizer, 128, 32, evaluate.CACHE)
+    start, _, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
     for i in (0, 5):
-        alone, _, _ = evaluate.logits(model, windows.select([i]), model.collate(tokenizer), "fp32")
+        alone, _, _ = evaluate.compute_logits(
+            model, windows.select([i]), model.collate(tokenizer), "fp32"
+        )
         np.testing.assert_allclose(alone[0], start[i], atol=1e-4)

@@ -10,18 +10,18 @@ SENTENCE = re.compile(r"(?<=[.!?])\s+")
 DROP = 0.1  # share of a question's words, at least one
 
 
-def copies(rows: list[dict], n: int, seed: int) -> list[dict]:
+def make_copies(rows: list[dict], n: int, seed: int) -> list[dict]:
     """n altered copies of each row; the same for the same seed."""
     found = []
     for row in rows:
         for k in range(n):
             rng = random.Random(f"{seed}/{row['id']}/{k}")
             found.append(
-                shuffled(
+                shuffle_sentences(
                     {
                         **row,
                         "id": f"{row['id']}-{k + 1}",
-                        "question": reworded(row["question"], rng),
+                        "question": reword_question(row["question"], rng),
                     },
                     rng,
                 )
@@ -29,7 +29,7 @@ def copies(rows: list[dict], n: int, seed: int) -> list[dict]:
     return found
 
 
-def reworded(question: str, rng: random.Random) -> str:
+def reword_question(question: str, rng: random.Random) -> str:
     """A question with some words dropped and two neighbours swapped; its first word, which asks, stays first."""
     first, *words = question.split()
     for _ in range(max(1, round(DROP * len(words)))):
@@ -41,7 +41,7 @@ def reworded(question: str, rng: random.Random) -> str:
     return " ".join([first, *words])
 
 
-def shuffled(row: dict, rng: random.Random) -> dict:
+def shuffle_sentences(row: dict, rng: random.Random) -> dict:
     """A row whose sentences without an answer have changed places among each other; what separates sentences stays."""
     text, answers = row["context"], row["answers"]
     cuts = [0, *(m.end() for m in SENTENCE.finditer(text)), len(text)]

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Path) -> "Dataset":
+def load_windows(
+    rows: list[dict], tokenizer, max_length: int, stride: int, cache: Path
+) -> "Dataset":
     """The windows of `rows`: memory-mapped from `cache`, made there at first use.
 
     Columns: input_ids, type_ids (T), offsets (2T: character start, end of each context token, else 0),
@@ -40,6 +42,6 @@ def windows(rows: list[dict], tokenizer, max_length: int, stride: int, cache: Pa
         if read_seal(folder) is None:
             if folder.exists():
                 print(f"cached features {folder.name} are damaged; made anew", flush=True)
-            made = Dataset.from_dict(span.tokenise(rows, tokenizer, max_length, stride))
+            made = Dataset.from_dict(span.tokenise_rows(rows, tokenizer, max_length, stride))
             write_folder(folder, made.save_to_disk)
         return load_from_disk(folder)

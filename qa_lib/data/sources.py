@@ -1,7 +1,7 @@
 """Where rows come from: files in a folder, hub datasets at pinned revisions; both in the one schema.
 
 Schema of a row: id, title, context, question, answers {text[], answer_start[]}, is_impossible, domain.
-Apart from data.py, which decides what the rows are used for: reading knows formats, splitting knows science.
+Apart from selection.py, which decides what the rows are used for: reading knows formats, splitting knows science.
 """
 
 import gzip
@@ -193,7 +193,7 @@ def read_flag(value: Any) -> bool | None:
     return None
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """A user's text on one line of a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
@@ -283,11 +283,11 @@ def misplaced_answer(row: dict) -> str:
         if not context.startswith(text, start):
             at = context.find(text)
             place = f"stands at {at}, not at {start}" if at >= 0 else "is nowhere in the context"
-            return f"'{printable(text[:40])}' {place}"
+            return f"'{make_printable(text[:40])}' {place}"
     return ""
 
 
-def read(
+def read_rows(
     path: Path, name: str, bad_rows: str, counts: Counter, fields: Iterable[str] = ()
 ) -> list[dict]:
     """The rows of a file in the schema; fields: those of Parquet that are read beside the schema's.
@@ -304,7 +304,7 @@ def read(
         reason = entry.malformed or row_error(entry.row)
         if reason and bad_rows == "stop":
             raise UserError(
-                f"{path}, {entry.place}: {printable(reason)}; mend the row, or leave "
+                f"{path}, {entry.place}: {make_printable(reason)}; mend the row, or leave "
                 "such rows out with PARAMS=bad_rows=skip"
             )
         if reason:
@@ -320,7 +320,7 @@ def read(
         first = ", ".join(identity for identity, _ in misplaced[:3])
         raise UserError(
             f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
-            f"answer_start, first {printable(first)} (of the first, {misplaced[0][1]}"
+            f"answer_start, first {make_printable(first)} (of the first, {misplaced[0][1]}"
             "); mend them, or leave them out with PARAMS=bad_rows=skip"
         )
     counts["misplaced answers"] += len(misplaced)
@@ -332,11 +332,11 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
     import datasets as hf_datasets  # heavy, and needed by profile paper alone
 
     repo, split = source.split(":")
-    commit = hub.revision(repo)
+    commit = hub.resolve_revision(repo)
     try:
         table = hf_datasets.load_dataset(repo, split=split, revision=commit)
     except Exception as e:  # the library raises many kinds; the user needs one sentence
-        raise hub.offline("dataset", repo, e) from None
+        raise hub.describe_offline("dataset", repo, e) from None
     rows = []
     for i, row in enumerate(table):
         if (
@@ -370,7 +370,7 @@ def known_files() -> dict[str, tuple[int, str]]:
     return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in found}
 
 
-def check(folder: str) -> int:
+def check_files(folder: str) -> int:
     """Compare every file of a folder with DATA.md; returns the exit code."""
     if not any((Path(folder) / f).exists() for f in known_files()):
         raise UserError(

@@ -1,10 +1,10 @@
 r"""What a report says (params/claims/<slug>.yaml), and the rules by which it counts as reproduced.
 
-claims(slug)            the report's statements, each with the contrast of runs that tests it
-controlled(claim)       the same statement against the control that could refute it
+read_claims(slug)       the report's statements, each with the contrast of runs that tests it
+control_claim(claim)    the same statement against the control that could refute it
 interval, p_value       of a contrast, from (d, s², ν, v, n, K): qa_lib/evidence/stats.py estimates them from runs
 rules, verdict          what they say of a claim
-changed(slug)           files that are not as they were frozen for the report
+list_changes(slug)      what is not as they were frozen for the report
 """
 
 from itertools import product
@@ -147,7 +147,7 @@ class Claim(Strict):
         return self.margin if self.kind == "equivalence" else self.delta or self.range[0] or 1.0
 
 
-def claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> list[Claim]:
+def read_claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> list[Claim]:
     """The claims of a report. Raises UserError with file, line and id for an entry that is wrong.
 
     ratios: those between 0 and 1 are what the word `mixtures` means in a list of ratios.
@@ -187,7 +187,7 @@ def claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> list[
     return found
 
 
-def controlled(claim: Claim) -> Claim:
+def control_claim(claim: Claim) -> Claim:
     """Does the effect outlast its control? The claim's ours against the control, as superiority, never primary."""
     c = claim.contrast
     against = {**(c.ours if c.against is None else c.against), "variant": claim.control}
@@ -208,7 +208,7 @@ def controlled(claim: Claim) -> Claim:
     )
 
 
-def changed(slug: str) -> list[str]:
+def list_changes(slug: str) -> list[str]:
     """Return what is not as it was when the report's claims were frozen; nothing where all is.
 
     params/claims/FROZEN has a line `# slug, slug, …` above what was frozen for these reports: files, each as

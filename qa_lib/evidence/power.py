@@ -3,7 +3,7 @@ r"""Which claims could ever be decided: by a report's own run and test questions
     python -m qa_lib power [REPORT …]     a table for each report; needs no runs
 
 Of k sides with a share q of right answers on one test set, of which two models have the correlation ρ and two seeds of one model
-ρ', one question has the variance $k\,q(1-q)(1-\rho)$. On Q independent questions n paired seeds leave of it (`stats.part`)
+ρ', one question has the variance $k\,q(1-q)(1-\rho)$. On Q independent questions n paired seeds leave of it (`stats.estimate_part`)
 
 $$v = k\,q(1-q)\,\frac{\rho' - \rho}{Q}, \qquad \frac{s^2}{n} = \frac{1}{n} \left( k\,q(1-q)\,\frac{1-\rho'}{Q} + \sigma^2 \right)$$
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from qa_lib.evidence.claims import ENOUGH, MOST, Claim, claims
+from qa_lib.evidence.claims import ENOUGH, MOST, Claim, read_claims
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
 
@@ -83,7 +83,7 @@ def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float
     return float(more[decided.argmax()]) if decided.any() else inf
 
 
-def table(
+def power_table(
     report: str,
     ours: dict[str, int] | None = None,
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
@@ -95,7 +95,7 @@ def table(
         name: (ours[name], level) for name, (_, level) in theirs.items() if name in (ours or {})
     }
     endless = {name: (10**9, level) for name, (_, level) in theirs.items()}
-    for c in claims(report, ratios):
+    for c in read_claims(report, ratios):
         if not spread(c, endless):
             continue
         level = np.mean([theirs[x][1] for x in np.ravel(c.contrast.sides()[0]["set"])])
@@ -119,7 +119,7 @@ def table(
     return pd.DataFrame(rows)
 
 
-def shown(frame: pd.DataFrame) -> pd.DataFrame:
+def format_table(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with its numbers as text."""
 
     def text(n: float) -> str:
@@ -135,11 +135,11 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
 
 def describe(report: str) -> str:
     """The table of a report as text, with a sentence above it that counts."""
-    frame = table(report)
+    frame = power_table(report)
     seen = (frame["could see it"] == "yes").sum()
     more = (frame["seeds, the report's questions"] < inf).sum()
     return (
-        f"== {report}: of {len(claims(report))} claims {len(frame)} are about scores; one run could "
+        f"== {report}: of {len(read_claims(report))} claims {len(frame)} are about scores; one run could "
         f"see {seen} of them, more seeds on the same questions could decide {more}\n"
-        f"{shown(frame).to_markdown(index=False)}\n"
+        f"{format_table(frame).to_markdown(index=False)}\n"
     )

@@ -1,7 +1,7 @@
 r"""Statistics: a report's claims (qa_lib/evidence/claims.py), estimated from what the ledger holds, and judged.
 
-    verdicts(claims, ledger, examples, …)   a row for each claim: difference, interval, p, verdict, runs
-    curves(histories)                       ledger rows of losses and of the epoch with the lowest
+    judge_claims(claims, ledger, examples, …)   a row for each claim: difference, interval, p, verdict, runs
+    curves(histories)                           ledger rows of losses and of the epoch with the lowest
 
 Seeds s = 1 … n are paired: $d_s$ is the contrast of the runs with seed s, in the direction that the claim says. Two things make
 its mean uncertain, and both are in its interval: other seeds ($s^2/n$) and other test questions ($v$).
@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats as distributions
 from statsmodels.stats.multitest import multipletests
 
-from qa_lib.evidence.claims import ENOUGH, Claim, Contrast, claims, interval, p_value, verdict
+from qa_lib.evidence.claims import ENOUGH, Claim, Contrast, interval, p_value, read_claims, verdict
 from qa_lib.evidence.resample import PER_EXAMPLE, resample
 from qa_lib.settings.params import UserError
 
@@ -29,7 +29,7 @@ QUICK = "generated text shows that the study works; no number of it is a result"
 
 
 def curves(histories: pd.DataFrame) -> pd.DataFrame:
-    """Ledger rows (set `validation`) from runs.histories: lowest validation_loss and its best_epoch, validation_loss_<epoch>,
+    """Ledger rows (set `validation`) from runs.collect_histories: lowest validation_loss and its best_epoch, validation_loss_<epoch>,
     and of the last epoch train_loss and loss_gap (validation less training)."""
     rows, no_labels = (
         [],
@@ -122,7 +122,7 @@ def cell(ledger: pd.DataFrame, want: dict) -> dict[int, tuple]:
     }
 
 
-def part(
+def estimate_part(
     c: Contrast,
     label: str,
     sides: list[dict],
@@ -212,7 +212,7 @@ def part(
     )
 
 
-def lacking(what: list) -> str:
+def describe_lack(what: list) -> str:
     """Why a claim has no estimate, from what its parts lack: sentences, and cells without a run, with their mixtures."""
     texts, cells = [x for x in what if isinstance(x, str)], {}
     for want in what:
@@ -271,7 +271,7 @@ def seed_variance(parts: list[Part]) -> dict[int, tuple[float, float, float]]:
 # ---- claims, judged ----
 
 
-def estimated(
+def estimate_claims(
     listed: list[Claim], ledger: pd.DataFrame, examples: pd.DataFrame, times: int
 ) -> dict[str, tuple]:
     """Claim → (size, [(part, s², ν, Levene's p)], why there is none). Sizes are never pooled: the largest one in which every
@@ -285,13 +285,13 @@ def estimated(
             able, lacks = [], []
             for x in c.contrast.parts() if c.contrast else []:
                 try:
-                    able.append(part(c.contrast, *x, rows, draws, clusters))
+                    able.append(estimate_part(c.contrast, *x, rows, draws, clusters))
                 except KeyError as e:
                     lacks += e.args
             if not lacks:  # one part without runs: the claim is not tested
                 parts[c.id] = able
             elif not found[c.id][1]:
-                found[c.id] = (size, [], lacking(lacks))
+                found[c.id] = (size, [], describe_lack(lacks))
         spread = seed_variance([x for xs in parts.values() for x in xs])
         for name, xs in parts.items():
             before = min((len(x[0].d) for x in found[name][1]), default=0)
@@ -300,7 +300,7 @@ def estimated(
     return found
 
 
-def verdicts(
+def judge_claims(
     report: str | list[Claim],
     ledger: pd.DataFrame,
     examples: pd.DataFrame,
@@ -311,11 +311,11 @@ def verdicts(
 ) -> pd.DataFrame:
     """One row a claim: what it says, n, d, low, high (95 %), p, p_holm (primary claims), what they rest on, verdict, runs.
 
-    report: its slug, or claims. ledger: runs.ledger, with `curves` below it. domains: the first and the second. arm: rows of
+    report: its slug, or claims. ledger: runs.collect_ledger, with `curves` below it. domains: the first and the second. arm: rows of
     another are left out. Of several parts, the one with the largest p is shown. unpooled: the verdict if each part had the variance
     of its own seeds, none pooled.
     """
-    listed = claims(report) if isinstance(report, str) else report
+    listed = read_claims(report) if isinstance(report, str) else report
     if arm and "arm" in ledger:
         ledger = ledger[ledger["arm"] == arm]
     named = {
@@ -337,7 +337,7 @@ def verdicts(
                 **ledger[~finite].iloc[0]
             )
         )
-    table, found = [], estimated(listed, ledger, examples, times)
+    table, found = [], estimate_claims(listed, ledger, examples, times)
     for c in listed:
         size, parts, why = found[c.id]
         why = why if profile in c.profiles else c.untestable.get(profile, QUICK)

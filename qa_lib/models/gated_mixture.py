@@ -43,7 +43,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.gate, self.mixed, self.prepare = gate, mixed, prepare
 
-    def explained(self, windows, rows: list[dict]) -> dict[str, np.ndarray]:
+    def window_details(self, windows, rows: list[dict]) -> dict[str, np.ndarray]:
         """The weight of each expert on each window, (W,)."""
         frozen = self.prepare(windows, rows)
         with torch.inference_mode():
@@ -96,7 +96,7 @@ class Mixture(nn.Module):
 class Frozen:
     """Windows with what the experts say of them; indexed like the windows."""
 
-    windows: object  # features.windows
+    windows: object  # features.load_windows
     starts: list[np.ndarray]  # of each expert, (N,)
     ends: list[np.ndarray]
     x: np.ndarray  # (W, D), what the gate sees

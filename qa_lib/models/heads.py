@@ -42,7 +42,7 @@ class SpanModel(nn.Module):
             ["input_ids", "type_ids", "row", "start_positions", "end_positions"]
         )
 
-    def explained(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
+    def window_details(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
         """What a model can say of each window beside logits, (W,) each."""
         return {}
 

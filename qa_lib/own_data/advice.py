@@ -1,8 +1,8 @@
 r"""Own data: are the experts worth it? What the page of `make own` advises, from which numbers and by which rule.
 
-    rule(low, high)      the advice, from the ends of the intervals
-    table(P)             a row a domain: EM with and without the ST-MoE block, their difference and its interval
-    sentence(P)          the advice in words, with what would decide it where nothing does yet
+    advise(low, high)      the advice, from the ends of the intervals
+    advice_table(P)        a row a domain: EM with and without the ST-MoE block, their difference and its interval
+    describe_advice(P)     the advice in words, with what would decide it where nothing does yet
 
 The difference is ExBERT less its encoder blocks alone, without the ST-MoE block (control a), at the centre mixture, in the arm in
 which both had the same trials of rate and epochs. Its interval is that of the claims (qa_lib/evidence/stats.py): over seeds and over test
@@ -26,7 +26,7 @@ MOST = 100  # seeds beyond which nobody goes
 WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data or seeds"
 
 
-def rule(low, high) -> str:
+def advise(low, high) -> str:
     """The advice, from the ends (D,) of the 95 % intervals of the difference on D domains, in EM.
 
     Worth it: a gain above 1 EM on one domain at least (lower end above +1), and no loss above 1 EM on any (all lower ends above
@@ -43,7 +43,7 @@ def rule(low, high) -> str:
 
 
 def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
-    """ExBERT less a control: stats.verdicts' row of each domain: d, low, high, s2, nu, v, n, clusters, run. Empty where a side has
+    """ExBERT less a control: stats.judge_claims' row of each domain: d, low, high, s2, nu, v, n, clusters, run. Empty where a side has
     no run at the centre.
 
     Below three seeds the ends are not numbers, as nothing is decided there.
@@ -76,8 +76,8 @@ def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
         for r in at
         for name in P.domains
     ]
-    found = stats.verdicts(
-        listed, runs.ledger(specs), runs.examples(specs), "real", P.domains, arm
+    found = stats.judge_claims(
+        listed, runs.collect_ledger(specs), runs.collect_examples(specs), "real", P.domains, arm
     ).set_index("id")
     found = found.loc[[f"{name} {P.centre}" for name in P.domains]].assign(domain=P.domains)
     found.loc[found["n"] < claims.ENOUGH, ["low", "high"]] = np.nan
@@ -86,7 +86,7 @@ def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
 
 def scores(P) -> pd.DataFrame:
     """(domain, variant) → mean EM over seeds, test rows n, runs: at the centre mixture, in the arm with equal trials."""
-    ledger = runs.ledger(
+    ledger = runs.collect_ledger(
         [s for s in plans.plan(P) if s.arm == "tuned" and s.ratio == P.centre and s.tests]
     )
     return (
@@ -96,13 +96,13 @@ def scores(P) -> pd.DataFrame:
     )
 
 
-def table(P) -> pd.DataFrame:
+def advice_table(P) -> pd.DataFrame:
     """A row a domain, as a page shows it. Raises UserError where there is nothing to compare."""
     if not len(found := estimates(P)):
-        raise UserError(sentence(P))
+        raise UserError(describe_advice(P))
     em = scores(P)
     ends = [
-        "–" if np.isnan(x.low) else f"{signed(x.low)} to {signed(x.high)}"
+        "–" if np.isnan(x.low) else f"{format_signed(x.low)} to {format_signed(x.high)}"
         for x in found.itertuples()
     ]
     return pd.DataFrame(
@@ -112,7 +112,7 @@ def table(P) -> pd.DataFrame:
             **{
                 MODELS[m][0]: [em["value"][d, m] for d in P.domains] for m in (OURS, CONTROL, PLAIN)
             },
-            "difference, (a)": [signed(x) for x in found["d"]],
+            "difference, (a)": [format_signed(x) for x in found["d"]],
             "its 95 % interval": ends,
             "seeds": found["n"].astype(int),
             "run": [tuple(dict.fromkeys(sum(em["run"][d], ()))) for d in P.domains],
@@ -141,7 +141,7 @@ def lacks(found: pd.DataFrame, best: float) -> str:
         ends = claims.interval(
             found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"]
         )
-        if rule(*ends) != OPEN:
+        if advise(*ends) != OPEN:
             return (
                 f'{text}About {n} seeds (PARAMS="seeds=[0,1,…]") would decide it if it stayed so; from so few that is a rough '
                 "guess."
@@ -166,11 +166,11 @@ def edge(P) -> str:
     )
 
 
-def signed(x: float) -> str:
+def format_signed(x: float) -> str:
     return f"{x:+.1f}".replace("-", "−")
 
 
-def sentence(P) -> str:
+def describe_advice(P) -> str:
     """The advice in words."""
     found = estimates(P)
     if not len(found):
@@ -178,13 +178,15 @@ def sentence(P) -> str:
             "There is no advice: it takes experiment headline and arm tuned, "
             'PARAMS="experiments=[headline] arms=[tuned]".'
         )
-    advice = rule(found["low"], found["high"])
+    advice = advise(found["low"], found["high"])
     ends = [
-        "" if np.isnan(x.low) else f" (95 % interval {signed(x.low)} to {signed(x.high)})"
+        ""
+        if np.isnan(x.low)
+        else f" (95 % interval {format_signed(x.low)} to {format_signed(x.high)})"
         for x in found.itertuples()
     ]
     parts = [
-        f"{signed(x.d)} EM on {x.domain}{end}"
+        f"{format_signed(x.d)} EM on {x.domain}{end}"
         for x, end in zip(found.itertuples(), ends, strict=True)
     ]
     why = {

@@ -27,7 +27,7 @@ FEWEST = 10  # training rows of a mixture below which nothing is proposed
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
 
 
-def files(option: str, text: str) -> list[Path]:
+def find_files(option: str, text: str) -> list[Path]:
     """The training and the test file that an option names. Raises UserError where it does not, or where one is missing."""
     parts = text.split(":")
     if len(parts) != 2 or not all(parts):
@@ -43,13 +43,13 @@ def files(option: str, text: str) -> list[Path]:
     return found
 
 
-def define(domains: dict[str, str], p: Exbert):
+def write_definition(domains: dict[str, str], p: Exbert):
     """Write the definition of the two datasets.
 
     domains: option of the command line → its text. Raises UserError for a file that stands in two places: training rows would be
     test rows, or one domain both.
     """
-    every = [(option, x) for option, text in domains.items() for x in files(option, text)]
+    every = [(option, x) for option, text in domains.items() for x in find_files(option, text)]
     first: dict[str, tuple] = {}
     for (option, path), part in zip(every, ["training", "test"] * 2, strict=True):
         if (other := first.setdefault(hub.sha256(path.resolve()), (option, part))) != (
@@ -75,26 +75,26 @@ def define(domains: dict[str, str], p: Exbert):
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
 
 
-def ratios(p: Exbert) -> set[float]:
+def all_ratios(p: Exbert) -> set[float]:
     """Every mixture that a run may have."""
     return {*p.ratios, *p.control_ratios, p.centre}
 
 
 def largest_share(p: Exbert, validation_rows: int) -> int:
     """Validation rows that a mixture takes of one domain at most."""
-    return round(max(max(r, 1 - r) for r in ratios(p)) * validation_rows)
+    return round(max(max(r, 1 - r) for r in all_ratios(p)) * validation_rows)
 
 
 def needed_rows(p: Exbert, train_rows: int) -> list[int]:
     """Training rows that the mixtures take of each domain at most (exbert.plan)."""
-    first = [round(train_rows * r) for r in ratios(p)]
+    first = [round(train_rows * r) for r in all_ratios(p)]
     return [max(first), train_rows - min(first)]
 
 
 def count_rows(parts: list[selection.Splits]) -> list[int]:
     """Training rows of each domain that no held-out row of either repeats."""
-    held = {selection.pair(r) for part in parts for r in part.test + part.validation}
-    return [sum(selection.pair(r) not in held for r in part.train) for part in parts]
+    held = {selection.row_key(r) for part in parts for r in part.test + part.validation}
+    return [sum(selection.row_key(r) not in held for r in part.train) for part in parts]
 
 
 def fitting_rows(p: Exbert, files: list[tuple]) -> tuple[int, int] | None:
@@ -122,7 +122,7 @@ def split_files(p: Exbert, files: list[tuple], validation_rows: int) -> list[sel
     parts = []
     for name, rows in zip(p.domains, files, strict=True):
         changed = {"validation_rows": largest_share(p, validation_rows)}
-        d = selection.dataset(name, p.source, p.data).model_copy(update=changed)
+        d = selection.find_dataset(name, p.source, p.data).model_copy(update=changed)
         parts.append(selection.split_rows(d, *rows, Counter()))
     return parts
 
@@ -134,7 +134,7 @@ def has_answers(rows: list[dict]) -> bool:
 
 def context_hint(rows: list[dict]) -> str:
     """Half a sentence where one context holds most of the training rows; else empty."""
-    sizes = Counter(selection.normalised(r["context"]) for r in rows)
+    sizes = Counter(selection.normalise_text(r["context"]) for r in rows)
     most = max(sizes.values(), default=0)
     if 2 * most <= len(rows):
         return ""
@@ -177,12 +177,12 @@ def refuse_shortage(p: Exbert, parts: list[selection.Splits]):
     )
 
 
-def check(p: Exbert):
+def check_rows(p: Exbert):
     """Raises UserError where a mixture lacks rows, with what would fit them all, or where a test set lacks contexts.
 
     The trials use one mixture only: without this the others would be missed after hours.
     """
-    parts = [selection.splits(d, p.source, p.data, p.bad_rows) for d in p.domains]
+    parts = [selection.load_splits(d, p.source, p.data, p.bad_rows) for d in p.domains]
     for d, part in zip(p.domains, parts, strict=True):
         for kind, rows in {"train": part.train, "test": part.test}.items():
             if rows and not has_answers(rows):
@@ -194,7 +194,7 @@ def check(p: Exbert):
             raise UserError(
                 f"rows of the test file of {d} share an id; give each an id of its own, or none of them any"
             )
-        if len({selection.normalised(r["context"]) for r in part.test}) < 2:
+        if len({selection.normalise_text(r["context"]) for r in part.test}) < 2:
             raise UserError(
                 f"the test file of {d} has {len(part.test)} rows and not two different contexts: nothing would be "
                 "known of others; test on rows of several contexts"

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from qa_lib.reports.catalogue import MODELS, model
+from qa_lib.reports.catalogue import MODELS, model_of
 
 NAMES = [name for name, _ in MODELS.values()]
 DASHES = dict(
@@ -20,12 +20,12 @@ MARKERS = dict(zip(NAMES, cycle("oXsPD^"), strict=False))
 COLOURS = dict(MODELS.values())
 
 
-def shades(variant: str, n: int) -> list:
+def shades_of(variant: str, n: int) -> list:
     """The model's one colour and n − 1 lighter shades of it, where a figure splits one model."""
     return sns.light_palette(MODELS[variant][1], n + 1, reverse=True)[:n]
 
 
-def by_mixture(P, ledger: pd.DataFrame):
+def draw_by_mixture(P, ledger: pd.DataFrame):
     """EM over mixtures, a panel for each test set, a line for each model, from 0 up; bars: sd over seeds, side by side."""
     em = ledger[ledger["metric"] == "em"].assign(
         model=lambda d: d["model"].cat.remove_unused_categories()
@@ -60,11 +60,11 @@ def by_mixture(P, ledger: pd.DataFrame):
     return grid
 
 
-def losses(history: pd.DataFrame, by: str, words: str):
+def draw_losses(history: pd.DataFrame, by: str, words: str):
     """Training and validation loss over epochs, a panel for each value of `by`; a ring marks the lowest validation loss."""
     known, colours = (
         history.rename(columns=lambda c: c.removesuffix("_loss")),
-        shades(model(history["variant"].iloc[0]), 2),
+        shades_of(model_of(history["variant"].iloc[0]), 2),
     )
     if known[by].dtype == "category":
         known[by] = known[by].cat.remove_unused_categories()  # or each would have an empty panel
@@ -103,8 +103,8 @@ def losses(history: pd.DataFrame, by: str, words: str):
     return grid
 
 
-def calibrated(bins: pd.DataFrame):
-    """Share over weight (tables.calibration), a panel for each question asked; points grow with the number of pairs."""
+def draw_calibration(bins: pd.DataFrame):
+    """Share over weight (tables.calibration_bins), a panel for each question asked; points grow with the number of pairs."""
     grid = sns.relplot(
         bins,
         x="weight",
@@ -122,7 +122,7 @@ def calibrated(bins: pd.DataFrame):
     return grid.set_axis_labels("weight of the gate", "share of pairs")
 
 
-def routed(steps: pd.DataFrame):
+def draw_routing(steps: pd.DataFrame):
     """The largest load and the share of dropped picks over training steps, a line for each coefficient of the balance loss."""
     long = steps.rename(columns={"balance": "coefficient"})
     long = long.melt(["coefficient", "step", "run"], ["largest load", "dropped"], "what")
@@ -135,7 +135,7 @@ def routed(steps: pd.DataFrame):
         col="what",
         kind="line",
         errorbar="sd",
-        palette=shades("exbert-tuned", long["coefficient"].nunique()),
+        palette=shades_of("exbert-tuned", long["coefficient"].nunique()),
         height=2.6,
         aspect=1.1,
         facet_kws={"sharey": False},
@@ -143,7 +143,7 @@ def routed(steps: pd.DataFrame):
     return grid.set_titles("{col_name}").set_axis_labels("step", "")
 
 
-def stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
+def draw_stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
     """A model drawn from bottom to top: boxes of (name, what it does, whether it is the new part).
 
     wide: the experts, drawn side by side in the new part.

@@ -17,17 +17,17 @@ from qa_lib.store import runs
 
 def head(P) -> str:
     """For a page's head, where all runs are there: on own data the advice; on real data the result; how the claims fare."""
-    if not all(runs.find(s) for s in plans.plan(P)):
+    if not all(runs.find_record(s) for s in plans.plan(P)):
         return ""
     if P.profile == "own":
-        return advice.sentence(P)
-    claims = verify.table(P)
+        return advice.describe_advice(P)
+    claims = verify.claims_table(P)
     said = result(P.report, claims) if P.profile in ("real", "paper") else ""
-    return f"{said} {verify.counts(claims)}".strip()
+    return f"{said} {verify.count_verdicts(claims)}".strip()
 
 
 def result(slug: str, claims: pd.DataFrame) -> str:
-    """The report's central comparison in two sentences, from rows of verify.table; empty where no run has made it."""
+    """The report's central comparison in two sentences, from rows of verify.claims_table; empty where no run has made it."""
     row = {r.claim: r for r in claims.itertuples()}
 
     def apart(claim: str, which: str = "") -> str:
@@ -38,7 +38,7 @@ def result(slug: str, claims: pd.DataFrame) -> str:
         turned = r._replace(
             **{f"{which}ours": sign * ours, f"{which}low": low, f"{which}high": high}
         )
-        return f"{verify.found(turned, which=which)} {'ahead of' if sign > 0 else 'behind'}"
+        return f"{verify.format_effect(turned, which=which)} {'ahead of' if sign > 0 else 'behind'}"
 
     if slug == "exbert" and row["headline"].n:
         made, share = row["headline"], row["headline-relative"]
@@ -46,7 +46,7 @@ def result(slug: str, claims: pd.DataFrame) -> str:
         text = (
             f"over the mixtures that were run tuned ExBERT is {apart('headline')} V-DB at the report's own rates (printed: "
             f"{made.printed} %; whether points of EM or a share of V-DB's is not said; as such a share ours is "
-            f"{verify.found(share)})"
+            f"{verify.format_effect(share)})"
             + f" and {apart('headline', 'control_')} its encoder blocks alone, without the ST-MoE block"
             * (made.control_ours < inf)
             + f". Where all had the same trials of rate and epochs it is {apart('headline', 'tuned_')} V-DB"
@@ -58,9 +58,9 @@ def result(slug: str, claims: pd.DataFrame) -> str:
         dev, test, anew = (row[c] for c in ("moe-dev", "moe-test", "reinit-dev"))
         n = min(dev.n, test.n, anew.n or dev.n)
         text = (
-            f"the mixture of experts is {verify.found(dev)} below one model of all the data on out-of-domain dev (printed: "
-            f"{dev.printed}) and {verify.found(test)} below it on test (printed: {test.printed})"
-            + f"; that model with four blocks started anew is {verify.found(anew)} below on dev (printed: {anew.printed})"
+            f"the mixture of experts is {verify.format_effect(dev)} below one model of all the data on out-of-domain dev (printed: "
+            f"{dev.printed}) and {verify.format_effect(test)} below it on test (printed: {test.printed})"
+            + f"; that model with four blocks started anew is {verify.format_effect(anew)} below on dev (printed: {anew.printed})"
             * (anew.n > 0)
             + ". Printed scores are by the starter code's rule, which knows no answer of one token."
         )
@@ -107,7 +107,7 @@ def state(P, claims: pd.DataFrame) -> str:
 def exbert(
     P, ledger: pd.DataFrame, trials: pd.DataFrame, claims: pd.DataFrame, routed: pd.DataFrame
 ) -> report.Markdown:
-    """ledger: of all runs with test scores; trials: tables.trials; claims: verify.table; routed: tables.routed of tuned ExBERT."""
+    """ledger: of all runs with test scores; trials: tables.trials_table; claims: verify.claims_table; routed: tables.collect_router_steps of tuned ExBERT."""
     both, judged = " and ".join(P.domains), claims.set_index("claim")
 
     def em(model: str, on: str, arm: str = "printed", **other) -> pd.Series:
@@ -118,7 +118,7 @@ def exbert(
             "ratio": P.centre,
             "order": "trainer",
         } | other
-        return tables.values(ledger, **which)
+        return tables.select_values(ledger, **which)
 
     def say(model: str, arm: str = "printed") -> str:
         return " and ".join(spread(em(model, on, arm)) for on in P.domains)
@@ -133,7 +133,7 @@ def exbert(
 
     gains = dict(zip(("squad-plus-8", "bioasq-plus-13"), P.domains, strict=True))
     gained = [
-        f"{verify.ours(claims, c)} more on {on} (printed: {judged['printed'][c]})"
+        f"{verify.format_claim(claims, c)} more on {on} (printed: {judged['printed'][c]})"
         for c, on in gains.items()
     ]
     shares = ("headline-relative", "mixed-gain-relative")
@@ -183,21 +183,21 @@ def exbert(
         [
             (
                 all(
-                    verify.says(claims, c, "not reproduced")
+                    verify.has_verdict(claims, c, "not reproduced")
                     and 0 < judged["low"][c]
                     and judged["high"][c] < float(judged["printed"][c].split()[0])
                     for c in (*gains, "headline")
                 ),
                 "**What reproduces, and what does not.** With the report's own rates and epochs tuned ExBERT answers more questions than "
                 f"V-DB on both tests, but by less than is printed: {' and '.join(gained)} with {P.centre:.0%} {first} in the mixture, "
-                f"{verify.ours(claims, 'headline')} over the mixtures and both tests (printed: {judged['printed']['headline']}). In "
+                f"{verify.format_claim(claims, 'headline')} over the mixtures and both tests (printed: {judged['printed']['headline']}). In "
                 "brackets are 95 % intervals over seeds and test questions; none contains 0 and none contains what is printed. The "
                 "direction is the report's, the size is not, and the verdict is “not reproduced”.",
             ),
             (
                 all(judged["low"][c] > 0 for c in shares) and em("v-db", first).mean() < 10,
                 f"**Points or percent.** The report writes “%”. Read as a share of V-DB's own score the gain over the mixtures is "
-                f"{verify.ours(claims, shares[0])}: {' and '.join(fates)} percent. The rule asks whether the whole interval lies between "
+                f"{verify.format_claim(claims, shares[0])}: {' and '.join(fates)} percent. The rule asks whether the whole interval lies between "
                 "half and twice of what is printed. The gain is large because V-DB's own score is small. With equal trials: "
                 f"{equal}.",
             ),
@@ -262,7 +262,7 @@ def exbert(
                 f"{P.top_n}.",
             ),
             (
-                verify.says(claims, "longer-answers", "not reproduced")
+                verify.has_verdict(claims, "longer-answers", "not reproduced")
                 and shorter["high"] < 0
                 and shorter["tuned_ours"] < 0
                 and min(x.mean() for xs in cut.values() for x in xs) > -0.1,
@@ -293,7 +293,7 @@ def exbert(
 
 
 def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) -> report.Markdown:
-    """scores: the ledger of the printed arm, training scores left out; claims: verify.table; experts: their runs.histories."""
+    """scores: the ledger of the printed arm, training scores left out; claims: verify.claims_table; experts: their runs.collect_histories."""
     far, test, anew, by = (
         P.pools[0],
         P.pools[-1],
@@ -306,19 +306,19 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
     )
 
     def em(model: str, on: str = far) -> float:
-        return tables.values(scores, variant=model, set=on).mean()
+        return tables.select_values(scores, variant=model, set=on).mean()
 
     def starter(model: str) -> str:
         """How far below the baseline, by the rule under which the report's scores were made."""
         one, other = (
-            tables.values(scores, metric="em_starter", variant=m, set=far)
+            tables.select_values(scores, metric="em_starter", variant=m, set=far)
             for m in ("baseline", model)
         )
         return spread(one - other)
 
     def say(model: str, *sets: str) -> str:
         return " and ".join(
-            spread(tables.values(scores, variant=model, set=on)) for on in sets or [far]
+            spread(tables.select_values(scores, variant=model, set=on)) for on in sets or [far]
         )
 
     below = [
@@ -338,13 +338,13 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
     best = experts.loc[experts.groupby("run")["validation_f1"].idxmax()]
     rising = (best["epoch"] > best["epochs"] - 1).all()
     reload = f"reload-{P.reinit_blocks}"
-    told = tables.values(scores, variant="told-dataset", set=test) - tables.values(
+    told = tables.select_values(scores, variant="told-dataset", set=test) - tables.select_values(
         scores, variant="moe", set=test
     )
     room = pd.concat(
         [
-            tables.values(scores, variant="oracle", set=on)
-            - tables.values(scores, variant="baseline", set=on)
+            tables.select_values(scores, variant="oracle", set=on)
+            - tables.select_values(scores, variant="baseline", set=on)
             for on in (far, test)
         ]
     )
@@ -386,15 +386,15 @@ def moe(P, scores: pd.DataFrame, claims: pd.DataFrame, experts: pd.DataFrame) ->
             (
                 max(abs(em("moe", on) - em("uniform-weights", on)) for on in (far, test)) < 2
                 and all(
-                    verify.says(claims, c, "inconclusive")
+                    verify.has_verdict(claims, c, "inconclusive")
                     for c in ("gate-not-learned", "gate-below-told")
                 ),
                 f"**Has the gate learnt anything?** Little that shows on new domains: {say('moe', far, test)} on {far} and {test}, where "
                 f"equal weights give {say('uniform-weights', far, test)}, the one expert that is best on validation "
                 f"{say('best-single', far, test)}, and one set of weights for each new dataset, fitted on its few examples, "
                 f"{say('told-dataset', far, test)}. These seeds do not decide it: what the gate adds to equal weights is "
-                f"{verify.ours(claims, 'gate-not-learned')} on {far}, what such a set of weights adds to the gate "
-                f"{verify.ours(claims, 'gate-below-told')} there and, by seed, {spread(told)} on {test}. In its own domains the mixture "
+                f"{verify.format_claim(claims, 'gate-not-learned')} on {far}, what such a set of weights adds to the gate "
+                f"{verify.format_claim(claims, 'gate-below-told')} there and, by seed, {spread(told)} on {test}. In its own domains the mixture "
                 "has " + ", ".join(inside) + ".",
             ),
             (

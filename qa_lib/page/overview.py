@@ -46,7 +46,7 @@ class Page:
         return f"overview/{self.profile}/"
 
 
-def chosen(names: dict) -> Page:
+def choose_page(names: dict) -> Page:
     """The page of a notebook's names. Raises UserError for a profile that does not exist."""
     if names["profile"] not in params.PROFILES:
         raise UserError(
@@ -55,7 +55,7 @@ def chosen(names: dict) -> Page:
     return Page(names["profile"])
 
 
-def board(profile: str) -> pd.DataFrame:
+def collect_verdicts(profile: str) -> pd.DataFrame:
     """Every claim of every report: report, claim, says, where, printed, unit, primary, confound; ours, low, high (95 %), n,
     verdict, rows (trained on), run where the report was run at the profile, else NaN, 0, "not tested", "" and ()."""
     parts = []
@@ -68,12 +68,12 @@ def board(profile: str) -> pd.DataFrame:
                     "says": c.says,
                     "unit": c.unit,
                     "primary": c.primary,
-                    "printed": verify.stated(c),
+                    "printed": verify.format_claimed_value(c),
                     "printed_unit": verify.printed_unit(c),
                     "judged": c.kind,
                     "confound": c.confound,
                 }
-                for c in claims.claims(slug)
+                for c in claims.read_claims(slug)
             ]
         )
         found = runs.FIGURES / slug / profile / "claims.csv"
@@ -121,7 +121,7 @@ def board(profile: str) -> pd.DataFrame:
     )
 
 
-def shown(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
+def verdicts_for_page(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
     """Rows of the board as a page shows them; whole: with the reason of a verdict, and what is known against the evidence."""
     more = (
         {"verdict": rows["verdict"], "to bear in mind": rows["confound"].replace("", "–")}
@@ -133,8 +133,8 @@ def shown(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
         {
             "report": rows["report"],
             "says": rows["says"] + " (" + rows["where"] + primary + ")",
-            "printed": [verify.printed(r) for r in rows.itertuples()],
-            "ours": [verify.found(r) for r in rows.itertuples()],
+            "printed": [verify.format_printed(r) for r in rows.itertuples()],
+            "ours": [verify.format_effect(r) for r in rows.itertuples()],
             "training rows": rows["rows"].replace("", "–"),
             "n seeds": rows["n"].map(lambda n: f"{n}" if n else "–"),
             "verdict": rows["kind"].astype(str),
@@ -144,7 +144,7 @@ def shown(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
     )
 
 
-def links(profile: str) -> dict[str, str]:
+def page_links(profile: str) -> dict[str, str]:
     """The address of each report's page, where it has one, as index.html names it."""
     return {
         slug: f"{slug}/{profile}/report.html"
@@ -153,9 +153,9 @@ def links(profile: str) -> dict[str, str]:
     }
 
 
-def pages(profile: str) -> report.Html:
+def list_pages(profile: str) -> report.Html:
     """The reports and where their pages are, or what makes them."""
-    known, items = links(profile), []
+    known, items = page_links(profile), []
     for slug, title in TITLES.items():
         make = (
             f"no page at this profile yet; make reproduce-{slug} PROFILE={profile} makes it"
@@ -170,7 +170,7 @@ def pages(profile: str) -> report.Html:
     return report.Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
 
 
-def tally(frame: pd.DataFrame) -> pd.DataFrame:
+def count_by_report(frame: pd.DataFrame) -> pd.DataFrame:
     """How many claims of each report got which verdict."""
     count = frame.groupby(["report", "kind"], observed=False).size().unstack()
     count = count.loc[[s for s in TITLES if s in count.index]]
@@ -182,11 +182,11 @@ def tally(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def cost(profile: str) -> pd.DataFrame:
+def collect_costs(profile: str) -> pd.DataFrame:
     """Runs, hours of work and devices of the reports that were run at the profile."""
     rows = []
     for slug in params.REPORTS:
-        own = [r for r in runs.stored(slug) if r["spec"]["profile"] == profile]
+        own = [r for r in runs.read_all(slug) if r["spec"]["profile"] == profile]
         rows += [
             {
                 "report": slug,
@@ -199,21 +199,21 @@ def cost(profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def readme() -> str:
+def readme_verdicts() -> str:
     """The verdicts on real data, as Markdown: of each report that was run its result and its page, counts, and the tested and the
     primary claims."""
-    frames = [board(profile).assign(profile=profile) for profile in ("real", "paper")]
+    frames = [collect_verdicts(profile).assign(profile=profile) for profile in ("real", "paper")]
     done = pd.concat([f[f["report"].isin(f["report"][f["run"].map(len) > 0])] for f in frames])
     rest = ", ".join(f"`{s}`" for s in TITLES if s not in set(done["report"]))
     lead = "".join(
         f"- **{slug}**, profile {profile}, [page](figures/{slug}/{profile}/report.html): "
-        f"{findings.result(slug, part).removeprefix('Result: ')} {verify.unpooled(part)}\n"
+        f"{findings.result(slug, part).removeprefix('Result: ')} {verify.describe_pooling(part)}\n"
         for (profile, slug), part in done.groupby(["profile", "report"], sort=False)
     )
     count = "".join(
         "| " + " | ".join(map(str, row)) + " |\n"
         for _, part in done.groupby("profile")
-        for row in tally(part)[["report", "claims", *VERDICTS]].itertuples(index=False)
+        for row in count_by_report(part)[["report", "claims", *VERDICTS]].itertuples(index=False)
     )
     told = done[done["primary"] | done["kind"].isin(VERDICTS[:4])]
     told = told.sort_values(
@@ -225,12 +225,14 @@ def readme() -> str:
         """The effect in the other arm, or beside the control, and its verdict."""
         kinds = told[which].astype(str).str.extract(f"({words})", expand=False).fillna("–")
         return [
-            kind if (ours := verify.found(r, which=f"{which}_")) == "–" else f"{ours}, {kind}"
+            kind
+            if (ours := verify.format_effect(r, which=f"{which}_")) == "–"
+            else f"{ours}, {kind}"
             for kind, r in zip(kinds, told.itertuples(), strict=True)
         ]
 
     lines = "".join(
-        f"| `{r.report}` {r.profile} | {r.says} | {verify.printed(r)} | {verify.found(r)} | {r.kind} | {tuned} | "
+        f"| `{r.report}` {r.profile} | {r.says} | {verify.format_printed(r)} | {verify.format_effect(r)} | {r.kind} | {tuned} | "
         f"{control} | {r.rows or '–'} | {r.n or '–'} |\n"
         for r, tuned, control in zip(
             told.itertuples(), other("tuned"), other("control"), strict=True
@@ -250,13 +252,13 @@ def write_readme():
     """Write the verdicts on real data between the README's markers."""
     file = ROOT / "README.md"
     before, rest = file.read_text(encoding="utf-8").split(MARKS[0])
-    runs.write(file, before + MARKS[0] + readme() + MARKS[1] + rest.split(MARKS[1])[1])
+    runs.write(file, before + MARKS[0] + readme_verdicts() + MARKS[1] + rest.split(MARKS[1])[1])
 
 
 def write_page(profile: str) -> Path:
     """Draw figures/index-<profile>.html, from each report's page and claims.csv at that profile."""
     runs.check_writable(runs.FIGURES, "QA_FIGURES")
-    p = chosen({"profile": profile})
+    p = choose_page({"profile": profile})
     name = "00_overview.ipynb"
     nb = render.load_notebook_node(str(ROOT / "notebooks" / name))
     nb = render.execute(nb, name, {"profile": p.profile})

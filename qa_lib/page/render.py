@@ -134,9 +134,9 @@ class Page(HTMLExporter):
 def page(nb, p) -> str:
     """An executed notebook as HTML; its first cell is the title block."""
     nb = (
-        present(copy.deepcopy(nb), Path(p.data).stem)
+        present_own_data(copy.deepcopy(nb), Path(p.data).stem)
         if p.profile == "own"
-        else gathered(copy.deepcopy(nb))
+        else merge_absent_notes(copy.deepcopy(nb))
     )
     title = nb.cells.pop(0).source
     text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
@@ -151,7 +151,7 @@ def page(nb, p) -> str:
             "page": {
                 "title": title,
                 "name": re.search(r"^# (.+)$", title, re.M)[1],
-                "tag": report.tag(p),
+                "tag": report.profile_tag(p),
                 "meaning": meaning,
                 "colour": colour,
                 "script": script,
@@ -173,7 +173,7 @@ def check_drawn(nb, name: str):
         raise UserError(f"there is no table or figure {name}; the page has {', '.join(names)}")
 
 
-def only(nb, name: str):
+def keep_only(nb, name: str):
     """The notebook less every cell that the table or figure `name` does without."""
     check_drawn(nb, name)
     kept, need = [], set()
@@ -195,12 +195,12 @@ The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExB
 """
 
 
-def present(nb, name: str):
+def present_own_data(nb, name: str):
     """The notebook as the page of own data: less the tables and figures that are not drawn, the sections and texts that only led to
     them, and cells tagged study: a reader with data of their own asked for one comparison, not for the report."""
 
     def dead(group: list) -> bool:
-        code = [lacks(c) for c in group if c.cell_type == "code"]
+        code = [absent_part(c) for c in group if c.cell_type == "code"]
         return bool(code) and all(code)
 
     nb.cells[0].source = OWN.format(name=name)
@@ -214,23 +214,23 @@ def present(nb, name: str):
         nb.cells = [
             c for g in groups if not dead(g) or not mark and g[0].source.startswith("##") for c in g
         ]
-    nb.cells = [c for c in nb.cells if not lacks(c)]
+    nb.cells = [c for c in nb.cells if not absent_part(c)]
     return nb
 
 
-def lacks(cell) -> str:
+def absent_part(cell) -> str:
     """What a table or figure is not drawn for; empty where it is drawn."""
     found = [o.get("data", {}).get("text/html", "") for o in cell.get("outputs", [])]
     return "".join(re.findall("“(.*?)”", text)[0] for text in found if report.ABSENT in text)
 
 
-def gathered(nb):
+def merge_absent_notes(nb):
     """The notebook with one sentence for neighbouring tables and figures that are not drawn."""
     kept: list = []
     for cell in nb.cells:
-        if lacks(cell) and kept and (before := lacks(kept[-1])):
-            parts = dict.fromkeys(f"{before}, {lacks(cell)}".split(", "))
-            kept[-1].outputs[-1].data["text/html"] = report.absent(", ".join(parts))
+        if absent_part(cell) and kept and (before := absent_part(kept[-1])):
+            parts = dict.fromkeys(f"{before}, {absent_part(cell)}".split(", "))
+            kept[-1].outputs[-1].data["text/html"] = report.note_absent(", ".join(parts))
         else:
             kept.append(cell)
     nb.cells = kept
@@ -303,9 +303,9 @@ def read_notebook(slug: str):
 
 def render(p, name: str | None = None):
     """Write a report's report.ipynb and report.html and all on it, or only the files of `name`."""
-    start, folder = time.time(), runs.page(p)
+    start, folder = time.time(), runs.page_folder(p)
     nb = read_notebook(p.report)
-    nb = execute(only(nb, name) if name else nb, find_notebook(p.report).name, p.model_dump())
+    nb = execute(keep_only(nb, name) if name else nb, find_notebook(p.report).name, p.model_dump())
     if not name:
         html = page(nb, p)
         runs.write(folder / "report.ipynb", nbformat.writes(nb))

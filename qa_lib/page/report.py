@@ -83,10 +83,10 @@ def save_table(
     address.
     Raises UserError where a row names no run.
     """
-    ids, caption = evidence(name, frame), f"{caption} {_seeds(frame)}".strip()
+    ids, caption = require_runs(name, frame), f"{caption} {_seeds(frame)}".strip()
     plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
-    _write(P, f"{name}.csv", runs.csv(plain))
-    shown = _shown(P, frame, digits)
+    _write(P, f"{name}.csv", runs.format_csv(plain))
+    shown = _format_frame(P, frame, digits)
     if (
         "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit()
     ):  # the caption says it
@@ -94,12 +94,12 @@ def save_table(
     columns = {name: _markdown(name, quote=False) for name in shown}
     rows = shown.map(_markdown).rename(columns=columns)
     rows = rows.to_markdown(index=False, disable_numparse=True)
-    _write(P, f"{name}.md", f"**{tag(P)}** {_markdown(caption)}\n\n{rows}\n")
+    _write(P, f"{name}.md", f"**{profile_tag(P)}** {_markdown(caption)}\n\n{rows}\n")
     tex = (
         shown.drop(columns="runs")
         .rename(columns=_tex)
         .map(_tex)
-        .to_latex(index=False, caption=f"[{tag(P)}] {_tex(caption)}", label=f"tab:{name}")
+        .to_latex(index=False, caption=f"[{profile_tag(P)}] {_tex(caption)}", label=f"tab:{name}")
     )
     _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
     looks = [
@@ -142,7 +142,7 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
 
     fig: a figure, axes or seaborn grid. frame: what it was drawn from; every row names its run.
     """
-    ids, fig = evidence(name, frame), getattr(fig, "figure", fig)
+    ids, fig = require_runs(name, frame), getattr(fig, "figure", fig)
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         fig.savefig(file := io.BytesIO(), format=kind, metadata=metadata)
         if kind == "png":  # 128 colours are enough and a third of the bytes
@@ -159,7 +159,7 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
     )
 
 
-def source(thing) -> Markdown:
+def show_source(thing) -> Markdown:
     """The library's own lines of a function or class, and where they stand.
 
     The file is named by its module: its path may lead through a link.
@@ -170,7 +170,7 @@ def source(thing) -> Markdown:
     return Markdown(f"`{file}`, line {first}:\n\n```python\n{code}```\n")
 
 
-def header(P, verdicts: str = "") -> Html:
+def show_header(P, verdicts: str = "") -> Html:
     """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
     sides = len(getattr(P, "side_seeds", P.seeds))
     seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
@@ -183,7 +183,7 @@ def header(P, verdicts: str = "") -> Html:
     )
     of = "a mixture" if hasattr(P, "ratios") else "of each domain"
     text = (
-        f"Encoder {runs.shown(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
+        f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
         f"examples {of}; {seeds}."
     )
     verdicts = (
@@ -201,14 +201,17 @@ def header(P, verdicts: str = "") -> Html:
 ABSENT = '<p class="absent">'
 
 
-def absent(part: str) -> Html:
+def note_absent(part: str) -> Html:
     """What stands in the place of a table or figure whose runs are not part of this page."""
     return Html(f"{ABSENT}Not part of the study at this profile and size: “{escape(part)}”.</p>")
 
 
-def provenance(P, specs: list[Spec]) -> Html:
+def show_provenance(P, specs: list[Spec]) -> Html:
     """Commit, data, machine, versions, runs and time behind a page, from the runs' records."""
-    found, made = list({record["hash"]: record for _, record in runs.records(specs)}.values()), {}
+    found, made = (
+        list({record["hash"]: record for _, record in runs.require_records(specs)}.values()),
+        {},
+    )
     for record in found:
         e = record["environment"]
         how = (
@@ -217,7 +220,7 @@ def provenance(P, specs: list[Spec]) -> Html:
             f"{e['transformers']}"
         )
         made.setdefault(how, []).append(record)
-    text = [f"{tag(P)}: {PROFILES[P.profile][0]}."]
+    text = [f"{profile_tag(P)}: {PROFILES[P.profile][0]}."]
     for how, group in made.items():
         days = sorted({r["created"][:10] for r in group})
         minutes, seconds = divmod(round(sum(r["seconds"] for r in group)), 60)
@@ -228,7 +231,7 @@ def provenance(P, specs: list[Spec]) -> Html:
     here = {r["hash"] for r in found}
     if more := [
         r
-        for h, r in runs.committed(P.report).items()
+        for h, r in runs.read_committed(P.report).items()
         if h not in here and r["spec"]["profile"] == P.profile
     ]:
         text.append(
@@ -257,7 +260,7 @@ def _commit(environment: dict) -> str:
     return f"commit {commit[:12]}"
 
 
-def evidence(name: str, frame: pd.DataFrame) -> list[str]:
+def require_runs(name: str, frame: pd.DataFrame) -> list[str]:
     """The runs that a frame comes from. Raises UserError where a row names none, unless it has no result: – under `ours`."""
     ids = [_tuple(r) for r in frame["run"]] if "run" in frame else []
     nothing = frame["ours"].eq("–") if "ours" in frame else [False] * len(frame)
@@ -267,19 +270,19 @@ def evidence(name: str, frame: pd.DataFrame) -> list[str]:
     ):
         raise UserError(
             f"{name} is not drawn: its frame, or a row of it, names no run; build it "
-            "from runs.ledger(specs), so that every number has a record"
+            "from runs.collect_ledger(specs), so that every number has a record"
         )
     return list(dict.fromkeys(x for r in ids for x in r))
 
 
-def tag(P) -> str:
+def profile_tag(P) -> str:
     """The profile's tag, e.g. QUICK; with the size where it has two."""
     return P.profile.upper() + (f" {P.size}" if P.profile == "real" else "")
 
 
 def _badge(P) -> str:
     style = f"background:{PROFILES[P.profile][1]};color:#fff;padding:0 .4em;border-radius:.2em"
-    return f'<strong style="{style}">{tag(P)}</strong>'
+    return f'<strong style="{style}">{profile_tag(P)}</strong>'
 
 
 def _tuple(run) -> tuple:
@@ -322,7 +325,7 @@ def _seeds(frame: pd.DataFrame) -> str:
     return f"n = {n.min()}{f' to {n.max()}' if n.max() > n.min() else ''} seeds{f' ({n.min()}: {few})' * bool(few)}."
 
 
-def _shown(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
+def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
     """The frame as text, one line a cell: "mean ± sd", missing seeds counted, runs by the digits of
     their hash."""
 
@@ -378,4 +381,4 @@ def _tex(text: str) -> str:
 
 
 def _write(P, file: str, content: str | bytes):
-    runs.write(runs.page(P) / file, content)
+    runs.write(runs.page_folder(P) / file, content)

@@ -8,19 +8,19 @@ from scipy.special import rel_entr
 
 from qa_lib.evidence import stats
 from qa_lib.reports import catalogue
-from qa_lib.reports.trials import kept
+from qa_lib.reports.trials import selected_evaluation
 from qa_lib.settings import params
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 
-def named(frame: pd.DataFrame) -> pd.DataFrame:
+def add_display_names(frame: pd.DataFrame) -> pd.DataFrame:
     """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40"), both in their order; `rate`
     and `dropout` as text."""
     ratios = sorted(frame["ratio"].dropna().unique())
     text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
     mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
-    names = [catalogue.MODELS[catalogue.model(v)][0] for v in frame["variant"]]
+    names = [catalogue.MODELS[catalogue.model_of(v)][0] for v in frame["variant"]]
     known = [name for name, _ in catalogue.MODELS.values() if name in set(names)]
     rates = sorted(frame["learning_rate"].unique()) if "learning_rate" in frame else []
     shown = [np.format_float_scientific(r, trim="-", exp_digits=1) for r in rates]
@@ -40,7 +40,7 @@ def named(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(model=pd.Categorical(names, known, ordered=True), mixture=mixture, **text)
 
 
-def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
+def average_over_seeds(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
     """Mean and sd over seeds: a row for each group of `by`, with test rows n, seeds and runs."""
     rows = []
     for key, group in ledger.groupby(by, sort=True, observed=True):
@@ -53,13 +53,13 @@ def by_seed(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def values(ledger: pd.DataFrame, **which) -> pd.Series:
+def select_values(ledger: pd.DataFrame, **which) -> pd.Series:
     """EM, or another metric, of the runs whose columns are as given, one value a seed."""
     which = {"metric": "em"} | which
     return ledger[(ledger[[*which]] == pd.Series(which)).all(axis=1)].set_index("seed")["value"]
 
 
-def recorded(specs: list[Spec]) -> pd.DataFrame:
+def collect_costs(specs: list[Spec]) -> pd.DataFrame:
     """A row for each run: labels, rows of each domain, what its record says of data, size and cost."""
     costs = (
         "seconds",
@@ -69,25 +69,25 @@ def recorded(specs: list[Spec]) -> pd.DataFrame:
         "parameters",
         "active_parameters",
     )
-    return named(
+    return add_display_names(
         pd.DataFrame(
             [
-                runs.labels(s, r)
+                runs.label_columns(s, r)
                 | dict(zip(s.domains, s.rows, strict=True))
                 | r["data"]
                 | {k: r[k] for k in costs}
-                for s, r in runs.records(specs)
+                for s, r in runs.require_records(specs)
             ]
         )
     )
 
 
-def datasets(P, specs: list[Spec]) -> pd.DataFrame:
+def describe_datasets(P, specs: list[Spec]) -> pd.DataFrame:
     """A row for each test set: rows trained and tested on, rows of several windows, what the encoder had seen of it."""
-    found, rows = runs.records(specs), []
+    found, rows = runs.require_records(specs), []
     unknown = "no: generated" if P.source == "embedded" else "not stated"
     for name in specs[0].tests:
-        known, scores = params.datasets(P.source, P.data)[name], found[0][1]["metrics"][name]
+        known, scores = params.read_datasets(P.source, P.data)[name], found[0][1]["metrics"][name]
         most = max(
             (n for s in specs for d, n in zip(s.domains, s.rows, strict=True) if d == name),
             default=0,
@@ -111,14 +111,14 @@ def datasets(P, specs: list[Spec]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def routing(specs: list[Spec]) -> pd.DataFrame:
+def collect_routing(specs: list[Spec]) -> pd.DataFrame:
     """Where the test sets' tokens went: a row for each run, set and expert, with its share of the set's routed picks."""
-    return named(
+    return add_display_names(
         pd.DataFrame(
             [
-                runs.labels(s, r)
+                runs.label_columns(s, r)
                 | {"set": name, "expert": i + 1, "share": n / sum(r["load"][name])}
-                for s, r in runs.records(specs)
+                for s, r in runs.require_records(specs)
                 for name in s.tests
                 for i, n in enumerate(r["load"][name])
             ]
@@ -126,23 +126,23 @@ def routing(specs: list[Spec]) -> pd.DataFrame:
     )
 
 
-def routed(specs: list[Spec]) -> pd.DataFrame:
+def collect_router_steps(specs: list[Spec]) -> pd.DataFrame:
     """What the router did in training: a row for each run and logging step, with both losses, the share of dropped picks and
     the largest expert's load in multiples of an even share."""
-    return named(
+    return add_display_names(
         pd.DataFrame(
             [
-                runs.labels(s, r)
+                runs.label_columns(s, r)
                 | {k: step[k] for k in ("step", "balance_loss", "z_loss", "dropped")}
                 | {"largest load": max(step["load"]) * len(step["load"])}
-                for s, r in runs.records(specs)
+                for s, r in runs.require_records(specs)
                 for step in r["load"]["training"]
             ]
         )
     )
 
 
-def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
+def contrasting_answers(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
     """Answers of two runs to the same question, chosen by rule: of each test set, ids in order, the first two that only `ours`
     answers exactly, the first two that only `theirs` does, the first that neither does."""
     pair = [examples[examples["run"] == run].set_index(["set", "id"]) for run in (ours, theirs)]
@@ -166,14 +166,16 @@ def sides(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
     )
 
 
-def answers(P, central: dict[str, Spec], tests) -> pd.DataFrame:
+def answers_table(P, central: dict[str, Spec], tests) -> pd.DataFrame:
     """Table 1: the answers of V-DB and tuned ExBERT that `sides` chooses; central: the runs by variant, tests: data.tests.
 
     As text beside question and gold answer where the text is ours or the reader's own; else as character spans, since real text
     is not published.
     """
     pair = [central["exbert-tuned"], central["v-db"]]
-    found = sides(runs.examples(pair), *(record["run"] for _, record in runs.records(pair)))
+    found = contrasting_answers(
+        runs.collect_examples(pair), *(record["run"] for _, record in runs.require_records(pair))
+    )
     if P.source not in ("embedded", "own"):
         spans = {
             name: found[f"start_{side}"].astype(str) + "–" + found[f"end_{side}"].astype(str)
@@ -211,65 +213,66 @@ def answers(P, central: dict[str, Spec], tests) -> pd.DataFrame:
     )
 
 
-def lowest(specs: list[Spec]) -> pd.DataFrame:
+def lowest_validation_loss(specs: list[Spec]) -> pd.DataFrame:
     """A row for each setting of the sweeps: epoch of the lowest validation loss, that loss, training loss of the last epoch."""
-    frame = named(stats.curves(runs.histories(specs)))
+    frame = add_display_names(stats.curves(runs.collect_histories(specs)))
     frame = frame.fillna({"dropout": "none"}).assign(
         layer=frame["experts"].map("{:.0f} experts".format).replace("nan experts", "none"),
         balance=frame["balance"].map("{:g}".format).replace("nan", "–"),
     )
-    return by_seed(
+    return average_over_seeds(
         frame,
         ["model", "blocks", "layer", "rate", "dropout", "balance"],
         ("best_epoch", "validation_loss", "train_loss"),
     )
 
 
-def trials(specs: list[Spec]) -> pd.DataFrame:
-    """A row for each trial of a model: rate and epochs, of a mixture its experts', and the look (runs.histories) that it kept."""
+def trials_table(specs: list[Spec]) -> pd.DataFrame:
+    """A row for each trial of a model: rate and epochs, of a mixture its experts', and the look (runs.collect_histories) that it kept."""
     rows = [
-        runs.labels(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, **h}
-        for s, r in runs.records(specs)
+        runs.label_columns(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, **h}
+        for s, r in runs.require_records(specs)
         for e in [s.parents[0] if s.gate else s]
-        for h in [kept(s, r)]
+        for h in [selected_evaluation(s, r)]
     ]
-    return named(pd.DataFrame(rows)).sort_values(["model", "rate", "epochs"])
+    return add_display_names(pd.DataFrame(rows)).sort_values(["model", "rate", "epochs"])
 
 
-def parts(specs: list[Spec]) -> pd.DataFrame:
+def scores_by_part(specs: list[Spec]) -> pd.DataFrame:
     """EM of each run on the datasets that its pooled test sets are made of: a row for each run, set and dataset."""
-    rows = runs.examples(specs)
+    rows = runs.collect_examples(specs)
     em = (
         rows[rows["part"].notna()]
         .groupby(["run", "variant", "seed", "set", "part"], as_index=False)["em"]
         .agg(["mean", "size"])
     )
-    return named(
+    return add_display_names(
         em.rename(columns={"mean": "value", "size": "n"}).assign(metric="em", ratio=np.nan)
     )
 
 
-def weights(P, specs: list[Spec]) -> pd.DataFrame:
+def mean_weights(P, specs: list[Spec]) -> pd.DataFrame:
     """What mixtures trust: the mean weight of each expert, a row for each run, dataset and expert."""
-    rows = runs.examples(specs)
+    rows = runs.collect_examples(specs)
     rows = rows.assign(dataset=rows["part"].fillna(rows["set"]))
     rows = rows.rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
     mean = rows.groupby(["run", "variant", "seed", "dataset"], as_index=False)[P.domains].mean()
-    return named(
+    return add_display_names(
         mean.melt(["run", "variant", "seed", "dataset"], P.domains, "expert", "weight").assign(
             ratio=np.nan
         )
     )
 
 
-def calibration(P, mixture: Spec) -> pd.DataFrame:
+def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
     """Is a gate's weight a probability? Pairs of question and expert in ten bins of equal width of the weight: their mean weight
     and the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
-    rows = runs.examples([mixture]).rename(
+    rows = runs.collect_examples([mixture]).rename(
         columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)}
     )
     pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
-        runs.experts(mixture)[["set", "id", "expert", "em"]], on=["set", "id", "expert"]
+        runs.collect_expert_examples(mixture)[["set", "id", "expert", "em"]],
+        on=["set", "id", "expert"],
     )
     inside = pairs["set"].isin(P.domains)
     own = pairs[inside].assign(
@@ -287,17 +290,18 @@ def calibration(P, mixture: Spec) -> pd.DataFrame:
     )
 
 
-def miscalibrated(bins: pd.DataFrame) -> float:
+def calibration_error(bins: pd.DataFrame) -> float:
     r"""Expected calibration error of `calibration`'s bins (Guo et al. 2017, eq. 5): $\sum_b \frac{n_b}{N} |share_b - weight_b|$."""
     return float(np.average((bins["share"] - bins["weight"]).abs(), weights=bins["pairs"]))
 
 
-def overruled(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
+def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
     """Table 3 by rule: of each dataset of the first pool, ids in order, the first two questions on which the mixture is wrong, the
     expert with the largest weight is wrong and another is right; and a sentence that counts how often the gate finds the one
     expert that is right."""
     experts, rows = (
-        x[x["set"] == P.pools[0]] for x in (runs.experts(mixture), runs.examples([mixture]))
+        x[x["set"] == P.pools[0]]
+        for x in (runs.collect_expert_examples(mixture), runs.collect_examples([mixture]))
     )
     rows = rows.set_index("id").sort_index()
     right = (
@@ -326,7 +330,7 @@ def overruled(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
 
 
 def mutual_information(share: pd.DataFrame) -> float:
-    r"""Bits that the expert a pick went to tells about its domain, the domains counted alike; share: tables.routing of one run.
+    r"""Bits that the expert a pick went to tells about its domain, the domains counted alike; share: tables.collect_routing of one run.
 
     $$I(D; E) = \sum_{d,e} p(d)\,p(e \mid d)\,\log_2 \frac{p(e \mid d)}{p(e)}$$
     """

@@ -30,6 +30,6 @@ MODELS = {  # variant: name, its one colour everywhere (after Okabe and Ito, dar
 }
 
 
-def model(variant: str) -> str:
+def model_of(variant: str) -> str:
     """The model behind a variant: v-db-full, v-db-curve … are V-DB on other rows or epochs."""
-    return variant if variant in MODELS else model(variant.rsplit("-", 1)[0])
+    return variant if variant in MODELS else model_of(variant.rsplit("-", 1)[0])

@@ -1,7 +1,7 @@
 """Report 2, Bring in the ExBERT (Fan, Fan, Song; CS 7643): a DistilBERT with a sparse ST-MoE layer (qa_lib/models/st_moe.py).
 
-The block and the model; who routes where; and the list of the report's runs: V-DB (the plain span model, encoders.SpanModel),
-ExBERT, the controls that could explain its gain, sweeps, and equal trials for all.
+The list of the report's runs: V-DB (the plain span model, models/heads.py), ExBERT (models/exbert.py), the controls that could
+explain its gain, sweeps, and equal trials for all.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from qa_lib.settings.spec import Spec
 HEADLINE, DENSE = ("v-db", "exbert-tuned", "plain-tuned"), ("dense-compute", "dense-parameters")
 
 
-def variants(p: Exbert) -> dict[str, dict]:
+def model_settings(p: Exbert) -> dict[str, dict]:
     """The models that are compared: fields of their runs, with the report's rates and epochs."""
     layer = Layer(**p.model_dump(include=set(Layer.model_fields)))
     front = layer.model_copy(update={"dropout_at": p.tuned_dropout})
@@ -41,7 +41,7 @@ def plan(p: Exbert) -> list[Spec]:
     """
     shared = p.model_dump(include=set(Spec.model_fields)) | {
         "folder": p.data,
-        "weights": encoder_files.weights(p.encoder),
+        "weights": encoder_files.identify_weights(p.encoder),
         "recipe": 1,
     }
 
@@ -86,12 +86,14 @@ def plan(p: Exbert) -> list[Spec]:
         ]
 
     found = [
-        s for arm in p.arms for s in (printed(p, specs) if arm == "printed" else tuned(p, specs))
+        s
+        for arm in p.arms
+        for s in (plan_printed_arm(p, specs) if arm == "printed" else plan_tuned_arm(p, specs))
     ]
     return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
 
 
-def compared(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
+def headline_runs(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
     """The models over the mixtures (Fig. 6), with the controls."""
     runs_, others = [], [r for r in p.ratios if r != p.centre]
     for name in HEADLINE if "headline" in p.experiments else []:
@@ -104,17 +106,21 @@ def compared(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
     return runs_
 
 
-def curves(p: Exbert, specs: Callable, **fields) -> list[Spec]:
+def sweep_runs(p: Exbert, specs: Callable, **fields) -> list[Spec]:
     """A run of a sweep: the same schedule for all, losses after each epoch. `fields` of the run or of the layer."""
     layer = {k: fields.pop(k) for k in list(fields) if k in Layer.model_fields}
-    fields |= {"layer": variants(p)["exbert"]["layer"].model_copy(update=layer)}
+    fields |= {"layer": model_settings(p)["exbert"]["layer"].model_copy(update=layer)}
     return specs("exbert-curve", [p.centre], p.side_seeds, epochs=p.curve_epochs, **fields)
 
 
-def printed(p: Exbert, specs: Callable) -> list[Spec]:
+def plan_printed_arm(p: Exbert, specs: Callable) -> list[Spec]:
     """Arm `printed`: the report's own rates, epochs and sweeps."""
-    models, five, four = variants(p), {"learning_rate": p.tuned_rate}, {"blocks": p.tuned_blocks}
-    runs_, seeds = compared(p, specs, models), p.side_seeds
+    models, five, four = (
+        model_settings(p),
+        {"learning_rate": p.tuned_rate},
+        {"blocks": p.tuned_blocks},
+    )
+    runs_, seeds = headline_runs(p, specs, models), p.side_seeds
     if "ratios" in p.experiments:
         runs_ += specs("v-db", p.ratios, seeds)
     if "untuned" in p.experiments:
@@ -135,7 +141,7 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
     sweeps = {
         "blocks": [{"blocks": b} for b in p.sweep_blocks],
         "experts": [{"experts": e} for e in p.sweep_experts],
-        "rates": [four | {"learning_rate": rounded(m * p.learning_rate)} for m in p.sweep_rates],
+        "rates": [four | {"learning_rate": round_rate(m * p.learning_rate)} for m in p.sweep_rates],
         "dropout": [four | five | {"dropout_at": a} for a in p.sweep_dropout]
         + [
             four | five | {"dropout_at": p.tuned_dropout, "layer_dropout": d}
@@ -144,7 +150,7 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
         + [
             four
             | {
-                "learning_rate": rounded(p.learning_rate / 2),
+                "learning_rate": round_rate(p.learning_rate / 2),
                 "dropout_at": "both",
                 "layer_dropout": 0.3,
             }
@@ -158,7 +164,7 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
         for name, points in sweeps.items()
         if name in p.experiments
         for at in points
-        for s in curves(p, specs, **at)
+        for s in sweep_runs(p, specs, **at)
     ]
     if "rates" in p.experiments:
         runs_ += [
@@ -171,11 +177,11 @@ def printed(p: Exbert, specs: Callable) -> list[Spec]:
     return runs_
 
 
-def tuned(p: Exbert, specs: Callable) -> list[Spec]:
+def plan_tuned_arm(p: Exbert, specs: Callable) -> list[Spec]:
     """Arm `tuned`: the same trials for every model (qa_lib/reports/trials.py), one seed, at the centre; then what the best of them say."""
     models = {
         m: f
-        for m, f in variants(p).items()
+        for m, f in model_settings(p).items()
         if m in HEADLINE or m in DENSE and "dense" in p.experiments
     }
 
@@ -189,29 +195,29 @@ def tuned(p: Exbert, specs: Callable) -> list[Spec]:
             **models[model] | {"learning_rate": rate, "epochs": epochs},
         )[0]
 
-    every, best = trials.chosen(list(models), trial, p.trial_rates, p.trial_epochs)
+    every, best = trials.choose_by_trials(list(models), trial, p.trial_rates, p.trial_epochs)
     if not best:
         return every
     frozen = {
         m: models[m] | {"learning_rate": rate, "epochs": epochs, "arm": "tuned"}
         for m, (rate, epochs) in best.items()
     }
-    runs_ = every + compared(p, specs, frozen)
+    runs_ = every + headline_runs(p, specs, frozen)
     if "rates" in p.experiments:
         runs_ += [
             s
             for m in p.sweep_rates
-            for s in curves(
+            for s in sweep_runs(
                 p,
                 specs,
                 arm="tuned",
                 blocks=p.tuned_blocks,
-                learning_rate=rounded(m * best["v-db"][0]),
+                learning_rate=round_rate(m * best["v-db"][0]),
             )
         ]
     return runs_
 
 
-def rounded(rate: float) -> float:
+def round_rate(rate: float) -> float:
     """A rate as one would write it: 3 × 1e-4 is 3e-4, so that runs of the same rate are the same run."""
     return float(f"{rate:.6g}")

@@ -1,6 +1,6 @@
 r"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts, each fine-tuned on one dataset, mixed by a gate.
 
-The experts are plain span models (encoders.SpanModel), trained one by one and frozen. What they say of a window is computed once
+The experts are plain span models (models/heads.py), trained one by one and frozen. What they say of a window is computed once
 (qa_lib/training/frozen.py); a mixture weighs it. The list of the report's runs closes the file.
 """
 
@@ -26,7 +26,7 @@ def plan(p: Moe) -> list[Spec]:
     recorded."""
     shared = p.model_dump(include=set(Spec.model_fields)) | {
         "folder": p.data,
-        "weights": encoder_files.weights(p.encoder),
+        "weights": encoder_files.identify_weights(p.encoder),
         "recipe": 1,
         "tests": [*p.domains, *p.pools],
         "starter": True,
@@ -58,20 +58,20 @@ def plan(p: Moe) -> list[Spec]:
     shared["parents"] = start
     found = []
     if "printed" in p.arms:
-        found += [s for seed in p.seeds for s in printed(p, shared | {"seed": seed})]
+        found += [s for seed in p.seeds for s in plan_printed_arm(p, shared | {"seed": seed})]
         # further seeds of what Fig. 2 compares, for its curves alone: with more test scores these two would have other seeds than
         # the models beside them
         found += [
             s
             for seed in p.curve_seeds
             for m in ("baseline", f"moe-reinit-{p.reinit_blocks}")
-            for s in compared(p, shared | {"seed": seed, "tests": []}, m)
+            for s in model_runs(p, shared | {"seed": seed, "tests": []}, m)
         ]
-    found += tuned(p, shared | {"arm": "tuned"}) if "tuned" in p.arms else []
+    found += plan_tuned_arm(p, shared | {"arm": "tuned"}) if "tuned" in p.arms else []
     return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
 
 
-def trained(
+def domain_run(
     p: Moe, shared: dict, variant: str, domains: dict[str, int] | None = None, **fields
 ) -> Spec:
     """A run on so many rows of each domain; by default on all in-domain ones. Alone or together, a domain gives the same rows."""
@@ -90,14 +90,14 @@ def trained(
     )
 
 
-def mixed(
+def mixture_run(
     p: Moe, shared: dict, variant: str, experts: list[Spec], gate: dict | None = None, **fields
 ) -> Spec:
     """A mixture of experts; its gate learns on what the baseline learns on."""
     g = Gate(
         **{"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {})
     )
-    return trained(
+    return domain_run(
         p,
         shared,
         variant,
@@ -123,40 +123,40 @@ FEW = {
 }  # too few rows to set any aside
 
 
-def compared(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
+def model_runs(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
     """One of the report's four models, last in the list, after its experts; `fields` of what is fine-tuned."""
     anew = {"reinit": p.reinit_blocks} if "reinit" in model else {}
     if "moe" not in model:
-        return [trained(p, shared, model, **anew | fields)]
+        return [domain_run(p, shared, model, **anew | fields)]
     fields = ({"epochs": p.reinit_epochs} if anew else {}) | anew | fields
     experts = [
-        trained(p, shared, f"{model.replace('moe', 'expert')}-{d}", {d: p.train_rows}, **fields)
+        domain_run(p, shared, f"{model.replace('moe', 'expert')}-{d}", {d: p.train_rows}, **fields)
         for d in p.domains
     ]
-    return [*experts, mixed(p, shared, model, experts)]
+    return [*experts, mixture_run(p, shared, model, experts)]
 
 
-def printed(p: Moe, shared: dict) -> list[Spec]:
+def plan_printed_arm(p: Moe, shared: dict) -> list[Spec]:
     """Arm `printed`, one seed: the report's rate and epochs; baseline, experts, mixtures, and what is compared with them.
 
     In the order of their weight for the report, long runs before the gates that cost nothing.
     """
 
     def run(*args, **fields) -> Spec:
-        return trained(p, shared, *args, **fields)
+        return domain_run(p, shared, *args, **fields)
 
     found, top, few_rows = (
-        compared(p, shared, "baseline"),
+        model_runs(p, shared, "baseline"),
         p.reinit_blocks,
         dict.fromkeys(p.few_shot, p.few_rows),
     )
-    *experts, moe = compared(p, shared, "moe")
+    *experts, moe = model_runs(p, shared, "moe")
     if "mixture" in p.experiments:
         found += [*experts, moe]
     if "reinit" in p.experiments:
         found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)]
         found += [run(f"reload-{top}", reinit=top, reinit_from="lower")]
-        found += compared(p, shared, f"moe-reinit-{top}")
+        found += model_runs(p, shared, f"moe-reinit-{top}")
     if "longer" in p.experiments:
         found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
     if "last" in p.experiments:
@@ -167,9 +167,9 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
             within = (
                 {"tests": p.domains} if rule in ("own", "others") else {}
             )  # a new domain has no expert of its own
-            found += [mixed(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
+            found += [mixture_run(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
         found += [
-            mixed(
+            mixture_run(
                 p,
                 shared,
                 "told-dataset",
@@ -180,11 +180,14 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
             )
         ]
     if "gates" in p.experiments:
-        found += [mixed(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
+        found += [mixture_run(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
         found += [
-            mixed(p, shared, f"moe-layers-{n}", experts, {"layers": n}) for n in p.sweep_layers
+            mixture_run(p, shared, f"moe-layers-{n}", experts, {"layers": n})
+            for n in p.sweep_layers
         ]
-        found += [mixed(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs]
+        found += [
+            mixture_run(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs
+        ]
     few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
     if "few-shot" in p.experiments:  # as many steps with altered copies as without
         found += [
@@ -201,15 +204,15 @@ def printed(p: Moe, shared: dict) -> list[Spec]:
         found += [
             *experts,
             *more,
-            mixed(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW),
+            mixture_run(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW),
         ]
     if "clusters" in p.experiments:
         alike = [run(f"expert-cluster-{k + 1}", cluster=[k, p.clusters]) for k in range(p.clusters)]
-        found += [*alike, mixed(p, shared, "moe-clusters", alike)]
+        found += [*alike, mixture_run(p, shared, "moe-clusters", alike)]
     return found
 
 
-def tuned(p: Moe, shared: dict) -> list[Spec]:
+def plan_tuned_arm(p: Moe, shared: dict) -> list[Spec]:
     """Arm `tuned`: the same trials for each of the report's four models (qa_lib/reports/trials.py), one seed; then what they chose.
 
     A trial of a mixture trains all its experts at one rate; its gate learns as always.
@@ -218,13 +221,13 @@ def tuned(p: Moe, shared: dict) -> list[Spec]:
     parts: list[Spec] = []
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
-        specs = compared(
+        specs = model_runs(
             p, shared | {"seed": p.seeds[0], "tests": []}, model, learning_rate=rate, epochs=epochs
         )
         parts.extend(specs)
         return specs[-1].model_copy(update={"variant": f"{model}-trial"})
 
-    every, best = trials.chosen(models, trial, p.trial_rates, p.trial_epochs)
+    every, best = trials.choose_by_trials(models, trial, p.trial_rates, p.trial_epochs)
     every = [
         s.model_copy(update={"variant": f"{s.variant}-trial"})
         for s in parts
@@ -234,5 +237,5 @@ def tuned(p: Moe, shared: dict) -> list[Spec]:
         s
         for seed in p.seeds
         for m, (rate, epochs) in best.items()
-        for s in compared(p, shared | {"seed": seed}, m, learning_rate=rate, epochs=epochs)
+        for s in model_runs(p, shared | {"seed": seed}, m, learning_rate=rate, epochs=epochs)
     ]

@@ -13,7 +13,7 @@ def plan(p) -> list[Spec]:
     return importlib.import_module(f"qa_lib.reports.{p.report}").plan(p)
 
 
-def sizes(args: argparse.Namespace) -> list[str | None]:
+def possible_sizes(args: argparse.Namespace) -> list[str | None]:
     """The sizes that a command line may mean, the largest first."""
     return (
         ["full", "small"]
@@ -22,12 +22,12 @@ def sizes(args: argparse.Namespace) -> list[str | None]:
     )
 
 
-def settle(args: argparse.Namespace):
+def parameters_to_render(args: argparse.Namespace):
     """Parameters of what a command line wants drawn: of the size it names, else of the largest whose runs all have
     records. Raises UserError where runs are missing."""
-    for size in sizes(args):
-        p = command_line.from_args(args, size)
-        if all(runs.find(s) for s in plan(p)):
+    for size in possible_sizes(args):
+        p = command_line.load_from_args(args, size)
+        if all(runs.find_record(s) for s in plan(p)):
             break
-    runs.records(plan(p))  # says what is missing
+    runs.require_records(plan(p))  # says what is missing
     return p

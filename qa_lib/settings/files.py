@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qa_lib.settings.params import UserError
-from qa_lib.settings.spec import canonical, digest
+from qa_lib.settings.spec import canonical, digest_file
 
 SEAL = "complete"  # the name of a sealed folder's last file
 PROBE = b"\0" * 2**20  # what a disk must still take: a page has about as many bytes
@@ -70,7 +70,7 @@ def seal(folder: Path, **notes: float):
     for path in sorted(folder.rglob("*")):
         sync(path)
         if path.is_file() and path.name != SEAL:
-            sums[path.relative_to(folder).as_posix()] = digest(path)
+            sums[path.relative_to(folder).as_posix()] = digest_file(path)
     sync(folder)
     write(folder / SEAL, canonical({"files": sums, **notes}))
     sync(folder.parent)
@@ -84,7 +84,7 @@ def read_seal(folder: Path) -> dict | None:
     try:
         told = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         for name, sha in told["files"].items():
-            if digest(folder / name) != sha:
+            if digest_file(folder / name) != sha:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

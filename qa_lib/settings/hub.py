@@ -9,12 +9,12 @@ import yaml
 
 from qa_lib.settings.files import write
 from qa_lib.settings.params import ROOT, UserError
-from qa_lib.settings.spec import digest
+from qa_lib.settings.spec import digest_file
 
 PINS = ROOT / "params" / "pins.yaml"
 
 
-def offline(kind: str, repo: str, error: Exception) -> UserError:
+def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
     """One sentence about a hub repository that cannot be had, with the cures that apply.
 
     kind: "dataset" or "model", which is an encoder; repo may be the name of a folder, mistyped.
@@ -72,7 +72,7 @@ def suggest_folder(name: str) -> str:
     return known[near[0]] if near else ""
 
 
-def revision(repo: str, kind: str = "dataset") -> str:
+def resolve_revision(repo: str, kind: str = "dataset") -> str:
     """The pinned commit of a hub repository; resolved, announced and written at first use."""
     pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {} if PINS.exists() else {}
     if repo not in pins:
@@ -81,7 +81,7 @@ def revision(repo: str, kind: str = "dataset") -> str:
         try:
             pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
         except Exception as e:
-            raise offline(kind, repo, e) from None
+            raise describe_offline(kind, repo, e) from None
         write(
             PINS,
             "# Commits of hub repositories, written by `make pin` or at first use.\n"
@@ -91,4 +91,4 @@ def revision(repo: str, kind: str = "dataset") -> str:
     return pins[repo]
 
 
-sha256 = cache(digest)  # data are large, and stay as they are while a process lives
+sha256 = cache(digest_file)  # data are large, and stay as they are while a process lives

@@ -1,6 +1,6 @@
-"""Parameters: YAML files, command lines, notebooks, and what is wrong with them (the parameters themselves: settings.py).
+"""Parameters: from YAML files and notebooks, validated, and what is wrong with them (the parameters themselves: parameters.py).
 
-* `load`, `from_names`, `from_args`   a report's validated parameters
+* `load_params`, `load_from_names`   a report's validated parameters
 * `UserError`   one sentence for a user's mistake: what is wrong, where, what to do
 """
 
@@ -176,7 +176,7 @@ def show_value(value) -> str:
     return repr(value)
 
 
-def load(
+def load_params(
     slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None
 ) -> Any:
     """The validated parameters of a report.
@@ -199,7 +199,7 @@ def load(
     return validate(REPORTS[slug], values | given, places | dict.fromkeys(given, "PARAMS (-p): "))
 
 
-def from_names(slug: str, names: dict[str, Any]) -> Any:
+def load_from_names(slug: str, names: dict[str, Any]) -> Any:
     """Parameters from a notebook's names: every public scalar, or list of them, must be a parameter.
 
     Papermill only warns about a parameter it does not know; this refuses it.
@@ -228,7 +228,7 @@ def default_profile() -> str:
 
 
 @cache
-def datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
+def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     """The datasets of a source, from params/datasets.yaml; of source own, from the file that `make own` wrote."""
     if source == "own":
         if not Path(file).exists():

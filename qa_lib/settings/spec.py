@@ -120,11 +120,11 @@ class Spec(Strict):
             update={"precision": "fp32", "parents": [p.in_fp32() for p in self.parents]}
         )
 
-    def everywhere(self) -> list["Spec"]:
+    def machine_variants(self) -> list["Spec"]:
         """The same training as one machine or another does it."""
         return [self.on_gpu(), self, self.on_gpu().in_fp32(), self.in_fp32()]
 
-    def here(self) -> "Spec":
+    def for_this_machine(self) -> "Spec":
         """The same training as this machine does it."""
         import torch  # only training looks at the machine
 
@@ -146,7 +146,7 @@ def canonical(value: Any) -> str:
     )
 
 
-def digest(path: Path) -> str:
+def digest_file(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

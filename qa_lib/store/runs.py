@@ -8,8 +8,6 @@
 
 Lookup is by hash (spec.Spec.hash); the variant is a label that the plan gives. Records are portable: copied to
 another machine they give every table, figure and page without a GPU and without data.
-
-    python -m qa_lib land REPORT …     completed runs of profile real or paper → records/
 """
 
 import hashlib
@@ -25,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from qa_lib.settings.files import check_writable, write
 from qa_lib.settings.params import ROOT, UserError
-from qa_lib.settings.spec import Spec, canonical, digest
+from qa_lib.settings.spec import Spec, canonical, digest_file
 
 
 def find_place(variable: str, name: str) -> Path:
@@ -43,7 +41,7 @@ LIMIT = 4 * 1024 * 1024  # bytes a committed file may have
 SCORING = 2
 
 
-def folder(spec: Spec) -> Path:
+def run_folder(spec: Spec) -> Path:
     """The run's folder: the one that carries its hash, whatever variant named it first."""
     found = sorted((RUNS / spec.report).glob(f"*-{spec.hash[:8]}"))
     return found[0] if found else RUNS / spec.report / spec.run
@@ -54,13 +52,13 @@ def readable_name(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def shown(encoder: str) -> str:
+def encoder_display_name(encoder: str) -> str:
     """An encoder's name in records and on pages: of a folder its own name, since its path is the machine's."""
     name = Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
     return readable_name(name)
 
 
-def page(P) -> Path:
+def page_folder(P) -> Path:
     """The folder of a page and all on it: figures/<report>/<profile>, of own data figures/<report>/own-<name>."""
     return FIGURES / P.report / (f"own-{Path(P.data).stem}" if P.profile == "own" else P.profile)
 
@@ -78,15 +76,15 @@ def check_store():
 
 def check_page(P):
     """Raises UserError where a page, or results.csv beside it, cannot be written."""
-    check_writable(page(P), "QA_FIGURES")
+    check_writable(page_folder(P), "QA_FIGURES")
 
 
-def csv(frame: pd.DataFrame) -> str:
+def format_csv(frame: pd.DataFrame) -> str:
     """A frame as a .csv file: the same numbers give the same bytes."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def parquet(frame: pd.DataFrame) -> bytes:
+def format_parquet(frame: pd.DataFrame) -> bytes:
     """A frame as a .parquet file."""
     return frame.to_parquet(None, compression="zstd", index=False)
 
@@ -99,20 +97,21 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     for name, scores in record["metrics"].items():
         if bad := [k for k, v in scores.items() if not math.isfinite(v)]:
             raise ValueError(f"{spec.run}: {bad[0]} on {name} is {scores[bad[0]]}")
-    at = folder(spec)
+    at = run_folder(spec)
     at.mkdir(parents=True, exist_ok=True)
-    write(at / "examples.parquet", parquet(examples))
+    write(at / "examples.parquet", format_parquet(examples))
     record = {
         "run": spec.run,
         "hash": spec.hash,
         "report": spec.report,
         "variant": spec.variant,
         "seed": spec.seed,
-        "spec": spec.model_dump(exclude={"parents", "folder"}) | {"encoder": shown(spec.encoder)},
+        "spec": spec.model_dump(exclude={"parents", "folder"})
+        | {"encoder": encoder_display_name(spec.encoder)},
         "parents": [p.hash for p in spec.parents],
         "scoring": SCORING,
         **record,
-        "files": {"examples.parquet": digest(at / "examples.parquet")},
+        "files": {"examples.parquet": digest_file(at / "examples.parquet")},
     }
     record["checksum"] = checksum(record)
     write(at / "metrics.json", canonical(record))
@@ -125,7 +124,7 @@ def _read(at: Path) -> dict | None:
     try:
         record = json.loads((at / "metrics.json").read_text(encoding="utf-8"))
         if record["checksum"] != checksum(record) or any(
-            digest(at / f) != sha for f, sha in record["files"].items()
+            digest_file(at / f) != sha for f, sha in record["files"].items()
         ):
             raise ValueError("its checksum does not fit")
     except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
@@ -135,7 +134,7 @@ def _read(at: Path) -> dict | None:
 
 
 @cache
-def committed(report: str) -> dict[str, dict]:
+def read_committed(report: str) -> dict[str, dict]:
     """Committed records by hash. Raises UserError for a damaged line."""
     file = RECORDS / report / "runs.jsonl"
     found = {}
@@ -152,41 +151,44 @@ def committed(report: str) -> dict[str, dict]:
     return found
 
 
-def stored(report: str) -> list[dict]:
+def read_all(report: str) -> list[dict]:
     """Every complete record of a report, committed or in the store."""
-    found = dict(committed(report))
+    found = dict(read_committed(report))
     for at in sorted((RUNS / report).glob("*/metrics.json")):
         if record := _read(at.parent):
             found.setdefault(record["hash"], record)
     return list(found.values())
 
 
-def find(spec: Spec, fresh: bool = False) -> dict | None:
+def find_record(spec: Spec, fresh: bool = False) -> dict | None:
     """The complete record of a training, or None.
 
     A record from another kind of machine (a GPU, one without bf16) serves too. Complete: it holds every test set the plan
     asks for. fresh: committed records do not count.
     """
-    for s in spec.everywhere():
-        for record in (_read(folder(s)), None if fresh else committed(s.report).get(s.hash)):
+    for s in spec.machine_variants():
+        for record in (
+            _read(run_folder(s)),
+            None if fresh else read_committed(s.report).get(s.hash),
+        ):
             if record and set(spec.tests) <= set(record["metrics"]):
                 return record
     return None
 
 
-def command(x) -> str:
+def command_for(x) -> str:
     """What makes the runs of a page's parameters, or a run."""
     return "make own NAME=…" if x.profile == "own" else f"make train-{x.report} PROFILE={x.profile}"
 
 
-def records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
+def require_records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
     """Each training with its record. Raises UserError where one is missing: no number without evidence."""
-    found = [(s, find(s)) for s in specs]
+    found = [(s, find_record(s)) for s in specs]
     if missing := {s.hash: s.run for s, r in found if r is None}:
         more = f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
         raise UserError(
             f"{len(missing)} of {len({s.hash for s in specs})} runs have no record, first "
-            f"{next(iter(missing.values()))}; {command(specs[0])}{more} makes them"
+            f"{next(iter(missing.values()))}; {command_for(specs[0])}{more} makes them"
         )
     for _, record in found:  # scores of two versions are never pooled
         if (version := scoring_version(record)) != SCORING:
@@ -202,7 +204,7 @@ def scoring_version(record: dict) -> int:
     return record.get("scoring", 1)
 
 
-def labels(spec: Spec, record: dict) -> dict:
+def label_columns(spec: Spec, record: dict) -> dict:
     """The columns that every frame begins with: what was trained, under the plan's labels."""
     apart = {
         "parents",
@@ -224,18 +226,24 @@ def labels(spec: Spec, record: dict) -> dict:
         **layer,
         **gate,
         "rows": sum(spec.rows),
-        "encoder": shown(spec.encoder),
+        "encoder": encoder_display_name(spec.encoder),
         "device": record["environment"]["device"],
         "precision": record["environment"]["precision"],
     }
 
 
-def ledger(specs: list[Spec]) -> pd.DataFrame:
+def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test set × metric: the labels, set, metric, value (percent), n (rows scored)."""
     return pd.DataFrame(
         [
-            {**labels(s, r), "set": name, "metric": metric, "value": value, "n": int(scores["n"])}
-            for s, r in records(specs)
+            {
+                **label_columns(s, r),
+                "set": name,
+                "metric": metric,
+                "value": value,
+                "n": int(scores["n"]),
+            }
+            for s, r in require_records(specs)
             for name in [*s.tests, *{"training"} & set(r["metrics"])]
             for scores in [r["metrics"][name]]
             for metric, value in scores.items()
@@ -244,11 +252,11 @@ def ledger(specs: list[Spec]) -> pd.DataFrame:
     )
 
 
-def histories(specs: list[Spec]) -> pd.DataFrame:
+def collect_histories(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × look: the labels, epoch, train_loss (mean since the look before; of a last look a few steps after another
     nothing was logged, and it has that one's), validation_loss, validation_em …"""
     frame = pd.DataFrame(
-        [{**labels(s, r), **row} for s, r in records(specs) for row in r["history"]]
+        [{**label_columns(s, r), **row} for s, r in require_records(specs) for row in r["history"]]
     )
     if len(frame):
         frame["train_loss"] = (
@@ -259,10 +267,10 @@ def histories(specs: list[Spec]) -> pd.DataFrame:
     return frame
 
 
-def examples(specs: list[Spec]) -> pd.DataFrame:
+def collect_examples(specs: list[Spec]) -> pd.DataFrame:
     """One row per run × test example: run, variant, seed, ratio, set, id, cluster, em, f1, start, end, tokens."""
     frames = []
-    for spec, record in records([s for s in specs if s.tests]):  # a trial has none
+    for spec, record in require_records([s for s in specs if s.tests]):  # a trial has none
         frame = read_examples(record)
         frame = frame[frame["set"].isin(spec.tests)]
         frames.append(
@@ -276,13 +284,13 @@ def read_examples(record: dict) -> pd.DataFrame:
     if record["folder"]:
         return pd.read_parquet(record["folder"] / examples_file(record))
     report, run = record["report"], record["run"]
-    if any(set(scores) >= {"em"} for scores in record["metrics"].values()) and run not in _landed(
-        report
-    ):
+    if any(
+        set(scores) >= {"em"} for scores in record["metrics"].values()
+    ) and run not in _read_committed_examples(report):
         raise UserError(
             f"{RECORDS / report}: the examples of {run} are in no examples-*.parquet; restore them from git"
         )
-    return _landed(report).get(run, pd.DataFrame({"set": [], "id": []}))
+    return _read_committed_examples(report).get(run, pd.DataFrame({"set": [], "id": []}))
 
 
 def examples_file(record: dict) -> str:
@@ -290,15 +298,18 @@ def examples_file(record: dict) -> str:
     return next(name for name in record["files"] if name.startswith("examples"))
 
 
-def experts(mixture: Spec) -> pd.DataFrame:
+def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
     """The examples of a mixture's experts on its own test sets; `expert`: the dataset that each learnt."""
     learners = [e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents]
-    learnt, rows = {find(e)["run"]: e.domains[0] for e in learners}, examples(learners)
+    learnt, rows = (
+        {find_record(e)["run"]: e.domains[0] for e in learners},
+        collect_examples(learners),
+    )
     return rows.assign(expert=rows["run"].map(learnt))
 
 
 @cache
-def _landed(report: str) -> dict[str, pd.DataFrame]:
+def _read_committed_examples(report: str) -> dict[str, pd.DataFrame]:
     """Run → its committed examples; of a landing that was cut short and made again the later ones."""
     parts = []
     for file in sorted((RECORDS / report).glob("examples-*.parquet")):
@@ -319,7 +330,7 @@ def _landed(report: str) -> dict[str, pd.DataFrame]:
 
 def write_ledger(p, specs: list[Spec]) -> Path:
     """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
-    file, text = page(p) / "results.csv", csv(ledger(specs))
+    file, text = page_folder(p) / "results.csv", format_csv(collect_ledger(specs))
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         write(file, text)
     return file
@@ -330,9 +341,9 @@ def land(report: str, specs: list[Spec]) -> int:
 
     A run that a committed record of any machine serves (one trained again, FRESH=1) stays out: two would be one result twice.
     """
-    known, new = committed(report), {}
-    for same in (s.everywhere() for s in specs):
-        found = next(filter(None, map(_read, map(folder, same))), None)
+    known, new = read_committed(report), {}
+    for same in (s.machine_variants() for s in specs):
+        found = next(filter(None, map(_read, map(run_folder, same))), None)
         # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
         if found and not any(
             set(found["metrics"]) <= set(known[s.hash]["metrics"]) for s in same if s.hash in known
@@ -354,7 +365,7 @@ def commit(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame])
 
     An earlier record of the same hash is replaced, and of examples of a run the later ones count.
     """
-    target, known = RECORDS / report, committed(report)
+    target, known = RECORDS / report, read_committed(report)
     target.mkdir(parents=True, exist_ok=True)
     read = [frame.assign(run=new[h]["run"]) for h, frame in examples.items()]
     frames = [f for f in read if len(f)]  # a trial has no examples, and its empty columns no types
@@ -363,7 +374,7 @@ def commit(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame])
     )
     while frames:  # files of at most LIMIT bytes, a whole number of runs in each
         for size in range(len(frames), 0, -1):
-            content = parquet(pd.concat(frames[:size]))
+            content = format_parquet(pd.concat(frames[:size]))
             if len(content) <= LIMIT:
                 break
         write(target / f"examples-{part:03d}.parquet", content)
@@ -371,8 +382,8 @@ def commit(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame])
     records = [{k: v for k, v in r.items() if k != "folder"} for r in (known | new).values()]
     records.sort(key=lambda r: r["run"])
     write(target / "runs.jsonl", "".join(canonical(r) + "\n" for r in records))
-    committed.cache_clear()
-    _landed.cache_clear()
+    read_committed.cache_clear()
+    _read_committed_examples.cache_clear()
 
 
 def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
@@ -387,8 +398,8 @@ def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
         old = examples_file(record)
         if at and moved:  # under another name: until the record names it, the old pair is whole
             name = f"examples-scoring-{SCORING}.parquet"
-            write(at / name, parquet(frame))
-            record["files"] = {name: digest(at / name)}
+            write(at / name, format_parquet(frame))
+            record["files"] = {name: digest_file(at / name)}
         record["checksum"] = checksum(record)
         if at:
             write(at / "metrics.json", canonical(record))
@@ -404,7 +415,7 @@ def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
 
 def has_weights(spec: Spec) -> bool:
     """Are a run's weights there, and whole? Those that a power cut has truncated are removed."""
-    file = folder(spec) / "model.safetensors"
+    file = run_folder(spec) / "model.safetensors"
     if not file.exists():
         return False
     try:
@@ -418,5 +429,5 @@ def has_weights(spec: Spec) -> bool:
 
 def discard(spec: Spec, what: str):
     """Remove a run's checkpoints or weights."""
-    path = folder(spec) / what
+    path = run_folder(spec) / what
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

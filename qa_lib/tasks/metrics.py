@@ -1,8 +1,4 @@
-"""Spans and scores: from start and end logits to answers, from answers to exact match and F1.
-
-An answer is the best span over all windows of its question: of the 20 best starts and 20 best ends of each window, the
-pair with the largest sum of logits, at most 30 tokens long. `one_token=False` is the starter code's variant, which
-cannot answer with a single token (its condition was end <= start).
+"""Exact match and F1 of an answer against the gold answers.
 
 EM and F1 follow the official SQuAD v1.1 rules (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single
 spaces, the best over the gold answers. Percent, 0 to 100.
@@ -25,7 +21,7 @@ def normalise(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def exact(answer: str, gold: str) -> float:
+def exact_match(answer: str, gold: str) -> float:
     return 100.0 * (normalise(answer) == normalise(gold))
 
 
@@ -44,7 +40,7 @@ def f1(answer: str, gold: str) -> float:
     return 200.0 * common / (len(a) + len(g))
 
 
-def average(values: np.ndarray, clusters: list[str] | None = None) -> float:
+def average_scores(values: np.ndarray, clusters: list[str] | None = None) -> float:
     """Mean over rows, or over clusters of the mean within each."""
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"a score over {len(values)} rows, some of them not numbers, is no score")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_QUESTION = 64  # tokens; longer questions are cut so that a window always has room for context (google-research/electra)
 
 
-def tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
+def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
     """Return the columns of `windows`."""
     questions = [r["question"] for r in rows]
     special = tokenizer.num_special_tokens_to_add(pair=True)  # 3 of BERT's type, 4 of RoBERTa's
@@ -69,7 +69,7 @@ def tokenise(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[
     for row, every in windows_of_row.items():
         answer = answer_characters(rows[row], np.concatenate(every))
         for offsets in every:
-            first, last = label(answer, offsets)
+            first, last = label_window(answer, offsets)
             columns["start_positions"].append(first)
             columns["end_positions"].append(last)
     return columns
@@ -94,7 +94,7 @@ def answer_characters(row: dict, offsets: np.ndarray) -> tuple[int, int] | None:
     return int(touched[:, 0].min()), int(touched[:, 1].max())
 
 
-def label(answer: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, int]:
+def label_window(answer: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, int]:
     """Return the first and the last token of an answer in a window; (0, 0), [CLS], where it is not wholly inside.
 
     answer: `answer_characters` of the window's row. offsets: (T, 2), of this window.
@@ -172,7 +172,7 @@ def best_spans(
     return tops[rows, best // k], tope[rows, best % k], score[rows, best]
 
 
-def predict(
+def predict_answers(
     rows: list[dict],
     windows,
     start: list[np.ndarray],

@@ -32,11 +32,11 @@ class SpanScore(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict:
         pairs = list(zip(predictions, references, strict=True))
-        em = np.array([max(metrics.exact(p, g) for g in golds or [""]) for p, golds in pairs])
+        em = np.array([max(metrics.exact_match(p, g) for g in golds or [""]) for p, golds in pairs])
         overlap = np.array([max(metrics.f1(p, g) for g in golds or [""]) for p, golds in pairs])
         return {
-            "exact_match": metrics.average(em),
-            "f1": metrics.average(overlap),
+            "exact_match": metrics.average_scores(em),
+            "f1": metrics.average_scores(overlap),
             "em_rows": em,
             "f1_rows": overlap,
         }

@@ -16,13 +16,13 @@ from qa_lib.store import runs
 from qa_lib.training import evaluate, frozen
 
 
-def build(spec: Spec):
+def build_model(spec: Spec):
     """(model, tokenizer) of a run before training, with the weights that a parent left."""
     set_seed(spec.seed)
     if spec.gate:
-        return mixture(spec)
-    encoder, tokenizer = encoders.load(spec.encoder, spec.blocks)
-    most = encoders.positions(encoder)
+        return build_mixture(spec)
+    encoder, tokenizer = encoders.load_encoder(spec.encoder, spec.blocks)
+    most = encoders.count_positions(encoder)
     if spec.max_length > most:
         raise UserError(
             f"max_length: the encoder reads {most} tokens, and windows of {spec.max_length} are asked for; lower it"
@@ -39,7 +39,7 @@ def build(spec: Spec):
         else heads.SpanModel(encoder, spec.head_dropout)
     )
     for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
-        found = model.load_state_dict(left(parent), strict=False)
+        found = model.load_state_dict(load_weights(parent), strict=False)
         if lacks := [
             k for k in found.missing_keys if not k.startswith("block.") and ".experts." not in k
         ]:
@@ -51,38 +51,40 @@ def build(spec: Spec):
     return model, tokenizer
 
 
-def trained(spec: Spec) -> heads.SpanModel:
+def load_trained_model(spec: Spec) -> heads.SpanModel:
     """The model that a run left behind."""
-    model, _ = build(spec.model_copy(update={"parents": []}))
-    model.load_state_dict(left(spec))
-    return model.to(device(spec))
+    model, _ = build_model(spec.model_copy(update={"parents": []}))
+    model.load_state_dict(load_weights(spec))
+    return model.to(device_of(spec))
 
 
-def left(spec: Spec) -> dict[str, torch.Tensor]:
+def load_weights(spec: Spec) -> dict[str, torch.Tensor]:
     """The weights that a run left behind. Raises UserError where they were not kept."""
     if not runs.has_weights(spec):
         raise UserError(
             f"the weights of {spec.run}, from which the run goes on, were not kept; train it first: --run {spec.run}"
         )
-    return load_file(runs.folder(spec) / "model.safetensors")
+    return load_file(runs.run_folder(spec) / "model.safetensors")
 
 
-def device(spec: Spec) -> str:
+def device_of(spec: Spec) -> str:
     return "cuda" if spec.threads == "cuda" else "cpu"
 
 
-def mixture(spec: Spec):
+def build_mixture(spec: Spec):
     """(mixture, tokenizer) of the parents, which are its frozen experts."""
-    encoder, tokenizer = encoders.load(spec.encoder)
+    encoder, tokenizer = encoders.load_encoder(spec.encoder)
     p, experts = spec.gate, spec.parents
     dim = len(spec.domains) if p.input == "dataset" else encoder.config.hidden_size
 
     def plain() -> heads.SpanModel:
-        return heads.SpanModel(encoder).to(device(spec))
+        return heads.SpanModel(encoder).to(device_of(spec))
 
     def prepare(windows, rows: list[dict], best: int = 0) -> gated_mixture.Frozen:
         said = [
-            frozen.outputs(e.hash, windows, tokenizer, partial(trained, e), spec.precision)
+            frozen.read_outputs(
+                e.hash, windows, tokenizer, partial(load_trained_model, e), spec.precision
+            )
             for e in experts
         ]
         names = [rows[i]["domain"] for i in windows["row"]]
@@ -92,7 +94,8 @@ def mixture(spec: Spec):
             x = np.mean([o.mean for o in said], axis=0, dtype=np.float32)
         else:
             x = getattr(
-                frozen.outputs(spec.weights, windows, tokenizer, plain, spec.precision), p.input
+                frozen.read_outputs(spec.weights, windows, tokenizer, plain, spec.precision),
+                p.input,
             )
         return gated_mixture.Frozen(
             windows, [o.start for o in said], [o.end for o in said], x, fixed(names, best)
@@ -111,8 +114,8 @@ def mixture(spec: Spec):
             gated_mixture.Mixture(None, p.mixed, partial(prepare, best=k))
             for k in range(len(experts))
         ]
-        validation = selection.mixture(spec)[1]
-        ems = [evaluate.score(m, tokenizer, spec, validation)[1]["exact_match"] for m in alone]
+        validation = selection.draw_mixture(spec)[1]
+        ems = [evaluate.score_rows(m, tokenizer, spec, validation)[1]["exact_match"] for m in alone]
         return alone[int(np.argmax(ems))], tokenizer
     gate = gated_mixture.MLP(dim, len(experts), p) if p.rule == "learned" else None
     if (
@@ -123,13 +126,13 @@ def mixture(spec: Spec):
     return gated_mixture.Mixture(gate, p.mixed, prepare), tokenizer
 
 
-def size(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
+def count_parameters(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
     """Parameters of a run's model, and those that a token meets; of a mixture also its experts' and, where its gate sees states of
     the encoder as it was, that one's, which all do."""
     own, beside = sum(p.numel() for p in model.parameters()), []
     if spec.gate:
-        beside = [build(e.model_copy(update={"parents": []}))[0] for e in spec.parents]
-        beside += [encoders.load(spec.encoder)[0]] * (
+        beside = [build_model(e.model_copy(update={"parents": []}))[0] for e in spec.parents]
+        beside += [encoders.load_encoder(spec.encoder)[0]] * (
             spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls")
         )
     others = sum(p.numel() for m in beside for p in m.parameters())

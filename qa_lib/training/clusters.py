@@ -9,11 +9,11 @@ from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 
 
-def states(name: str, questions: list[str], batch: int = 256) -> np.ndarray:
+def pool_states(name: str, questions: list[str], batch: int = 256) -> np.ndarray:
     """Mean last hidden state of each question in the pre-trained encoder `name`, scaled to length 1: (N, D)."""
-    model, tokenizer = encoders.load(name)
+    model, tokenizer = encoders.load_encoder(name)
     model.eval()
-    most = min(64, encoders.positions(model))
+    most = min(64, encoders.count_positions(model))
     parts = []
     for at in range(0, len(questions), batch):
         inputs = tokenizer(
@@ -32,7 +32,7 @@ def states(name: str, questions: list[str], batch: int = 256) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def of_cluster(
+def select_cluster(
     spec: Spec, rows: list[dict], validation: list[dict]
 ) -> tuple[list[dict], list[dict]]:
     """Of training rows those whose questions lie in the run's cluster; of validation rows likewise, or all where none does.
@@ -41,7 +41,7 @@ def of_cluster(
     a cluster has no row.
     """
     which, clusters = spec.cluster
-    x = states(spec.encoder, [r["question"] for r in rows])
+    x = pool_states(spec.encoder, [r["question"] for r in rows])
     centres, _ = kmeans2(x, clusters, iter=50, minit="++", rng=np.random.default_rng(spec.seed))
     own = [r for r, k in zip(rows, vq(x, centres)[0], strict=True) if k == which]
     if not own:
@@ -50,5 +50,5 @@ def of_cluster(
         )
     if not validation:
         return own, []
-    nearest, _ = vq(states(spec.encoder, [r["question"] for r in validation]), centres)
+    nearest, _ = vq(pool_states(spec.encoder, [r["question"] for r in validation]), centres)
     return own, [r for r, k in zip(validation, nearest, strict=True) if k == which] or validation

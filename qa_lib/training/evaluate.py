@@ -17,7 +17,7 @@ from qa_lib.tasks.span_score import SpanScore
 CACHE = runs.RUNS / "cache"  # features, computed once
 
 
-def batches(model, windows, collate, precision: str):
+def iterate_batches(model, windows, collate, precision: str):
     """(indices, lengths, batch, output) of a model in evaluation, over all windows: longest first, batches of like length."""
     device = next(model.parameters(), torch.empty(0)).device
     lengths = [len(ids) for ids in windows["input_ids"]]
@@ -35,12 +35,12 @@ def batches(model, windows, collate, precision: str):
             at += len(part)
 
 
-def logits(
+def compute_logits(
     model, windows, collate, precision: str
 ) -> tuple[list[np.ndarray], list[np.ndarray], float]:
     """Start and end logits of each window, (T,) each, and the mean loss."""
     start, end, total = [None] * len(windows), [None] * len(windows), 0.0
-    for part, lengths, _, out in batches(model, windows, collate, precision):
+    for part, lengths, _, out in iterate_batches(model, windows, collate, precision):
         total += out.loss.item() * len(part)
         s, e = out.start_logits.cpu().numpy(), out.end_logits.cpu().numpy()
         for row, (i, n) in enumerate(zip(part, lengths, strict=True)):
@@ -48,19 +48,19 @@ def logits(
     return start, end, total / max(1, len(windows))
 
 
-def said(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
+def predict_spans(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
     """(windows of the rows, start and end logits, mean loss) of a model."""
-    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, CACHE)
-    return windows, *logits(
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, CACHE)
+    return windows, *compute_logits(
         model, model.prepare(windows, rows), model.collate(tokenizer), spec.precision
     )
 
 
-def judged(
+def score_answers(
     rows: list[dict], windows, start: list[np.ndarray], end: list[np.ndarray], **rule
 ) -> tuple[list[dict], dict]:
     """Answers from logits, with their EM and F1 (metrics.SpanScore)."""
-    answers = span.predict(
+    answers = span.predict_answers(
         rows, windows, start, end, null_answers=any(r["is_impossible"] for r in rows), **rule
     )
     return answers, SpanScore(keep_in_memory=True).compute(
@@ -68,25 +68,26 @@ def judged(
     )
 
 
-def score(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple[list[dict], dict, float]:
+def score_rows(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple[list[dict], dict, float]:
     """Answers, their EM and F1, and the mean loss of a model on rows."""
-    *found, loss = said(model, tokenizer, spec, rows)
-    return *judged(rows, *found), loss
+    *found, loss = predict_spans(model, tokenizer, spec, rows)
+    return *score_answers(rows, *found), loss
 
 
-def examine(
-    model, tokenizer, spec: Spec, d: Dataset, rows: list[dict], said=said
+def evaluate_test_set(
+    model, tokenizer, spec: Spec, d: Dataset, rows: list[dict], said=predict_spans
 ) -> tuple[dict, pd.DataFrame]:
     """Scores of a test set and one row per example: ids, scores and character spans, never text."""
     windows, start, end, loss = said(model, tokenizer, spec, rows)
-    answers, scored = judged(rows, windows, start, end)
+    answers, scored = score_answers(rows, windows, start, end)
     clusters = [
-        hashlib.sha256(selection.normalised(r[d.cluster]).encode()).hexdigest()[:12] for r in rows
+        hashlib.sha256(selection.normalise_text(r[d.cluster]).encode()).hexdigest()[:12]
+        for r in rows
     ]
     by = clusters if d.average == "clusters" else None
     values = {"em": scored["em_rows"], "f1": scored["f1_rows"]}
     if spec.starter:
-        _, other = judged(rows, windows, start, end, one_token=False)
+        _, other = score_answers(rows, windows, start, end, one_token=False)
         values |= {"em_starter": other["em_rows"], "f1_starter": other["f1_rows"]}
     values32 = {k: v.astype(np.float32) for k, v in values.items()}
     frame = pd.DataFrame(
@@ -100,7 +101,7 @@ def examine(
         }
     )
     frame = frame.astype({"start": np.int32, "end": np.int32, "tokens": np.int16})
-    for name, x in model.explained(windows, rows).items():
+    for name, x in model.window_details(windows, rows).items():
         frame[name] = x[[a["window"] for a in answers]].astype(np.float32)
     if d.pool:
         frame["part"] = [r["domain"] for r in rows]
@@ -110,12 +111,12 @@ def examine(
     ]
     overflowed = sum(n > 1 for n in Counter(windows["row"]).values())
     return {
-        **{k: metrics.average(v, by) for k, v in values.items()},
+        **{k: metrics.average_scores(v, by) for k, v in values.items()},
         "em_rows": scored["exact_match"],
         "f1_rows": scored["f1"],
         "loss": loss,
         "tokens": float(frame["tokens"].mean()),
-        "contains": metrics.average(np.array(within), by),
+        "contains": metrics.average_scores(np.array(within), by),
         "overflowed": overflowed,
         "n": len(rows),
         "clusters": len(set(clusters)),
@@ -125,10 +126,10 @@ def examine(
 COMBINED = ("others", "oracle")  # rules that need no mixture: scores of the experts' own answers
 
 
-def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
+def combine_expert_scores(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
     """Scores on each test set, and its examples. others: the mean of the experts of other datasets; oracle: of each question the
     best expert's, which no choice among their answers can pass (mixed scores can give an answer that none of them gave)."""
-    every, frames, scores = runs.experts(spec), [], {}
+    every, frames, scores = runs.collect_expert_examples(spec), [], {}
     for name in spec.tests:
         rows = every[
             (every["set"] == name) & ((spec.gate.rule != "others") | (every["expert"] != name))
@@ -137,10 +138,12 @@ def combined(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
             [c for c in rows if c.startswith(("em", "f1"))]
         ]
         frame = (values.mean() if spec.gate.rule == "others" else values.max()).reset_index()
-        d = selection.dataset(name, spec.source)
+        d = selection.find_dataset(name, spec.source)
         by = frame["cluster"].tolist() if d.average == "clusters" else None
         scores[name] = {
-            c: metrics.average(frame[c].to_numpy(), by) for c in frame if c.startswith(("em", "f1"))
+            c: metrics.average_scores(frame[c].to_numpy(), by)
+            for c in frame
+            if c.startswith(("em", "f1"))
         }
         scores[name] |= {"n": len(frame), "clusters": frame["cluster"].nunique(), "overflowed": 0}
         frames.append(frame)

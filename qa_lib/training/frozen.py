@@ -30,37 +30,37 @@ class Outputs:
     cls: np.ndarray  # (W, D): that of [CLS]
 
 
-def outputs(
+def read_outputs(
     key: str, windows: Dataset, tokenizer, make: Callable[[], heads.SpanModel], precision: str
 ) -> Outputs:
-    """A model's outputs on windows (features.windows), read from the cache; `make` builds the model at first use.
+    """A model's outputs on windows (features.load_windows), read from the cache; `make` builds the model at first use.
 
     key: what the model's weights are, e.g. its run's hash.
     """
-    at = _stored(
-        key, windows, precision, lambda: computed(make(), windows, tokenizer, precision)[0]
+    at = _store_once(
+        key, windows, precision, lambda: compute_outputs(make(), windows, tokenizer, precision)[0]
     )
     return Outputs(
         **{name: np.load(at / f"{name}.npy", mmap_mode="r") for name in Outputs.__annotations__}
     )
 
 
-def said(model: heads.SpanModel, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
+def predict_and_store(model: heads.SpanModel, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
     """scoring.said of a run that others may mix: the same numbers, and they are stored on the way."""
-    windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
-    values, loss = computed(model, windows, tokenizer, spec.precision)
-    _stored(spec.hash, windows, spec.precision, lambda: values)
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
+    values, loss = compute_outputs(model, windows, tokenizer, spec.precision)
+    _store_once(spec.hash, windows, spec.precision, lambda: values)
     cuts = np.cumsum([len(ids) for ids in windows["input_ids"]])[:-1]
     return windows, np.split(values["start"], cuts), np.split(values["end"], cuts), loss
 
 
-def forget(spec: Spec):
+def drop_outputs(spec: Spec):
     """Drop what weights said that an earlier training of the run left: on a GPU a second one is not the same to the last digit."""
     for old in (evaluate.CACHE / "frozen").glob(f"{spec.hash[:16]}-*"):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _stored(
+def _store_once(
     key: str, windows: Dataset, precision: str, make: Callable[[], dict[str, np.ndarray]]
 ) -> Path:
     """The folder of what `make` returns, rounded to half precision; made where it is not there."""
@@ -85,7 +85,7 @@ def _stored(
     return at
 
 
-def computed(
+def compute_outputs(
     model: heads.SpanModel, windows: Dataset, tokenizer, precision: str
 ) -> tuple[dict[str, np.ndarray], float]:
     """The same in single precision, computed now, and the mean loss."""
@@ -94,7 +94,7 @@ def computed(
     hook = model.encoder.register_forward_hook(
         lambda module, args, out: hidden.append(out.last_hidden_state.float())
     )
-    for part, lengths, batch, out in evaluate.batches(
+    for part, lengths, batch, out in evaluate.iterate_batches(
         model, windows, model.collate(tokenizer), precision
     ):
         states, mask = hidden.pop(), batch["attention_mask"][:, :, None]

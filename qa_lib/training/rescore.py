@@ -30,7 +30,7 @@ def score_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
         start, end = widen_to_characters(row["context"], int(example.start), int(example.end))
         answer = row["context"][start:end]
         golds = row["answers"]["text"] or [""]
-        em = max(metrics.exact(answer, gold) for gold in golds)
+        em = max(metrics.exact_match(answer, gold) for gold in golds)
         f1 = max(metrics.f1(answer, gold) for gold in golds)
         contains = 100.0 * metrics.contains(answer, row["answers"]["text"])
         changed.append({"start": start, "end": end, "em": em, "f1": f1, "contains": contains})
@@ -42,9 +42,9 @@ def average_scores(frame: pd.DataFrame, d: Dataset) -> dict[str, float]:
     clusters = frame["cluster"].tolist() if d.average == "clusters" else None
     scores = {}
     for name in ("em", "f1"):
-        scores[name] = metrics.average(frame[name].to_numpy(), clusters)
-        scores[f"{name}_rows"] = metrics.average(frame[name].to_numpy())
-    scores["contains"] = metrics.average(frame["contains"].to_numpy(), clusters)
+        scores[name] = metrics.average_scores(frame[name].to_numpy(), clusters)
+        scores[f"{name}_rows"] = metrics.average_scores(frame[name].to_numpy())
+    scores["contains"] = metrics.average_scores(frame["contains"].to_numpy(), clusters)
     return scores
 
 
@@ -55,7 +55,7 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
     if (
         spec.gate and spec.gate.rule in evaluate.COMBINED
     ):  # made of the scores of its experts, which come first
-        scores, frame = evaluate.combined(spec)
+        scores, frame = evaluate.combine_expert_scores(spec)
         return {
             **record,
             "metrics": {**record["metrics"], **scores},
@@ -63,7 +63,7 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
         }, frame
     stored = runs.read_examples(record)
     changed, frames = dict(record["metrics"]), []
-    for name, (d, rows) in selection.tests(spec).items():
+    for name, (d, rows) in selection.load_test_sets(spec).items():
         frame = score_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
         changed[name] = {**changed[name], **average_scores(frame, d)}
         frames.append(frame.drop(columns="contains"))
@@ -92,7 +92,7 @@ def rescore(report: str, specs: list[Spec]):
     for group in (alone, combined):  # those made of others' scores come last
         changed = {}
         for spec in group:
-            record = runs.find(spec)
+            record = runs.find_record(spec)
             if record is None or runs.scoring_version(record) == runs.SCORING:
                 continue
             new, frame = rescore_run(spec, record)

@@ -49,7 +49,7 @@ class Progress:
             self.shown = time.monotonic()
 
 
-def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
+def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
     """The runs to train, as this machine trains them, parents before children: those without a complete record, and any parent
     whose weights a missing child needs and nobody kept.
 
@@ -66,16 +66,16 @@ def missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
         order.setdefault(spec.hash, spec)
 
     for spec in specs:
-        if runs.find(spec, fresh) is None:
-            visit(spec.here().model_copy(update={"tests": spec.tests or every}))
+        if runs.find_record(spec, fresh) is None:
+            visit(spec.for_this_machine().model_copy(update={"tests": spec.tests or every}))
     return list(order.values())
 
 
-def parents(specs: list[Spec]) -> set[str]:
+def list_parents(specs: list[Spec]) -> set[str]:
     return {p.hash for s in specs for p in s.parents}
 
 
-def work(spec: Spec, known: dict[tuple, tuple]) -> float:
+def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     """Tokens a run has to go through, a token that is only scored counting a third. Loads and so checks its data.
 
     known: what other runs on as many rows of the same sets were found to have; another seed draws others of like length.
@@ -85,11 +85,11 @@ def work(spec: Spec, known: dict[tuple, tuple]) -> float:
         return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
 
     if (key := (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)) not in known:
-        train, validation, _ = selection.mixture(spec)
+        train, validation, _ = selection.draw_mixture(spec)
         known[key] = (
             tokens(train),
             tokens(validation),
-            sum(tokens(rows) for _, rows in selection.tests(spec).values()),
+            sum(tokens(rows) for _, rows in selection.load_test_sets(spec).values()),
         )
     train, validation, scored = known[key]
     if (
@@ -114,14 +114,16 @@ def check_memory(spec: Spec):
     The system would end it without a word. Twice, since the need of a batch is a rough guess.
     """
 
-    encoder, _ = encoders.load(spec.encoder, spec.blocks)
+    encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     weights = sum(p.numel() for p in encoder.parameters())
     if spec.layer:
         with torch.device("meta"):  # counted, not made
             block = Block(encoder.config.hidden_size, spec.layer, spec.dense)
         weights += sum(p.numel() for p in block.parameters())
     for_weights = 16 * weights / 2**30  # weight, gradient and two moments, four bytes each
-    length = min(spec.max_length, encoders.positions(encoder))  # build.build refuses more
+    length = min(
+        spec.max_length, encoders.count_positions(encoder)
+    )  # build.build_model refuses more
     for_batch = batch_memory(spec.model_copy(update={"max_length": length}))
     total = psutil.virtual_memory().total / 2**30
     if for_weights + for_batch > 2 * total:
@@ -135,14 +137,14 @@ def check_memory(spec: Spec):
         )
 
 
-def rate(spec: Spec) -> float:
+def measure_speed(spec: Spec) -> float:
     """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
     from qa_lib.training import build  # takes seconds, and only training needs it
 
-    device = build.device(spec)
+    device = build.device_of(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    model = build.build(spec.model_copy(update={"parents": []}))[0].to(device)
+    model = build.build_model(spec.model_copy(update={"parents": []}))[0].to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     length = min(128, spec.max_length)
     pieces = model.encoder.get_input_embeddings().num_embeddings
@@ -165,7 +167,7 @@ def rate(spec: Spec) -> float:
     return 2 * ids.numel() / (time.monotonic() - began)
 
 
-def kind(spec: Spec) -> tuple:
+def speed_class(spec: Spec) -> tuple:
     """Runs alike in this are alike in speed."""
     return (
         spec.weights,
@@ -178,21 +180,22 @@ def kind(spec: Spec) -> tuple:
     )
 
 
-def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
+def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
     """(tokens of each run, hours in all, disk in GB). Raises UserError where the disk is too small."""
     known: dict[tuple, tuple] = {}
-    tokens = {s.hash: work(s, known) for s in todo}
-    kinds = {kind(s): s.parents[0] if s.gate else s for s in todo}
+    tokens = {s.hash: estimate_tokens(s, known) for s in todo}
+    kinds = {speed_class(s): s.parents[0] if s.gate else s for s in todo}
     if not torch.cuda.is_available():
         for spec in kinds.values():
             check_memory(spec)
-    speed = {k: rate(s) for k, s in kinds.items()}
-    hours = sum(tokens[s.hash] / speed[kind(s)] for s in todo) / 3600
+    speed = {k: measure_speed(s) for k, s in kinds.items()}
+    hours = sum(tokens[s.hash] / speed[speed_class(s)] for s in todo) / 3600
     size = 4 * max(
-        sum(p.numel() for p in encoders.load(s.encoder)[0].parameters()) for s in kinds.values()
+        sum(p.numel() for p in encoders.load_encoder(s.encoder)[0].parameters())
+        for s in kinds.values()
     )
     disk = (
-        2 * 3 * size * workers + size * len(parents(todo)) + 20 * sum(tokens.values())
+        2 * 3 * size * workers + size * len(list_parents(todo)) + 20 * sum(tokens.values())
     ) / 1e9  # checkpoints, weights, features
     free = shutil.disk_usage(runs.RUNS).free / 1e9
     if free < disk:
@@ -207,7 +210,7 @@ def estimate(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, f
     )  # 1.5: loading, padding, cores that share one memory
 
 
-def at_once(specs: list[Spec]) -> int:
+def default_workers(specs: list[Spec]) -> int:
     """Runs to train at once where nobody said: as many as a cluster takes; on CPU as many as fill the cores and the memory, at
     most four."""
     if specs and (ray := pool.cluster()):
@@ -219,7 +222,7 @@ def at_once(specs: list[Spec]) -> int:
     return int(max(1, min(os.cpu_count() // min(s.threads for s in specs), memory, 4, len(specs))))
 
 
-def fetch(p):
+def fetch_inputs(p):
     """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
     for name in dict.fromkeys(
         [
@@ -229,13 +232,13 @@ def fetch(p):
             *filter(None, [p.start]),
         ]
     ):
-        part = selection.splits(name, p.source, p.data, p.bad_rows)
+        part = selection.load_splits(name, p.source, p.data, p.bad_rows)
         print(
             f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
             + "".join(f"; {v} {k}" for k, v in part.counts.items() if v)
         )
-    encoders.load(p.encoder)
-    print(f"encoder {p.encoder}: {encoder_files.weights(p.encoder)[:12]}")
+    encoders.load_encoder(p.encoder)
+    print(f"encoder {p.encoder}: {encoder_files.identify_weights(p.encoder)[:12]}")
 
 
 def run(
@@ -254,7 +257,7 @@ def run(
     Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
     """
     specs = plan(p)
-    todo = missing(specs, fresh)
+    todo = list_missing(specs, fresh)
     known = len({s.hash for s in specs})
     print(
         f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train",
@@ -274,13 +277,13 @@ def run(
             print(f"another study of {p.report} is training here; waiting for it", flush=True)
             held = lock.acquire()
         with held:
-            if todo := missing(specs, fresh):  # what the other one left
-                many = workers or at_once(todo)
+            if todo := list_missing(specs, fresh):  # what the other one left
+                many = workers or default_workers(todo)
                 tokens = _announce(todo, many, yes)
                 if not dry_run:
-                    _train(todo, tokens, many, parents(todo), live)
+                    _train(todo, tokens, many, list_parents(todo), live)
         specs = plan(p)
-        if not dry_run and missing(specs, fresh):  # what trials have decided
+        if not dry_run and list_missing(specs, fresh):  # what trials have decided
             frame = run(p, plan, workers, fresh, yes, dry_run, live)
             return frame.assign(
                 trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now")
@@ -294,7 +297,7 @@ def run(
                 "trained": "now" if r["hash"] in now else "found",
             }
             for s in specs
-            if (r := runs.find(s, fresh))
+            if (r := runs.find_record(s, fresh))
         ],
         columns=["run", "seconds", "trained"],
     )
@@ -302,7 +305,7 @@ def run(
 
 def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
     """Say what a study will cost, and stop one that costs too much; returns the tokens of each run."""
-    tokens, hours, disk = estimate(todo, workers)
+    tokens, hours, disk = estimate_cost(todo, workers)
     amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     where = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
@@ -318,7 +321,7 @@ def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
     return tokens
 
 
-def _one(spec: Spec, keep: bool, live: bool | None):
+def _train_one(spec: Spec, keep: bool, live: bool | None):
     """Train one run and end its progress line; the disk's end is the user's to mend."""
     from qa_lib.training import train  # likewise
 
@@ -351,22 +354,24 @@ def _train(
         seconds = (time.monotonic() - began) * left / sum(tokens[s.hash] for s in done)
         print(f"{len(done)}/{len(todo)} runs, about {seconds / 60:.0f} min left", flush=True)
         for p in spec.parents:
-            if not any(p.hash in parents([s]) for s in todo if s not in done):
+            if not any(p.hash in list_parents([s]) for s in todo if s not in done):
                 runs.discard(p, "model.safetensors")
 
     ray = pool.cluster()
     if workers == 1 and not ray:
         for spec in todo:
-            _one(spec, spec.hash in keep, live)
+            _train_one(spec, spec.hash in keep, live)
             finished(spec)
         return
     team, going = pool.Cluster(ray) if ray else pool.Processes(workers), {}
     try:
         while waiting or going:
             ids = {s.hash for s in todo if s not in done}
-            for spec in [s for s in waiting if not ids & parents([s])][: 2 * workers - len(going)]:
+            for spec in [s for s in waiting if not ids & list_parents([s])][
+                : 2 * workers - len(going)
+            ]:
                 waiting.remove(spec)
-                going[team.submit(_one, spec, spec.hash in keep, False)] = spec
+                going[team.submit(_train_one, spec, spec.hash in keep, False)] = spec
             for future in wait(going, return_when=FIRST_COMPLETED).done:
                 if error := future.result():
                     raise error
@@ -380,13 +385,13 @@ def _train(
         team.stop()
 
 
-def compare(p, plan: Callable[..., list[Spec]]):
+def print_comparison(p, plan: Callable[..., list[Spec]]):
     """Print ours against committed, per run and test set."""
-    known = runs.committed(p.report)
+    known = runs.read_committed(p.report)
     for spec in plan(p):
         ours, theirs = (
-            runs.find(spec, fresh=True),
-            next((known[s.hash] for s in spec.everywhere() if s.hash in known), None),
+            runs.find_record(spec, fresh=True),
+            next((known[s.hash] for s in spec.machine_variants() if s.hash in known), None),
         )
         for name in [x for x in spec.tests if ours and theirs and x in theirs["metrics"]]:
             on = (

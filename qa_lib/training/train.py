@@ -90,10 +90,12 @@ class SpanTrainer(Trainer):
             and past[0]["step"] == self.state.global_step
         ):
             return past[0]  # the Trainer asks twice at the last step
-        _, scores, loss = evaluate.score(self.model, self.tokenizer, self.spec, self.eval_dataset)
+        _, scores, loss = evaluate.score_rows(
+            self.model, self.tokenizer, self.spec, self.eval_dataset
+        )
         found = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
         if self.watched:
-            _, scores, _ = evaluate.score(self.model, self.tokenizer, self.spec, self.watched)
+            _, scores, _ = evaluate.score_rows(self.model, self.tokenizer, self.spec, self.watched)
             found |= {"eval_train_em": scores["exact_match"], "eval_train_f1": scores["f1"]}
         self.log(found)
         return found
@@ -174,7 +176,7 @@ def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable
         shutil.rmtree(path, ignore_errors=True)
 
 
-def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
+def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
     total, processes = (
         math.ceil(steps_per_epoch * spec.epochs),
         int(os.environ.get("WORLD_SIZE", 1)),
@@ -196,7 +198,7 @@ def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArgumen
         "eval_on_start": spec.watched > 0 and not resume
     }  # a curve begins where training does: a mixture's not at 0
     found = TrainingArguments(
-        output_dir=str(runs.folder(spec) / "checkpoints"),
+        output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
         data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size // processes,
@@ -229,7 +231,7 @@ def arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArgumen
     return found
 
 
-def history(log: list[dict]) -> list[dict]:
+def read_history(log: list[dict]) -> list[dict]:
     """One row per look from the Trainer's log: mean training loss since the look before, validation loss, EM and F1."""
     rows, losses, steps, at = [], [], [], 0
     for entry in log:
@@ -257,7 +259,7 @@ def history(log: list[dict]) -> list[dict]:
     return rows
 
 
-def curve(past: list[dict]) -> dict[str, float]:
+def describe_curve(past: list[dict]) -> dict[str, float]:
     """How fast training EM rises, from looks of which the first is before training: after a tenth of all steps, and the share of
     steps (percent) after which it stays within 1 EM of its end."""
     steps, em = ([row[k] for row in past] for k in ("step", "train_em"))
@@ -272,7 +274,7 @@ def curve(past: list[dict]) -> dict[str, float]:
     }
 
 
-def routing(log: list[dict]) -> list[dict]:
+def read_routing(log: list[dict]) -> list[dict]:
     """What the router did, one row per logging step; none where the model has no router."""
     return [
         {k: entry[k] for k in ("step", "balance_loss", "z_loss", "dropped", "load")}
@@ -319,7 +321,7 @@ def read_commit() -> tuple[str, bool | None]:
     return ask_git("rev-parse", "HEAD"), dirty
 
 
-def environment(spec: Spec) -> dict:
+def describe_environment(spec: Spec) -> dict:
     """What made a run: the machine, the versions, the commit. No host name or path."""
     commit, dirty = read_commit()
     cuda = spec.threads == "cuda"
@@ -353,11 +355,13 @@ def train(
     keep_weights: leave model.safetensors beside the record, for children. Returns the record; None on the
     processes of a distributed training that do not write.
     """
-    began, at = time.monotonic(), runs.folder(spec)
-    if old := runs.find(spec):  # trained again for its weights: its record keeps the scores it has
+    began, at = time.monotonic(), runs.run_folder(spec)
+    if old := runs.find_record(
+        spec
+    ):  # trained again for its weights: its record keeps the scores it has
         spec = spec.model_copy(update={"tests": old["spec"]["tests"]})
     at.mkdir(parents=True, exist_ok=True)
-    made = environment(spec)  # the checkout may be another when the run ends
+    made = describe_environment(spec)  # the checkout may be another when the run ends
     before = torch.get_num_threads()
     if spec.threads == "cuda":
         torch.cuda.reset_peak_memory_stats()  # of the runs before this one
@@ -366,7 +370,7 @@ def train(
         keep_freed_memory()
     try:
         if spec.gate and spec.gate.rule in evaluate.COMBINED:
-            scores, frame = evaluate.combined(spec)
+            scores, frame = evaluate.combine_expert_scores(spec)
             nothing = dict.fromkeys(
                 (
                     "parameters",
@@ -392,15 +396,17 @@ def train(
                 },
                 frame,
             )
-            return runs.find(spec)
-        model, tokenizer = build.build(spec)
-        rows, validation, counts = selection.mixture(spec)
+            return runs.find_record(spec)
+        model, tokenizer = build.build_model(spec)
+        rows, validation, counts = selection.draw_mixture(spec)
         if spec.cluster:
-            rows, validation = clusters.of_cluster(spec, rows, validation)
+            rows, validation = clusters.select_cluster(spec, rows, validation)
             counts["rows of the cluster"] = len(rows)
         if spec.augment:
-            rows = rows + augment.copies(rows, spec.augment, spec.seed)
-        windows = features.windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
+            rows = rows + augment.make_copies(rows, spec.augment, spec.seed)
+        windows = features.load_windows(
+            rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE
+        )
         counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
         unlabelled = span.count_unlabelled(rows, windows)
         counts["answers whole in no window"] = unlabelled
@@ -418,7 +424,7 @@ def train(
             model=model,
             train_dataset=model.prepare(windows, rows),
             eval_dataset=validation,
-            args=arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
+            args=training_arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
             data_collator=model.collate(tokenizer),
             callbacks=[Keeper(spec, progress, spent)],
         )
@@ -436,16 +442,16 @@ def train(
         fit = time.monotonic() - fit + spent
         if not trainer.is_world_process_zero():
             return None
-        past = history(trainer.state.log_history)
-        scores, load, frames = {}, {"training": routing(trainer.state.log_history)}, []
+        past = read_history(trainer.state.log_history)
+        scores, load, frames = {}, {"training": read_routing(trainer.state.log_history)}, []
         said = (
-            evaluate.said if not keep_weights or spec.gate else frozen.said
+            evaluate.predict_spans if not keep_weights or spec.gate else frozen.predict_and_store
         )  # a mixture may ask for the same again
-        frozen.forget(spec)
-        for name, (d, test) in selection.tests(spec).items():
+        frozen.drop_outputs(spec)
+        for name, (d, test) in selection.load_test_sets(spec).items():
             progress(f"{spec.run}  scoring {name}")
             model.tally = 0
-            scores[name], frame = evaluate.examine(model, tokenizer, spec, d, test, said)
+            scores[name], frame = evaluate.evaluate_test_set(model, tokenizer, spec, d, test, said)
             frames.append(frame.assign(set=name))
             load |= {name: model.tally.tolist()} if torch.is_tensor(model.tally) else {}
         if keep_weights:
@@ -460,8 +466,8 @@ def train(
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         )
         if spec.watched and past:
-            scores["training"] = curve(past)
-        every, active = build.size(model, spec)
+            scores["training"] = describe_curve(past)
+        every, active = build.count_parameters(model, spec)
         runs.save(
             spec,
             {
@@ -483,6 +489,6 @@ def train(
             pd.concat(frames, ignore_index=True) if frames else EXAMPLES,
         )
         runs.discard(spec, "checkpoints")
-        return runs.find(spec)
+        return runs.find_record(spec)
     finally:
         torch.set_num_threads(before)

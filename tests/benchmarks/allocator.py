@@ -24,7 +24,7 @@ def child(keep: bool):
     torch.set_num_threads(1)
     if keep:
         train.keep_freed_memory()
-    model = heads.SpanModel(encoders.load("minilm")[0]).train()
+    model = heads.SpanModel(encoders.load_encoder("minilm")[0]).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     for _ in range(2):  # the first warms up
         began = time.monotonic()

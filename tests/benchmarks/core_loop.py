@@ -31,9 +31,11 @@ def lengths(n: int) -> list[int]:
         from pathlib import Path
 
         rows = random.Random(0).sample(
-            selection.splits("squad", "folder", os.environ["DATA"]).train, n
+            selection.load_splits("squad", "folder", os.environ["DATA"]).train, n
         )
-        found = features.windows(rows, encoders.load("minilm")[1], 384, 128, Path("runs/cache"))
+        found = features.load_windows(
+            rows, encoders.load_encoder("minilm")[1], 384, 128, Path("runs/cache")
+        )
         return [len(ids) for ids in found["input_ids"]][:n]
     rng = random.Random(0)
     return [rng.randint(DECILES[k], DECILES[k + 1]) for k in (rng.randrange(10) for _ in range(n))]
@@ -57,7 +59,7 @@ class Loop:
 
     def __init__(self, ours: bool, found: list[dict]):
         self.ours, self.found, self.collate = ours, found, span.Collate(0, True)
-        self.model = heads.SpanModel(encoders.load("minilm")[0]).train()
+        self.model = heads.SpanModel(encoders.load_encoder("minilm")[0]).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=ours)
         order = BucketSampler(
             [len(w["input_ids"]) for w in found], ["d"] * len(found), BATCH, "trainer", 0
@@ -147,7 +149,9 @@ def main():
     tokens = statistics.median(o[1] for _, o in rows)
     gflops = (
         6
-        * sum(p.numel() for p in encoders.layers(encoders.load("minilm")[0]).parameters())
+        * sum(
+            p.numel() for p in encoders.blocks_of(encoders.load_encoder("minilm")[0]).parameters()
+        )
         * tokens
         / 1e9
     )

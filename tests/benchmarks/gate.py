@@ -30,20 +30,22 @@ def main():
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     rows = [r for name in ("encyclopaedia", "news", "search") for r in corpora.qa(name, 64)]
-    models = [heads.SpanModel(encoders.load("minilm")[0]).eval() for _ in range(3)]
+    models = [heads.SpanModel(encoders.load_encoder("minilm")[0]).eval() for _ in range(3)]
     plain, tokenizer = (
-        heads.SpanModel(encoders.load("minilm")[0]).eval(),
-        encoders.load("minilm")[1],
+        heads.SpanModel(encoders.load_encoder("minilm")[0]).eval(),
+        encoders.load_encoder("minilm")[1],
     )
     with tempfile.TemporaryDirectory() as folder:
         evaluate.CACHE = Path(folder)
-        windows = features.windows(rows, tokenizer, 384, 128, evaluate.CACHE)
+        windows = features.load_windows(rows, tokenizer, 384, 128, evaluate.CACHE)
         began = time.monotonic()
         said = [
-            frozen.outputs(f"expert{k}", windows, tokenizer, partial(models.__getitem__, k), "bf16")
+            frozen.read_outputs(
+                f"expert{k}", windows, tokenizer, partial(models.__getitem__, k), "bf16"
+            )
             for k in range(3)
         ]
-        x = frozen.outputs("plain", windows, tokenizer, lambda: plain, "bf16").mean
+        x = frozen.read_outputs("plain", windows, tokenizer, lambda: plain, "bf16").mean
         made = time.monotonic() - began
         kept = gated_mixture.Frozen(
             windows,
