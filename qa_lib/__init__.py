@@ -5,6 +5,5 @@ Reading order: README.md, "Where things are".
 
 import warnings
 
-warnings.filterwarnings(
-    "ignore", message="IProgress not found"
-)  # of tqdm, in every notebook; our progress is lines of text
+# of tqdm, in every notebook; our progress is lines of text
+warnings.filterwarnings("ignore", message="IProgress not found")

@@ -90,9 +90,8 @@ def run_render(args: argparse.Namespace) -> int:
 
     if args.only is not None:  # before the runs are looked up, which takes long
         render.check_drawn(render.read_notebook(args.report), args.only)
-    p = plans.parameters_to_render(
-        args
-    )  # a page is drawn from records; what is missing is not trained here
+    # a page is drawn from records; what is missing is not trained here
+    p = plans.parameters_to_render(args)
     runs.check_page(p)
     # of the page's own runs: make sees when it was last drawn of others
     runs.write_ledger(p, plans.plan(p))
@@ -213,9 +212,8 @@ def run_own(args: argparse.Namespace) -> int:
     own.write_definition(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     dense = len(exbert.DENSE) * ("dense" in p.experiments)
     first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
-    parts = [
-        x for x in p.experiments if x in ("headline", "dense")
-    ]  # of these arm `tuned` consists
+    # of these arm `tuned` consists
+    parts = [x for x in p.experiments if x in ("headline", "dense")]
     then = len(exbert.plan(p.model_copy(update={"arms": ["printed"], "experiments": parts})))
     print(
         f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the "

@@ -52,9 +52,8 @@ class BucketSampler:
                 batches += [
                     bucket[i : i + self.batch_size] for i in range(0, len(bucket), self.batch_size)
                 ]
-            short = (
-                [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-            )  # stays last
+            # stays last
+            short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
             rng.shuffle(batches)
             for batch in batches + short:
                 yield from batch

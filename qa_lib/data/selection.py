@@ -64,9 +64,8 @@ def fingerprint(name: str, source: str, folder: str | None) -> str:
                 raise UserError(
                     f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
                 )
-    names = (
-        {"train", "test"} if source == "own" else set()
-    )  # of files anywhere: their content is their identity
+    # of files anywhere: their content is their identity
+    names = {"train", "test"} if source == "own" else set()
     kept = d.model_dump(
         exclude={"test_rows", "cluster", "average", "seen_by"} | names, exclude_defaults=True
     )

@@ -339,9 +339,8 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
         raise hub.describe_offline("dataset", repo, e) from None
     rows = []
     for i, row in enumerate(table):
-        if (
-            "text" in row
-        ):  # "<answer> … <context> …": the answer's offsets are every place it stands at
+        # "<answer> … <context> …": the answer's offsets are every place it stands at
+        if "text" in row:
             answer, _, context = row.pop("text").removeprefix("<answer>").partition("<context>")
             answer, row["context"] = answer.strip(), context.strip()
             starts = (

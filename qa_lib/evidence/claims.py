@@ -19,11 +19,12 @@ from qa_lib.settings import params
 from qa_lib.settings.files import digest_text
 from qa_lib.settings.params import ROOT, Strict, UserError
 
+# level; seeds below which nothing is reproduced; seeds that nobody will run
 ALPHA, ENOUGH, MOST = (
     0.05,
     3,
     1000,
-)  # level; seeds below which nothing is reproduced; seeds that nobody will run
+)
 SMALLER = "reproduced in direction, smaller"
 # The number of the rules of judging: interval, bootstrap, pooling of variance, verdict. Raised when a planted ledger gets another
 # interval or verdict (tests/test_stats.py); docs/claims.md says what each number changed.
@@ -51,7 +52,7 @@ class Contrast(Strict):
     target: float = 0.0
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _check_whole(self):
         if self.against is None and (self.scale == "relative" or self.beyond):
             raise ValueError("against: relative and beyond need another side")
         for side in self.sides():
@@ -104,9 +105,8 @@ class Claim(Strict):
     printed: float | list[float] | None  # a number, or [low, high]
     unit: str  # EM, percent relative, loss, epochs, tokens …
     kind: Literal["superiority", "magnitude", "equivalence"]
-    delta: float | None = Field(
-        None, gt=0
-    )  # the effect that superiority is judged by; null: as printed, else 1 EM
+    # the effect that superiority is judged by; null: as printed, else 1 EM
+    delta: float | None = Field(None, gt=0)
     margin: float = Field(2.0, gt=0)  # equivalence: how far apart still counts as equal
     contrast: Contrast | None  # null: no run could test it
     primary: bool = False
@@ -117,7 +117,7 @@ class Claim(Strict):
     contradicts: list[str] = []  # claims of the same report that cannot hold beside it
 
     @model_validator(mode="after")
-    def _whole(self):
+    def _check_whole(self):
         if missing := {"real", "paper"} - set(self.profiles) - set(self.untestable):
             raise ValueError(f"untestable: say why profile {min(missing)} cannot test it")
         if (self.contrast is None) != (not self.profiles):
@@ -154,9 +154,9 @@ def read_claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> 
     """
     mixtures = [r for r in ratios if 0 < r < 1]
 
-    def spelled(value):
+    def spell_mixtures(value):
         if isinstance(value, dict):
-            return {k: spelled(v) for k, v in value.items()}
+            return {k: spell_mixtures(v) for k, v in value.items()}
         if isinstance(value, list):
             return [x for v in value for x in (mixtures if v == "mixtures" else [v])]
         return value
@@ -172,7 +172,7 @@ def read_claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> 
         if isinstance(given.get("contrast"), dict):
             given["contrast"] = params.validate(
                 Contrast,
-                spelled(given["contrast"]),
+                spell_mixtures(given["contrast"]),
                 dict.fromkeys([*Contrast.model_fields, *given["contrast"]], f"{place}contrast: "),
             )
         found.append(

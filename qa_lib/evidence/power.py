@@ -44,9 +44,8 @@ def spread(
     for _, sides in claim.contrast.parts():
         shares, own, common = {}, 0.0, 0.0
         for sign, side in zip((1, -1, -1, 1), sides, strict=False):
-            for name in (
-                names := np.ravel(side["set"])
-            ):  # a side's score is the mean over its sets
+            # a side's score is the mean over its sets
+            for name in (names := np.ravel(side["set"])):
                 shares.setdefault(name, []).append(sign / len(names))
         for name, share in shares.items():
             n, level = questions.get(name, (None, 0))

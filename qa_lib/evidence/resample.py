@@ -8,6 +8,7 @@ import pandas as pd
 
 from qa_lib.settings.params import UserError
 
+# what test rows decide
 PER_EXAMPLE = (
     "em",
     "f1",
@@ -17,7 +18,7 @@ PER_EXAMPLE = (
     "accuracy",
     "score",
     "pearson",
-)  # what test rows decide
+)
 
 
 def mean(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -109,10 +110,7 @@ def resample(
         .drop_duplicates(["run", "metric"])
         .itertuples()
     ):
-        step = (
-            1 if x.metric == "best_epoch" else 100 / (x.looks * x.epochs)
-        )  # the lowest loss, or the end of the rise, lies
-        found[x.run, x.set, x.metric] = x.value + rng.uniform(
-            -step / 2, step / 2, times
-        )  # within that epoch, or that look
+        # the lowest loss, or the end of the rise, lies within that epoch, or that look
+        step = 1 if x.metric == "best_epoch" else 100 / (x.looks * x.epochs)
+        found[x.run, x.set, x.metric] = x.value + rng.uniform(-step / 2, step / 2, times)
     return found

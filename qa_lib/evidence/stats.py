@@ -35,9 +35,8 @@ def curves(histories: pd.DataFrame) -> pd.DataFrame:
         [],
         ["epoch", "step", "train_loss", "validation_loss", "validation_em", "validation_f1"],
     )
-    names = [
-        c for c in ("run", "variant", "arm") if c in histories
-    ]  # a run may stand under several
+    # a run may stand under several
+    names = [c for c in ("run", "variant", "arm") if c in histories]
     for (name, *_), run in histories.groupby(names, sort=False):
         run = run.sort_values("epoch")
         if run["validation_loss"].isna().any():
@@ -160,10 +159,11 @@ def estimate_part(
         made = dict(zip(ledger["run"], made, strict=True))
         if not (seeds := [s for s in seeds if len({made[x[s][0]] for x in every}) == 1]):
             raise KeyError("its sides were trained on different devices, or in different precision")
+    # side → (cells, n) of (run, set, metric)
     keys, n = (
         [[[x[s] for s in seeds] for x in side] for side in cells],
         len(seeds),
-    )  # side → (cells, n) of (run, set, metric)
+    )
     used = [sorted({k for x in side for k in x}) for side in keys]
     if len(used) > 1 and used[0] == used[1]:
         raise KeyError("its two sides are the same runs at these sizes")
@@ -193,9 +193,8 @@ def estimate_part(
     if not (np.isfinite(d).all() and np.isfinite(cov).all()):
         raise KeyError("it is a percentage of a score that is 0")
     asked = any(k[2] in PER_EXAMPLE for side in used for k in side)
-    common = (
-        max((cov.sum() - cov.trace()) / (n * (n - 1)), 0.0) if n > 1 else cov.sum()
-    )  # one seed: its own noise is in it too
+    # one seed: its own noise is in it too
+    common = max((cov.sum() - cov.trace()) / (n * (n - 1)), 0.0) if n > 1 else cov.sum()
     key = (
         c.scale,
         *((len(x), *sorted({k[1:] for k in u})) for x, u in zip(cells, used, strict=True)),

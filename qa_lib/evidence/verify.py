@@ -56,9 +56,8 @@ def format_effect(row, digits: int = 1, which: str = "") -> str:
         return "–"
     *where, last = [row.unit] if not part else part.split(", ")
     unit, where = (last, where) if last in ("EM", "F1", row.unit) else (row.unit, [*where, last])
-    ours, low, high = (
-        f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high)
-    )  # + 0.0: no -0.0
+    # + 0.0: no -0.0
+    ours, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high))
     return f"{ours}{f' [{low}, {high}]' * (low != 'nan')} {unit}" + f" ({', '.join(where)})" * bool(
         where
     )
@@ -108,16 +107,16 @@ def claims_table(P) -> pd.DataFrame:
     )
     examples = runs.collect_examples(specs)
 
-    def judged(which: list[claims.Claim], arm: str) -> pd.DataFrame:
+    def judge(which: list[claims.Claim], arm: str) -> pd.DataFrame:
         frame = stats.judge_claims(which, ledger, examples, P.profile, P.domains, arm).set_index(
             "id"
         )
         alone = frame["verdict"].astype(str).str.startswith("inconclusive") & ~(frame["nu"] > 0)
         return frame.assign(verdict=frame["verdict"].mask(alone, ALONE))
 
-    plain, tuned = judged(listed, "printed"), judged(listed, "tuned")
+    plain, tuned = judge(listed, "printed"), judge(listed, "tuned")
     controlled = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
-    control, fair = (judged(list(controlled.values()), arm) for arm in ("printed", "tuned"))
+    control, fair = (judge(list(controlled.values()), arm) for arm in ("printed", "tuned"))
     rows = []
     for c in listed:
         row = {
@@ -181,7 +180,7 @@ def claims_for_page(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `table` for which there are runs, as a page shows them; what is not tested here says so without its reason."""
     rows = frame[frame["run"].map(len) > 0]
 
-    def judged(which: str) -> list[str]:
+    def describe_verdicts(which: str) -> list[str]:
         words = rows[which].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
         return [
             word
@@ -198,8 +197,8 @@ def claims_for_page(frame: pd.DataFrame) -> pd.DataFrame:
             "printed": [format_printed(r) for r in rows.itertuples()],
             "ours": [format_effect(r) for r in rows.itertuples()],
             "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
-            "equal trials": judged("tuned"),
-            "control": judged("control"),
+            "equal trials": describe_verdicts("tuned"),
+            "control": describe_verdicts("control"),
             "seeds": rows["n"],
             "run": rows["run"],
         }

@@ -76,9 +76,8 @@ class ExBERT(heads.SpanModel):
     def __init__(
         self, encoder: nn.Module, head_dropout: float, p: Layer, dense: float | None = None
     ):
-        super().__init__(
-            encoder, head_dropout
-        )  # first, so that a seed gives every model the same head
+        # first, so that a seed gives every model the same head
+        super().__init__(encoder, head_dropout)
         self.p, self.tally, block = p, 0, Block(encoder.config.hidden_size, p, dense)
         if p.place == "after":
             self.block = block

@@ -69,9 +69,8 @@ class Mixture(nn.Module):
     ) -> SpanOutput:
         """starts, ends: (B, E, T); x: (B, D), what the gate sees; weights: (B, E), used where there is no gate."""
         loss = None
-        with torch.autocast(
-            starts.device.type, enabled=False
-        ):  # half precision would round the logits
+        # half precision would round the logits
+        with torch.autocast(starts.device.type, enabled=False):
             g = self.gate(x) if self.gate else weights  # (B, E)
             start, end = (
                 self.mix(g, logits, attention_mask) for logits in (starts, ends)

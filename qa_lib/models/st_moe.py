@@ -56,9 +56,8 @@ class Router(nn.Module):
         """x: (B, T, D); mask: (B, T), 1 for tokens, 0 for padding."""
         layer, mask = self.layer, torch.ones_like(mask) if self.layer.route_padding else mask
         real = mask.to(torch.float32).unsqueeze(-1)  # (B, T, 1)
-        with torch.autocast(
-            x.device.type, enabled=False
-        ):  # a router in bf16 routes rounding errors
+        # a router in bf16 routes rounding errors
+        with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())  # (B, T, E)
         p = logits.softmax(-1)
         gate, expert = p.topk(layer.top_n)  # (B, T, N)
@@ -145,16 +144,14 @@ class MoE(nn.Module):
         order = expert.argsort(stable=True)[: expert.numel() - counts.pop()]  # (K,)
         token = order // routed.expert.shape[-1]
         weight = gate[order].unsqueeze(-1)
-        autocast = torch.is_autocast_enabled(
-            x.device.type
-        )  # cast once, not each of the N copies of a token
+        # cast once, not each of the N copies of a token
+        autocast = torch.is_autocast_enabled(x.device.type)
         rows = x.reshape(-1, x.shape[-1]).to(
             torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
         )
         # value 1, gradient of the gate: the router also learns through what an expert is given (st-moe-pytorch)
-        given = rows.index_select(0, token) * (1 + weight - weight.detach()).to(
-            rows.dtype
-        )  # rows[token] goes back slowly
+        # rows[token] goes back slowly
+        given = rows.index_select(0, token) * (1 + weight - weight.detach()).to(rows.dtype)
         out = (
             torch.cat([f(part) for f, part in zip(self.experts, given.split(counts), strict=True)])
             * weight

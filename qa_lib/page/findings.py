@@ -140,19 +140,19 @@ def exbert(
     first, shorter = P.domains[0], claims[claims["claim"] == "longer-answers"].iloc[0]
     fates = [f"“{judged['verdict'][c]}” of {judged['printed'][c]}" for c in shares]
     equal = " and ".join(f"“{judged['tuned'][c]}”" for c in shares)
+    # fair: with equal trials
     layer, fair = (
         apart("exbert-tuned", "plain-tuned"),
         advice.estimates(P),
-    )  # fair: with equal trials
+    )
     dense = {
         (m, arm): advice.estimates(P, m, arm)
         for m in ("dense-compute", "dense-parameters")
         for arm in ("tuned", "printed")
     }
     added, beside = apart("exbert-tuned", "plain-tuned", "tuned"), pd.concat(dense.values())
-    alone = [
-        ttest_1samp(x, 0).confidence_interval() for x in added
-    ]  # of these seeds, no variance pooled
+    # of these seeds, no variance pooled
+    alone = [ttest_1samp(x, 0).confidence_interval() for x in added]
     certain = [
         d
         for d, low, x in zip(fair["domain"], fair["low"], alone, strict=True)

@@ -25,9 +25,10 @@ TITLES = {
     "smart": "Walk Less and Only Down Smooth Valleys",
 }
 VERDICTS = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", "not tested"]
+# columns of numbers
 EFFECTS = [
     f"{which}{k}" for which in ("", "tuned_", "control_", "fair_") for k in ("ours", "low", "high")
-]  # columns of numbers
+]
 MARKS = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
 
 
@@ -216,9 +217,8 @@ def readme_verdicts() -> str:
         for row in count_by_report(part)[["report", "claims", *VERDICTS]].itertuples(index=False)
     )
     told = done[done["primary"] | done["kind"].isin(VERDICTS[:4])]
-    told = told.sort_values(
-        "kind", key=lambda kind: kind == "not tested", kind="stable"
-    )  # else in the reports' order
+    # else in the reports' order
+    told = told.sort_values("kind", key=lambda kind: kind == "not tested", kind="stable")
     words = "|".join(sorted(VERDICTS, key=len, reverse=True))
 
     def other(which: str) -> list[str]:

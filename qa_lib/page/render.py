@@ -271,6 +271,7 @@ def say_parameters_once(nb):
 def execute(nb, name: str, values: dict):
     """Run a notebook. A UserError in a cell is raised again; other failures end in one sentence."""
     try:
+        # the kernel's remarks on its own transport
         nb = papermill.execute_notebook(
             nb,
             None,
@@ -279,7 +280,7 @@ def execute(nb, name: str, values: dict):
             language="python",
             progress_bar=sys.stderr.isatty(),
             extra_arguments=["--log-level=50"],
-        )  # the kernel's remarks on its own transport
+        )
     except papermill.PapermillExecutionError as e:
         if e.ename == "UserError":
             raise UserError(e.evalue) from None

@@ -87,9 +87,8 @@ def save_table(
     plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
     _write(P, f"{name}.csv", runs.format_csv(plain))
     shown = _format_frame(P, frame, digits)
-    if (
-        "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit()
-    ):  # the caption says it
+    # the caption says it
+    if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():
         shown = shown.drop(columns="seeds")
     columns = {name: _markdown(name, quote=False) for name in shown}
     rows = shown.map(_markdown).rename(columns=columns)
@@ -319,9 +318,8 @@ def _seeds(frame: pd.DataFrame) -> str:
     if n.max() == 1:
         return "n = 1 seed: no spread."
     most = n.groupby(frame["model"], sort=False).max() if "model" in frame else pd.Series(dtype=int)
-    few = (
-        "; ".join(most.index[most == n.min()]) if most.nunique() > 1 else ""
-    )  # means over fewer seeds than another's beside it
+    # means over fewer seeds than another's beside it
+    few = "; ".join(most.index[most == n.min()]) if most.nunique() > 1 else ""
     return f"n = {n.min()}{f' to {n.max()}' if n.max() > n.min() else ''} seeds{f' ({n.min()}: {few})' * bool(few)}."
 
 

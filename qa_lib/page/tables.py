@@ -190,9 +190,8 @@ def answers_table(P, central: dict[str, Spec], tests) -> pd.DataFrame:
     rows = {
         (name, r["id"]): r for name, (_, every) in tests(central["v-db"]).items() for r in every
     }
-    found = found[
-        [key in rows for key in zip(found["set"], found["id"], strict=True)]
-    ]  # test sets may have been made smaller
+    # test sets may have been made smaller
+    found = found[[key in rows for key in zip(found["set"], found["id"], strict=True)]]
     own = [rows[key] for key in zip(found["set"], found["id"], strict=True)]
 
     def text(whose: str) -> list[str]:

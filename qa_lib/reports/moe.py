@@ -115,12 +115,13 @@ def mixture_run(
 
 # One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from equal weights on (chosen).
 TOLD = {"learning_rate": 0.1, "epochs": 50.0, "schedule": "linear"}
+# too few rows to set any aside
 FEW = {
     "looks": 1,
     "watched": 0,
     "validation_rows": 0,
     "checkpoint": "last",
-}  # too few rows to set any aside
+}
 
 
 def model_runs(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
@@ -164,9 +165,8 @@ def plan_printed_arm(p: Moe, shared: dict) -> list[Spec]:
         found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
     if "controls" in p.experiments:
         for name, rule in RULES.items():
-            within = (
-                {"tests": p.domains} if rule in ("own", "others") else {}
-            )  # a new domain has no expert of its own
+            # a new domain has no expert of its own
+            within = {"tests": p.domains} if rule in ("own", "others") else {}
             found += [mixture_run(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
         found += [
             mixture_run(

@@ -165,9 +165,8 @@ class Layer(Strict):
         "after"  # after the encoder, or in place of its last block's feed-forward layer
     )
     experts: Experts = 16
-    width: float = Field(
-        1.0, ge=0.05, le=100
-    )  # of an expert, in multiples of 8/3 of the encoder's width
+    # of an expert, in multiples of 8/3 of the encoder's width
+    width: float = Field(1.0, ge=0.05, le=100)
     top_n: Experts = 2  # experts a token is sent to
     threshold: Annotated[float, Field(gt=0, le=1e30)] = (
         0.2  # weight below which a further expert is drawn, or left out
@@ -229,9 +228,8 @@ class Exbert(Layer, Study):
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     ratios: list[float] = Field(min_length=1)  # share of the first domain in the training mixture
     control_ratios: list[float]  # those of the controls and of the order
-    centre: float = Field(
-        ge=0, le=1
-    )  # the mixture of sweeps and trials, of `ratios` the one with all seeds
+    # the mixture of sweeps and trials, of `ratios` the one with all seeds
+    centre: float = Field(ge=0, le=1)
     side_seeds: Seeds  # of all runs but V-DB, tuned ExBERT and (a) at the centre
     dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
@@ -294,9 +292,8 @@ class Moe(Study):
     schedule: Literal["linear", "constant"]
     checkpoint: Literal["last", "best"]  # best: by F1 on in-domain validation
     looks: int = Field(gt=0, le=1000)  # at validation, an epoch
-    watched: int = Field(
-        ge=0, le=10**9
-    )  # training examples whose EM and F1 are measured at each look
+    # training examples whose EM and F1 are measured at each look
+    watched: int = Field(ge=0, le=10**9)
     longer: list[WholeEpochs] = Field(min_length=1)  # epochs of longer baselines
     reinit_blocks: Blocks  # of the experts that are re-initialised
     reinit_epochs: Epochs

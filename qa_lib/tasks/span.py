@@ -29,9 +29,8 @@ def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> 
     """Return the columns of `windows`."""
     questions = [r["question"] for r in rows]
     special = tokenizer.num_special_tokens_to_add(pair=True)  # 3 of BERT's type, 4 of RoBERTa's
-    room = min(
-        MAX_QUESTION, max_length - stride - special - 1
-    )  # and for windows that go on by a token at least
+    # and for windows that go on by a token at least
+    room = min(MAX_QUESTION, max_length - stride - special - 1)
     cut = tokenizer(
         questions,
         add_special_tokens=False,
@@ -209,9 +208,8 @@ def predict_answers(
             if score > answers[row]["score"]:
                 text = rows[row]["context"]
                 begin, stop = int(offsets[j][2 * first]), int(offsets[j][2 * last + 1])
-                begin, stop = widen_to_characters(
-                    text, begin, stop
-                )  # a token may end before its letter's accent
+                # a token may end before its letter's accent
+                begin, stop = widen_to_characters(text, begin, stop)
                 answers[row] = {
                     "text": text[begin:stop],
                     "start": begin,

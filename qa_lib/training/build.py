@@ -118,9 +118,8 @@ def build_mixture(spec: Spec):
         ems = [evaluate.score_rows(m, tokenizer, spec, validation)[1]["exact_match"] for m in alone]
         return alone[int(np.argmax(ems))], tokenizer
     gate = gated_mixture.MLP(dim, len(experts), p) if p.rule == "learned" else None
-    if (
-        p.input == "dataset" and gate
-    ):  # few examples must move it: from equal weights, not from random ones
+    # few examples must move it: from equal weights, not from random ones
+    if p.input == "dataset" and gate:
         torch.nn.init.zeros_(gate[0].weight)
         torch.nn.init.zeros_(gate[0].bias)
     return gated_mixture.Mixture(gate, p.mixed, prepare), tokenizer

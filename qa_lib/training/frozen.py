@@ -75,9 +75,8 @@ def _store_once(
         for name, values in make().items():
             np.save(folder / f"{name}.npy", values.astype(np.float16))
 
-    with FileLock(
-        f"{at}.lock"
-    ):  # another worker may want the same: it waits instead of computing it too
+    # another worker may want the same: it waits instead of computing it too
+    with FileLock(f"{at}.lock"):
         if read_seal(at) is None:
             if at.exists():
                 print(f"stored outputs {at.name} are damaged; made anew", flush=True)

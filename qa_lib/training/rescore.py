@@ -19,7 +19,7 @@ from qa_lib.tasks.characters import widen_to_characters
 from qa_lib.training import evaluate
 
 
-def score_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
+def rescore_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
     """Return the examples of one test set with spans and scores by today's rules, and `contains` of each row beside them.
 
     frame: a row an example, with id, start and end; rows: the test rows by id.
@@ -37,7 +37,7 @@ def score_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
     return frame.assign(**pd.DataFrame(changed, index=frame.index))
 
 
-def average_scores(frame: pd.DataFrame, d: Dataset) -> dict[str, float]:
+def average_test_set(frame: pd.DataFrame, d: Dataset) -> dict[str, float]:
     """Return what a record says of a test set whose examples were scored: em, f1, em_rows, f1_rows, contains."""
     clusters = frame["cluster"].tolist() if d.average == "clusters" else None
     scores = {}
@@ -52,9 +52,8 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
     """Return the record of a run and its examples by today's rules of scoring."""
     names = [name for name in record["metrics"] if name != "training"]
     spec = spec.model_copy(update={"tests": names})
-    if (
-        spec.gate and spec.gate.rule in evaluate.COMBINED
-    ):  # made of the scores of its experts, which come first
+    # made of the scores of its experts, which come first
+    if spec.gate and spec.gate.rule in evaluate.COMBINED:
         scores, frame = evaluate.combine_expert_scores(spec)
         return {
             **record,
@@ -64,8 +63,8 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
     stored = runs.read_examples(record)
     changed, frames = dict(record["metrics"]), []
     for name, (d, rows) in selection.load_test_sets(spec).items():
-        frame = score_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
-        changed[name] = {**changed[name], **average_scores(frame, d)}
+        frame = rescore_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
+        changed[name] = {**changed[name], **average_test_set(frame, d)}
         frames.append(frame.drop(columns="contains"))
     frame = pd.concat(frames, ignore_index=True) if frames else stored
     for name in ("em", "f1", "start", "end"):

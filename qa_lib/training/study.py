@@ -92,9 +92,8 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
             sum(tokens(rows) for _, rows in selection.load_test_sets(spec).values()),
         )
     train, validation, scored = known[key]
-    if (
-        spec.gate
-    ):  # on what its experts and the plain encoder say, computed for the first gate that asks
+    # on what its experts and the plain encoder say, computed for the first gate that asks
+    if spec.gate:
         first = (said := (*spec.rows, *(e.hash for e in spec.parents))) not in known
         known[said] = ()
         return train / 10 + first * (1 + len(spec.parents)) * (train + validation) / 3
@@ -121,9 +120,8 @@ def check_memory(spec: Spec):
             block = Block(encoder.config.hidden_size, spec.layer, spec.dense)
         weights += sum(p.numel() for p in block.parameters())
     for_weights = 16 * weights / 2**30  # weight, gradient and two moments, four bytes each
-    length = min(
-        spec.max_length, encoders.count_positions(encoder)
-    )  # build.build_model refuses more
+    # build.build_model refuses more
+    length = min(spec.max_length, encoders.count_positions(encoder))
     for_batch = batch_memory(spec.model_copy(update={"max_length": length}))
     total = psutil.virtual_memory().total / 2**30
     if for_weights + for_batch > 2 * total:
@@ -203,11 +201,12 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
             f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
             "set QA_RUNS to a folder on a larger disk"
         )
+    # 1.5: loading, padding, cores that share one memory
     return (
         tokens,
         1.5 * hours / min(workers, len(todo)),
         disk,
-    )  # 1.5: loading, padding, cores that share one memory
+    )
 
 
 def default_workers(specs: list[Spec]) -> int:

@@ -177,10 +177,11 @@ def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable
 
 
 def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
+    # accelerate launch
     total, processes = (
         math.ceil(steps_per_epoch * spec.epochs),
         int(os.environ.get("WORLD_SIZE", 1)),
-    )  # accelerate launch
+    )
     if spec.batch_size % processes:
         raise UserError(
             f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them"
@@ -194,9 +195,8 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
             "load_best_model_at_end": True,
             "metric_for_best_model": "f1",
         }
-    looks |= {
-        "eval_on_start": spec.watched > 0 and not resume
-    }  # a curve begins where training does: a mixture's not at 0
+    # a curve begins where training does: a mixture's not at 0
+    looks |= {"eval_on_start": spec.watched > 0 and not resume}
     found = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
@@ -225,9 +225,8 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
     )
     # whatever ACCELERATE_MIXED_PRECISION says
     found.mixed_precision = "bf16" if spec.precision == "bf16" else "no"
-    found._n_gpu = min(
-        found.n_gpu, 1
-    )  # or several visible GPUs make a batch of several times batch_size (DataParallel)
+    # or several visible GPUs make a batch of several times batch_size (DataParallel)
+    found._n_gpu = min(found.n_gpu, 1)
     return found
 
 
@@ -356,9 +355,8 @@ def train(
     processes of a distributed training that do not write.
     """
     began, at = time.monotonic(), runs.run_folder(spec)
-    if old := runs.find_record(
-        spec
-    ):  # trained again for its weights: its record keeps the scores it has
+    # trained again for its weights: its record keeps the scores it has
+    if old := runs.find_record(spec):
         spec = spec.model_copy(update={"tests": old["spec"]["tests"]})
     at.mkdir(parents=True, exist_ok=True)
     made = describe_environment(spec)  # the checkout may be another when the run ends
@@ -435,18 +433,16 @@ def train(
         if resume:
             progress(f"{spec.run}  goes on from {resume.name}")
         fit = time.monotonic()
-        if learns := any(
-            p.requires_grad for p in model.parameters()
-        ):  # a mixture with given weights has nothing to learn
+        # a mixture with given weights has nothing to learn
+        if learns := any(p.requires_grad for p in model.parameters()):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         fit = time.monotonic() - fit + spent
         if not trainer.is_world_process_zero():
             return None
         past = read_history(trainer.state.log_history)
         scores, load, frames = {}, {"training": read_routing(trainer.state.log_history)}, []
-        said = (
-            evaluate.predict_spans if not keep_weights or spec.gate else frozen.predict_and_store
-        )  # a mixture may ask for the same again
+        # a mixture may ask for the same again
+        said = evaluate.predict_spans if not keep_weights or spec.gate else frozen.predict_and_store
         frozen.drop_outputs(spec)
         for name, (d, test) in selection.load_test_sets(spec).items():
             progress(f"{spec.run}  scoring {name}")
