@@ -36,7 +36,7 @@ def run_study(args: argparse.Namespace) -> int:
     from qa_lib.store import runs
     from qa_lib.training import study
 
-    p = command_line.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
+    p = plans.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
     if args.fetch:
         study.fetch_inputs(p)
         return 0
@@ -63,7 +63,7 @@ def run_train(args: argparse.Namespace) -> int:
     from qa_lib.reports import plans
     from qa_lib.training import train
 
-    specs = [spec.for_this_machine() for spec in plans.plan(command_line.load_from_args(args))]
+    specs = [spec.for_this_machine() for spec in plans.plan(plans.load_from_args(args))]
     chosen = [spec for spec in specs if spec.run.startswith(args.run)]
     if len(chosen) != 1:
         names = ", ".join(spec.run for spec in (chosen or specs)[:6])
@@ -164,7 +164,7 @@ def run_land(args: argparse.Namespace) -> int:
     from qa_lib.reports import plans
     from qa_lib.store import runs
 
-    meant = [command_line.load_from_args(args, size) for size in plans.possible_sizes(args)]
+    meant = [plans.load_from_args(args, size) for size in plans.possible_sizes(args)]
     if meant[0].profile in ("quick", "own"):
         raise UserError(
             "only runs on the study's real data are landed; say --profile real or paper"
@@ -181,7 +181,7 @@ def run_rescore(args: argparse.Namespace) -> int:
 
     specs = {}
     for size in plans.possible_sizes(args):
-        for spec in plans.plan(command_line.load_from_args(args, size)):
+        for spec in plans.plan(plans.load_from_args(args, size)):
             specs.setdefault(spec.hash, spec)
     rescore.rescore(args.report, list(specs.values()))
     return 0
@@ -196,7 +196,7 @@ def add_own(parser: argparse.ArgumentParser):
 def run_own(args: argparse.Namespace) -> int:
     from qa_lib.models import encoders
     from qa_lib.own_data import own
-    from qa_lib.reports import exbert
+    from qa_lib.reports import exbert, plans
     from qa_lib.store import runs
     from qa_lib.training import study
 
@@ -204,7 +204,7 @@ def run_own(args: argparse.Namespace) -> int:
     args.report, args.profile, args.size = "exbert", "own", None
     args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
     args.p.insert(0, f"domains=[{args.name}-a, {args.name}-b]")
-    p = command_line.load_from_args(args)
+    p = plans.load_from_args(args)
     runs.check_store()
     runs.check_page(p)
     own.check_domains(p)
@@ -237,13 +237,14 @@ def run_check_data(args: argparse.Namespace) -> int:
 
 
 def run_pin(args: argparse.Namespace) -> int:
+    from qa_lib.reports import plans
     from qa_lib.settings import hub
 
     known = params.read_datasets("hub").values()
     for repo in {source.split(":")[0] for d in known for source in d.train + d.test}:
         hub.resolve_revision(repo)
-    for slug in params.REPORTS:
-        hub.resolve_revision(params.load_params(slug, "paper").encoder, "model")
+    for slug in params.list_reports():
+        hub.resolve_revision(plans.load_params(slug, "paper").encoder, "model")
     return 0
 
 

@@ -1,48 +1,32 @@
-r"""What a report says (params/claims/<slug>.yaml), and the rules by which it counts as reproduced.
+"""What a report says (params/claims/<slug>.yaml), each statement with the contrast of runs that tests it.
 
-read_claims(slug)       the report's statements, each with the contrast of runs that tests it
+read_claims(slug)       the report's statements
 control_claim(claim)    the same statement against the control that could refute it
-interval, p_value       of a contrast, from (d, s², ν, v, n, K): qa_lib/evidence/stats.py estimates them from runs
-rules, verdict          what they say of a claim
-list_changes(slug)      what is not as they were frozen for the report
 """
 
 from itertools import product
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
-from scipy.optimize import brentq
-from scipy.stats import t
 
 from qa_lib.settings import params
-from qa_lib.settings.files import digest_text
 from qa_lib.settings.params import ROOT, Strict, UserError
 
-# level; seeds below which nothing is reproduced; seeds that nobody will run
-ALPHA, ENOUGH, MOST = (
-    0.05,
-    3,
-    1000,
-)
-SMALLER = "reproduced in direction, smaller"
-# The number of the rules of judging: interval, bootstrap, pooling of variance, verdict. Raised when a planted ledger gets another
-# interval or verdict (tests/test_stats.py); docs/claims.md says what each number changed.
-RULES = 3
+STANCES = ("result", "hope", "explanation")
 
 
 class Contrast(Strict):
     """Which cells of the ledger are compared.
 
-    A column has one value, or a list: the mean over it, or one part of the claim for each of its values where `each`
-    names the column (lists on both sides go in step). Sets are named by position: first, second (domain), validation.
+    A column has one value or a list. A list means the mean over its values, or, where `each` names
+    the column, one part of the claim for each of them; lists on several sides go in step.
+    Sets are named by position: first and second (domain), validation.
     """
 
     ours: dict[str, Any]
     against: dict[str, Any] | None  # null: ours is a value, compared with `target`
-    beyond: dict[Literal["ours", "against"], dict[str, Any]] | None = (
-        None  # the difference in these cells is subtracted
-    )
+    # The difference in these cells is subtracted.
+    beyond: dict[Literal["ours", "against"], dict[str, Any]] | None = None
     both: dict[str, Any] = {}  # columns of both sides
     set: str | list[str] | None = None  # null: each side names its own
     metric: str | list[str]
@@ -55,45 +39,52 @@ class Contrast(Strict):
     def _check_whole(self):
         if self.against is None and (self.scale == "relative" or self.beyond):
             raise ValueError("against: relative and beyond need another side")
-        for side in self.sides():
-            if "set" not in side or any(c not in side for c in self.each):
+        sides = self.sides()
+        for side in sides:
+            if "set" not in side or any(column not in side for column in self.each):
                 raise ValueError("each: every side needs a set and the columns of each")
-        if any(
-            len({len(s[c]) for s in self.sides() if isinstance(s[c], list)}) != 1 for c in self.each
-        ):
-            raise ValueError("each: its columns need lists, of one length on all sides")
+        for column in self.each:
+            lengths = {len(side[column]) for side in sides if isinstance(side[column], list)}
+            if len(lengths) != 1:
+                raise ValueError("each: its columns need lists, of one length on all sides")
         return self
 
     def sides(self) -> list[dict]:
-        """Columns of ours, against, and both again for `beyond`."""
-        common = ({"set": self.set} if self.set else {}) | {"metric": self.metric} | self.both
-        sides = [common | s for s in (self.ours, self.against) if s is not None]
-        changed = self.beyond or {}
-        return sides + [
-            s | changed.get(k, {})
-            for s, k in zip(sides, ("ours", "against"), strict=False)
-            if self.beyond
-        ]
+        """Return the columns of ours and against, and with `beyond` of both again."""
+        common = {"metric": self.metric} | self.both
+        if self.set:
+            common = {"set": self.set} | common
+        sides = [common | self.ours]
+        if self.against is not None:
+            sides.append(common | self.against)
+        if not self.beyond:
+            return sides
+        again = []
+        for side, name in zip(sides, ("ours", "against"), strict=True):
+            again.append(side | self.beyond.get(name, {}))
+        return sides + again
 
     def parts(self) -> list[tuple[str, list[dict]]]:
-        """(label, sides) of each part; one part, without a label, where `each` is empty."""
-        sides, found = self.sides(), []
-        lists = {c: next(s[c] for s in sides if isinstance(s[c], list)) for c in self.each}
-        for index in product(*(range(len(x)) for x in lists.values())):
-            at = dict(zip(lists, index, strict=True))
-            found.append(
-                (
-                    ", ".join(f"{c} {lists[c][i]}" for c, i in at.items()),
-                    [
-                        {
-                            k: v[at[k]] if k in at and isinstance(v, list) else v
-                            for k, v in s.items()
-                        }
-                        for s in sides
-                    ],
-                )
-            )
-        return found
+        """Return (label, sides) of each part; where `each` is empty one part, without a label."""
+        sides = self.sides()
+        lists = {}
+        for column in self.each:
+            lists[column] = next(side[column] for side in sides if isinstance(side[column], list))
+        parts = []
+        for positions in product(*(range(len(values)) for values in lists.values())):
+            at = dict(zip(lists, positions, strict=True))
+            label = ", ".join(f"{column} {lists[column][i]}" for column, i in at.items())
+            parts.append((label, [pick_values(side, at) for side in sides]))
+        return parts
+
+
+def pick_values(side: dict, at: dict[str, int]) -> dict:
+    """Return the columns of a side with one value, by its position, of each list that `at` names."""
+    picked = dict(side)
+    for column, position in at.items():
+        if isinstance(side[column], list):
+            picked[column] = side[column][position]
+    return picked
 
 
 class Claim(Strict):
@@ -115,6 +106,7 @@ class Claim(Strict):
     confound: str = ""
     control: str | None = None  # the variant that could refute it
     contradicts: list[str] = []  # claims of the same report that cannot hold beside it
+    stance: Literal["result", "hope", "explanation"] = "result"  # params/claims/stances.yaml
 
     @model_validator(mode="after")
     def _check_whole(self):
@@ -138,186 +130,89 @@ class Claim(Strict):
     @property
     def range(self) -> tuple[float, float]:
         """The printed effect as (low, high)."""
-        found = self.printed if isinstance(self.printed, list) else [self.printed or 0.0] * 2
-        return found[0], found[-1]
+        if isinstance(self.printed, list):
+            return self.printed[0], self.printed[-1]
+        return self.printed or 0.0, self.printed or 0.0
 
     @property
     def effect(self) -> float:
-        """What a test has to tell from nothing: Δ, the low end of a magnitude, the margin of an equivalence."""
-        return self.margin if self.kind == "equivalence" else self.delta or self.range[0] or 1.0
+        """What a test has to tell from nothing.
+
+        Δ of a superiority, the low end of a magnitude, the margin of an equivalence.
+        """
+        if self.kind == "equivalence":
+            return self.margin
+        return self.delta or self.range[0] or 1.0
+
+
+def spell_mixtures(value: Any, mixtures: list[float]) -> Any:
+    """Return a part of a contrast with the word `mixtures` in its lists replaced by the ratios."""
+    if isinstance(value, dict):
+        return {name: spell_mixtures(inner, mixtures) for name, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    spelt = []
+    for element in value:
+        spelt += mixtures if element == "mixtures" else [element]
+    return spelt
+
+
+def read_stances(slug: str) -> dict[str, str]:
+    """Return claim → result, hope or explanation, by the report's own word; of an unknown report nothing."""
+    return params.read_yaml(ROOT / "params" / "claims" / "stances.yaml")[0].get(slug, {})
 
 
 def read_claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> list[Claim]:
-    """The claims of a report. Raises UserError with file, line and id for an entry that is wrong.
+    """Return the claims of a report.
 
     ratios: those between 0 and 1 are what the word `mixtures` means in a list of ratios.
+    Raises UserError with file, line and id for an entry that is wrong.
     """
-    mixtures = [r for r in ratios if 0 < r < 1]
-
-    def spell_mixtures(value):
-        if isinstance(value, dict):
-            return {k: spell_mixtures(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [x for v in value for x in (mixtures if v == "mixtures" else [v])]
-        return value
-
-    file = ROOT / "params" / "claims" / f"{slug}.yaml"
-    values, lines = params.read_yaml(file)
-    found = []
+    mixtures = [ratio for ratio in ratios if 0 < ratio < 1]
+    values, lines = params.read_yaml(ROOT / "params" / "claims" / f"{slug}.yaml")
+    stances = read_stances(slug)
+    claims = []
     for name, fields in values.items():
         place = f"params/claims/{slug}.yaml, line {lines[name]}: {name}: "
         if not isinstance(fields, dict):
             raise UserError(f"{place}an entry is a mapping of where, says, printed, …")
         given = {"id": name} | fields
+        if name in stances:
+            given["stance"] = stances[name]
         if isinstance(given.get("contrast"), dict):
+            contrast = spell_mixtures(given["contrast"], mixtures)
+            names = [*Contrast.model_fields, *contrast]
             given["contrast"] = params.validate(
-                Contrast,
-                spell_mixtures(given["contrast"]),
-                dict.fromkeys([*Contrast.model_fields, *given["contrast"]], f"{place}contrast: "),
+                Contrast, contrast, dict.fromkeys(names, f"{place}contrast: ")
             )
-        found.append(
-            params.validate(Claim, given, dict.fromkeys([*Claim.model_fields, *given], place))
-        )
-        if unknown := set(found[-1].contradicts) - set(values):
+        claim = params.validate(Claim, given, dict.fromkeys([*Claim.model_fields, *given], place))
+        if unknown := set(claim.contradicts) - set(values):
             raise UserError(f"{place}contradicts: {min(unknown)} is no claim of this file")
-    if sum(c.primary for c in found) > 5:
+        claims.append(claim)
+    if sum(claim.primary for claim in claims) > 5:
         raise UserError(
             f"params/claims/{slug}.yaml: more than five claims are primary; choose five"
         )
-    return found
+    return claims
 
 
 def control_claim(claim: Claim) -> Claim:
-    """Does the effect outlast its control? The claim's ours against the control, as superiority, never primary."""
-    c = claim.contrast
-    against = {**(c.ours if c.against is None else c.against), "variant": claim.control}
-    contrast = c.model_copy(update={"against": against, "target": c.target if c.against else 0.0})
-    contrast = contrast.model_copy(
-        update={
-            "each": [x for x in c.each if any(isinstance(s[x], list) for s in contrast.sides())]
-        }
-    )
+    """Return the claim against its control: does the effect outlast it? A superiority, never primary."""
+    contrast = claim.contrast
+    other_side = contrast.ours if contrast.against is None else contrast.against
+    against = {**other_side, "variant": claim.control}
+    target = contrast.target if contrast.against else 0.0
+    contrast = contrast.model_copy(update={"against": against, "target": target})
+    each = []
+    for column in contrast.each:
+        if any(isinstance(side[column], list) for side in contrast.sides()):
+            each.append(column)
     return claim.model_copy(
         update={
             "id": f"{claim.id}/{claim.control}",
             "kind": "superiority",
             "primary": False,
-            "contrast": contrast,
+            "contrast": contrast.model_copy(update={"each": each}),
             "delta": 1.0 if claim.kind == "equivalence" else claim.effect,
         }
     )
-
-
-def list_changes(slug: str) -> list[str]:
-    """Return what is not as it was when the report's claims were frozen; nothing where all is.
-
-    params/claims/FROZEN has a line `# slug, slug, …` above what was frozen for these reports: files, each as
-    "sha256  file", whose line ends do not count, and `rules N`, the number that RULES had.
-    """
-    file, found, ours = ROOT / "params" / "claims" / "FROZEN", [], False
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        if line.startswith("#"):
-            ours = slug in line.lstrip("# ").split(", ")
-            continue
-        if not ours:
-            continue
-        frozen, name = line.split(maxsplit=1)
-        if frozen == "rules":
-            if int(name) != RULES:
-                found.append(f"the rules of judging (then {name}, now {RULES}; docs/claims.md)")
-            continue
-        path = ROOT / name
-        if not path.exists() or digest_text(path) != frozen:
-            found.append(name)
-    return found
-
-
-# ---- interval, test, verdict ----
-
-
-def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
-    r"""Ends of the 1 − α interval of a mean difference: $\bar d \pm \sqrt{t_\nu^2\,s^2/n + t_{K-1}^2\,v}$ (Banerjee 1960).
-
-    d: $\bar d$ over n seeds. s2, nu: variance between seeds and its degrees of freedom. v: variance that other test questions,
-    drawn as K clusters, would add for any n. Each variance has the quantile of its own degrees of freedom.
-    """
-    few, many = (t.isf(alpha / 2, x) for x in (nu, np.subtract(clusters, 1)))
-    half = np.sqrt(few**2 * s2 / n + many**2 * v)
-    return d - half, d + half
-
-
-def p_value(claim: Claim, d, *rest) -> float:
-    r"""p of no effect in the claim's direction: the largest α at which the interval leaves 0 out, and 1 in the other direction.
-
-    For equivalence the α at which the 1 − 2α interval still lies in ±margin (Schuirmann 1987).
-    """
-
-    def two_sided(x: float) -> float:
-        def end(log: float) -> float:
-            return float(interval(x, *rest, np.exp(log))[0])
-
-        return float(np.exp(brentq(end, -200, 0))) if end(-200) < 0 else 0.0
-
-    if claim.kind == "equivalence":
-        room = claim.margin - abs(d)
-        return two_sided(room) / 2 if room >= 0 else 1 - two_sided(-room) / 2
-    return two_sided(d) if d > 0 else 1.0
-
-
-def rules(
-    claim: Claim, d, *rest, factor: float = 1.0, parts: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """(holds, fails) of one part. Neither: inconclusive; both: the direction is as printed, the size is not.
-
-    factor: Holm's, by which p is raised. A claim of several parts holds if each does (no adjustment: Berger 1982), and fails
-    if one does at ALPHA / parts.
-    """
-    least, most = interval(d, *rest, ALPHA / parts)
-    if claim.kind == "equivalence":
-        low, high = interval(d, *rest, 2 * ALPHA / factor)
-        return (low >= -claim.margin) & (high <= claim.margin), (least > claim.margin) | (
-            most < -claim.margin
-        )
-    holds = (np.asarray(d) > 0) & (interval(d, *rest, ALPHA / factor)[0] >= 0)
-    if claim.kind == "superiority":
-        return holds, most < claim.effect / 2
-    (low, high), (a, b) = interval(d, *rest), claim.range
-    return holds & (low >= a / 2) & (high <= 2 * b), (most < a) | (least > b)
-
-
-def verdict(claim: Claim, estimates: list[tuple], factor: float = 1.0) -> str:
-    """The verdict on a claim from (d, s², ν, v, n, K) of each of its parts.
-
-    What limits an inconclusive one: seeds, with the smallest n that would decide it if d, s² and v stayed as they are; the
-    test questions, where no n would.
-    """
-    words, needs = [], []
-    for d, s2, nu, v, n, clusters in estimates:
-        how = {"factor": factor, "parts": len(estimates)}
-        holds, fails = rules(claim, d, s2, nu, v, n, clusters, **how) if nu else (False, False)
-        if holds and n >= ENOUGH:
-            words.append(
-                SMALLER
-                if fails and (claim.kind == "superiority" or d < claim.range[0])
-                else "reproduced"
-            )
-        elif fails and not holds:
-            words.append("not reproduced")
-        else:
-            words.append("inconclusive")
-            more = np.append(np.arange(max(n, ENOUGH), MOST + 1), 10**9)
-            decided = (
-                np.any(rules(claim, d, s2, nu + more - n, v, more, clusters, **how), 0)
-                if nu
-                else more == ENOUGH
-            )
-            needs.append(more[decided.argmax()] if decided.any() else np.inf)
-    if not needs or "not reproduced" in words:
-        return next(w for w in ("not reproduced", SMALLER, "reproduced") if w in words)
-    if (n := max(needs)) > MOST:
-        return (
-            "inconclusive: test questions (no n suffices)"
-            if np.isinf(n)
-            else f"inconclusive: seeds (needs n>{MOST})"
-        )
-    return f"inconclusive: seeds (needs n={n:.0f})"

@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
-from qa_lib.evidence.claims import ENOUGH, MOST, Claim, read_claims
+from qa_lib.evidence.claims import Claim, read_claims
+from qa_lib.evidence.verdicts import ENOUGH, MOST
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
 
@@ -62,7 +63,7 @@ def spread(
 def smallest(claim: Claim, own: float, common: float, n):
     """The smallest effect (of an equivalence: margin) that n seeds can see, in points, from `spread`; n: a number, or several.
 
-    Each variance has its own quantile, as in `claims.interval`. σ counts from two seeds on: one cannot know of another.
+    Each variance has its own quantile, as in `verdicts.interval`. σ counts from two seeds on: one cannot know of another.
     """
     levels = (0.95, 0.9) if claim.kind == "equivalence" else (0.975, 0.8)
     z = sum(norm.ppf(levels)) ** 2

@@ -1,7 +1,4 @@
-r"""Other test questions: scores of runs when clusters of questions are drawn again.
-
-resample(ledger, examples)     (run, set, metric) → its score in each resample
-"""
+"""Scores of runs on other test questions: the bootstrap over clusters of questions."""
 
 import numpy as np
 import pandas as pd
@@ -22,17 +19,21 @@ PER_EXAMPLE = (
 
 
 def mean(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    r"""Scores (B, R) of R runs when whole clusters are drawn again: $y_{br} = \sum_k w_{bk} S_{kr} / \sum_k w_{bk} m_{kr}$.
+    r"""Return scores (B, R) of R runs when whole clusters are drawn again (Davison and Hinkley 1997, 3.8).
 
-    moments (2, K, R): of each cluster its rows m and the sum of their scores S. weights (B, K): how often a cluster is drawn.
-    Davison and Hinkley 1997, 3.8.
+    $y_{br} = \sum_k w_{bk} S_{kr} / \sum_k w_{bk} m_{kr}$
+
+    moments (2, K, R): of each cluster its rows m and the sum of their scores S.
+    weights (B, K): how often a cluster is drawn.
     """
     m, S = weights @ moments  # (2, B, R)
     return S / m
 
 
 def correlation(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    r"""100 times Pearson's r, (B, R), likewise: $r = (\overline{xy} - \bar x \bar y) / (s_x s_y)$.
+    r"""Return 100 times Pearson's r, (B, R), likewise.
+
+    $r = (\overline{xy} - \bar x \bar y) / (s_x s_y)$
 
     moments (6, K, R): of each cluster its rows and the sums of x, y, x², y² and xy.
     """
@@ -42,75 +43,110 @@ def correlation(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return 100 * (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
 
 
+def count_rows(name: str, rows: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of each cluster (index) that each run (columns) was tested on.
+
+    Raises UserError where a run with a score has no examples, where two runs were tested on other
+    rows, and where all rows are of one cluster.
+    """
+    count = rows.groupby(["cluster", "run"], observed=True).size().unstack(fill_value=0)
+    if lacks := sorted(set(recorded["run"]) - set(count)):
+        raise UserError(f"{lacks[0]} has a score on {name} but no examples of it; train it again")
+    # Shares, since a run that the plan lists under two labels is here twice.
+    share = count / count.sum()
+    odd = (share.sub(share.iloc[:, 0], axis=0).abs() > 1e-9).any()
+    if odd.any():
+        raise UserError(
+            f"{odd.idxmax()} was tested on other rows of {name} than {share.columns[0]}; "
+            "test both on one set"
+        )
+    if len(count) < 2:
+        raise UserError(
+            f"all examples of {name} are of one cluster, so that nothing is known of others; "
+            "test on more"
+        )
+    return count
+
+
+def choose_columns(metric: str, rows: pd.DataFrame) -> list[str]:
+    """Return the columns of examples that a metric is computed from: one, or two for a correlation."""
+    has_pairs = "gold" in rows and rows["gold"].notna().all()
+    if has_pairs and metric in ("pearson", "score"):
+        return ["predicted", "gold"]
+    return ["accuracy"] if metric == "score" else [metric]
+
+
+def redraw_metric(
+    name: str,
+    metric: str,
+    recorded: pd.DataFrame,
+    rows: pd.DataFrame,
+    count: pd.DataFrame,
+    weights: np.ndarray,
+) -> dict[tuple, np.ndarray]:
+    """Return (run, set, metric) → the score of each run with the metric in each resample, (B,).
+
+    recorded: the ledger's rows of the set and metric. rows: examples of the set. count: of `count_rows`.
+    Raises UserError for a score of an example that is not a number, and where neither the mean over
+    rows nor the mean over clusters is what the ledger has.
+    """
+    scored = rows[rows["run"].isin(recorded["run"])]  # not every run has every metric
+    columns = choose_columns(metric, rows)
+    x = scored[columns].astype(float)
+    bad = x.isna().any(axis=1)
+    if bad.any():
+        raise UserError(
+            f"{scored['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; "
+            "train it again"
+        )
+    is_pair = len(columns) == 2
+    if is_pair:
+        x = pd.concat([x, x**2, x.prod(axis=1)], axis=1)
+    by = [scored["cluster"], scored["run"]]
+    sums = [column.groupby(by, observed=True).sum().unstack() for _, column in x.items()]
+    names = list(sums[0])
+    S = np.stack([count[names], *sums]).astype(float)  # (2 or 6, K, R)
+    if is_pair:
+        ways = [(correlation, S)]
+    else:  # the mean over rows, and the mean of cluster means
+        ways = [(mean, S), (mean, np.stack([np.ones_like(S[0]), S[1] / S[0]]))]
+    value = recorded.drop_duplicates("run").set_index("run")["value"][names].to_numpy()
+    once = np.ones((1, len(count)))
+    off = [np.abs(way(moments, once)[0] - value) for way, moments in ways]  # (R,) each
+    best = min(range(len(ways)), key=lambda i: off[i].max())
+    if not off[best].max() < 0.01:
+        raise UserError(
+            f"{names[off[best].argmax()]}: ledger and examples disagree about {metric} on {name}"
+        )
+    way, moments = ways[best]
+    drawn = way(moments, weights).T  # (R, B)
+    return {(run, name, metric): scores for run, scores in zip(names, drawn, strict=True)}
+
+
 def resample(
     ledger: pd.DataFrame, examples: pd.DataFrame, times: int = 1000, seed: int = 0
 ) -> dict[tuple, np.ndarray]:
-    """(run, set, metric) → its score in each resample, (B,). A set's resamples are the same for all runs: pairs stay pairs.
+    """Return (run, set, metric) → its score in each resample, (B,).
 
-    examples: run, set, cluster, and of each row its score in a column of the metric's name; of a set that is scored by a
-    correlation `predicted` and `gold`. `score` is a set's own metric: that correlation, else accuracy.
-    K − 1 of K clusters are drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988). Whether rows or
-    clusters are averaged is what gives the recorded score; UserError where neither does.
+    A set's resamples are the same for all runs, so that pairs stay pairs. K − 1 of K clusters are
+    drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988).
+
+    examples: run, set, cluster, and of each row its score in a column of the metric's name; of a set
+    that is scored by a correlation `predicted` and `gold`. `score` is a set's own metric: that
+    correlation, else accuracy. Raises UserError where ledger and examples do not fit.
     """
-    rng, found = np.random.default_rng(seed), {}
+    rng = np.random.default_rng(seed)
+    draws = {}
     for name, recorded in ledger[ledger["metric"].isin(PER_EXAMPLE)].groupby("set"):
         rows = examples[(examples["set"] == name) & examples["run"].isin(recorded["run"])]
-        count = rows.groupby(["cluster", "run"], observed=True).size().unstack(fill_value=0)
-        if lacks := sorted(set(recorded["run"]) - set(count)):
-            raise UserError(
-                f"{lacks[0]} has a score on {name} but no examples of it; train it again"
-            )
-        share = count / count.sum()  # a run that the plan lists under two labels is here twice
-        if (odd := (share.sub(share.iloc[:, 0], axis=0).abs() > 1e-9).any()).any():
-            raise UserError(
-                f"{odd.idxmax()} was tested on other rows of {name} than {share.columns[0]}; test both on one set"
-            )
-        if (K := len(share)) < 2:
-            raise UserError(
-                f"all examples of {name} are of one cluster, so that nothing is known of others; test on more"
-            )
+        count = count_rows(name, rows, recorded)
+        K = len(count)
         weights = rng.multinomial(K - 1, np.full(K, 1 / K), size=times).astype(float)  # (B, K)
-        paired = "gold" in rows and rows["gold"].notna().all()
-        for metric, values in recorded.groupby("metric"):
-            pair = paired and metric in ("pearson", "score")
-            scored = rows[rows["run"].isin(values["run"])]  # not every run has every metric
-            x = scored[
-                ["predicted", "gold"] if pair else ["accuracy" if metric == "score" else metric]
-            ].astype(float)
-            if (bad := x.isna().any(axis=1)).any():
-                raise UserError(
-                    f"{scored['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; train it again"
-                )
-            if pair:
-                x = pd.concat([x, x**2, x.prod(axis=1)], axis=1)
-            by = [scored["cluster"], scored["run"]]
-            sums = [column.groupby(by, observed=True).sum().unstack() for _, column in x.items()]
-            names = list(sums[0])
-            S = np.stack([count[names], *sums]).astype(float)  # (2 or 6, K, R)
-            value = values.drop_duplicates("run").set_index("run")["value"][names].to_numpy()
-            ways = (
-                [(correlation, S)]
-                if pair
-                else [(mean, S), (mean, np.stack([np.ones_like(S[0]), S[1] / S[0]]))]
-            )
-            off = [
-                np.abs(way(moments, np.ones((1, K)))[0] - value) for way, moments in ways
-            ]  # (R,) each
-            best = min(range(len(ways)), key=lambda i: off[i].max())
-            if not off[best].max() < 0.01:
-                raise UserError(
-                    f"{names[off[best].argmax()]}: ledger and examples disagree about {metric} on {name}"
-                )
-            way, moments = ways[best]
-            found |= zip(
-                [(run, name, metric) for run in names], way(moments, weights).T, strict=True
-            )
-    for x in (
-        ledger[ledger["metric"].isin(["best_epoch", "plateau"])]
-        .drop_duplicates(["run", "metric"])
-        .itertuples()
-    ):
-        # the lowest loss, or the end of the rise, lies within that epoch, or that look
-        step = 1 if x.metric == "best_epoch" else 100 / (x.looks * x.epochs)
-        found[x.run, x.set, x.metric] = x.value + rng.uniform(-step / 2, step / 2, times)
-    return found
+        for metric, of_metric in recorded.groupby("metric"):
+            draws |= redraw_metric(name, metric, of_metric, rows, count, weights)
+    of_curves = ledger[ledger["metric"].isin(["best_epoch", "plateau"])]
+    for row in of_curves.drop_duplicates(["run", "metric"]).itertuples():
+        # The lowest loss, or the end of the rise, lies within that epoch, or that evaluation.
+        step = 1 if row.metric == "best_epoch" else 100 / (row.looks * row.epochs)
+        draws[row.run, row.set, row.metric] = row.value + rng.uniform(-step / 2, step / 2, times)
+    return draws

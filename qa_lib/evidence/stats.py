@@ -3,14 +3,16 @@ r"""Statistics: a report's claims (qa_lib/evidence/claims.py), estimated from wh
     judge_claims(claims, ledger, examples, …)   a row for each claim: difference, interval, p, verdict, runs
     curves(histories)                           ledger rows of losses and of the epoch with the lowest
 
-Seeds s = 1 … n are paired: $d_s$ is the contrast of the runs with seed s, in the direction that the claim says. Two things make
-its mean uncertain, and both are in its interval: other seeds ($s^2/n$) and other test questions ($v$).
+Seeds s = 1 … n are paired: $d_s$ is the contrast of the runs with seed s, in the direction that the
+claim says. Two things make its mean uncertain, and both are in its interval: other seeds ($s^2/n$)
+and other test questions ($v$).
 
-Where the design has $t_\nu\sqrt{s^2/n + v}$ with $\nu = \sum_c (n_c - 1)$ and v the variance of the seed mean, the interval
-counts shared runs once in ν, gives each variance its own quantile, and takes for v what two seeds have in common.
-Simulated, s² estimated, n of 3 and 5, pools of 1 to 12 contrasts on one baseline, exact match and normal scores: the design's
-95 % interval holds the truth in 93 % (pool of 12, seeds alone) to 100 % (questions alone), Welch and Satterthwaite's effective ν in
-its place in 92 to 96 %, this one in 94.8 to 97.7 % (tests/test_stats.py, -k coverage -s).
+Where the design has $t_\nu\sqrt{s^2/n + v}$ with $\nu = \sum_c (n_c - 1)$ and v the variance of the
+seed mean, the interval counts shared runs once in ν, gives each variance its own quantile, and takes
+for v what two seeds have in common. Simulated, with s² estimated, n of 3 and 5, pools of 1 to 12
+contrasts on one baseline, exact match and normal scores: the design's 95 % interval holds the truth
+in 93 % (pool of 12, seeds alone) to 100 % (questions alone); with Welch and Satterthwaite's effective
+ν in its place in 92 to 96 %; this one in 94.8 to 97.7 % (tests/test_stats.py, -k coverage -s).
 """
 
 from dataclasses import dataclass
@@ -21,44 +23,52 @@ import pandas as pd
 from scipy import stats as distributions
 from statsmodels.stats.multitest import multipletests
 
-from qa_lib.evidence.claims import ENOUGH, Claim, Contrast, interval, p_value, read_claims, verdict
+from qa_lib.evidence.claims import Claim, Contrast, read_claims
 from qa_lib.evidence.resample import PER_EXAMPLE, resample
+from qa_lib.evidence.verdicts import ENOUGH, Estimate, Judgement, Verdict, interval, judge, p_value
 from qa_lib.settings.params import UserError
 
 QUICK = "generated text shows that the study works; no number of it is a result"
+SIGNS = (1, -1, -1, 1)  # of the sides of a contrast: ours, against, and both of `beyond`
 
 
 def curves(histories: pd.DataFrame) -> pd.DataFrame:
-    """Ledger rows (set `validation`) from runs.collect_histories: lowest validation_loss and its best_epoch, validation_loss_<epoch>,
-    and of the last epoch train_loss and loss_gap (validation less training)."""
-    rows, no_labels = (
-        [],
-        ["epoch", "step", "train_loss", "validation_loss", "validation_em", "validation_f1"],
-    )
-    # a run may stand under several
-    names = [c for c in ("run", "variant", "arm") if c in histories]
+    """Return ledger rows (set `validation`) of training curves, from runs.collect_histories.
+
+    The metrics are the lowest validation_loss and its best_epoch, validation_loss_<epoch>, and of the
+    last epoch train_loss and loss_gap (validation less training).
+    Raises UserError for a validation loss that is not a number.
+    """
+    no_labels = [
+        "epoch",
+        "step",
+        "train_loss",
+        "validation_loss",
+        "validation_em",
+        "validation_f1",
+    ]
+    # A run may stand under several variants or arms.
+    names = [column for column in ("run", "variant", "arm") if column in histories]
+    rows = []
     for (name, *_), run in histories.groupby(names, sort=False):
         run = run.sort_values("epoch")
         if run["validation_loss"].isna().any():
             raise UserError(
                 f"{name}: the validation loss of an epoch is not a number; train it again"
             )
-        best, last = run.loc[run["validation_loss"].idxmin()], run.iloc[-1]
-        found = {
-            f"validation_loss_{e:g}": x
-            for e, x in zip(run["epoch"], run["validation_loss"], strict=True)
-        }
-        found |= {
-            "validation_loss": best["validation_loss"],
-            "best_epoch": best["epoch"],
-            "train_loss": last["train_loss"],
-            "loss_gap": last["validation_loss"] - last["train_loss"],
-        }
-        labels = last.drop(no_labels, errors="ignore").to_dict() | {
-            "set": "validation",
-            "n": last.get("validation_rows", 0),
-        }
-        rows += [labels | {"metric": k, "value": float(x)} for k, x in found.items()]
+        best = run.loc[run["validation_loss"].idxmin()]
+        last = run.iloc[-1]
+        values = {}
+        for epoch, loss in zip(run["epoch"], run["validation_loss"], strict=True):
+            values[f"validation_loss_{epoch:g}"] = loss
+        values["validation_loss"] = best["validation_loss"]
+        values["best_epoch"] = best["epoch"]
+        values["train_loss"] = last["train_loss"]
+        values["loss_gap"] = last["validation_loss"] - last["train_loss"]
+        labels = last.drop(no_labels, errors="ignore").to_dict()
+        labels |= {"set": "validation", "n": last.get("validation_rows", 0)}
+        for metric, value in values.items():
+            rows.append(labels | {"metric": metric, "value": float(value)})
     return pd.DataFrame(rows)
 
 
@@ -71,7 +81,7 @@ class Part:
 
     label: str
     d: np.ndarray  # (n,), over the seeds that all its sides have
-    dropped: tuple[int, ...]  # seeds that some side lacks, or has from another device
+    dropped: tuple[int, ...]  # seeds that some side lacks, or has from another machine
     v: float  # variance over test questions, common to all seeds
     clusters: float  # K, of the smallest of its test sets
     rounding: float  # variance of the mean of d, for a metric without questions: it shrinks with n
@@ -79,224 +89,465 @@ class Part:
     key: tuple  # parts with the same key share a variance
 
 
-def statistic(c: Contrast, y: list[np.ndarray]) -> np.ndarray:
-    r"""The contrast of its sides, in the claim's direction; y: one array a side, all of one shape.
+class Lacking(Exception):
+    """A contrast cannot be estimated. Its arguments say why: cells without a run, or a sentence."""
+
+
+def statistic(contrast: Contrast, sides: list[np.ndarray]) -> np.ndarray:
+    r"""Return the contrast of its sides, one array a side, in the claim's direction.
 
     $\pm(g(y_1, y_2) - g(y_3, y_4) - \text{target})$ with $g(a, b) = a - b$, or, relative, $100 (a/b - 1)$
     """
 
     def g(a, b=0.0):
-        return 100 * (a / b - 1) if c.scale == "relative" else a - b
+        return 100 * (a / b - 1) if contrast.scale == "relative" else a - b
 
-    return (1 if c.direction == "higher" else -1) * (
-        g(*y[:2]) - (g(*y[2:]) if len(y) > 2 else 0) - c.target
+    sign = 1 if contrast.direction == "higher" else -1
+    beyond = g(*sides[2:]) if len(sides) > 2 else 0
+    return sign * (g(*sides[:2]) - beyond - contrast.target)
+
+
+def spell_cells(side: dict) -> list[dict]:
+    """Return the cells that a side is the mean of: its columns with one value each."""
+    choices = [value if isinstance(value, list) else [value] for value in side.values()]
+    return [dict(zip(side, values, strict=True)) for values in product(*choices)]
+
+
+def find_cell(ledger: pd.DataFrame, want: dict) -> dict[int, tuple]:
+    """Return seed → (run, set, metric) of a cell.
+
+    Raises UserError where several runs of a seed fit.
+    """
+    fits = np.ones(len(ledger), bool)
+    for column, value in want.items():
+        known = ledger[column] if column in ledger else pd.Series(np.nan, ledger.index)
+        if isinstance(value, float):
+            numbers = pd.to_numeric(known, errors="coerce").to_numpy(float)
+            fits &= np.isclose(numbers, value, rtol=1e-6, atol=0)
+        elif value is None:
+            fits &= known.isna().to_numpy(bool)
+        else:
+            fits &= (known == value).to_numpy(bool)
+    rows = ledger.loc[fits].drop_duplicates(["run", "seed"])
+    if rows["seed"].duplicated().any():
+        differ = []
+        for column in rows.columns.difference(["run", "seed", "value"], sort=False):
+            if rows[column].astype(str).nunique() > 1:
+                differ.append(column)
+        labels = {name: value for name, value in want.items() if name not in ("set", "metric")}
+        shown = ", ".join(f"{name} {value}" for name, value in labels.items())
+        raise UserError(
+            f"several runs of one seed fit {shown}: the contrast must say which "
+            f"{' or '.join(differ) or 'run'}"
+        )
+    runs = zip(rows["seed"], rows["run"], strict=True)
+    return {seed: (run, want["set"], want["metric"]) for seed, run in runs}
+
+
+def find_cells(sides: list[dict], ledger: pd.DataFrame) -> list[list[dict[int, tuple]]]:
+    """Return, of each side, `find_cell` of each of its cells.
+
+    Raises Lacking with the cells without a run.
+    """
+    cells, empty = [], []
+    for side in sides:
+        wanted = spell_cells(side)
+        found = [find_cell(ledger, want) for want in wanted]
+        empty += [want for want, cell in zip(wanted, found, strict=True) if not cell]
+        cells.append(found)
+    if empty:
+        raise Lacking(*empty)
+    return cells
+
+
+def describe_machine(device: str) -> str:
+    """Return the kind of machine that a run's scores depend on: any CPU, or one type of GPU."""
+    return "CPU" if device.startswith("CPU") else device
+
+
+def find_seeds(cells: list[dict[int, tuple]], ledger: pd.DataFrame) -> list[int]:
+    """Return the seeds that all cells have, each from one kind of machine and in one precision.
+
+    Raises Lacking where there is none.
+    """
+    seeds = sorted(set.intersection(*map(set, cells)))
+    if not seeds:
+        raise Lacking("no seed that all its sides have")
+    if "device" not in ledger:
+        return seeds
+    made = ledger["device"].map(describe_machine) + ledger.get("precision", "")
+    made = dict(zip(ledger["run"], made, strict=True))
+    alike = []
+    for seed in seeds:
+        if len({made[cell[seed][0]] for cell in cells}) == 1:
+            alike.append(seed)
+    if not alike:
+        raise Lacking("its sides were trained on different devices, or in different precision")
+    return alike
+
+
+def weigh_runs(keys: list[list[list[tuple]]], seeds: list[int]) -> pd.DataFrame:
+    """Return the weight of each run on each test set in each seed's difference, (n, runs × sets).
+
+    keys: of each side, of each cell, of each seed (run, set, metric).
+    """
+    rows = []
+    for sign, side in zip(SIGNS, keys, strict=False):
+        for cell in side:
+            for seed, (run, name, _) in zip(seeds, cell, strict=True):
+                rows.append((seed, run, name, sign / len(side)))
+    return pd.DataFrame(rows).pivot_table(
+        index=0, columns=[1, 2], values=3, aggfunc="sum", fill_value=0.0
     )
 
 
-def cell(ledger: pd.DataFrame, want: dict) -> dict[int, tuple]:
-    """Seed → (run, set, metric) of a cell. Raises UserError where several runs of a seed fit."""
-    fits = np.ones(len(ledger), bool)
-    for column, value in want.items():
-        x = ledger[column] if column in ledger else pd.Series(np.nan, ledger.index)
-        if isinstance(value, float):
-            fits &= np.isclose(
-                pd.to_numeric(x, errors="coerce").to_numpy(float), value, rtol=1e-6, atol=0
-            )
-        else:
-            fits &= (x.isna() if value is None else x == value).to_numpy(bool)
-    rows = ledger.loc[fits]
-    rows = rows.drop_duplicates(["run", "seed"])
-    if rows["seed"].duplicated().any():
-        differ = [
-            c
-            for c in rows
-            if c not in ("run", "seed", "value") and rows[c].astype(str).nunique() > 1
-        ]
-        shown = ", ".join(f"{k} {v}" for k, v in want.items() if k not in ("set", "metric"))
-        raise UserError(
-            f"several runs of one seed fit {shown}: the contrast must say which {' or '.join(differ) or 'run'}"
-        )
-    return {
-        s: (r, want["set"], want["metric"]) for s, r in zip(rows["seed"], rows["run"], strict=True)
-    }
-
-
 def estimate_part(
-    c: Contrast,
+    contrast: Contrast,
     label: str,
     sides: list[dict],
     ledger: pd.DataFrame,
     draws: dict[tuple, np.ndarray],
     clusters: dict[str, int],
 ) -> Part:
-    r"""Paired differences of one part, and their variance over test questions.
+    r"""Return the paired differences of one part, and their variance over test questions.
 
-    $v = \frac{1}{n(n-1)} \sum_{s \ne s'} \operatorname{cov}(d_s^*, d_{s'}^*)$ over the resamples: what seeds do not average out
-    (Obuchowski and Rockette 1995; their seeds are readers). A seed's own noise over questions is in $s^2$ already.
+    $v = \frac{1}{n(n-1)} \sum_{s \ne s'} \operatorname{cov}(d_s^*, d_{s'}^*)$ over the resamples: what
+    seeds do not average out (Obuchowski and Rockette 1995; their seeds are readers). A seed's own
+    noise over questions is in $s^2$ already.
 
-    Raises KeyError with what is missing: cells without a run, or a sentence.
+    draws: of `resample`. clusters: set → number of clusters of questions.
+    Raises Lacking where a side has no runs, or no seed can be compared.
     """
-    wanted = [
-        [
-            dict(zip(side, x, strict=True))
-            for x in product(*(v if isinstance(v, list) else [v] for v in side.values()))
-        ]
-        for side in sides
-    ]
-    cells = [[cell(ledger, want) for want in side] for side in wanted]
-    if empty := [
-        w
-        for ws, xs in zip(wanted, cells, strict=True)
-        for w, x in zip(ws, xs, strict=True)
-        if not x
-    ]:
-        raise KeyError(*empty)
-    every = [x for side in cells for x in side]
-    if not (seeds := sorted(set.intersection(*map(set, every)))):
-        raise KeyError("no seed that all its sides have")
-    if "device" in ledger:
-        made = ledger["device"].str.startswith("CPU").astype(str) + ledger.get("precision", "")
-        made = dict(zip(ledger["run"], made, strict=True))
-        if not (seeds := [s for s in seeds if len({made[x[s][0]] for x in every}) == 1]):
-            raise KeyError("its sides were trained on different devices, or in different precision")
-    # side → (cells, n) of (run, set, metric)
-    keys, n = (
-        [[[x[s] for s in seeds] for x in side] for side in cells],
-        len(seeds),
-    )
-    used = [sorted({k for x in side for k in x}) for side in keys]
+    cells = find_cells(sides, ledger)
+    every = [cell for side in cells for cell in side]
+    seeds = find_seeds(every, ledger)
+    n = len(seeds)
+    # side → cell → seed → (run, set, metric)
+    keys = [[[cell[seed] for seed in seeds] for cell in side] for side in cells]
+    used = [sorted({key for cell in side for key in cell}) for side in keys]
     if len(used) > 1 and used[0] == used[1]:
-        raise KeyError("its two sides are the same runs at these sizes")
-    rows = [
-        (s, *k[:2], sign / len(side))
-        for sign, side in zip((1, -1, -1, 1), keys, strict=False)
-        for x in side
-        for s, k in zip(seeds, x, strict=True)
-    ]
-    weights = pd.DataFrame(rows).pivot_table(
-        index=0, columns=[1, 2], values=3, aggfunc="sum", fill_value=0.0
-    )
-    scores = ledger.loc[
-        ledger["run"].isin(weights.columns.get_level_values(0)), ["run", "set", "metric", "value"]
-    ]
+        raise Lacking("its two sides are the same runs at these sizes")
+    weights = weigh_runs(keys, seeds)
+    of_these = ledger["run"].isin(weights.columns.get_level_values(0))
+    scores = ledger.loc[of_these, ["run", "set", "metric", "value"]]
     value = {(run, name, metric): x for run, name, metric, x in scores.itertuples(index=False)}
     times = len(next(iter(draws.values()), [0, 0]))
-    mean = [
-        np.array([[value[k] for k in x] for x in side]).mean(0) for side in keys
-    ]  # (cells, n) → (n,)
-    drawn = [
-        np.array([[draws.get(k, np.full(times, value[k])) for k in x] for x in side]).mean(0)
-        for side in keys
-    ]  # (n, B)
+
+    def redraw(key: tuple) -> np.ndarray:
+        """The score in each resample, (B,); of a metric without questions always the score itself."""
+        return draws.get(key, np.full(times, value[key]))
+
+    recorded, drawn = [], []
+    for side in keys:  # the mean over cells: (cells, n) → (n,), and (cells, n, B) → (n, B)
+        recorded.append(np.array([[value[key] for key in cell] for cell in side]).mean(0))
+        drawn.append(np.array([[redraw(key) for key in cell] for cell in side]).mean(0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        d, cov = statistic(c, mean), np.atleast_2d(np.cov(statistic(c, drawn)))  # (n,), (n, n)
+        d = statistic(contrast, recorded)  # (n,)
+        cov = np.atleast_2d(np.cov(statistic(contrast, drawn)))  # (n, n)
     if not (np.isfinite(d).all() and np.isfinite(cov).all()):
-        raise KeyError("it is a percentage of a score that is 0")
-    asked = any(k[2] in PER_EXAMPLE for side in used for k in side)
-    # one seed: its own noise is in it too
+        raise Lacking("it is a percentage of a score that is 0")
+    has_questions = any(key[2] in PER_EXAMPLE for side in used for key in side)
+    # Of one seed v holds its own noise too.
     common = max((cov.sum() - cov.trace()) / (n * (n - 1)), 0.0) if n > 1 else cov.sum()
-    key = (
-        c.scale,
-        *((len(x), *sorted({k[1:] for k in u})) for x, u in zip(cells, used, strict=True)),
-    )
+    kind = [contrast.scale]
+    for side, keys_of_side in zip(cells, used, strict=True):
+        kind.append((len(side), *sorted({key[1:] for key in keys_of_side})))
+    sizes = [clusters[key[1]] for side in used for key in side if key[1] in clusters]
     return Part(
-        label,
-        d,
-        tuple(sorted(set().union(*every) - set(seeds))),
-        float(common * asked),
-        min((clusters[k[1]] for side in used for k in side if k[1] in clusters), default=np.inf),
-        float(cov.mean() * (not asked)),
-        weights,
-        key,
+        label=label,
+        d=d,
+        dropped=tuple(sorted(set().union(*every) - set(seeds))),
+        v=float(common * has_questions),
+        clusters=min(sizes, default=np.inf),
+        rounding=float(cov.mean() * (not has_questions)),
+        weights=weights,
+        key=tuple(kind),
     )
 
 
-def describe_lack(what: list) -> str:
-    """Why a claim has no estimate, from what its parts lack: sentences, and cells without a run, with their mixtures."""
-    texts, cells = [x for x in what if isinstance(x, str)], {}
-    for want in what:
-        if isinstance(want, dict):
-            found = cells.setdefault((want.get("variant"), want.get("order")), {})
-            ratio = want.get("ratio")
-            labels = want | {
-                "ratio": None if ratio is None else f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"
-            }
-            for column, value in labels.items():
-                found.setdefault(column, {})[value] = 1
-    for found in cells.values():
-        mixtures, scores, sets = (
-            ", ".join(filter(None, found.pop(k))) for k in ("ratio", "metric", "set")
-        )
-        name = ", ".join(f"{k} {' or '.join(map(str, v))}" for k, v in found.items())
-        texts.append(f"no run of {name}{' at ' * bool(mixtures)}{mixtures} with {scores} on {sets}")
-    return "; ".join(dict.fromkeys(texts))
+def describe_lack(lacks: list) -> str:
+    """Return why a claim has no estimate, from the arguments of `Lacking` of its parts.
+
+    Cells without a run are told together, with the mixtures, scores and sets that lack it.
+    """
+    sentences = [lack for lack in lacks if isinstance(lack, str)]
+    cells: dict[tuple, dict[str, dict]] = {}  # (variant, order) → column → its values, in order
+    for want in lacks:
+        if isinstance(want, str):
+            continue
+        columns = cells.setdefault((want.get("variant"), want.get("order")), {})
+        ratio = want.get("ratio")
+        mixture = None if ratio is None else f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"
+        for column, value in (want | {"ratio": mixture}).items():
+            columns.setdefault(column, {})[value] = True
+    for columns in cells.values():
+        mixtures = ", ".join(filter(None, columns.pop("ratio")))
+        metrics = ", ".join(filter(None, columns.pop("metric")))
+        sets = ", ".join(filter(None, columns.pop("set")))
+        name = ", ".join(f"{column} {' or '.join(map(str, x))}" for column, x in columns.items())
+        where = f" at {mixtures}" if mixtures else ""
+        sentences.append(f"no run of {name}{where} with {metrics} on {sets}")
+    return "; ".join(dict.fromkeys(sentences))
+
+
+# ---- variance between seeds ----
+
+
+def compare_variances(contrasts: list[Part]) -> float:
+    """Return p of Levene's test that the contrasts vary alike between seeds; 1 where it cannot tell."""
+    tested = [part.d for part in contrasts if len(part.d) >= ENOUGH]
+    if len(tested) < 2 or not any(np.ptp(d) > 0 for d in tested):
+        return 1.0
+    return float(distributions.levene(*tested, center="median").pvalue)
+
+
+def pool_variance(pool: list[Part]) -> tuple[float, float]:
+    r"""Return ($s^2$, ν) of contrasts c that share one variance between seeds.
+
+    $s^2 = \sum_c \sum_s (d_{cs} - \bar d_c)^2 / \sum_c (n_c - 1)$, and, counting what contrasts share
+    once (Satterthwaite 1946; Box 1954),
+    $\nu = \operatorname{tr}(ZZ^\top)^2 / \operatorname{tr}(ZZ^\top ZZ^\top)$: rows of Z are the
+    weights of all runs in each $d_{cs} - \bar d_c$. For contrasts without a common run that is
+    $\sum_c (n_c - 1)$. Of one seed alone ν is 0 and $s^2$ not a number.
+    """
+    deviations = [part.weights - part.weights.mean() for part in pool]
+    Z = pd.concat(deviations).fillna(0).to_numpy()  # (Σ n_c, runs)
+    if not Z.any():
+        return np.nan, 0.0
+    nu = (Z**2).sum() ** 2 / ((Z @ Z.T) ** 2).sum()
+    squares = sum(((part.d - part.d.mean()) ** 2).sum() for part in pool)
+    s2 = squares / sum(len(part.d) - 1 for part in pool)
+    return float(s2), float(nu)
 
 
 def seed_variance(parts: list[Part]) -> dict[int, tuple[float, float, float]]:
-    r"""id(part) → ($s^2$, ν, p of Levene's test): the variance of $d_s$ over seeds, pooled over contrasts c of the same kind.
+    r"""Return id(part) → ($s^2$, ν, p of Levene's test), pooled over contrasts of the same kind.
 
-    $s^2 = \sum_c \sum_s (d_{cs} - \bar d_c)^2 / \sum_c (n_c - 1)$, and, counting what contrasts share once (Satterthwaite 1946;
-    Box 1954), $\nu = \operatorname{tr}(ZZ^\top)^2 / \operatorname{tr}(ZZ^\top ZZ^\top)$: rows of Z are the weights of all runs
-    in each $d_{cs} - \bar d_c$. For contrasts without a common run that is $\sum_c (n_c - 1)$.
-
-    Contrasts of the same runs count once. Each has a variance of its own where Levene's test (from medians: Brown and
-    Forsythe 1974; contrasts of at least three seeds) gives p < .01. Simulated: where one contrast of six varies 10 times
-    as much as the others, it fires in 0 % (n = 3) and 52 % (n = 5); the pooled interval of one that varies twice as much covers
-    78 %, three times 69 %. Over all contrasts of a pool it covers 93 % or more (log sd with an sd of up to 0.75).
+    Contrasts of the same runs count once. Each has a variance of its own where Levene's test (from
+    medians: Brown and Forsythe 1974; contrasts of at least three seeds) gives p < .01. Simulated:
+    where one contrast of six varies 10 times as much as the others, it fires in 0 % (n = 3) and 52 %
+    (n = 5); the pooled interval of one that varies twice as much covers 78 %, three times 69 %. Over
+    all contrasts of a pool it covers 93 % or more (log sd with an sd of up to 0.75).
     """
-    kinds, found = {}, {}
-    for x in parts:
-        kinds.setdefault(x.key, {}).setdefault(tuple(sorted(x.weights)), []).append(x)
-    for same in kinds.values():
-        first, level = [xs[0] for xs in same.values()], 1.0
-        tested = [x.d for x in first if len(x.d) >= ENOUGH]
-        if len(tested) > 1 and any(np.ptp(x) > 0 for x in tested):
-            level = float(distributions.levene(*tested, center="median").pvalue)
-        for xs in same.values():
-            pool = xs[:1] if level < 0.01 else first
-            Z = (
-                pd.concat([x.weights - x.weights.mean() for x in pool]).fillna(0).to_numpy()
-            )  # (Σ n_c, runs)
-            nu = (Z**2).sum() ** 2 / ((Z @ Z.T) ** 2).sum() if Z.any() else 0.0
-            s2 = (
-                sum(((x.d - x.d.mean()) ** 2).sum() for x in pool) / sum(len(x.d) - 1 for x in pool)
-                if nu
-                else np.nan
-            )
-            found |= {id(x): (float(s2), float(nu), level) for x in xs}
-    return found
+    kinds: dict[tuple, dict[tuple, list[Part]]] = {}  # kind → runs → the parts that compare them
+    for part in parts:
+        of_kind = kinds.setdefault(part.key, {})
+        of_kind.setdefault(tuple(sorted(part.weights)), []).append(part)
+    variances = {}
+    for of_kind in kinds.values():
+        contrasts = [same[0] for same in of_kind.values()]
+        level = compare_variances(contrasts)
+        for same in of_kind.values():
+            s2, nu = pool_variance(same[:1] if level < 0.01 else contrasts)
+            for part in same:
+                variances[id(part)] = (s2, nu, level)
+    return variances
 
 
 # ---- claims, judged ----
 
 
-def estimate_claims(
-    listed: list[Claim], ledger: pd.DataFrame, examples: pd.DataFrame, times: int
-) -> dict[str, tuple]:
-    """Claim → (size, [(part, s², ν, Levene's p)], why there is none). Sizes are never pooled: the largest one in which every
-    part has three seeds, else the one with most."""
-    found = {c.id: (None, [], "there are no runs") for c in listed}
+@dataclass(frozen=True)
+class Sample:
+    """The runs of one size and what other test questions would make of their scores."""
+
+    size: str
+    ledger: pd.DataFrame
+    draws: dict[tuple, np.ndarray]  # of resample
+    clusters: dict[str, int]  # set → number of clusters of questions
+
+
+@dataclass(frozen=True)
+class PartEstimate:
+    """A part of a claim with the variance between seeds that its interval uses."""
+
+    part: Part
+    s2: float
+    nu: float
+    levene: float
+
+    def estimate(self) -> Estimate:
+        """Return what the rules ask of the part."""
+        n = len(self.part.d)
+        s2 = self.s2 + n * self.part.rounding
+        return Estimate(self.part.d.mean(), s2, self.nu, self.part.v, n, self.part.clusters)
+
+    def estimate_unpooled(self) -> Estimate:
+        """Return the same with the variance of the part's own seeds, none pooled."""
+        pooled = self.estimate()
+        if pooled.n == 1:
+            return pooled._replace(nu=0)
+        s2 = self.part.d.var(ddof=1) + pooled.n * self.part.rounding
+        return pooled._replace(s2=s2, nu=pooled.n - 1)
+
+
+def draw_samples(
+    listed: list[Claim],
+    ledger: pd.DataFrame,
+    examples: pd.DataFrame,
+    domains: list[str],
+    arm: str | None,
+    times: int = 1000,
+) -> list[Sample]:
+    """Return the runs of an arm by size, the largest first, with their resampled scores.
+
+    Test sets of the domains are called first and second where the claims call them so.
+    Raises UserError for a score that is not a number.
+    """
+    if arm and "arm" in ledger:
+        ledger = ledger[ledger["arm"] == arm]
+    places = name_places(listed, domains)
+    ledger = ledger.assign(set=ledger["set"].map(lambda name: places.get(name, name)))
+    examples = examples.assign(set=examples["set"].map(lambda name: places.get(name, name)))
+    finite = np.isfinite(ledger["value"].astype(float))
+    if not finite.all():
+        row = ledger[~finite].iloc[0]
+        raise UserError(
+            f"{row['run']}: {row['metric']} on {row['set']} is not a number; train it again"
+        )
     clusters = examples.groupby("set")["cluster"].nunique().to_dict()
+    samples = []
     for size in sorted(ledger["size"].unique()):  # full, then small
-        rows, parts = ledger[ledger["size"] == size], {}
-        draws = resample(rows, examples, times)
-        for c in listed:
+        rows = ledger[ledger["size"] == size]
+        samples.append(Sample(size, rows, resample(rows, examples, times), clusters))
+    return samples
+
+
+def name_places(listed: list[Claim], domains: list[str]) -> dict[str, str]:
+    """Return domain → first or second, where a claim's contrast calls its sets so."""
+    named = set()
+    for claim in listed:
+        for side in claim.contrast.sides() if claim.contrast else []:
+            named.update(np.ravel(side["set"]))
+    if not named & {"first", "second"}:
+        return {}
+    return dict(zip(domains, ("first", "second"), strict=False))
+
+
+def estimate_claims(
+    listed: list[Claim], samples: list[Sample]
+) -> dict[str, tuple[str | None, list[PartEstimate], str]]:
+    """Return claim → (size, its parts, why there are none).
+
+    Sizes are never pooled: a claim is estimated in the largest one in which every part has three
+    seeds, else in the one with most. A claim with a part that has no runs is not estimated.
+    """
+    estimates = {claim.id: (None, [], "there are no runs") for claim in listed}
+    for sample in samples:
+        parts = {}
+        for claim in listed:
             able, lacks = [], []
-            for x in c.contrast.parts() if c.contrast else []:
+            for label, sides in claim.contrast.parts() if claim.contrast else []:
                 try:
-                    able.append(estimate_part(c.contrast, *x, rows, draws, clusters))
-                except KeyError as e:
+                    part = estimate_part(
+                        claim.contrast, label, sides, sample.ledger, sample.draws, sample.clusters
+                    )
+                    able.append(part)
+                except Lacking as e:
                     lacks += e.args
-            if not lacks:  # one part without runs: the claim is not tested
-                parts[c.id] = able
-            elif not found[c.id][1]:
-                found[c.id] = (size, [], describe_lack(lacks))
-        spread = seed_variance([x for xs in parts.values() for x in xs])
-        for name, xs in parts.items():
-            before = min((len(x[0].d) for x in found[name][1]), default=0)
-            if xs and before < min(ENOUGH, *(len(x.d) for x in xs)):
-                found[name] = (size, [(x, *spread[id(x)]) for x in xs], "")
-    return found
+            if not lacks:
+                parts[claim.id] = able
+            elif not estimates[claim.id][1]:
+                estimates[claim.id] = (sample.size, [], describe_lack(lacks))
+        variances = seed_variance([part for able in parts.values() for part in able])
+        for name, able in parts.items():
+            before = min((len(x.part.d) for x in estimates[name][1]), default=0)
+            if able and before < min(ENOUGH, *(len(part.d) for part in able)):
+                known = [PartEstimate(part, *variances[id(part)]) for part in able]
+                estimates[name] = (sample.size, known, "")
+    return estimates
+
+
+def raise_p_values(rows: list[dict], column: str):
+    """Add Holm's p to rows of primary claims, as <column>_holm, and by what it was raised."""
+    raised = multipletests([row[column] for row in rows], method="holm")[1]
+    for row, p in zip(rows, raised, strict=True):
+        row[f"{column}_holm"] = p
+        row[f"{column}_factor"] = p / row[column] if row[column] else 1.0
+
+
+def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
+    """Return the columns of an estimated claim. Of several parts the one with the largest p is shown."""
+    estimates = [x.estimate() for x in parts]
+    p_values = [p_value(claim, *e) if e.nu else 1.0 for e in estimates]
+    unpooled = [x.estimate_unpooled() for x in parts]
+    worst = min(range(len(parts)), key=lambda i: (-p_values[i], estimates[i].d))
+    shown, of_shown = parts[worst], estimates[worst]
+    low, high = interval(*of_shown) if of_shown.nu else (np.nan, np.nan)
+    return {
+        "part": shown.part.label,
+        "parts": len(parts),
+        "n": min(e.n for e in estimates),
+        "d": of_shown.d,
+        "low": low,
+        "high": high,
+        "p": p_values[worst] if of_shown.nu else np.nan,
+        "p_own": max(p_value(claim, *e) if e.nu else 1.0 for e in unpooled),
+        "s2": of_shown.s2,
+        "nu": of_shown.nu,
+        "v": of_shown.v,
+        "clusters": of_shown.clusters,
+        "levene": shown.levene,
+        "dropped": tuple(sorted({seed for x in parts for seed in x.part.dropped})),
+        "run": tuple(sorted({run for x in parts for run, _ in x.part.weights})),
+    }
+
+
+def describe_judgement(judgement: Judgement, parts: list[PartEstimate]) -> dict:
+    """Return the columns of a verdict. rule_…: of the part that fails, by the rule's own interval."""
+    columns = {"verdict": judgement.verdict, "reason": str(judgement.reason)}
+    if judgement.verdict is Verdict.NOT_REPRODUCED:
+        part = parts[judgement.part].part
+        columns |= {
+            "rule_part": part.label,
+            "rule_d": part.d.mean(),
+            "rule_low": judgement.low,
+            "rule_high": judgement.high,
+            "more": judgement.more,
+        }
+    return columns
+
+
+COLUMNS = """
+    id where says kind primary printed unit size part parts n dropped d low high p p_holm s2 nu v
+    clusters levene verdict reason rule_part rule_d rule_low rule_high more unpooled run
+    """.split()
+
+
+def judge_samples(listed: list[Claim], samples: list[Sample], profile: str) -> pd.DataFrame:
+    """Return one row a claim: what it says, n, d, low, high (95 %), p, p_holm, verdict, runs.
+
+    p_holm is of primary claims. part: of several parts the one that is shown, with the largest p.
+    rule_part …: of a claim that is not reproduced the first part that fails, with the interval by
+    which it does; more: how many other parts fail. unpooled: the verdict if each part had the
+    variance of its own seeds, none pooled.
+    """
+    estimated = estimate_claims(listed, samples)
+    rows = []
+    for claim in listed:
+        size, parts, why = estimated[claim.id]
+        if profile not in claim.profiles:
+            why = claim.untestable.get(profile, QUICK)
+        names = {"id", "where", "says", "kind", "primary", "printed", "unit"}
+        row = claim.model_dump(include=names) | {"size": size, "n": 0, "run": (), "why": why}
+        if parts:
+            row |= describe_estimate(claim, parts)
+        rows.append(row)
+    primary = [r for r in rows if r["primary"] and not r["why"] and np.isfinite(r["p"])]
+    if primary:
+        raise_p_values(primary, "p")
+        raise_p_values(primary, "p_own")
+    for claim, row in zip(listed, rows, strict=True):
+        if row["why"]:
+            row |= {"verdict": Verdict.NOT_TESTED, "unpooled": Verdict.NOT_TESTED}
+            row["reason"] = row["why"]
+            continue
+        parts = estimated[claim.id][1]
+        judgement = judge(claim, [x.estimate() for x in parts], row.get("p_factor", 1.0))
+        row |= describe_judgement(judgement, parts)
+        unpooled = [x.estimate_unpooled() for x in parts]
+        row["unpooled"] = judge(claim, unpooled, row.get("p_own_factor", 1.0)).verdict
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
 def judge_claims(
@@ -308,113 +559,11 @@ def judge_claims(
     arm: str | None = "printed",
     times: int = 1000,
 ) -> pd.DataFrame:
-    """One row a claim: what it says, n, d, low, high (95 %), p, p_holm (primary claims), what they rest on, verdict, runs.
+    """Return `judge_samples` of a report's claims on the runs of a ledger.
 
-    report: its slug, or claims. ledger: runs.collect_ledger, with `curves` below it. domains: the first and the second. arm: rows of
-    another are left out. Of several parts, the one with the largest p is shown. unpooled: the verdict if each part had the variance
-    of its own seeds, none pooled.
+    report: its slug, or claims. ledger: runs.collect_ledger, with `curves` below it. domains: the
+    first and the second. arm: rows of another arm are left out. times: resamples.
     """
     listed = read_claims(report) if isinstance(report, str) else report
-    if arm and "arm" in ledger:
-        ledger = ledger[ledger["arm"] == arm]
-    named = {
-        x
-        for c in listed
-        if c.contrast
-        for side in c.contrast.sides()
-        for x in np.ravel(side["set"])
-    }
-    place = (
-        dict(zip(domains, ("first", "second"), strict=False)) if named & {"first", "second"} else {}
-    )
-    ledger, examples = (
-        x.assign(set=x["set"].map(lambda name: place.get(name, name))) for x in (ledger, examples)
-    )
-    if not (finite := np.isfinite(ledger["value"].astype(float))).all():
-        raise UserError(
-            "{run}: {metric} on {set} is not a number; train it again".format(
-                **ledger[~finite].iloc[0]
-            )
-        )
-    table, found = [], estimate_claims(listed, ledger, examples, times)
-    for c in listed:
-        size, parts, why = found[c.id]
-        why = why if profile in c.profiles else c.untestable.get(profile, QUICK)
-        estimates = [
-            (x.d.mean(), s2 + len(x.d) * x.rounding, nu, x.v, len(x.d), x.clusters)
-            for x, s2, nu, _ in parts
-        ]
-        own = [
-            (d, x.d.var(ddof=1) + n * x.rounding if n > 1 else s2, n - 1, v, n, k)
-            for (x, *_), (d, s2, _, v, n, k) in zip(parts, estimates, strict=True)
-        ]
-        p, p_own = ([p_value(c, *e) if e[2] else 1.0 for e in es] for es in (estimates, own))
-        row = {
-            **c.model_dump(include={"id", "where", "says", "kind", "primary", "printed", "unit"}),
-            "size": size,
-            "n": 0,
-            "run": (),
-            "estimates": estimates,
-            "own": own,
-            "verdict": f"not tested at this profile: {why}" if why else None,
-        }
-        if parts:
-            worst = min(range(len(p)), key=lambda i: (-p[i], estimates[i][0]))
-            (x, _, nu, levene), (d, s2, _, v, *_) = parts[worst], estimates[worst]
-            low, high = interval(*estimates[worst]) if nu else (np.nan, np.nan)
-            row |= {
-                "part": x.label,
-                "parts": len(parts),
-                "n": min(e[4] for e in estimates),
-                "d": d,
-                "low": low,
-                "high": high,
-                "p": p[worst] if nu else np.nan,
-                "p_own": max(p_own),
-                "s2": s2,
-                "nu": nu,
-                "v": v,
-                "clusters": x.clusters,
-                "levene": levene,
-                "dropped": tuple(sorted({s for y in parts for s in y[0].dropped})),
-                "run": tuple(sorted({r for y in parts for r, _ in y[0].weights})),
-            }
-        table.append(row)
-    if primary := [r for r in table if r["primary"] and not r["verdict"] and np.isfinite(r["p"])]:
-        for p in ("p", "p_own"):
-            for r, raised in zip(
-                primary, multipletests([r[p] for r in primary], method="holm")[1], strict=True
-            ):
-                r[f"{p}_holm"], r[f"{p}_factor"] = raised, raised / r[p] if r[p] else 1.0
-    for c, r in zip(listed, table, strict=True):
-        r["unpooled"] = r["verdict"] or verdict(c, r["own"], r.get("p_own_factor", 1.0))
-        r["verdict"] = r["verdict"] or verdict(c, r["estimates"], r.get("p_factor", 1.0))
-    return pd.DataFrame(table).reindex(
-        columns=[
-            "id",
-            "where",
-            "says",
-            "kind",
-            "primary",
-            "printed",
-            "unit",
-            "size",
-            "part",
-            "parts",
-            "n",
-            "dropped",
-            "d",
-            "low",
-            "high",
-            "p",
-            "p_holm",
-            "s2",
-            "nu",
-            "v",
-            "clusters",
-            "levene",
-            "verdict",
-            "unpooled",
-            "run",
-        ]
-    )
+    samples = draw_samples(listed, ledger, examples, domains, arm, times)
+    return judge_samples(listed, samples, profile)

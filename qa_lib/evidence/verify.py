@@ -1,4 +1,4 @@
-"""The verdicts of a report, from its records: as a frame, as claims.csv, as printed lines.
+"""The verdicts of a report, from its records: as a long table, as claims.csv, as printed lines.
 
     python -m qa_lib verify REPORT [--profile P] [--size S] [--data DIR]
 
@@ -10,243 +10,282 @@ import re
 import numpy as np
 import pandas as pd
 
-from qa_lib.evidence import claims, stats
+from qa_lib.evidence import claims, stats, verdicts
 from qa_lib.evidence import power as decidable
-from qa_lib.reports import catalogue, plans
+from qa_lib.evidence.verdicts import Verdict
+from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.store import runs
 
-UNTESTED, ALONE = "not tested at this profile", "inconclusive: seeds (one gives no interval)"
+ARMS = ("printed", "tuned")  # the report's settings, and equal tuning
+# Columns of claims.csv that hold numbers.
+NUMBERS = ["ours", "low", "high", "seed_part", "rule_ours", "rule_low", "rule_high"]
+# Columns of a comparison: ours and its 95 % interval, and the part of the claim that they are of;
+# the same of the part that fails, by the rule's own interval.
+EFFECT = ["ours", "low", "high", "part"]
+RULE_EFFECT = ["rule_ours", "rule_low", "rule_high", "rule_part"]
 
 
-def mixtures(P) -> tuple[float, ...]:
-    """The ratios that claims over mixtures mean; none where a report mixes nothing."""
-    return tuple(getattr(P, "ratios", ()))
+# ---- the long table ----
 
 
 def format_claimed_value(claim: claims.Claim) -> str:
-    """The printed value, or its range, as text."""
-    return (
-        "–" if claim.printed is None else " to ".join(f"{x:g}" for x in dict.fromkeys(claim.range))
-    )
-
-
-def format_printed(row) -> str:
-    """The printed value of a row of `table`, with its unit, and whether its direction is all that is judged."""
-    return (
-        "–"
-        if row.printed == "–"
-        else f"{row.printed} {row.printed_unit}" + " (direction)" * (row.judged == "superiority")
-    )
+    """Return the printed value, or its range, as text."""
+    if claim.printed is None:
+        return "–"
+    return " to ".join(f"{x:g}" for x in dict.fromkeys(claim.range))
 
 
 def printed_unit(claim: claims.Claim) -> str:
     """The unit of what is printed: of a claim about EM and F1 the range holds both gaps."""
-    both = claim.contrast and {"em", "f1"} <= set(np.ravel(claim.contrast.metric))
-    return "EM or F1" if both and claim.unit == "EM" else claim.unit
+    has_both = claim.contrast and {"em", "f1"} <= set(np.ravel(claim.contrast.metric))
+    return "EM or F1" if has_both and claim.unit == "EM" else claim.unit
 
 
-def format_effect(row, digits: int = 1, which: str = "") -> str:
-    """Ours of a row of `table`, with its interval and unit, and of a claim with several parts the one that is shown.
-
-    which: "tuned_" or "control_", for the effect in that arm or beside the control.
-    """
-    ours, low, high, part = (getattr(row, which + k) for k in ("ours", "low", "high", "part"))
-    if np.isnan(ours):
-        return "–"
-    *where, last = [row.unit] if not part else part.split(", ")
-    unit, where = (last, where) if last in ("EM", "F1", row.unit) else (row.unit, [*where, last])
-    # + 0.0: no -0.0
-    ours, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high))
-    return f"{ours}{f' [{low}, {high}]' * (low != 'nan')} {unit}" + f" ({', '.join(where)})" * bool(
-        where
-    )
-
-
-def part(label: str, domains: list[str]) -> str:
-    """A part's label as a reader says it: "set first, metric em" is "squad, EM"."""
-    words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
-    return re.sub(
-        r"\w+",
-        lambda word: words.get(word[0], word[0]),
-        re.sub(r"\b(set|metric|variant) ", "", label),
-    )
-
-
-def effect(claim: claims.Claim, row: pd.Series, domains: list[str]) -> dict:
-    """ours, low, high and part from a row of stats.judge_claims: a difference in the claim's direction, or a score."""
-    sign = 1 if claim.contrast and claim.contrast.direction == "higher" else -1
-    ours = [
-        x + sign * (claim.contrast.target if claim.contrast else 0)
-        for x in (row["d"], row["low"], row["high"])
-    ]
-    if claim.contrast and claim.contrast.against is None:
-        ours = [sign * x for x in ours]
+def describe_claim(claim: claims.Claim) -> dict:
+    """Return the columns that all rows of a claim share."""
     return {
-        "ours": ours[0],
-        "low": min(ours[1:]),
-        "high": max(ours[1:]),
-        "part": part(row["part"], domains) if row["run"] else "",
+        "claim": claim.id,
+        "where": claim.where,
+        "says": claim.says,
+        "stance": claim.stance,
+        "kind": claim.kind,
+        "primary": claim.primary,
+        "printed": format_claimed_value(claim),
+        "printed_unit": printed_unit(claim),
+        "unit": claim.unit,
+        "confound": claim.confound,
     }
 
 
-def claims_table(P) -> pd.DataFrame:
-    r"""A row a claim: claim, where, says, printed, printed_unit, unit, ours, low, high (95 %), part, n, seed_part, verdict,
-    tuned, control, primary, judged (the claim's kind), confound, run.
+def name_part(label: str, domains: list[str]) -> str:
+    """Return a part's label as a reader says it: "set first, metric em" is "squad, EM"."""
+    words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
+    values = re.sub(r"\b(set|metric|variant) ", "", label)
+    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), values)
 
-    ours is in the unit of `printed`: a difference in the claim's direction, or a score where the claim names one. part: of a
-    claim about several sets or metrics the one that ours is of, that with the largest p. seed_part: $\sqrt{s^2/n}$, what other
-    seeds add to the standard error of ours, in the claim's unit. tuned: the verdict in the arm in which every model had the same
-    trials; control: on the effect that the claim's control leaves; their ours, low, high and part stand in tuned_ours,
-    control_ours …; fair_ours …: beside the control, in the arm with the same trials. unpooled: which of the three verdicts would be
-    others if each comparison had the variance of its own seeds, none pooled.
+
+def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> list[float]:
+    """Return (ours, low, high) of a difference in the claim's direction, in the unit of what is printed.
+
+    Where the claim names a score, ours is a score.
     """
-    specs, listed = plans.plan(P), claims.read_claims(P.report, mixtures(P))
-    ledger = pd.concat(
-        [runs.collect_ledger(specs), stats.curves(runs.collect_histories(specs))], ignore_index=True
-    )
+    if claim.contrast is None:
+        return [d, low, high]
+    sign = 1 if claim.contrast.direction == "higher" else -1
+    ours, *ends = (x + sign * claim.contrast.target for x in (d, low, high))
+    if claim.contrast.against is None:
+        ours, *ends = (sign * x for x in (ours, *ends))
+    return [ours, min(ends), max(ends)]
+
+
+def describe_comparison(claim: claims.Claim, judged: pd.Series, domains: list[str]) -> dict:
+    """Return the columns of one row of stats.judge_samples: effect, seeds, runs."""
+    effect = measure_effect(claim, judged["d"], judged["low"], judged["high"])
+    part = name_part(judged["part"], domains) if judged["run"] else ""
+    return {
+        **dict(zip(EFFECT, [*effect, part], strict=True)),
+        "n": judged["n"],
+        "seed_part": np.sqrt(judged["s2"] / judged["n"]) if judged["n"] else np.nan,
+        "run": judged["run"],
+    }
+
+
+def describe_verdict(claim: claims.Claim, judged: pd.Series, domains: list[str]) -> dict:
+    """Return the columns of the verdict in one row of stats.judge_samples."""
+    columns = {
+        "verdict": str(judged["verdict"]),
+        "reason": judged["reason"],
+        "unpooled": str(judged["unpooled"]),
+        **dict(zip(RULE_EFFECT, [np.nan, np.nan, np.nan, ""], strict=True)),
+        "more": 0,
+    }
+    if judged["verdict"] == Verdict.NOT_REPRODUCED:
+        ends = (judged["rule_d"], judged["rule_low"], judged["rule_high"])
+        part = name_part(judged["rule_part"], domains)
+        effect = [*measure_effect(claim, *ends), part]
+        columns |= dict(zip(RULE_EFFECT, effect, strict=True))
+        columns["more"] = int(judged["more"])
+    return columns
+
+
+def claims_table(P) -> pd.DataFrame:
+    r"""Return the long table: a row for each claim, arm and comparison.
+
+    comparison: `claim`, or `control`: the claim's ours against the model that could refute it.
+    ours, low, high: the effect and its 95 % interval, in the unit of `printed`: a difference in the
+    claim's direction, or a score where the claim names one. part: of a claim about several sets or
+    metrics the one that ours is of, that with the largest p. n: seeds. seed_part: $\sqrt{s^2/n}$, what
+    other seeds add to the standard error of ours. verdict and reason: of a claim alone; a control has
+    none. rule_…: of a claim that is not reproduced the first part that fails, with the interval by which
+    it does; more: how many other parts fail. unpooled: the verdict if each comparison had the variance of
+    its own seeds, none pooled.
+    """
+    specs = plans.plan(P)
+    listed = claims.read_claims(P.report, P.mixtures)
+    controls = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
+    curves = stats.curves(runs.collect_histories(specs))
+    ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
     examples = runs.collect_examples(specs)
-
-    def judge(which: list[claims.Claim], arm: str) -> pd.DataFrame:
-        frame = stats.judge_claims(which, ledger, examples, P.profile, P.domains, arm).set_index(
-            "id"
-        )
-        alone = frame["verdict"].astype(str).str.startswith("inconclusive") & ~(frame["nu"] > 0)
-        return frame.assign(verdict=frame["verdict"].mask(alone, ALONE))
-
-    plain, tuned = judge(listed, "printed"), judge(listed, "tuned")
-    controlled = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
-    control, fair = (judge(list(controlled.values()), arm) for arm in ("printed", "tuned"))
+    judged = {}
+    for arm in ARMS:
+        samples = stats.draw_samples(listed, ledger, examples, P.domains, arm)
+        of_claims = stats.judge_samples(listed, samples, P.profile)
+        of_controls = stats.judge_samples(list(controls.values()), samples, P.profile)
+        judged[arm, "claim"] = of_claims.set_index("id")
+        judged[arm, "control"] = of_controls.set_index("id")
     rows = []
-    for c in listed:
-        row = {
-            "claim": c.id,
-            "where": c.where,
-            "says": c.says,
-            "printed": format_claimed_value(c),
-            "printed_unit": printed_unit(c),
-            "unit": c.unit,
-            **effect(c, plain.loc[c.id], P.domains),
-            "n": plain["n"][c.id],
-            "seed_part": np.sqrt(plain["s2"][c.id] / plain["n"][c.id]),
-            "verdict": plain["verdict"][c.id],
-            "tuned": tuned["verdict"][c.id],
-            "control": "",
-            "primary": c.primary,
-            "judged": c.kind,
-            "confound": c.confound,
-            "run": plain["run"][c.id],
-        }
-        row |= {
-            f"{which}_{k}": "" if k == "part" else np.nan
-            for which in ("control", "fair")
-            for k in ("ours", "low", "high", "part")
-        }
-        judgements = {"": plain.loc[c.id], "equal trials: ": tuned.loc[c.id]}
-        row |= {f"tuned_{k}": v for k, v in effect(c, tuned.loc[c.id], P.domains).items()}
-        if c.id in controlled:
-            beside = controlled[c.id]
-            row |= {
-                "control": f"{catalogue.MODELS[catalogue.model_of(c.control)][0]}: {control['verdict'][beside.id]}"
-            }
-            row |= {
-                f"{which}_{k}": v
-                for which, frame in (("control", control), ("fair", fair))
-                for k, v in effect(beside, frame.loc[beside.id], P.domains).items()
-            }
-            judgements["beside the control: "] = control.loc[beside.id]
-        kinds = {
-            where: [r[k].split(":")[0] for k in ("unpooled", "verdict")]
-            for where, r in judgements.items()
-        }
-        row["unpooled"] = "; ".join(
-            where + " instead of ".join(two) for where, two in kinds.items() if two[0] != two[1]
-        )
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for claim in listed:
+        for arm in ARMS:
+            at = judged[arm, "claim"].loc[claim.id]
+            rows.append(
+                describe_claim(claim)
+                | {"arm": arm, "comparison": "claim", "control": ""}
+                | describe_comparison(claim, at, P.domains)
+                | describe_verdict(claim, at, P.domains)
+            )
+        for arm in ARMS if claim.id in controls else ():
+            beside = controls[claim.id]
+            at = judged[arm, "control"].loc[beside.id]
+            rows.append(
+                describe_claim(claim)
+                | {"arm": arm, "comparison": "control", "control": claim.control}
+                | describe_comparison(beside, at, P.domains)
+            )
+    frame = pd.DataFrame(rows)
+    texts = ["verdict", "reason", "unpooled", "rule_part"]
+    frame[texts] = frame[texts].fillna("")
+    return frame.assign(more=frame["more"].fillna(0).astype(int))
 
 
 def write_claims(P) -> pd.DataFrame:
-    """The table, written to claims.csv beside the page."""
+    """Return the long table, written to claims.csv beside the page."""
     frame = claims_table(P)
-    runs.write(
-        runs.page_folder(P) / "claims.csv",
-        runs.format_csv(frame.assign(run=frame["run"].str.join(" "))),
-    )
+    file = runs.page_folder(P) / "claims.csv"
+    runs.write(file, runs.format_csv(frame.assign(run=frame["run"].str.join(" "))))
     return frame
 
 
-def claims_for_page(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `table` for which there are runs, as a page shows them; what is not tested here says so without its reason."""
-    rows = frame[frame["run"].map(len) > 0]
-
-    def describe_verdicts(which: str) -> list[str]:
-        words = rows[which].str.replace(f"{UNTESTED}.*", "not tested", regex=True)
-        return [
-            word
-            if format_effect(r, which=f"{which}_") == "–"
-            else f"{format_effect(r, which=f'{which}_')}, {word}"
-            for word, r in zip(words, rows.itertuples(), strict=True)
-        ]
-
-    primary = rows["primary"].map({True: "; primary", False: ""})
-    aside = (" To bear in mind: " + rows["confound"]).where(rows["confound"] != "", "")
-    return pd.DataFrame(
-        {
-            "the report says": rows["says"] + " (" + rows["where"] + primary + ")" + aside,
-            "printed": [format_printed(r) for r in rows.itertuples()],
-            "ours": [format_effect(r) for r in rows.itertuples()],
-            "verdict": rows["verdict"].str.replace(f"{UNTESTED}.*", "not tested", regex=True),
-            "equal trials": describe_verdicts("tuned"),
-            "control": describe_verdicts("control"),
-            "seeds": rows["n"],
-            "run": rows["run"],
-        }
-    )
+def select(frame: pd.DataFrame, arm: str = "printed", comparison: str = "claim") -> pd.DataFrame:
+    """Return the rows of one arm and comparison of a report's long table, by claim."""
+    rows = frame[(frame["arm"] == arm) & (frame["comparison"] == comparison)]
+    return rows.set_index("claim", drop=False)
 
 
-def has_verdict(frame: pd.DataFrame, claim: str, verdict: str) -> bool:
+# ---- rows in words ----
+
+
+def format_printed(row) -> str:
+    """Return the printed value with its unit, and whether its direction is all that is judged."""
+    if row.printed == "–":
+        return "–"
+    direction = " (direction)" if row.kind == "superiority" else ""
+    return f"{row.printed} {row.printed_unit}{direction}"
+
+
+def format_numbers(ours: float, low: float, high: float, digits: int) -> str:
+    """Return a value with its interval: "3.2 [2.0, 4.4]"; one seed has no interval."""
+    # + 0.0: no -0.0
+    ours, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high))
+    return ours if low == "nan" else f"{ours} [{low}, {high}]"
+
+
+def format_effect(row, digits: int = 1) -> str:
+    """Return ours with its interval and unit, and of a claim with several parts the one shown."""
+    if np.isnan(row.ours):
+        return "–"
+    *where, last = row.part.split(", ") if row.part else [row.unit]
+    if last in ("EM", "F1", row.unit):
+        unit = last
+    else:
+        unit, where = row.unit, [*where, last]
+    shown = f"{format_numbers(row.ours, row.low, row.high, digits)} {unit}"
+    return f"{shown} ({', '.join(where)})" if where else shown
+
+
+def format_verdict(row, with_reason: bool = False) -> str:
+    """Return the verdict and its reason; of several parts the one that fails, by the rule's interval.
+
+    Why a claim is not tested stands there only with_reason: it may be long.
+    """
+    if not row.reason or (row.verdict == Verdict.NOT_TESTED and not with_reason):
+        return row.verdict
+    text = f"{row.verdict}: {row.reason}"
+    if row.verdict != Verdict.NOT_REPRODUCED or not row.rule_part:
+        return text
+    shown = format_numbers(row.rule_ours, row.rule_low, row.rule_high, 1)
+    more = f", and {row.more} more" if row.more else ""
+    return f"{text} ({row.rule_part}: {shown}{more})"
+
+
+def format_arm(row) -> str:
+    """Return what an arm says: the effect and the verdict."""
+    effect = format_effect(row)
+    return format_verdict(row) if effect == "–" else f"{effect}, {format_verdict(row)}"
+
+
+def format_control(report: str, row, of_claim) -> str:
+    """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of 3.2 EM left [0.0, 0.8]".
+
+    row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
+    different parts, or where the claim is an equality, the difference to the control stands alone.
+    """
+    name = plans.display_name(report, row.control)
+    if np.isnan(row.ours):
+        return f"{name}: not tested"
+    if row.part != of_claim.part or row.kind == "equivalence":
+        return f"{name}: {format_effect(row)}"
+    left, ends = format_numbers(row.ours, row.low, row.high, 1).partition(" ")[::2]
+    all_ = format_numbers(of_claim.ours, np.nan, np.nan, 1)
+    return f"{name}: {left} of {all_} {row.unit} left {ends}".strip()
+
+
+def has_verdict(frame: pd.DataFrame, claim: str, verdict: Verdict, arm: str = "printed") -> bool:
     """Is that the verdict on a claim, by its id?"""
-    return frame.set_index("claim")["verdict"][claim].split(":")[0] == verdict
+    return select(frame, arm)["verdict"][claim] == verdict
 
 
 def format_claim(frame: pd.DataFrame, claim: str) -> str:
-    """`found` of a claim, by its id."""
-    return format_effect(frame.set_index("claim").loc[claim])
+    """Return `format_effect` of a claim, by its id."""
+    return format_effect(select(frame).loc[claim])
 
 
 def count_verdicts(frame: pd.DataFrame) -> str:
-    """One sentence: how many claims got which verdict."""
-    found = frame["verdict"].str.split(":").str[0].value_counts()
-    words = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", UNTESTED]
-    return (
-        f"{len(frame)} claims: " + "; ".join(f"{found[w]} {w}" for w in words if w in found) + "."
-    )
+    """Return one sentence a stance: how many results, hopes and explanations got which verdict."""
+    rows = select(frame)
+    sentences = [f"{len(rows)} claims."]
+    for stance in claims.STANCES:
+        of_stance = rows[rows["stance"] == stance]
+        counts = of_stance["verdict"].value_counts()
+        told = "; ".join(f"{counts[x]} {x}" for x in Verdict if x in counts)
+        if told:
+            plural = "" if len(of_stance) == 1 else "s"
+            sentences.append(f"{len(of_stance)} {stance}{plural}: {told}.")
+    return " ".join(sentences)
 
 
 def describe_pooling(frame: pd.DataFrame) -> str:
-    """One sentence: which verdicts hang on the pooling of variance."""
-    rows = frame[frame["unpooled"] != ""]
-    which = "; ".join(f"{r.claim} ({r.unpooled})" for r in rows.itertuples())
+    """Return one sentence: which verdicts hang on the pooling of variance."""
+    told = []
+    for row in frame[frame["unpooled"] != frame["verdict"]].itertuples():
+        arm = "equal tuning: " if row.arm == "tuned" else ""
+        told.append(f"{row.claim} ({arm}{row.unpooled} instead of {row.verdict})")
+    others = f"these would be judged otherwise: {'; '.join(told)}."
     return (
-        "The variance between seeds is pooled over comparisons of one kind, but where Levene's test finds them unlike, which "
-        "with three seeds it hardly can. With the variance of each comparison's own seeds "
-        + (
-            f"these would be judged otherwise: {which}."
-            if len(rows)
-            else "every verdict would be the same."
-        )
+        "The variance between seeds is pooled over comparisons of one kind, but where Levene's test "
+        "finds them unlike, which with three seeds it hardly can. With the variance of each "
+        "comparison's own seeds " + (others if told else "every verdict would be the same.")
     )
 
 
 def describe_changes(report: str) -> str:
-    """One sentence where claims, arms or rules are not as they were frozen; empty where they are."""
-    changed = claims.list_changes(report)
+    """Return one sentence where claims, arms or rules are not as they were frozen; else nothing."""
+    changed = verdicts.list_changes(report)
     return f"Changed since they were frozen: {', '.join(changed)}." if changed else ""
 
 
 def describe_nothing(report: str, profile: str) -> str:
-    """One sentence about a profile at which a report has no record."""
+    """Return one sentence about a profile at which a report has no record."""
     known = ""
     if profile != "real" and runs.read_committed(report):
         known = "; PROFILE=real has committed records"
@@ -259,19 +298,57 @@ def describe_nothing(report: str, profile: str) -> str:
 def print_verdicts(P):
     """Print a line for each claim, their counts, and what they hang on; write claims.csv."""
     frame = write_claims(P)
-    for row in frame.itertuples():
+    tuned, beside = select(frame, "tuned"), select(frame, comparison="control")
+    for row in select(frame).itertuples():
         seeds = f"n={row.n}"
         if row.seed_part >= 0:
             seeds += f", seed part {row.seed_part:.2f}"
-        control = f" | against {row.control}" if row.control else ""
+        control = ""
+        if row.claim in beside.index:
+            control = f" | against {format_control(P.report, beside.loc[row.claim], row)}"
         print(
-            f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, ours {format_effect(row, 2)}, "
-            f"{seeds}: {row.verdict} | tuned: {row.tuned}{control}"
+            f"{P.report}  {row.claim}  printed {row.printed} {row.unit}, "
+            f"ours {format_effect(row, 2)}, {seeds}: {format_verdict(row, with_reason=True)} "
+            f"| equal tuning: {format_verdict(tuned.loc[row.claim])}{control}"
         )
     print(count_verdicts(frame))
     print(describe_pooling(frame))
     print(runs.page_folder(P) / "claims.csv")
     print(describe_changes(P.report) or "claims, arms and rules are as they were frozen")
+
+
+# ---- frames of a page ----
+
+
+def claims_for_page(P, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the claims for which there are runs, as a page shows them."""
+    tuned, beside = select(frame, "tuned"), select(frame, comparison="control")
+    rows = []
+    for row in select(frame).itertuples():
+        if not row.run:
+            continue
+        where = [row.where]
+        if row.primary:
+            where.append("primary")
+        if row.stance != "result":
+            where.append(f"a {row.stance}" if row.stance == "hope" else f"an {row.stance}")
+        aside = f" To bear in mind: {row.confound}" if row.confound else ""
+        control = ""
+        if row.claim in beside.index:
+            control = format_control(P.report, beside.loc[row.claim], row)
+        rows.append(
+            {
+                "the report says": f"{row.says} ({'; '.join(where)}){aside}",
+                "printed": format_printed(row),
+                "ours": format_effect(row),
+                "verdict": format_verdict(row),
+                "equal tuning": format_arm(tuned.loc[row.claim]),
+                "control": control,
+                "seeds": row.n,
+                "run": row.run,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def power_for_page(P) -> pd.DataFrame:
@@ -284,7 +361,7 @@ def power_for_page(P) -> pd.DataFrame:
         d: scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in spec.tests
     }
     ours = sizes | dict(zip(("first", "second"), (sizes[d] for d in P.domains), strict=False))
-    frame = decidable.power_table(P.report, ours, mixtures(P))
+    frame = decidable.power_table(P.report, ours, P.mixtures)
     return decidable.format_table(frame).assign(run=[(record["run"],)] * len(frame))
 
 

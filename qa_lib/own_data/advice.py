@@ -12,9 +12,9 @@ questions; differences at the other mixtures count in the variance between seeds
 import numpy as np
 import pandas as pd
 
-from qa_lib.evidence import claims, stats
+from qa_lib.evidence import claims, stats, verdicts
 from qa_lib.reports import plans
-from qa_lib.reports.catalogue import MODELS
+from qa_lib.reports.exbert import MODELS
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
@@ -80,7 +80,7 @@ def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
         listed, runs.collect_ledger(specs), runs.collect_examples(specs), "real", P.domains, arm
     ).set_index("id")
     found = found.loc[[f"{name} {P.centre}" for name in P.domains]].assign(domain=P.domains)
-    found.loc[found["n"] < claims.ENOUGH, ["low", "high"]] = np.nan
+    found.loc[found["n"] < verdicts.ENOUGH, ["low", "high"]] = np.nan
     return found
 
 
@@ -123,8 +123,8 @@ def advice_table(P) -> pd.DataFrame:
 def lacks(found: pd.DataFrame, best: float) -> str:
     """What an open advice wants for: seeds to begin with, scores at all (best: the highest), steadier training, the seeds that
     would decide it if d, s² and v stayed as they are, or test questions."""
-    if (found["n"] < claims.ENOUGH).any() or not (found["nu"] > 0).all():
-        return f'Nothing is decided below {claims.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
+    if (found["n"] < verdicts.ENOUGH).any() or not (found["nu"] > 0).all():
+        return f'Nothing is decided below {verdicts.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
     if best < LEARNT:
         return (
             f"No model answers more than {best:.1f} % of a test set, so little was learnt: first more training rows, or more "
@@ -138,7 +138,7 @@ def lacks(found: pd.DataFrame, best: float) -> str:
             + "Models that differ so much by seed alone are hardly trained: first more training rows, or more epochs."
         )
     for n in range(int(found["n"].max()) + 1, MOST + 1):
-        ends = claims.interval(
+        ends = verdicts.interval(
             found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"]
         )
         if advise(*ends) != OPEN:

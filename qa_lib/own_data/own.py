@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 
 from qa_lib.data import selection
+from qa_lib.reports import exbert
 from qa_lib.settings import hub
-from qa_lib.settings.parameters import Exbert
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
@@ -43,7 +43,7 @@ def find_files(option: str, text: str) -> list[Path]:
     return found
 
 
-def write_definition(domains: dict[str, str], p: Exbert):
+def write_definition(domains: dict[str, str], p: exbert.Parameters):
     """Write the definition of the two datasets.
 
     domains: option of the command line → its text. Raises UserError for a file that stands in two places: training rows would be
@@ -75,17 +75,17 @@ def write_definition(domains: dict[str, str], p: Exbert):
     runs.write(Path(p.data), yaml.safe_dump(found, sort_keys=False))
 
 
-def all_ratios(p: Exbert) -> set[float]:
+def all_ratios(p: exbert.Parameters) -> set[float]:
     """Every mixture that a run may have."""
     return {*p.ratios, *p.control_ratios, p.centre}
 
 
-def largest_share(p: Exbert, validation_rows: int) -> int:
+def largest_share(p: exbert.Parameters, validation_rows: int) -> int:
     """Validation rows that a mixture takes of one domain at most."""
     return round(max(max(r, 1 - r) for r in all_ratios(p)) * validation_rows)
 
 
-def needed_rows(p: Exbert, train_rows: int) -> list[int]:
+def needed_rows(p: exbert.Parameters, train_rows: int) -> list[int]:
     """Training rows that the mixtures take of each domain at most (exbert.plan)."""
     first = [round(train_rows * r) for r in all_ratios(p)]
     return [max(first), train_rows - min(first)]
@@ -97,7 +97,7 @@ def count_rows(parts: list[selection.Splits]) -> list[int]:
     return [sum(selection.row_key(r) not in held for r in part.train) for part in parts]
 
 
-def fitting_rows(p: Exbert, files: list[tuple]) -> tuple[int, int] | None:
+def fitting_rows(p: exbert.Parameters, files: list[tuple]) -> tuple[int, int] | None:
     """The most train_rows, and validation_rows, that fit what the domains have; None where none do.
 
     files: of each domain what data.read_parts gives. Each candidate is split as a study would split
@@ -117,7 +117,9 @@ def fitting_rows(p: Exbert, files: list[tuple]) -> tuple[int, int] | None:
     return None
 
 
-def split_files(p: Exbert, files: list[tuple], validation_rows: int) -> list[selection.Splits]:
+def split_files(
+    p: exbert.Parameters, files: list[tuple], validation_rows: int
+) -> list[selection.Splits]:
     """Splits of the domains if the parameter validation_rows had this value."""
     parts = []
     for name, rows in zip(p.domains, files, strict=True):
@@ -144,7 +146,7 @@ def context_hint(rows: list[dict]) -> str:
     )
 
 
-def refuse_shortage(p: Exbert, parts: list[selection.Splits]):
+def refuse_shortage(p: exbert.Parameters, parts: list[selection.Splits]):
     """Raise UserError, with what helps, where a mixture needs more rows than a domain has."""
     have, need = count_rows(parts), needed_rows(p, p.train_rows)
     short = [i for i, rows in enumerate(have) if need[i] > rows]
@@ -177,7 +179,7 @@ def refuse_shortage(p: Exbert, parts: list[selection.Splits]):
     )
 
 
-def check_rows(p: Exbert):
+def check_rows(p: exbert.Parameters):
     """Raises UserError where a mixture lacks rows, with what would fit them all, or where a test set lacks contexts.
 
     The trials use one mixture only: without this the others would be missed after hours.
@@ -208,7 +210,7 @@ def check_name(name: str):
         raise UserError(f"NAME={name}: a name is {LETTERS}: {USAGE}")
 
 
-def check_domains(p: Exbert):
+def check_domains(p: exbert.Parameters):
     """Raise UserError for a domain's name that a path or a table could not hold."""
     for name in p.domains:
         if not NAME.fullmatch(name):

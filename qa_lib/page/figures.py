@@ -6,23 +6,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from qa_lib.reports.catalogue import MODELS, model_of
+from qa_lib.reports import plans
 
-NAMES = [name for name, _ in MODELS.values()]
-DASHES = dict(
-    zip(
-        NAMES,
-        cycle(["-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (2, 2))]),
-        strict=False,
-    )
-)
-MARKERS = dict(zip(NAMES, cycle("oXsPD^"), strict=False))
-COLOURS = dict(MODELS.values())
+# Of a report's models in their order, so that a line is known without its colour.
+DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (2, 2))]
+MARKERS = "oXsPD^"
 
 
-def shades_of(variant: str, n: int) -> list:
-    """The model's one colour and n − 1 lighter shades of it, where a figure splits one model."""
-    return sns.light_palette(MODELS[variant][1], n + 1, reverse=True)[:n]
+def shades_of(report: str, variant: str, n: int) -> list:
+    """Return the one colour of a report's model and n − 1 lighter shades of it, to split one model."""
+    colour = plans.colours(report)[plans.display_name(report, variant)]
+    return sns.light_palette(colour, n + 1, reverse=True)[:n]
 
 
 def draw_by_mixture(P, ledger: pd.DataFrame):
@@ -31,6 +25,9 @@ def draw_by_mixture(P, ledger: pd.DataFrame):
         model=lambda d: d["model"].cat.remove_unused_categories()
     )
     names = list(em["model"].cat.categories)
+    every = plans.display_names(P.report)
+    dashes = dict(zip(every, cycle(DASHES), strict=False))
+    markers = dict(zip(every, cycle(MARKERS), strict=False))
     at = dict(zip(em["ratio"], em["mixture"], strict=True))
     grid = sns.catplot(
         em,
@@ -42,9 +39,9 @@ def draw_by_mixture(P, ledger: pd.DataFrame):
         kind="point",
         native_scale=True,
         dodge=0.08 * len(names),
-        markers=[MARKERS[n] for n in names],
-        linestyles=[DASHES[n] for n in names],
-        palette=COLOURS,
+        markers=[markers[n] for n in names],
+        linestyles=[dashes[n] for n in names],
+        palette=plans.colours(P.report),
         errorbar="sd",
         err_kws={"linewidth": 1.2},
         linewidth=1.6,
@@ -62,10 +59,8 @@ def draw_by_mixture(P, ledger: pd.DataFrame):
 
 def draw_losses(history: pd.DataFrame, by: str, words: str):
     """Training and validation loss over epochs, a panel for each value of `by`; a ring marks the lowest validation loss."""
-    known, colours = (
-        history.rename(columns=lambda c: c.removesuffix("_loss")),
-        shades_of(model_of(history["variant"].iloc[0]), 2),
-    )
+    known = history.rename(columns=lambda column: column.removesuffix("_loss"))
+    colours = shades_of(history["report"].iloc[0], history["variant"].iloc[0], 2)
     if known[by].dtype == "category":
         known[by] = known[by].cat.remove_unused_categories()  # or each would have an empty panel
     long = known.melt([by, "epoch", "run", "seed"], ["train", "validation"], "loss on")
@@ -103,7 +98,7 @@ def draw_losses(history: pd.DataFrame, by: str, words: str):
     return grid
 
 
-def draw_calibration(bins: pd.DataFrame):
+def draw_calibration(report: str, variant: str, bins: pd.DataFrame):
     """Share over weight (tables.calibration_bins), a panel for each question asked; points grow with the number of pairs."""
     grid = sns.relplot(
         bins,
@@ -112,7 +107,7 @@ def draw_calibration(bins: pd.DataFrame):
         col="of",
         size="pairs",
         sizes=(15, 150),
-        color=COLOURS["MoE"],
+        color=shades_of(report, variant, 1)[0],
         height=2.9,
         aspect=1.15,
     )
@@ -122,7 +117,7 @@ def draw_calibration(bins: pd.DataFrame):
     return grid.set_axis_labels("weight of the gate", "share of pairs")
 
 
-def draw_routing(steps: pd.DataFrame):
+def draw_routing(report: str, variant: str, steps: pd.DataFrame):
     """The largest load and the share of dropped picks over training steps, a line for each coefficient of the balance loss."""
     long = steps.rename(columns={"balance": "coefficient"})
     long = long.melt(["coefficient", "step", "run"], ["largest load", "dropped"], "what")
@@ -135,7 +130,7 @@ def draw_routing(steps: pd.DataFrame):
         col="what",
         kind="line",
         errorbar="sd",
-        palette=shades_of("exbert-tuned", long["coefficient"].nunique()),
+        palette=shades_of(report, variant, long["coefficient"].nunique()),
         height=2.6,
         aspect=1.1,
         facet_kws={"sharey": False},

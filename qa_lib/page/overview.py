@@ -13,22 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 from qa_lib.evidence import claims, verify
+from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import findings, render, report
+from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 
-TITLES = {
-    "moe": "Sesame Street Ensemble",
-    "exbert": "Bring in the ExBERT",
-    "road": "ROaD-ELECTRA",
-    "smart": "Walk Less and Only Down Smooth Valleys",
-}
-VERDICTS = ["reproduced", claims.SMALLER, "not reproduced", "inconclusive", "not tested"]
-# columns of numbers
-EFFECTS = [
-    f"{which}{k}" for which in ("", "tuned_", "control_", "fair_") for k in ("ours", "low", "high")
-]
 MARKS = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
 
 
@@ -39,7 +30,7 @@ class Page:
     profile: str
     report: str = "overview"
     size: str = ""
-    seeds: tuple[int, ...] = ()
+    fewest_seeds: int = 0
 
     @property
     def beside(self) -> str:
@@ -56,195 +47,229 @@ def choose_page(names: dict) -> Page:
     return Page(names["profile"])
 
 
-def collect_verdicts(profile: str) -> pd.DataFrame:
-    """Every claim of every report: report, claim, says, where, printed, unit, primary, confound; ours, low, high (95 %), n,
-    verdict, rows (trained on), run where the report was run at the profile, else NaN, 0, "not tested", "" and ()."""
-    parts = []
-    for slug in TITLES:
-        listed = pd.DataFrame(
-            [
-                {
-                    "claim": c.id,
-                    "where": c.where,
-                    "says": c.says,
-                    "unit": c.unit,
-                    "primary": c.primary,
-                    "printed": verify.format_claimed_value(c),
-                    "printed_unit": verify.printed_unit(c),
-                    "judged": c.kind,
-                    "confound": c.confound,
-                }
-                for c in claims.read_claims(slug)
-            ]
+def read_claims_table(slug: str, profile: str) -> pd.DataFrame | None:
+    """Return a report's claims.csv at a profile, with the training rows of each comparison; None where
+    there is none.
+
+    Raises UserError where claims.csv and results.csv are of different runs.
+    """
+    file = runs.FIGURES / slug / profile / "claims.csv"
+    if not file.exists():
+        return None
+    table = pd.read_csv(
+        file,
+        keep_default_na=False,
+        na_values=dict.fromkeys(verify.NUMBERS, ""),
+        dtype=dict.fromkeys(("where", "printed", "part", "rule_part", "run"), str),
+    )
+    table["run"] = [tuple(names.split()) for names in table["run"]]
+    results = pd.read_csv(file.with_name("results.csv"), usecols=["run", "rows"])
+    trained = results.drop_duplicates().set_index("run")["rows"]
+    if not {run for names in table["run"] for run in names} <= set(trained.index):
+        raise UserError(
+            f"claims.csv and results.csv of {slug} are of different runs; make report-{slug} "
+            f"PROFILE={profile} draws both from the records"
         )
-        found = runs.FIGURES / slug / profile / "claims.csv"
-        empty = dict.fromkeys(EFFECTS, math.nan) | {
-            "n": 0,
-            "verdict": "not tested: not run at this profile",
-            "part": "",
-            "rows": "",
-            "run": "",
-        }
-        if found.exists():
-            own = pd.read_csv(
-                found,
-                keep_default_na=False,
-                na_values=dict.fromkeys(EFFECTS, ""),
-                dtype=dict.fromkeys(("where", "printed", "part", "verdict", "run"), str),
-            )
-            rows = (
-                pd.read_csv(found.with_name("results.csv"), usecols=["run", "rows"])
-                .drop_duplicates()
-                .set_index("run")["rows"]
-            )
-            if not {r for ids in own["run"] for r in ids.split()} <= set(rows.index):
-                raise UserError(
-                    f"claims.csv and results.csv of {slug} are of different runs; make report-{slug} PROFILE={profile} "
-                    "draws both from the records"
-                )
-            listed = listed[["claim", "primary", "confound"]].merge(
-                own.drop(columns=["primary", "confound"]), on="claim"
-            )
-            listed["rows"] = [
-                " to ".join(f"{n:,}" for n in sorted({rows[r].min() for r in ids.split()}))
-                for ids in listed["run"]
-            ]
-        parts.append(listed.assign(**{} if found.exists() else empty, report=slug))
-    frame = pd.concat(parts, ignore_index=True)
-    kind = (
-        frame["verdict"]
-        .str.replace("not tested at this profile", "not tested")
-        .str.split(":")
-        .str[0]
-    )
-    return frame.assign(
-        kind=pd.Categorical(kind, VERDICTS), run=[tuple(r.split()) for r in frame["run"]]
-    )
-
-
-def verdicts_for_page(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
-    """Rows of the board as a page shows them; whole: with the reason of a verdict, and what is known against the evidence."""
-    more = (
-        {"verdict": rows["verdict"], "to bear in mind": rows["confound"].replace("", "–")}
-        if whole
-        else {}
-    )
-    primary = rows["primary"].map({True: "; primary", False: ""})
-    return pd.DataFrame(
-        {
-            "report": rows["report"],
-            "says": rows["says"] + " (" + rows["where"] + primary + ")",
-            "printed": [verify.format_printed(r) for r in rows.itertuples()],
-            "ours": [verify.format_effect(r) for r in rows.itertuples()],
-            "training rows": rows["rows"].replace("", "–"),
-            "n seeds": rows["n"].map(lambda n: f"{n}" if n else "–"),
-            "verdict": rows["kind"].astype(str),
-            **more,
-            "run": rows["run"],
-        }
-    )
-
-
-def page_links(profile: str) -> dict[str, str]:
-    """The address of each report's page, where it has one, as index.html names it."""
-    return {
-        slug: f"{slug}/{profile}/report.html"
-        for slug in TITLES
-        if (runs.FIGURES / slug / profile / "report.html").exists()
-    }
-
-
-def list_pages(profile: str) -> report.Html:
-    """The reports and where their pages are, or what makes them."""
-    known, items = page_links(profile), []
-    for slug, title in TITLES.items():
-        make = (
-            f"no page at this profile yet; make reproduce-{slug} PROFILE={profile} makes it"
-            if slug in params.REPORTS
-            else "not built yet; its claims are listed"
-        )
-        items.append(
-            f'<a href="{known[slug]}">{title}</a> ({slug})'
-            if slug in known
-            else f"{title} ({slug}): {make}"
-        )
-    return report.Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
-
-
-def count_by_report(frame: pd.DataFrame) -> pd.DataFrame:
-    """How many claims of each report got which verdict."""
-    count = frame.groupby(["report", "kind"], observed=False).size().unstack()
-    count = count.loc[[s for s in TITLES if s in count.index]]
-    behind = frame.groupby("report")["run"].agg(
-        lambda ids: tuple(dict.fromkeys(x for r in ids for x in r))
-    )
-    return count.reset_index().assign(
-        claims=count.sum(axis=1).to_numpy(), run=behind.loc[count.index].to_numpy()
-    )
-
-
-def collect_costs(profile: str) -> pd.DataFrame:
-    """Runs, hours of work and devices of the reports that were run at the profile."""
     rows = []
-    for slug in params.REPORTS:
-        own = [r for r in runs.read_all(slug) if r["spec"]["profile"] == profile]
-        rows += [
-            {
-                "report": slug,
-                "runs recorded": len(own),
-                "hours of work": sum(r["seconds"] for r in own) / 3600,
-                "devices": ", ".join(sorted({r["environment"]["device"] for r in own})),
-                "run": tuple(r["run"] for r in own),
-            }
-        ] * bool(own)
+    for names in table["run"]:
+        numbers = sorted({trained[run].min() for run in names})
+        rows.append(" to ".join(f"{number:,}" for number in numbers))
+    return table.assign(rows=rows)
+
+
+def list_untested(slug: str) -> pd.DataFrame:
+    """Return the claims of a report that was not run, in the form of claims.csv."""
+    rows = []
+    for claim in claims.read_claims(slug):
+        row = verify.describe_claim(claim) | {"arm": "printed", "comparison": "claim", "run": ()}
+        row |= dict.fromkeys(verify.NUMBERS, math.nan)
+        row |= {"part": "", "rule_part": "", "n": 0, "more": 0, "rows": ""}
+        rows.append(row | {"verdict": str(Verdict.NOT_TESTED), "reason": "not run at this profile"})
     return pd.DataFrame(rows)
 
 
-def readme_verdicts() -> str:
-    """The verdicts on real data, as Markdown: of each report that was run its result and its page, counts, and the tested and the
-    primary claims."""
-    frames = [collect_verdicts(profile).assign(profile=profile) for profile in ("real", "paper")]
-    done = pd.concat([f[f["report"].isin(f["report"][f["run"].map(len) > 0])] for f in frames])
-    rest = ", ".join(f"`{s}`" for s in TITLES if s not in set(done["report"]))
-    lead = "".join(
-        f"- **{slug}**, profile {profile}, [page](figures/{slug}/{profile}/report.html): "
-        f"{findings.result(slug, part).removeprefix('Result: ')} {verify.describe_pooling(part)}\n"
-        for (profile, slug), part in done.groupby(["profile", "report"], sort=False)
-    )
-    count = "".join(
-        "| " + " | ".join(map(str, row)) + " |\n"
-        for _, part in done.groupby("profile")
-        for row in count_by_report(part)[["report", "claims", *VERDICTS]].itertuples(index=False)
-    )
-    told = done[done["primary"] | done["kind"].isin(VERDICTS[:4])]
-    # else in the reports' order
-    told = told.sort_values("kind", key=lambda kind: kind == "not tested", kind="stable")
-    words = "|".join(sorted(VERDICTS, key=len, reverse=True))
+def collect_verdicts(profile: str) -> pd.DataFrame:
+    """Return the long table (verify.claims_table) of every report, with its slug and training rows.
 
-    def other(which: str) -> list[str]:
-        """The effect in the other arm, or beside the control, and its verdict."""
-        kinds = told[which].astype(str).str.extract(f"({words})", expand=False).fillna("–")
-        return [
-            kind
-            if (ours := verify.format_effect(r, which=f"{which}_")) == "–"
-            else f"{ours}, {kind}"
-            for kind, r in zip(kinds, told.itertuples(), strict=True)
-        ]
+    A report that was not run at the profile has its claims at the report's settings, not tested.
+    """
+    parts = []
+    for slug in params.list_claimed_reports():
+        table = read_claims_table(slug, profile)
+        if table is None:
+            table = list_untested(slug)
+        parts.append(table.assign(report=slug))
+    return pd.concat(parts, ignore_index=True)
 
-    lines = "".join(
-        f"| `{r.report}` {r.profile} | {r.says} | {verify.format_printed(r)} | {verify.format_effect(r)} | {r.kind} | {tuned} | "
-        f"{control} | {r.rows or '–'} | {r.n or '–'} |\n"
-        for r, tuned, control in zip(
-            told.itertuples(), other("tuned"), other("control"), strict=True
+
+def select_claims(board: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the claims themselves at the report's settings."""
+    return board[(board["arm"] == "printed") & (board["comparison"] == "claim")]
+
+
+def select_run_reports(board: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the reports that were run."""
+    ran = board["report"][board["run"].map(len) > 0]
+    return board[board["report"].isin(ran)]
+
+
+def verdicts_for_page(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
+    """Return claims as a page shows them.
+
+    whole: with the reason of a verdict, and what is known against the evidence.
+    """
+    shown = []
+    for row in rows.itertuples():
+        primary = "; primary" if row.primary else ""
+        columns = {
+            "report": row.report,
+            "says": f"{row.says} ({row.where}{primary})",
+            "printed": verify.format_printed(row),
+            "ours": verify.format_effect(row),
+            "training rows": row.rows or "–",
+            "n seeds": f"{row.n}" if row.n else "–",
+            "verdict": row.verdict,
+        }
+        if whole:
+            columns["verdict"] = verify.format_verdict(row, with_reason=True)
+            columns["to bear in mind"] = row.confound or "–"
+        shown.append(columns | {"run": row.run})
+    return pd.DataFrame(shown)
+
+
+def page_links(profile: str) -> dict[str, str]:
+    """Return report → the address of its page, where it has one, as index.html names it."""
+    links = {}
+    for slug in params.list_claimed_reports():
+        if (runs.FIGURES / slug / profile / "report.html").exists():
+            links[slug] = f"{slug}/{profile}/report.html"
+    return links
+
+
+def list_pages(profile: str) -> report.Html:
+    """Return the reports and where their pages are, or what makes them."""
+    links = page_links(profile)
+    items = []
+    for slug in params.list_claimed_reports():
+        if slug not in params.list_reports():
+            items.append(f"{slug}: not built yet; its claims are listed")
+            continue
+        title = plans.find_report(slug).TITLE
+        if slug in links:
+            items.append(f'<a href="{links[slug]}">{title}</a> ({slug})')
+        else:
+            make = f"make reproduce-{slug} PROFILE={profile}"
+            items.append(f"{title} ({slug}): no page at this profile yet; {make} makes it")
+    return report.Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
+
+
+def count_by_report(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how many claims of each report got which verdict, a row a report."""
+    counts = []
+    for slug, of_report in rows.groupby("report"):
+        number = of_report["verdict"].value_counts()
+        behind = dict.fromkeys(run for names in of_report["run"] for run in names)
+        counts.append(
+            {"report": slug}
+            | {str(verdict): int(number.get(verdict, 0)) for verdict in Verdict}
+            | {"claims": len(of_report), "run": tuple(behind)}
         )
-    )
+    return pd.DataFrame(counts)
+
+
+def collect_costs(profile: str) -> pd.DataFrame:
+    """Return runs, hours of work and devices of the reports that were run at the profile."""
+    rows = []
+    for slug in params.list_reports():
+        own = [record for record in runs.read_all(slug) if record["spec"]["profile"] == profile]
+        if not own:
+            continue
+        devices = sorted({record["environment"]["device"] for record in own})
+        rows.append(
+            {
+                "report": slug,
+                "runs recorded": len(own),
+                "hours of work": sum(record["seconds"] for record in own) / 3600,
+                "devices": ", ".join(devices),
+                "run": tuple(record["run"] for record in own),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+README_COLUMNS = (
+    "report",
+    "says",
+    "printed",
+    "ours",
+    "verdict",
+    "equal tuning",
+    "control",
+    "training rows",
+    "seeds",
+)
+
+
+def readme_rows(slug: str, profile: str, table: pd.DataFrame) -> list[tuple[bool, str]]:
+    """Return, of each tested or primary claim of a report, whether it is tested, and its Markdown row."""
+    tuned = verify.select(table, "tuned")
+    beside = verify.select(table, comparison="control")
+    lines = []
+    for row in verify.select(table).itertuples():
+        is_tested = row.verdict != Verdict.NOT_TESTED
+        if not (row.primary or is_tested):
+            continue
+        control = "–"
+        if row.claim in beside.index:
+            control = verify.format_control(slug, beside.loc[row.claim], row)
+        cells = (
+            f"`{slug}` {profile}",
+            row.says,
+            verify.format_printed(row),
+            verify.format_effect(row),
+            verify.format_verdict(row),
+            verify.format_arm(tuned.loc[row.claim]),
+            control,
+            row.rows or "–",
+            f"{row.n or '–'}",
+        )
+        lines.append((is_tested, f"| {' | '.join(cells)} |\n"))
+    return lines
+
+
+def readme_verdicts() -> str:
+    """Return the verdicts on real data as Markdown.
+
+    Of each report that was run its result and its page, then counts, and the tested and the primary
+    claims.
+    """
+    leads, counts, lines = [], [], []
+    boards = {profile: collect_verdicts(profile) for profile in ("real", "paper")}
+    done = set()
+    for profile, board in boards.items():
+        for slug, table in select_run_reports(board).groupby("report"):
+            done.add(slug)
+            page = f"figures/{slug}/{profile}/report.html"
+            result = findings.result(slug, table).removeprefix("Result: ")
+            pooling = verify.describe_pooling(table)
+            leads.append(f"- **{slug}**, profile {profile}, [page]({page}): {result} {pooling}\n")
+            lines += readme_rows(slug, profile, table)
+            number = count_by_report(select_claims(table)).iloc[0]
+            cells = [slug, f"{number['claims']}", *(f"{number[verdict]}" for verdict in Verdict)]
+            counts.append(f"| {' | '.join(cells)} |\n")
+    lines.sort(key=lambda line: not line[0])  # tested ones first, else in the reports' order
+    rest = [f"`{slug}`" for slug in params.list_claimed_reports() if slug not in done]
     return (
-        f"{lead}\n| report | claims | {' | '.join(VERDICTS)} |\n|{'---|' * (len(VERDICTS) + 2)}\n{count}\n"
-        "Claims that were tested, and the primary ones. In brackets the 95 % interval, which one seed does not give, and of "
-        "several sets or metrics the one with the largest p. Control: what is left, at the report's rates, beside the model "
-        "that could refute the claim. What to bear in mind with each stands on its page.\n\n"
-        "| report | says | printed | ours | verdict | equal trials | control | training rows | seeds |\n"
-        f"|{'---|' * 9}\n{lines}\n" + f"Not yet run on real data: {rest}.\n" * bool(rest)
+        "".join(leads)
+        + f"\n| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
+        + "".join(counts)
+        + "\nClaims that were tested, and the primary ones. In brackets the 95 % interval, which one "
+        "seed does not give, and of several sets or metrics the one with the largest p. Behind “not "
+        "reproduced” stands what it means. Control: what is left of the effect, at the report's "
+        "settings, beside the model that could refute the claim. What to bear in mind with each stands "
+        f"on its page.\n\n| {' | '.join(README_COLUMNS)} |\n|{'---|' * len(README_COLUMNS)}\n"
+        + "".join(line for _, line in lines)
+        + (f"\nNot yet run on real data: {', '.join(rest)}.\n" if rest else "\n")
     )
 
 

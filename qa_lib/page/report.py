@@ -170,30 +170,22 @@ def show_source(thing) -> Markdown:
 
 
 def show_header(P, verdicts: str = "") -> Html:
-    """What the page is: profile, encoder, data, seeds; and, where the runs are there, how its claims fare."""
-    sides = len(getattr(P, "side_seeds", P.seeds))
-    seeds = "one seed, so no spread" if len(P.seeds) == 1 else f"{len(P.seeds)} seeds"
-    seeds += f" in the central comparison, {sides} elsewhere" if sides != len(P.seeds) else ""
-    seeds += f", {len(P.dense_seeds)} of controls (b)" if getattr(P, "dense_seeds", None) else ""
-    seeds += (
-        f", {len(P.curve_seeds)} more of two training curves"
-        if getattr(P, "curve_seeds", None)
-        else ""
-    )
-    of = "a mixture" if hasattr(P, "ratios") else "of each domain"
+    """Return what the page is: profile, encoder, data, seeds; and, where the runs are there, how its
+    claims fare."""
+    *others, last = P.domains
     text = (
-        f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(P.domains[:-1])} and {P.domains[-1]}; {P.train_rows:,} training "
-        f"examples {of}; {seeds}."
+        f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(others)} and {last}; "
+        f"{P.describe_training()}."
     )
-    verdicts = (
-        verdicts
-        or "The verdicts on its claims need runs that are not there yet; they stand at the end once they are."
+    verdicts = verdicts or (
+        "The verdicts on its claims need runs that are not there yet; they stand at the end once they "
+        "are."
     )
-    verdicts = re.sub(
-        r"^((?:Advice|Result): .*?\.)(?= |$)", r"<strong>\1</strong>", escape(verdicts)
-    )
+    lead = r"^((?:Advice|Result): .*?\.)(?= |$)"
+    verdicts = re.sub(lead, r"<strong>\1</strong>", escape(verdicts))
     return Html(
-        f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p><p>{verdicts}</p>'
+        f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>'
+        f"<p>{verdicts}</p>"
     )
 
 
@@ -331,9 +323,7 @@ def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
         value, sd = values[column], values.get(f"{column}_sd")
         value = value.item() if hasattr(value, "item") else value
         if column == "seeds":
-            least = min(
-                len(getattr(P, x, None) or P.seeds) for x in ("seeds", "side_seeds", "dense_seeds")
-            )
+            least = P.fewest_seeds
             return f"{value}" + f" of {least}" * (value < least) + " (no sd)" * (value == 1)
         if isinstance(value, float):
             spread = "" if sd is None or pd.isna(sd) else f" ± {sd:.{digits}f}"

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.special import rel_entr
 
 from qa_lib.evidence import stats
-from qa_lib.reports import catalogue
+from qa_lib.reports import plans
 from qa_lib.reports.trials import selected_evaluation
 from qa_lib.settings import params
 from qa_lib.settings.spec import Spec
@@ -20,8 +20,11 @@ def add_display_names(frame: pd.DataFrame) -> pd.DataFrame:
     ratios = sorted(frame["ratio"].dropna().unique())
     text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
     mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
-    names = [catalogue.MODELS[catalogue.model_of(v)][0] for v in frame["variant"]]
-    known = [name for name, _ in catalogue.MODELS.values() if name in set(names)]
+    names = []
+    for report, variant in zip(frame["report"], frame["variant"], strict=True):
+        names.append(plans.display_name(report, variant))
+    every = [plans.display_names(report) for report in frame["report"].unique()]
+    known = [name for of_report in every for name in of_report if name in set(names)]
     rates = sorted(frame["learning_rate"].unique()) if "learning_rate" in frame else []
     shown = [np.format_float_scientific(r, trim="-", exp_digits=1) for r in rates]
     text = (
@@ -166,50 +169,42 @@ def contrasting_answers(examples: pd.DataFrame, ours: str, theirs: str) -> pd.Da
     )
 
 
-def answers_table(P, central: dict[str, Spec], tests) -> pd.DataFrame:
-    """Table 1: the answers of V-DB and tuned ExBERT that `sides` chooses; central: the runs by variant, tests: data.tests.
+def answers_table(P, ours: Spec, theirs: Spec, load_test_sets) -> pd.DataFrame:
+    """Return the answers of two runs that `contrasting_answers` chooses (Table 1 of ExBERT's report).
 
-    As text beside question and gold answer where the text is ours or the reader's own; else as character spans, since real text
-    is not published.
+    As text beside question and gold answer where the text is ours or the reader's own; else as
+    character spans, since real text is not published. load_test_sets: data.selection's.
     """
-    pair = [central["exbert-tuned"], central["v-db"]]
-    found = contrasting_answers(
-        runs.collect_examples(pair), *(record["run"] for _, record in runs.require_records(pair))
-    )
-    if P.source not in ("embedded", "own"):
-        spans = {
-            name: found[f"start_{side}"].astype(str) + "–" + found[f"end_{side}"].astype(str)
-            for name, side in (("V-DB", "theirs"), ("ExBERT, tuned", "ours"))
-        }
-        right = found["case"].map(
-            {"only ours": "ExBERT", "only theirs": "V-DB", "neither": "neither"}
-        )
-        return pd.DataFrame(
-            {"set": found["set"], "id": found["id"], "right": right, **spans, "run": found["run"]}
-        )
-    rows = {
-        (name, r["id"]): r for name, (_, every) in tests(central["v-db"]).items() for r in every
+    names = {
+        side: plans.display_name(P.report, spec.variant)
+        for side, spec in (("theirs", theirs), ("ours", ours))
     }
-    # test sets may have been made smaller
-    found = found[[key in rows for key in zip(found["set"], found["id"], strict=True)]]
-    own = [rows[key] for key in zip(found["set"], found["id"], strict=True)]
-
-    def text(whose: str) -> list[str]:
-        return [
-            r["context"][a:b]
-            for r, a, b in zip(own, found[f"start_{whose}"], found[f"end_{whose}"], strict=True)
-        ]
-
-    return pd.DataFrame(
-        {
-            "set": found["set"],
-            "question": [r["question"] for r in own],
-            "gold": [(r["answers"]["text"] or ["(no answer)"])[0] for r in own],
-            "V-DB": text("theirs"),
-            "ExBERT, tuned": text("ours"),
-            "run": found["run"],
-        }
-    )
+    pair = [ours, theirs]
+    run_names = [record["run"] for _, record in runs.require_records(pair)]
+    answers = contrasting_answers(runs.collect_examples(pair), *run_names)
+    if P.source not in ("embedded", "own"):
+        right = {"only ours": names["ours"], "only theirs": names["theirs"], "neither": "neither"}
+        columns = {"set": answers["set"], "id": answers["id"], "right": answers["case"].map(right)}
+        for side, name in names.items():
+            start, end = answers[f"start_{side}"], answers[f"end_{side}"]
+            columns[name] = start.astype(str) + "–" + end.astype(str)
+        return pd.DataFrame(columns | {"run": answers["run"]})
+    rows = {}
+    for name, (_, every) in load_test_sets(theirs).items():
+        rows |= {(name, row["id"]): row for row in every}
+    # Test sets may have been made smaller since.
+    keys = zip(answers["set"], answers["id"], strict=True)
+    answers = answers[[key in rows for key in keys]]
+    own = [rows[key] for key in zip(answers["set"], answers["id"], strict=True)]
+    columns = {
+        "set": answers["set"],
+        "question": [row["question"] for row in own],
+        "gold": [(row["answers"]["text"] or ["(no answer)"])[0] for row in own],
+    }
+    for side, name in names.items():
+        ends = zip(own, answers[f"start_{side}"], answers[f"end_{side}"], strict=True)
+        columns[name] = [row["context"][start:end] for row, start, end in ends]
+    return pd.DataFrame(columns | {"run": answers["run"]})
 
 
 def lowest_validation_loss(specs: list[Spec]) -> pd.DataFrame:
@@ -246,7 +241,9 @@ def scores_by_part(specs: list[Spec]) -> pd.DataFrame:
         .agg(["mean", "size"])
     )
     return add_display_names(
-        em.rename(columns={"mean": "value", "size": "n"}).assign(metric="em", ratio=np.nan)
+        em.rename(columns={"mean": "value", "size": "n"}).assign(
+            report=specs[0].report, metric="em", ratio=np.nan
+        )
     )
 
 
@@ -258,7 +255,7 @@ def mean_weights(P, specs: list[Spec]) -> pd.DataFrame:
     mean = rows.groupby(["run", "variant", "seed", "dataset"], as_index=False)[P.domains].mean()
     return add_display_names(
         mean.melt(["run", "variant", "seed", "dataset"], P.domains, "expert", "weight").assign(
-            ratio=np.nan
+            report=P.report, ratio=np.nan
         )
     )
 
@@ -337,6 +334,3 @@ def mutual_information(share: pd.DataFrame) -> float:
         index="set", columns="expert", values="share"
     ).to_numpy()  # (domains, E), p(e | d)
     return float(rel_entr(p, p.mean(0)).sum() / len(p) / np.log(2))
-
-
-# ---- the runs of the report ----

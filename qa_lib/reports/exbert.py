@@ -1,223 +1,410 @@
-"""Report 2, Bring in the ExBERT (Fan, Fan, Song; CS 7643): a DistilBERT with a sparse ST-MoE layer (qa_lib/models/st_moe.py).
+"""Report 2, Bring in the ExBERT (Fan, Fan, Song; CS 7643): a DistilBERT with a sparse ST-MoE layer.
 
-The list of the report's runs: V-DB (the plain span model, models/heads.py), ExBERT (models/exbert.py), the controls that could
-explain its gain, sweeps, and equal trials for all.
+Its parameters, its models, one function for each of its experiments, and the list of its runs:
+V-DB (the plain span model, models/heads.py), ExBERT (models/exbert.py), the controls that could explain
+its gain, sweeps, and equal tuning of all.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from qa_lib.data import selection
-from qa_lib.reports import trials
-from qa_lib.settings import encoder_files
-from qa_lib.settings.parameters import Exbert, Layer
+from pydantic import Field, model_validator
+
+from qa_lib.reports import common, trials
+from qa_lib.settings.parameters import (
+    Blocks,
+    Epochs,
+    Experts,
+    Factor,
+    Layer,
+    Penalty,
+    Rate,
+    Rows,
+    Seeds,
+    Share,
+    Study,
+)
 from qa_lib.settings.spec import Spec
 
-# ---- the runs of the report ----
+TITLE = "Bring in the ExBERT"
 
-HEADLINE, DENSE = ("v-db", "exbert-tuned", "plain-tuned"), ("dense-compute", "dense-parameters")
+# Variant: its name for readers, and its one colour everywhere, in the order of every figure. The colours
+# are after Okabe and Ito, dark enough on white.
+MODELS = {
+    "v-db": ("V-DB", "#0072b2"),
+    "exbert": ("ExBERT", "#b87a00"),
+    "exbert-tuned": ("ExBERT (final)", "#d55e00"),
+    "plain-tuned": ("(a) without ST-MoE block", "#009e73"),
+    "dense-compute": ("(b) dense, equal compute", "#b5578c"),
+    "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
+}
+HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
+DENSE = ("dense-compute", "dense-parameters")
 
 
-def model_settings(p: Exbert) -> dict[str, dict]:
-    """The models that are compared: fields of their runs, with the report's rates and epochs."""
-    layer = Layer(**p.model_dump(include=set(Layer.model_fields)))
-    front = layer.model_copy(update={"dropout_at": p.tuned_dropout})
-    tuned = {"blocks": p.tuned_blocks, "learning_rate": p.tuned_rate, "epochs": p.tuned_epochs}
+class Parameters(Layer, Study):
+    """Mixtures of two domains, a sparse layer, and what could explain its gain."""
+
+    report: Literal["exbert"]
+    domains: list[str] = Field(min_length=2, max_length=2)
+    experiments: list[
+        Literal[
+            "headline",
+            "ratios",
+            "untuned",
+            "order",
+            "single",
+            "dense",
+            "blocks",
+            "experts",
+            "rates",
+            "dropout",
+            "balance",
+        ]
+    ] = Field(min_length=1)  # parts of the study that are run
+    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
+    ratios: list[float] = Field(min_length=1)  # share of the first domain in the training mixture
+    control_ratios: list[float]  # those of the controls and of the order
+    # The mixture of sweeps and trials; of `ratios` the one with all seeds.
+    centre: float = Field(ge=0, le=1)
+    side_seeds: Seeds  # of all runs but V-DB, tuned ExBERT and (a) at the centre
+    dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
+    orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
+    full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
+    sizes: list[Rows]  # training rows of the first domain alone
+    tuned_blocks: Blocks  # ExBERT as the report tunes it
+    tuned_rate: Rate
+    tuned_epochs: Epochs
+    tuned_dropout: Literal["none", "before", "after", "both"]
+    curve_epochs: Epochs
+    sweep_blocks: list[Blocks]
+    sweep_experts: list[Experts]
+    sweep_rates: list[Factor]  # multiples of the plain rate
+    sweep_dropout: list[Literal["none", "before", "after", "both"]]
+    sweep_dropout_rates: list[Share]
+    sweep_balance: list[Penalty]
+    trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
+    trial_epochs: list[Epochs] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ratios(self):
+        for name, ratios in (("ratios", self.ratios), ("control_ratios", self.control_ratios)):
+            for ratio in ratios:
+                if not 0 <= ratio <= 1:
+                    raise ValueError(f"{name}: {ratio} is not a share between 0 and 1")
+        return self
+
+    @model_validator(mode="after")
+    def _sweep(self):
+        for experts in self.sweep_experts:
+            if experts < self.top_n:
+                raise ValueError(f"sweep_experts: {experts} is fewer than top_n {self.top_n}")
+        return self
+
+    @property
+    def mixtures(self) -> tuple[float, ...]:
+        return tuple(self.ratios)
+
+    @property
+    def fewest_seeds(self) -> int:
+        dense_seeds = self.dense_seeds or self.seeds
+        return min(len(self.seeds), len(self.side_seeds), len(dense_seeds))
+
+    def describe_training(self) -> str:
+        return f"{self.train_rows:,} training examples a mixture; {self.describe_seeds()}"
+
+    def describe_seeds(self) -> str:
+        text = super().describe_seeds()
+        if len(self.side_seeds) != len(self.seeds):
+            text += f" in the central comparison, {len(self.side_seeds)} elsewhere"
+        if self.dense_seeds:
+            text += f", {len(self.dense_seeds)} of controls (b)"
+        return text
+
+
+def list_models(params: Parameters) -> dict[str, dict]:
+    """Return model → the fields of its runs in which it differs from V-DB, at the report's settings."""
+    layer = Layer(**params.model_dump(include=set(Layer.model_fields)))
+    final_layer = layer.model_copy(update={"dropout_at": params.tuned_dropout})
+    final = {
+        "blocks": params.tuned_blocks,
+        "learning_rate": params.tuned_rate,
+        "epochs": params.tuned_epochs,
+    }
     return {
         "v-db": {},
         "exbert": {"layer": layer},
-        "exbert-tuned": tuned | {"layer": front},
-        "plain-tuned": tuned,  # (a) all but the layer
-        "dense-compute": tuned
-        | {"layer": front, "dense": float(layer.top_n)},  # (b) what a token meets
-        "dense-parameters": tuned | {"layer": front, "dense": float(layer.experts)},
-    }  # (b) as many weights
-
-
-def plan(p: Exbert) -> list[Spec]:
-    """Every run of the report at these parameters, each once under each of its names.
-
-    With arm `tuned` its trials, and what follows from them once they are recorded. With `start`, all runs go on from one that
-    learnt the span head on another dataset (profile quick: so that short runs can learn at all).
-    """
-    shared = p.model_dump(include=set(Spec.model_fields)) | {
-        "folder": p.data,
-        "weights": encoder_files.identify_weights(p.encoder),
-        "recipe": 1,
+        "exbert-tuned": final | {"layer": final_layer},
+        # Control (a): all but the layer.
+        "plain-tuned": final,
+        # Controls (b): a dense layer as wide as the experts a token meets, and as wide as all of them.
+        "dense-compute": final | {"layer": final_layer, "dense": float(layer.top_n)},
+        "dense-parameters": final | {"layer": final_layer, "dense": float(layer.experts)},
     }
 
-    def domains(names: list[str]) -> dict:
-        return {
-            "domains": names,
-            "tests": names,
-            "fingerprints": [selection.fingerprint(n, p.source, p.data) for n in names],
-        }
 
-    start = (
-        [
-            Spec(
-                **shared
-                | domains([p.start])
-                | {"variant": "start", "learning_rate": p.start_rate, "threads": p.start_threads},
-                seed=0,
-                rows=[p.start_rows],
-            )
-        ]
-        if p.start
-        else []
-    )
-    shared |= domains(p.domains) | {"parents": start}
+@dataclass(frozen=True)
+class Arm:
+    """What the experiments of one arm are made of."""
 
-    def specs(
-        variant: str, ratios: list[float], seeds: list[int], rows: int = p.train_rows, **fields
+    params: Parameters
+    shared: dict  # fields of every run
+    models: dict[str, dict]  # model → the fields in which it differs
+
+    def train_mixtures(
+        self, variant: str, ratios: list[float], seeds: list[int], rows: int | None = None, **fields
     ) -> list[Spec]:
-        return [
-            Spec(
-                **shared
-                | {
-                    "rows": [round(rows * r), rows - round(rows * r)],
+        """Return a run for each mixture and seed, of so many rows; by default of all training rows."""
+        rows = rows or self.params.train_rows
+        specs = []
+        for ratio in ratios:
+            first = round(rows * ratio)
+            for seed in seeds:
+                own = {
+                    "rows": [first, rows - first],
                     "variant": variant,
-                    "ratio": r,
-                    "seed": s,
+                    "ratio": ratio,
+                    "seed": seed,
                 }
-                | fields
-            )
-            for r in ratios
-            for s in seeds
-        ]
+                specs.append(Spec(**self.shared | own | fields))
+        return specs
 
-    found = [
-        s
-        for arm in p.arms
-        for s in (plan_printed_arm(p, specs) if arm == "printed" else plan_tuned_arm(p, specs))
-    ]
-    return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
+    def train_model(
+        self, model: str, ratios: list[float], seeds: list[int], **fields
+    ) -> list[Spec]:
+        """Return a run of a model for each mixture and seed."""
+        return self.train_mixtures(model, ratios, seeds, **self.models[model] | fields)
 
+    def train_curve(
+        self, blocks: int | None = None, rate: float | None = None, **layer
+    ) -> list[Spec]:
+        """Return ExBERT at one point of a sweep, with losses after each epoch, the same schedule for all.
 
-def headline_runs(p: Exbert, specs: Callable, models: dict[str, dict]) -> list[Spec]:
-    """The models over the mixtures (Fig. 6), with the controls."""
-    runs_, others = [], [r for r in p.ratios if r != p.centre]
-    for name in HEADLINE if "headline" in p.experiments else []:
-        ratios = [r for r in others if name != "plain-tuned" or r in p.control_ratios]
-        runs_ += specs(name, [p.centre], p.seeds, **models[name]) + specs(
-            name, ratios, p.side_seeds, **models[name]
+        blocks, rate: None is the plain model's. layer: fields of the ST-MoE layer.
+        """
+        fields = {"layer": self.models["exbert"]["layer"].model_copy(update=layer)}
+        if blocks is not None:
+            fields["blocks"] = blocks
+        if rate is not None:
+            fields["learning_rate"] = rate
+        return self.train_mixtures(
+            "exbert-curve",
+            [self.params.centre],
+            self.params.side_seeds,
+            epochs=self.params.curve_epochs,
+            **fields,
         )
-    for name in DENSE if "dense" in p.experiments else []:
-        runs_ += specs(name, p.control_ratios, p.dense_seeds or p.side_seeds, **models[name])
-    return runs_
-
-
-def sweep_runs(p: Exbert, specs: Callable, **fields) -> list[Spec]:
-    """A run of a sweep: the same schedule for all, losses after each epoch. `fields` of the run or of the layer."""
-    layer = {k: fields.pop(k) for k in list(fields) if k in Layer.model_fields}
-    fields |= {"layer": model_settings(p)["exbert"]["layer"].model_copy(update=layer)}
-    return specs("exbert-curve", [p.centre], p.side_seeds, epochs=p.curve_epochs, **fields)
-
-
-def plan_printed_arm(p: Exbert, specs: Callable) -> list[Spec]:
-    """Arm `printed`: the report's own rates, epochs and sweeps."""
-    models, five, four = (
-        model_settings(p),
-        {"learning_rate": p.tuned_rate},
-        {"blocks": p.tuned_blocks},
-    )
-    runs_, seeds = headline_runs(p, specs, models), p.side_seeds
-    if "ratios" in p.experiments:
-        runs_ += specs("v-db", p.ratios, seeds)
-    if "untuned" in p.experiments:
-        runs_ += [s for m in ("v-db", "exbert") for s in specs(m, p.ratios, seeds, **models[m])]
-    if "order" in p.experiments:
-        mixtures = [r for r in p.control_ratios if 0 < r < 1]
-        runs_ += [
-            s
-            for m in ("v-db", "exbert")
-            for o in ["trainer", *p.orders]
-            for s in specs(m, mixtures, seeds, **models[m], order=o)
-        ]
-    if "single" in p.experiments:
-        for m in ("v-db", "exbert"):
-            for ratio, rows in zip((1.0, 0.0), p.full_rows, strict=True):
-                runs_ += specs(f"{m}-full", [ratio], seeds, rows, **models[m])
-        runs_ += [s for rows in p.sizes for s in specs("v-db-size", [1.0], seeds, rows)]
-    sweeps = {
-        "blocks": [{"blocks": b} for b in p.sweep_blocks],
-        "experts": [{"experts": e} for e in p.sweep_experts],
-        "rates": [four | {"learning_rate": round_rate(m * p.learning_rate)} for m in p.sweep_rates],
-        "dropout": [four | five | {"dropout_at": a} for a in p.sweep_dropout]
-        + [
-            four | five | {"dropout_at": p.tuned_dropout, "layer_dropout": d}
-            for d in p.sweep_dropout_rates
-        ]
-        + [
-            four
-            | {
-                "learning_rate": round_rate(p.learning_rate / 2),
-                "dropout_at": "both",
-                "layer_dropout": 0.3,
-            }
-        ],  # slow, dropped
-        "balance": [
-            four | five | {"dropout_at": p.tuned_dropout, "balance": b} for b in p.sweep_balance
-        ],
-    }
-    runs_ += [
-        s
-        for name, points in sweeps.items()
-        if name in p.experiments
-        for at in points
-        for s in sweep_runs(p, specs, **at)
-    ]
-    if "rates" in p.experiments:
-        runs_ += [
-            s
-            for rate in (p.learning_rate, p.tuned_rate)
-            for s in specs(
-                "v-db-curve", [p.centre], seeds, epochs=p.curve_epochs, learning_rate=rate
-            )
-        ]
-    return runs_
-
-
-def plan_tuned_arm(p: Exbert, specs: Callable) -> list[Spec]:
-    """Arm `tuned`: the same trials for every model (qa_lib/reports/trials.py), one seed, at the centre; then what the best of them say."""
-    models = {
-        m: f
-        for m, f in model_settings(p).items()
-        if m in HEADLINE or m in DENSE and "dense" in p.experiments
-    }
-
-    def trial(model: str, rate: float, epochs: float) -> Spec:
-        return specs(
-            f"{model}-trial",
-            [p.centre],
-            p.seeds[:1],
-            arm="tuned",
-            tests=[],
-            **models[model] | {"learning_rate": rate, "epochs": epochs},
-        )[0]
-
-    every, best = trials.choose_by_trials(list(models), trial, p.trial_rates, p.trial_epochs)
-    if not best:
-        return every
-    frozen = {
-        m: models[m] | {"learning_rate": rate, "epochs": epochs, "arm": "tuned"}
-        for m, (rate, epochs) in best.items()
-    }
-    runs_ = every + headline_runs(p, specs, frozen)
-    if "rates" in p.experiments:
-        runs_ += [
-            s
-            for m in p.sweep_rates
-            for s in sweep_runs(
-                p,
-                specs,
-                arm="tuned",
-                blocks=p.tuned_blocks,
-                learning_rate=round_rate(m * best["v-db"][0]),
-            )
-        ]
-    return runs_
 
 
 def round_rate(rate: float) -> float:
-    """A rate as one would write it: 3 × 1e-4 is 3e-4, so that runs of the same rate are the same run."""
+    """Return a rate as one would write it: 3 × 1e-4 is 3e-4, so that runs of one rate are one run."""
     return float(f"{rate:.6g}")
+
+
+# ---- the experiments ----
+
+
+def headline(arm: Arm) -> list[Spec]:
+    """V-DB, ExBERT as the report tunes it, and control (a), over the mixtures (Fig. 6)."""
+    params = arm.params
+    others = [ratio for ratio in params.ratios if ratio != params.centre]
+    specs = []
+    for model in HEADLINE:
+        ratios = others
+        if model == "plain-tuned":
+            ratios = [ratio for ratio in others if ratio in params.control_ratios]
+        specs += arm.train_model(model, [params.centre], params.seeds)
+        specs += arm.train_model(model, ratios, params.side_seeds)
+    return specs
+
+
+def dense(arm: Arm) -> list[Spec]:
+    """Controls (b): a dense layer in the place of the experts."""
+    params = arm.params
+    seeds = params.dense_seeds or params.side_seeds
+    specs = []
+    for model in DENSE:
+        specs += arm.train_model(model, params.control_ratios, seeds)
+    return specs
+
+
+def ratios(arm: Arm) -> list[Spec]:
+    """V-DB over the mixtures (Table 3, Fig. 3)."""
+    return arm.train_model("v-db", arm.params.ratios, arm.params.side_seeds)
+
+
+def untuned(arm: Arm) -> list[Spec]:
+    """V-DB and ExBERT with all blocks and V-DB's rate, over the mixtures."""
+    specs = []
+    for model in ("v-db", "exbert"):
+        specs += arm.train_model(model, arm.params.ratios, arm.params.side_seeds)
+    return specs
+
+
+def order(arm: Arm) -> list[Spec]:
+    """Both with the training examples in another order."""
+    params = arm.params
+    mixtures = [ratio for ratio in params.control_ratios if 0 < ratio < 1]
+    specs = []
+    for model in ("v-db", "exbert"):
+        for name in ["trainer", *params.orders]:
+            specs += arm.train_model(model, mixtures, params.side_seeds, order=name)
+    return specs
+
+
+def single(arm: Arm) -> list[Spec]:
+    """Both on each domain alone with all its rows, and V-DB on fewer rows of the first."""
+    params = arm.params
+    specs = []
+    for model in ("v-db", "exbert"):
+        for ratio, rows in zip((1.0, 0.0), params.full_rows, strict=True):
+            specs += arm.train_mixtures(
+                f"{model}-full", [ratio], params.side_seeds, rows, **arm.models[model]
+            )
+    for rows in params.sizes:
+        specs += arm.train_mixtures("v-db-size", [1.0], params.side_seeds, rows)
+    return specs
+
+
+def blocks(arm: Arm) -> list[Spec]:
+    """Sweep of the encoder's blocks (Fig. 4)."""
+    specs = []
+    for number in arm.params.sweep_blocks:
+        specs += arm.train_curve(blocks=number)
+    return specs
+
+
+def experts(arm: Arm) -> list[Spec]:
+    """Sweep of the number of experts."""
+    specs = []
+    for number in arm.params.sweep_experts:
+        specs += arm.train_curve(experts=number)
+    return specs
+
+
+def rates(arm: Arm) -> list[Spec]:
+    """Sweep of the learning rate (Fig. 5), and V-DB at its own rate and at ExBERT's."""
+    params = arm.params
+    specs = []
+    for multiple in params.sweep_rates:
+        rate = round_rate(multiple * params.learning_rate)
+        specs += arm.train_curve(params.tuned_blocks, rate)
+    for rate in (params.learning_rate, params.tuned_rate):
+        specs += arm.train_mixtures(
+            "v-db-curve",
+            [params.centre],
+            params.side_seeds,
+            epochs=params.curve_epochs,
+            learning_rate=rate,
+        )
+    return specs
+
+
+def dropout(arm: Arm) -> list[Spec]:
+    """Sweep of dropout: its place, its rate, and both places with a lower learning rate."""
+    params = arm.params
+    blocks = params.tuned_blocks
+    rate = params.tuned_rate
+    specs = []
+    for place in params.sweep_dropout:
+        specs += arm.train_curve(blocks, rate, dropout_at=place)
+    for share in params.sweep_dropout_rates:
+        place = params.tuned_dropout
+        specs += arm.train_curve(blocks, rate, dropout_at=place, layer_dropout=share)
+    slow = round_rate(params.learning_rate / 2)
+    return specs + arm.train_curve(blocks, slow, dropout_at="both", layer_dropout=0.3)
+
+
+def balance(arm: Arm) -> list[Spec]:
+    """Sweep of the coefficient of the balance loss."""
+    params = arm.params
+    specs = []
+    for coefficient in params.sweep_balance:
+        specs += arm.train_curve(
+            params.tuned_blocks,
+            params.tuned_rate,
+            dropout_at=params.tuned_dropout,
+            balance=coefficient,
+        )
+    return specs
+
+
+def rates_with_equal_tuning(arm: Arm) -> list[Spec]:
+    """Sweep of the learning rate in multiples of the rate that V-DB's trials chose."""
+    params = arm.params
+    specs = []
+    for multiple in params.sweep_rates:
+        rate = round_rate(multiple * arm.models["v-db"]["learning_rate"])
+        specs += arm.train_curve(params.tuned_blocks, rate)
+    return specs
+
+
+# The experiments that parameter `experiments` names, in the order of their runs; and those of them that
+# equal tuning has too.
+EXPERIMENTS = {
+    "headline": headline,
+    "dense": dense,
+    "ratios": ratios,
+    "untuned": untuned,
+    "order": order,
+    "single": single,
+    "blocks": blocks,
+    "experts": experts,
+    "rates": rates,
+    "dropout": dropout,
+    "balance": balance,
+}
+WITH_EQUAL_TUNING = {"headline": headline, "dense": dense, "rates": rates_with_equal_tuning}
+
+
+def run_experiments(arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]]) -> list[Spec]:
+    """Return the runs of those experiments that the parameters name."""
+    specs = []
+    for name, list_runs in experiments.items():
+        if name in arm.params.experiments:
+            specs += list_runs(arm)
+    return specs
+
+
+# ---- the list of runs ----
+
+
+def plan_tuned_arm(arm: Arm) -> list[Spec]:
+    """Return the trials of every model, one seed at the centre, and the runs of what they chose."""
+    params = arm.params
+    models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
+
+    def trial(model: str, rate: float, epochs: float) -> Spec:
+        fields = arm.models[model] | {"learning_rate": rate, "epochs": epochs, "tests": []}
+        centre, seed = [params.centre], params.seeds[:1]
+        return arm.train_mixtures(f"{model}-trial", centre, seed, **fields)[0]
+
+    tried, best = trials.choose_by_trials(models, trial, params.trial_rates, params.trial_epochs)
+    if not best:
+        return tried
+    chosen = dict(arm.models)
+    for model, (rate, epochs) in best.items():
+        chosen[model] = arm.models[model] | {"learning_rate": rate, "epochs": epochs}
+    return tried + run_experiments(Arm(params, arm.shared, chosen), WITH_EQUAL_TUNING)
+
+
+def plan(params: Parameters) -> list[Spec]:
+    """Return every run of the report at these parameters, each once under each of its names.
+
+    With arm `tuned` its trials, and what follows from them once they are recorded.
+    """
+    shared = common.shared_fields(params)
+    start = common.plan_start(params, shared)
+    shared |= {
+        "domains": params.domains,
+        "tests": params.domains,
+        "fingerprints": common.fingerprint_domains(params, params.domains),
+        "parents": start,
+    }
+    models = list_models(params)
+    specs = []
+    for name in params.arms:
+        arm = Arm(params, shared | {"arm": name}, models)
+        specs += run_experiments(arm, EXPERIMENTS) if name == "printed" else plan_tuned_arm(arm)
+    return start + common.drop_repeats(specs)

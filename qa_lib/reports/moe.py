@@ -1,17 +1,56 @@
-r"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts, each fine-tuned on one dataset, mixed by a gate.
+"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts, each fine-tuned on one dataset, mixed by a gate.
 
-The experts are plain span models (models/heads.py), trained one by one and frozen. What they say of a window is computed once
-(qa_lib/training/frozen.py); a mixture weighs it. The list of the report's runs closes the file.
+Its parameters, its models, one function for each of its experiments, and the list of its runs. The
+experts are plain span models (models/heads.py), trained one by one and frozen. What they say of a window
+is computed once (training/frozen.py); a mixture (models/gated_mixture.py) weighs it.
 """
 
-from qa_lib.data import selection
-from qa_lib.reports import trials
-from qa_lib.settings import encoder_files
-from qa_lib.settings.parameters import Gate, Moe
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from qa_lib.reports import common, trials
+from qa_lib.settings.parameters import (
+    Batch,
+    Blocks,
+    Epochs,
+    Gate,
+    Layers,
+    Rate,
+    Rows,
+    Seed,
+    Study,
+    WholeEpochs,
+)
 from qa_lib.settings.spec import Spec
 
-# ---- the runs of the report ----
+TITLE = "Sesame Street Ensemble"
 
+# Variant: its name for readers, and its one colour everywhere, in the order of every figure.
+MODELS = {
+    "baseline": ("Baseline", "#0072b2"),
+    "baseline-4": ("4 epochs", "#4a4a4a"),
+    "baseline-5": ("5 epochs", "#8a8a8a"),
+    "few-shot": ("Baseline, few-shot", "#6a5acd"),
+    "few-shot-augmented": ("Baseline, few-shot, altered copies", "#8878c8"),
+    "moe-outside": ("MoE, out-of-domain experts too", "#9a4a1a"),
+    "moe-clusters": ("MoE, experts by clusters", "#a8642c"),
+    "outside": ("Out-of-domain expert", "#94762a"),
+    "expert": ("Expert", "#b87a00"),
+    "moe": ("MoE", "#d55e00"),
+    "moe-probabilities": ("MoE, probabilities", "#b8722c"),
+    "reinit": ("Reinit", "#009e73"),
+    "reload": ("Reload", "#3c8c6a"),
+    "moe-reinit": ("MoE + Reinit", "#b5578c"),
+    "uniform-weights": ("Equal weights", "#7a6a00"),
+    "best-single": ("Best expert on validation", "#8c5a00"),
+    "told-dataset": ("Told the dataset", "#a03c00"),
+    "own-expert": ("Own expert", "#5a7a00"),
+    "other-experts": ("Other experts", "#80802c"),
+    "oracle": ("Oracle", "#222222"),
+}
+# Control: the rule by which it weighs the experts.
 RULES = {
     "uniform-weights": "uniform",
     "best-single": "best",
@@ -19,223 +58,362 @@ RULES = {
     "other-experts": "others",
     "oracle": "oracle",
 }
-
-
-def plan(p: Moe) -> list[Spec]:
-    """Every run of the report at these parameters; with arm `tuned` its trials, and what follows from them once they are
-    recorded."""
-    shared = p.model_dump(include=set(Spec.model_fields)) | {
-        "folder": p.data,
-        "weights": encoder_files.identify_weights(p.encoder),
-        "recipe": 1,
-        "tests": [*p.domains, *p.pools],
-        "starter": True,
-    }
-    start = (
-        [
-            Spec(
-                **shared
-                | {
-                    "variant": "start",
-                    "seed": 0,
-                    "domains": [p.start],
-                    "rows": [p.start_rows],
-                    "tests": [p.start],
-                    "fingerprints": [selection.fingerprint(p.start, p.source, p.data)],
-                    "learning_rate": p.start_rate,
-                    "watched": 0,
-                    "schedule": "linear",
-                    "checkpoint": "last",
-                    "looks": 1,
-                    "threads": p.start_threads,
-                    "epochs": 2,
-                }
-            )
-        ]
-        if p.start
-        else []
-    )
-    shared["parents"] = start
-    found = []
-    if "printed" in p.arms:
-        found += [s for seed in p.seeds for s in plan_printed_arm(p, shared | {"seed": seed})]
-        # further seeds of what Fig. 2 compares, for its curves alone: with more test scores these two would have other seeds than
-        # the models beside them
-        found += [
-            s
-            for seed in p.curve_seeds
-            for m in ("baseline", f"moe-reinit-{p.reinit_blocks}")
-            for s in model_runs(p, shared | {"seed": seed, "tests": []}, m)
-        ]
-    found += plan_tuned_arm(p, shared | {"arm": "tuned"}) if "tuned" in p.arms else []
-    return start + list({(s.variant, s.arm, s.hash): s for s in found}.values())
-
-
-def domain_run(
-    p: Moe, shared: dict, variant: str, domains: dict[str, int] | None = None, **fields
-) -> Spec:
-    """A run on so many rows of each domain; by default on all in-domain ones. Alone or together, a domain gives the same rows."""
-    names = domains or dict.fromkeys(p.domains, p.train_rows)
-    places = [[*p.domains, *p.few_shot].index(n) for n in names]
-    return Spec(
-        **shared
-        | {
-            "variant": variant,
-            "domains": list(names),
-            "rows": list(names.values()),
-            "places": None if places == list(range(len(places))) else places,
-            "fingerprints": [selection.fingerprint(n, p.source, p.data) for n in names],
-        }
-        | fields
-    )
-
-
-def mixture_run(
-    p: Moe, shared: dict, variant: str, experts: list[Spec], gate: dict | None = None, **fields
-) -> Spec:
-    """A mixture of experts; its gate learns on what the baseline learns on."""
-    g = Gate(
-        **{"input": p.gate_input, "layers": p.gate_layers, "hidden": p.gate_hidden} | (gate or {})
-    )
-    return domain_run(
-        p,
-        shared,
-        variant,
-        gate=g,
-        parents=experts,
-        **{
-            "learning_rate": p.gate_rate,
-            "epochs": p.gate_epochs,
-            "batch_size": p.gate_batch,
-            "checkpoint": p.checkpoint if g.rule == "learned" else "last",
-        }
-        | fields,
-    )
-
-
-# One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from equal weights on (chosen).
+# One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from equal
+# weights on (chosen).
 TOLD = {"learning_rate": 0.1, "epochs": 50.0, "schedule": "linear"}
-# too few rows to set any aside
-FEW = {
-    "looks": 1,
-    "watched": 0,
-    "validation_rows": 0,
-    "checkpoint": "last",
+# Too few rows to set any aside for validation.
+FEW = {"looks": 1, "watched": 0, "validation_rows": 0, "checkpoint": "last"}
+
+
+class Parameters(Study):
+    """An expert for each dataset, a gate that mixes them, re-initialised blocks."""
+
+    report: Literal["moe"]
+    domains: list[str] = Field(min_length=2)  # in-domain datasets, one expert each
+    few_shot: list[str] = Field(min_length=1)  # out-of-domain datasets with few training examples
+    pools: list[str] = Field(min_length=1)  # test sets of several datasets together
+    experiments: list[
+        Literal[
+            "mixture",
+            "controls",
+            "gates",
+            "longer",
+            "last",
+            "reinit",
+            "few-shot",
+            "outside",
+            "clusters",
+        ]
+    ] = Field(min_length=1)  # parts of the study that are run
+    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
+    curve_seeds: list[Seed] = []  # more seeds of what reinit compares, for training curves alone
+    few_rows: Rows  # training examples of each few-shot dataset
+    few_epochs: Epochs
+    augment_copies: int = Field(gt=0, le=100)  # altered copies of each of them
+    clusters: int = Field(ge=2, le=100)  # experts by clusters of questions
+    schedule: Literal["linear", "constant"]
+    checkpoint: Literal["last", "best"]  # best: by F1 on in-domain validation
+    looks: int = Field(gt=0, le=1000)  # at validation, an epoch
+    # training examples whose EM and F1 are measured at each look
+    watched: int = Field(ge=0, le=10**9)
+    longer: list[WholeEpochs] = Field(min_length=1)  # epochs of longer baselines
+    reinit_blocks: Blocks  # of the experts that are re-initialised
+    reinit_epochs: Epochs
+    sweep_reinit: list[Blocks]  # blocks of re-initialised baselines
+    gate_input: Literal["mean", "cls", "experts"]
+    gate_layers: Layers
+    gate_hidden: int = Field(gt=0, le=10**5)
+    gate_rate: Rate
+    gate_epochs: Epochs
+    gate_batch: Batch
+    sweep_layers: list[Layers]
+    sweep_inputs: list[Literal["mean", "cls", "experts"]]
+    trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
+    trial_epochs: list[Epochs] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _look(self):
+        """A curve and a best checkpoint need a look at validation before training ends."""
+        shortest = {
+            "epochs": self.epochs,
+            "reinit_epochs": self.reinit_epochs,
+            "gate_epochs": self.gate_epochs,
+            "trial_epochs": min(self.trial_epochs),
+        }
+        for name, epochs in shortest.items():
+            if self.looks > 1 and epochs < 1 / self.looks:
+                raise ValueError(
+                    f"{name}: {epochs} ends before the first of {self.looks} looks an epoch; write at "
+                    f"least {1 / self.looks:.4g}, or looks=1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pools(self):
+        for name in self.pools:
+            if name in self.domains:
+                raise ValueError(
+                    f"pools: {name} is among domains already, so that its rows would be counted "
+                    "twice; leave it away"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _apart(self):
+        if both := set(self.curve_seeds) & set(self.seeds):
+            raise ValueError(
+                f"curve_seeds: {min(both)} is among seeds {self.seeds} already; leave it away"
+            )
+        if self.curve_seeds and "reinit" not in self.experiments:
+            raise ValueError(
+                "curve_seeds: they are of the part reinit, which experiments lacks; name it there"
+            )
+        return self
+
+    def named_datasets(self) -> dict[str, list[str]]:
+        others = {"few_shot": self.few_shot, "pools": self.pools}
+        known = super().named_datasets()
+        return {"domains": known["domains"], **others, "start": known["start"]}
+
+    def describe_seeds(self) -> str:
+        text = super().describe_seeds()
+        if self.curve_seeds:
+            text += f", {len(self.curve_seeds)} more of two training curves"
+        return text
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the experiments of one arm are made of, for one seed."""
+
+    params: Parameters
+    shared: dict  # fields of every run
+
+    def train_domains(self, variant: str, rows: dict[str, int] | None = None, **fields) -> Spec:
+        """Return a run on so many rows of each domain; by default on all in-domain ones.
+
+        Alone or together, a domain gives the same rows.
+        """
+        params = self.params
+        rows = rows or dict.fromkeys(params.domains, params.train_rows)
+        every = [*params.domains, *params.few_shot]
+        places = [every.index(name) for name in rows]
+        own = {
+            "variant": variant,
+            "domains": list(rows),
+            "rows": list(rows.values()),
+            "places": None if places == list(range(len(places))) else places,
+            "fingerprints": common.fingerprint_domains(params, rows),
+        }
+        return Spec(**self.shared | own | fields)
+
+    def mix_experts(
+        self,
+        variant: str,
+        experts: list[Spec],
+        gate: dict | None = None,
+        rows: dict[str, int] | None = None,
+        **fields,
+    ) -> Spec:
+        """Return a mixture of experts. Its gate learns on what the baseline learns on, or on `rows`."""
+        params = self.params
+        of_report = {
+            "input": params.gate_input,
+            "layers": params.gate_layers,
+            "hidden": params.gate_hidden,
+        }
+        gate = Gate(**of_report | (gate or {}))
+        own = {
+            "learning_rate": params.gate_rate,
+            "epochs": params.gate_epochs,
+            "batch_size": params.gate_batch,
+            "checkpoint": params.checkpoint if gate.rule == "learned" else "last",
+        }
+        return self.train_domains(variant, rows, gate=gate, parents=experts, **own | fields)
+
+    def train_experts(self, model: str, **fields) -> list[Spec]:
+        """Return the experts of a mixture, one for each in-domain dataset."""
+        name = model.replace("moe", "expert")
+        experts = []
+        for domain in self.params.domains:
+            rows = {domain: self.params.train_rows}
+            experts.append(self.train_domains(f"{name}-{domain}", rows, **fields))
+        return experts
+
+    def train_model(self, model: str, **fields) -> list[Spec]:
+        """Return one of the report's four models, last in the list, after its experts.
+
+        fields: those of what is fine-tuned.
+        """
+        reinit = {"reinit": self.params.reinit_blocks} if "reinit" in model else {}
+        if "moe" not in model:
+            return [self.train_domains(model, **reinit | fields)]
+        if reinit:
+            fields = {"epochs": self.params.reinit_epochs} | reinit | fields
+        experts = self.train_experts(model, **fields)
+        return [*experts, self.mix_experts(model, experts)]
+
+    def few_rows(self) -> dict[str, int]:
+        """Return out-of-domain dataset → its few training rows."""
+        return dict.fromkeys(self.params.few_shot, self.params.few_rows)
+
+    def few_shot_fields(self) -> dict:
+        """Return the fields of a run that goes on from the baseline on few rows."""
+        baseline = self.train_model("baseline")
+        return {"epochs": self.params.few_epochs, "parents": baseline} | FEW
+
+
+# ---- the experiments, of one seed ----
+
+
+def mixture(arm: Arm) -> list[Spec]:
+    """The experts and their mixture (Tables 1 and 2)."""
+    return arm.train_model("moe")
+
+
+def reinit(arm: Arm) -> list[Spec]:
+    """Top blocks that start anew: in the baseline, from lower blocks' weights, and in the experts."""
+    top = arm.params.reinit_blocks
+    specs = []
+    for number in reversed(arm.params.sweep_reinit):
+        specs.append(arm.train_domains(f"reinit-{number}", reinit=number))
+    specs.append(arm.train_domains(f"reload-{top}", reinit=top, reinit_from="lower"))
+    return specs + arm.train_model(f"moe-reinit-{top}")
+
+
+def longer(arm: Arm) -> list[Spec]:
+    """The baseline trained for more epochs."""
+    return [arm.train_domains(f"baseline-{n}", epochs=n) for n in arm.params.longer]
+
+
+def last(arm: Arm) -> list[Spec]:
+    """The baseline with its last checkpoint in place of the best."""
+    specs = [arm.train_domains("baseline-last", checkpoint="last")]
+    for n in arm.params.longer:
+        specs.append(arm.train_domains(f"baseline-{n}-last", epochs=n, checkpoint="last"))
+    return specs
+
+
+def controls(arm: Arm) -> list[Spec]:
+    """What a learned gate is compared with: fixed weights, one expert, the oracle, a told dataset."""
+    experts = arm.train_experts("moe")
+    specs = []
+    for name, rule in RULES.items():
+        # A new domain has no expert of its own.
+        fields = {"tests": arm.params.domains} if rule in ("own", "others") else {}
+        specs.append(arm.mix_experts(name, experts, {"rule": rule, "layers": 1}, **fields))
+    gate = {"input": "dataset", "layers": 1}
+    told = arm.mix_experts("told-dataset", experts, gate, arm.few_rows(), **FEW | TOLD)
+    return [*specs, told]
+
+
+def gates(arm: Arm) -> list[Spec]:
+    """Other gates: probabilities in place of scores, other depths, other inputs."""
+    experts = arm.train_experts("moe")
+    specs = [arm.mix_experts("moe-probabilities", experts, {"mixed": "probabilities"})]
+    for number in arm.params.sweep_layers:
+        specs.append(arm.mix_experts(f"moe-layers-{number}", experts, {"layers": number}))
+    for name in arm.params.sweep_inputs:
+        specs.append(arm.mix_experts(f"moe-input-{name}", experts, {"input": name}))
+    return specs
+
+
+def few_shot(arm: Arm) -> list[Spec]:
+    """The baseline on few out-of-domain rows, alone and with altered copies, for as many steps."""
+    fields = arm.few_shot_fields()
+    copies = arm.params.augment_copies
+    augmented = fields | {"augment": copies, "epochs": arm.params.few_epochs / (1 + copies)}
+    return [
+        arm.train_domains("few-shot", arm.few_rows(), **fields),
+        arm.train_domains("few-shot-augmented", arm.few_rows(), **augmented),
+    ]
+
+
+def outside(arm: Arm) -> list[Spec]:
+    """A mixture with an expert for each out-of-domain dataset too."""
+    params = arm.params
+    experts = arm.train_experts("moe")
+    more = []
+    for name in params.few_shot:
+        rows = {name: params.few_rows}
+        more.append(arm.train_domains(f"outside-{name}", rows, **arm.few_shot_fields()))
+    rows = dict.fromkeys(params.domains, params.train_rows) | arm.few_rows()
+    mixed = arm.mix_experts("moe-outside", [*experts, *more], rows=rows, **FEW)
+    return [*experts, *more, mixed]
+
+
+def clusters(arm: Arm) -> list[Spec]:
+    """A mixture of experts by clusters of questions that are alike."""
+    number = arm.params.clusters
+    experts = []
+    for k in range(number):
+        experts.append(arm.train_domains(f"expert-cluster-{k + 1}", cluster=[k, number]))
+    return [*experts, arm.mix_experts("moe-clusters", experts)]
+
+
+# The experiments that parameter `experiments` names, in the order of their weight for the report: long
+# runs before the gates, which cost nothing.
+EXPERIMENTS = {
+    "mixture": mixture,
+    "reinit": reinit,
+    "longer": longer,
+    "last": last,
+    "controls": controls,
+    "gates": gates,
+    "few-shot": few_shot,
+    "outside": outside,
+    "clusters": clusters,
 }
 
 
-def model_runs(p: Moe, shared: dict, model: str, **fields) -> list[Spec]:
-    """One of the report's four models, last in the list, after its experts; `fields` of what is fine-tuned."""
-    anew = {"reinit": p.reinit_blocks} if "reinit" in model else {}
-    if "moe" not in model:
-        return [domain_run(p, shared, model, **anew | fields)]
-    fields = ({"epochs": p.reinit_epochs} if anew else {}) | anew | fields
-    experts = [
-        domain_run(p, shared, f"{model.replace('moe', 'expert')}-{d}", {d: p.train_rows}, **fields)
-        for d in p.domains
-    ]
-    return [*experts, mixture_run(p, shared, model, experts)]
+# ---- the list of runs ----
 
 
-def plan_printed_arm(p: Moe, shared: dict) -> list[Spec]:
-    """Arm `printed`, one seed: the report's rate and epochs; baseline, experts, mixtures, and what is compared with them.
-
-    In the order of their weight for the report, long runs before the gates that cost nothing.
-    """
-
-    def run(*args, **fields) -> Spec:
-        return domain_run(p, shared, *args, **fields)
-
-    found, top, few_rows = (
-        model_runs(p, shared, "baseline"),
-        p.reinit_blocks,
-        dict.fromkeys(p.few_shot, p.few_rows),
-    )
-    *experts, moe = model_runs(p, shared, "moe")
-    if "mixture" in p.experiments:
-        found += [*experts, moe]
-    if "reinit" in p.experiments:
-        found += [run(f"reinit-{n}", reinit=n) for n in reversed(p.sweep_reinit)]
-        found += [run(f"reload-{top}", reinit=top, reinit_from="lower")]
-        found += model_runs(p, shared, f"moe-reinit-{top}")
-    if "longer" in p.experiments:
-        found += [run(f"baseline-{e}", epochs=e) for e in p.longer]
-    if "last" in p.experiments:
-        found += [run("baseline-last", checkpoint="last")]
-        found += [run(f"baseline-{e}-last", epochs=e, checkpoint="last") for e in p.longer]
-    if "controls" in p.experiments:
-        for name, rule in RULES.items():
-            # a new domain has no expert of its own
-            within = {"tests": p.domains} if rule in ("own", "others") else {}
-            found += [mixture_run(p, shared, name, experts, {"rule": rule, "layers": 1}, **within)]
-        found += [
-            mixture_run(
-                p,
-                shared,
-                "told-dataset",
-                experts,
-                {"input": "dataset", "layers": 1},
-                domains=few_rows,
-                **FEW | TOLD,
-            )
-        ]
-    if "gates" in p.experiments:
-        found += [mixture_run(p, shared, "moe-probabilities", experts, {"mixed": "probabilities"})]
-        found += [
-            mixture_run(p, shared, f"moe-layers-{n}", experts, {"layers": n})
-            for n in p.sweep_layers
-        ]
-        found += [
-            mixture_run(p, shared, f"moe-input-{x}", experts, {"input": x}) for x in p.sweep_inputs
-        ]
-    few = {"domains": few_rows, "epochs": p.few_epochs, "parents": found[:1]} | FEW
-    if "few-shot" in p.experiments:  # as many steps with altered copies as without
-        found += [
-            run("few-shot", **few),
-            run(
-                "few-shot-augmented",
-                **few
-                | {"augment": p.augment_copies, "epochs": p.few_epochs / (1 + p.augment_copies)},
-            ),
-        ]
-    if "outside" in p.experiments:
-        more = [run(f"outside-{d}", **few | {"domains": {d: p.few_rows}}) for d in p.few_shot]
-        every = dict.fromkeys(p.domains, p.train_rows) | few_rows
-        found += [
-            *experts,
-            *more,
-            mixture_run(p, shared, "moe-outside", [*experts, *more], domains=every, **FEW),
-        ]
-    if "clusters" in p.experiments:
-        alike = [run(f"expert-cluster-{k + 1}", cluster=[k, p.clusters]) for k in range(p.clusters)]
-        found += [*alike, mixture_run(p, shared, "moe-clusters", alike)]
-    return found
+def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
+    """Return the runs at the report's rate and epochs: the baseline and the experiments, seed by seed."""
+    specs = []
+    for seed in params.seeds:
+        arm = Arm(params, shared | {"seed": seed})
+        specs += arm.train_model("baseline")
+        for name, list_runs in EXPERIMENTS.items():
+            if name in params.experiments:
+                specs += list_runs(arm)
+    # Further seeds of what Fig. 2 compares, for its curves alone: with test scores these two models would
+    # have other seeds than those beside them.
+    for seed in params.curve_seeds:
+        arm = Arm(params, shared | {"seed": seed, "tests": []})
+        specs += arm.train_model("baseline")
+        specs += arm.train_model(f"moe-reinit-{params.reinit_blocks}")
+    return specs
 
 
-def plan_tuned_arm(p: Moe, shared: dict) -> list[Spec]:
-    """Arm `tuned`: the same trials for each of the report's four models (qa_lib/reports/trials.py), one seed; then what they chose.
+def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
+    """Return the trials of the report's four models, on one seed, and the runs of what they chose.
 
     A trial of a mixture trains all its experts at one rate; its gate learns as always.
     """
-    models = ["baseline", "moe", f"reinit-{p.reinit_blocks}", f"moe-reinit-{p.reinit_blocks}"]
-    parts: list[Spec] = []
+    top = params.reinit_blocks
+    models = ["baseline", "moe", f"reinit-{top}", f"moe-reinit-{top}"]
+    of_trials = Arm(params, shared | {"seed": params.seeds[0], "tests": []})
+    experts: list[Spec] = []
+
+    def name_trial(spec: Spec) -> Spec:
+        return spec.model_copy(update={"variant": f"{spec.variant}-trial"})
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
-        specs = model_runs(
-            p, shared | {"seed": p.seeds[0], "tests": []}, model, learning_rate=rate, epochs=epochs
-        )
-        parts.extend(specs)
-        return specs[-1].model_copy(update={"variant": f"{model}-trial"})
+        *own_experts, run = of_trials.train_model(model, learning_rate=rate, epochs=epochs)
+        experts.extend(name_trial(expert) for expert in own_experts)
+        return name_trial(run)
 
-    every, best = trials.choose_by_trials(models, trial, p.trial_rates, p.trial_epochs)
-    every = [
-        s.model_copy(update={"variant": f"{s.variant}-trial"})
-        for s in parts
-        if s.variant not in models
-    ] + every
-    return every + [
-        s
-        for seed in p.seeds
-        for m, (rate, epochs) in best.items()
-        for s in model_runs(p, shared | {"seed": seed}, m, learning_rate=rate, epochs=epochs)
-    ]
+    tried, best = trials.choose_by_trials(models, trial, params.trial_rates, params.trial_epochs)
+    specs = experts + tried
+    for seed in params.seeds if best else ():
+        arm = Arm(params, shared | {"seed": seed})
+        for model, (rate, epochs) in best.items():
+            specs += arm.train_model(model, learning_rate=rate, epochs=epochs)
+    return specs
+
+
+def plan(params: Parameters) -> list[Spec]:
+    """Return every run of the report at these parameters, each once under each of its names.
+
+    With arm `tuned` its trials, and what follows from them once they are recorded.
+    """
+    shared = common.shared_fields(params)
+    shared |= {"tests": [*params.domains, *params.pools], "starter": True}
+    # Short and on generated text alone: none of the report's settings.
+    unlike_report = {
+        "watched": 0,
+        "schedule": "linear",
+        "checkpoint": "last",
+        "looks": 1,
+        "epochs": 2,
+    }
+    start = common.plan_start(params, shared, **unlike_report)
+    shared["parents"] = start
+    specs = []
+    if "printed" in params.arms:
+        specs += plan_printed_arm(params, shared)
+    if "tuned" in params.arms:
+        specs += plan_tuned_arm(params, shared | {"arm": "tuned"})
+    return start + common.drop_repeats(specs)

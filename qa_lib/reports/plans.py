@@ -1,33 +1,125 @@
-"""The plan of a report: its list of runs, and which parameters a command line means."""
+"""The reports that are built: a file each, with its parameters, its models and its plan; and their parameters as asked for."""
 
 import argparse
 import importlib
+from types import ModuleType
+from typing import Any
 
 from qa_lib.settings import command_line, params
+from qa_lib.settings.parameters import Study
+from qa_lib.settings.params import ROOT
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 
-def plan(p) -> list[Spec]:
-    """The runs of a report at its parameters: `plan` closes each report's module."""
-    return importlib.import_module(f"qa_lib.reports.{p.report}").plan(p)
+def find_report(slug: str) -> ModuleType:
+    """Return the file of a report: TITLE, MODELS, Parameters and plan. Raises UserError where there is none."""
+    params.check_report(slug)
+    return importlib.import_module(f"qa_lib.reports.{slug}")
+
+
+def plan(P: Study) -> list[Spec]:
+    """Return the runs of a report at its parameters."""
+    return find_report(P.report).plan(P)
+
+
+# ---- models as readers see them ----
+
+
+def find_model(report: str, variant: str) -> str:
+    """Return the model behind a variant: v-db-full, v-db-curve … are V-DB on other rows or epochs."""
+    models = find_report(report).MODELS
+    while variant not in models:
+        variant = variant.rsplit("-", 1)[0]
+    return variant
+
+
+def display_name(report: str, variant: str) -> str:
+    """Return the name by which readers know the model of a variant."""
+    return find_report(report).MODELS[find_model(report, variant)][0]
+
+
+def display_names(report: str) -> list[str]:
+    """Return the names of a report's models, in the order of every figure."""
+    return [name for name, _ in find_report(report).MODELS.values()]
+
+
+def colours(report: str) -> dict[str, str]:
+    """Return display name → the one colour that a report's model has everywhere."""
+    return dict(find_report(report).MODELS.values())
+
+
+# ---- parameters ----
+
+
+def load_params(
+    slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None
+) -> Any:
+    """Return the validated parameters of a report.
+
+    params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml
+    what the profile changes; its mapping `small` holds what `size: small` changes on top.
+    """
+    model = find_report(slug).Parameters
+    profile = params.check_profile(profile or params.default_profile())
+    overrides = overrides or {}
+    values, places = {}, {}
+    for folder in [""] if profile == "paper" else ["", profile]:
+        file = ROOT / "params" / folder / f"{slug}.yaml"
+        place = f"{file.relative_to(ROOT)}, line "
+        of_file, lines = params.read_yaml(file)
+        of_small = of_file.pop("small", {})
+        values |= of_file
+        places |= {key: f"{place}{lines[key]}: " for key in of_file}
+        if (overrides.get("size") or size or values.get("size")) == "small":
+            values |= of_small
+            places |= dict.fromkeys(of_small, f"{place}{lines.get('small')}: ")
+    given = {"profile": profile}
+    if size:
+        given["size"] = size
+    given |= overrides
+    return params.validate(model, values | given, places | dict.fromkeys(given, "PARAMS (-p): "))
+
+
+def load_from_names(slug: str, names: dict[str, Any]) -> Any:
+    """Return parameters from a notebook's names: every public scalar, or list of them, must be one.
+
+    Papermill only warns about a parameter it does not know; this refuses it.
+    """
+    model = find_report(slug).Parameters
+    given = {}
+    for name, value in names.items():
+        if name.startswith("_") or name == "In":
+            continue
+        if params.is_plain(value) or (value == [] and name in model.model_fields):
+            given[name] = value
+    return params.validate(model, given, dict.fromkeys(given, "notebook parameter "))
+
+
+def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
+    """Return the parameters that a parsed command line asks for; `size` is used where it names none."""
+    profile = args.profile or params.default_profile()
+    given = command_line.read_overrides(args)
+    real_size = (args.size or size) if profile == "real" else None
+    return load_params(args.report, profile, given, real_size)
 
 
 def possible_sizes(args: argparse.Namespace) -> list[str | None]:
-    """The sizes that a command line may mean, the largest first."""
-    return (
-        ["full", "small"]
-        if not args.size and (args.profile or params.default_profile()) == "real"
-        else [args.size]
-    )
+    """Return the sizes that a command line may mean, the largest first."""
+    if not args.size and (args.profile or params.default_profile()) == "real":
+        return ["full", "small"]
+    return [args.size]
 
 
-def parameters_to_render(args: argparse.Namespace):
-    """Parameters of what a command line wants drawn: of the size it names, else of the largest whose runs all have
-    records. Raises UserError where runs are missing."""
+def parameters_to_render(args: argparse.Namespace) -> Any:
+    """Return the parameters of the page that a command line asks for.
+
+    Without --size this is the largest size of which every run has a record.
+    Raises UserError where runs are missing.
+    """
     for size in possible_sizes(args):
-        p = command_line.load_from_args(args, size)
-        if all(runs.find_record(s) for s in plan(p)):
+        P = load_from_args(args, size)
+        if all(runs.find_record(spec) for spec in plan(P)):
             break
-    runs.require_records(plan(p))  # says what is missing
-    return p
+    runs.require_records(plan(P))  # says what is missing
+    return P

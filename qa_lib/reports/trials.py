@@ -1,4 +1,4 @@
-"""The same trials for every model: learning rates × epochs, judged on validation rows."""
+"""Equal tuning: the same trials for every model, learning rates × epochs, judged on validation rows."""
 
 from collections.abc import Callable
 from itertools import product
@@ -6,15 +6,22 @@ from itertools import product
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
-WIDER = 3  # a model that is best at ever lower rates learns nothing
+WIDER = 3  # times the rates are extended: a model that is best at ever lower rates learns nothing
 
 
 def selected_evaluation(spec: Spec, record: dict) -> dict:
-    """The row of a record's history that its weights are of."""
-    rows = [row for row in record["history"] if row["step"]]  # a look before training keeps nothing
-    return (
-        max(rows, key=lambda row: row["validation_f1"]) if spec.checkpoint == "best" else rows[-1]
-    )
+    """Return the row of a record's history that its weights are of."""
+    # An evaluation before training selects nothing.
+    rows = [row for row in record["history"] if row["step"]]
+    if spec.checkpoint == "best":
+        return max(rows, key=lambda row: row["validation_f1"])
+    return rows[-1]
+
+
+def validation_score(spec: Spec, record: dict) -> tuple[float, float]:
+    """Return (EM, −loss) on validation: the highest EM wins, of equals the lowest loss."""
+    row = selected_evaluation(spec, record)
+    return row["validation_em"], -row["validation_loss"]
 
 
 def choose_by_trials(
@@ -23,33 +30,36 @@ def choose_by_trials(
     rates: list[float],
     epochs: list[float],
 ) -> tuple[list[Spec], dict[str, tuple[float, float]]]:
-    """All trials, and of each model the (rate, epochs) with the highest validation EM, of equals the lowest loss.
+    """Return all trials, and model → (rate, epochs) of its best trial by `validation_score`.
 
-    trial: the run of a model at a rate and epochs. While a model's best rate lies on the grid's edge, all models get the next
-    rate too (half, or twice), WIDER times at most. Epochs are not extended: they are the budget, the same for all, and those
-    that the reports' own models have. Nothing is chosen until every trial is recorded.
+    While a model's best rate lies at the edge of those tried, all models get the next rate too (half,
+    or twice), WIDER times at most. Epochs are not extended: they are the budget, the same for all,
+    and those that the reports' own models have. Nothing is chosen until every trial is recorded.
+
+    trial: gives the run of a model at a rate and epochs.
     """
     rates = sorted(rates)
     for wider in range(WIDER + 1):
-        tried = {m: {at: trial(m, *at) for at in product(rates, epochs)} for m in models}
-        every = [s for specs in tried.values() for s in specs.values()]
-        rows = {
-            s.hash: selected_evaluation(s, record) for s in every if (record := runs.find_record(s))
+        trials = {
+            model: {setting: trial(model, *setting) for setting in product(rates, epochs)}
+            for model in models
         }
-        if len(rows) < len({s.hash for s in every}):
-            return every, {}
-        best = {
-            m: max(
-                specs,
-                key=lambda at: [
-                    (row["validation_em"], -row["validation_loss"])
-                    for row in [rows[specs[at].hash]]
-                ],
-            )
-            for m, specs in tried.items()
-        }
-        edge = {rate for rate, _ in best.values()}
-        if wider == WIDER or not {rates[0], rates[-1]} & edge:
+        every = [spec for of_model in trials.values() for spec in of_model.values()]
+        scores = {}
+        for spec in every:
+            record = runs.find_record(spec)
+            if record is None:
+                return every, {}
+            scores[spec.hash] = validation_score(spec, record)
+        best = {}
+        for model, of_model in trials.items():
+            best[model] = max(of_model, key=lambda at, tried=of_model: scores[tried[at].hash])
+        best_rates = {rate for rate, _ in best.values()}
+        lowest, highest = rates[0], rates[-1]
+        if wider == WIDER or not {lowest, highest} & best_rates:
             break
-        rates = [rates[0] / 2] * (rates[0] in edge) + rates + [rates[-1] * 2] * (rates[-1] in edge)
+        if lowest in best_rates:
+            rates = [lowest / 2, *rates]
+        if highest in best_rates:
+            rates = [*rates, highest * 2]
     return every, best

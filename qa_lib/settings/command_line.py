@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from qa_lib.settings import params
-from qa_lib.settings.parameters import REPORTS
 from qa_lib.settings.params import UserError
 
 # no permission, no room
@@ -135,7 +134,7 @@ class CommandLine(argparse.ArgumentParser):
 
 def add_arguments(parser: argparse.ArgumentParser):
     """The choices that a command line about one report takes."""
-    parser.add_argument("report", type=params.check_report, help=", ".join(REPORTS))
+    parser.add_argument("report", type=params.check_report, help=", ".join(params.list_reports()))
     parser.add_argument("--profile", type=params.check_profile, help="quick | real | paper | own")
     parser.add_argument("--size", type=params.check_size, help="small | full (profile real)")
     parser.add_argument(
@@ -198,23 +197,26 @@ def count_workers(text: str) -> int:
     return int(text)
 
 
-def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
-    """The parameters that a parsed command line asks for; `size` is used where it names none."""
+def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters that a parsed command line gives with -p and --data.
+
+    Raises UserError for an item that is not key=value.
+    """
     bad = [item for item in args.p if not all(item.partition("="))]
     if bad:
         raise UserError(
-            f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: key=[1,2]; what has to "
-            "hold a blank stands in quotes: PARAMS='\"key=a b\"'"
+            f"-p {bad[0]}: write -p key=value, in PARAMS key=value, a list without spaces: "
+            "key=[1,2]; what has to hold a blank stands in quotes: PARAMS='\"key=a b\"'"
         )
+    overrides = {}
     try:
-        given = {
-            key: yaml.safe_load(text) for key, _, text in (item.partition("=") for item in args.p)
-        }
+        for item in args.p:
+            key, _, text = item.partition("=")
+            overrides[key] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as e:
         raise UserError(
             f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})"
         ) from None
     if args.data:
-        given["data"] = str(find_data(args.data))
-    real = (profile := args.profile or params.default_profile()) == "real"
-    return params.load_params(args.report, profile, given, (args.size or size) if real else None)
+        overrides["data"] = str(find_data(args.data))
+    return overrides

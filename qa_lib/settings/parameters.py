@@ -1,5 +1,7 @@
-"""The parameters there are: of a dataset, of every report, of each report and its parts. Strict: what is unknown or of another
-type is refused (qa_lib/settings/params.py says where it was written).
+"""The parameters that all reports share, those of a dataset, and those of a model's parts.
+
+Strict: what is unknown or of another type is refused (qa_lib/settings/params.py says where it was
+written). A report's own parameters stand in its file in qa_lib/reports.
 """
 
 import re
@@ -16,7 +18,6 @@ Threads = Annotated[int, Field(gt=0, le=512)]  # OpenMP crashes at too many
 Batch = Annotated[int, Field(gt=0, le=10_000)]
 Rate = Annotated[float, Field(gt=0, le=10)]
 Epochs = Annotated[float, Field(gt=0, le=1000)]
-WholeEpochs = Annotated[int, Field(gt=0, le=1000)]
 WholeEpochs = Annotated[int, Field(gt=0, le=1000)]
 Factor = Annotated[float, Field(gt=0, le=1000)]  # multiples and weights
 Penalty = Annotated[float, Field(ge=0, le=1000)]  # coefficients of a loss or of a decay
@@ -50,16 +51,18 @@ class Strict(BaseModel):
 
 
 class Dataset(Strict):
-    """One dataset: sources, splits, and the unit its examples repeat in.
+    """One dataset: its sources, its splits, and the unit its examples repeat in.
 
-    Validation is carved from training by whole `unit`s; without a test source the test split is carved
-    too: `train_rows` rows of whole units train, `validation_share` of the other units validate, the rest test.
+    Validation is carved from training by whole units. Without a test source the test split is carved
+    too: `train_rows` rows of whole units train, `validation_share` of the other units validate, and the
+    rest is the test set.
     """
 
     train: list[str] = []  # register | files under DATA | hub "repo:split"
     test: list[str] = []
     pool: list[str] = []  # test rows are those of these datasets together; nothing trains
-    part_of: str | None = None  # the dataset whose other test set this is: its rows carry that name
+    # This dataset is a second test set of `part_of`; its rows are reported under that name.
+    part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
     apart_from: list[str] = []  # no training row shares a context with a row of these
     rows: int | None = None  # embedded only: how many are generated
@@ -82,15 +85,18 @@ class Dataset(Strict):
 
 
 class Study(Strict):
-    """Parameters every report has; the fields a notebook's parameters cell lists."""
+    """Parameters that every report has; a notebook's parameters cell lists them too.
+
+    The methods are what a study and a page ask of a report's parameters. A report with other fields
+    answers them anew.
+    """
 
     report: str
     profile: Literal["quick", "real", "paper", "own"]
     size: Literal["small", "full"]
     source: Literal["embedded", "folder", "hub", "own"]
-    data: str | None = (
-        None  # the folder that `source: folder` reads; of `own` the file that defines its datasets
-    )
+    # The folder that `source: folder` reads; of `own` the file that defines its datasets.
+    data: str | None = None
     encoder: str  # minilm | a folder | a hub id
     domains: list[str] = Field(min_length=1)
     seeds: Seeds
@@ -109,9 +115,8 @@ class Study(Strict):
     precision: Literal["fp32", "bf16"]
     threads: Threads  # on CPU; a GPU counts as "cuda"
     bad_rows: Literal["stop", "skip"]
-    start: str | None = (
-        None  # dataset of a run that all others go on from, so that short ones learn at all (quick)
-    )
+    # Dataset of a run that all others go on from, so that short ones learn at all (quick).
+    start: str | None = None
     start_rows: Rows = 1  # its examples
     start_rate: Rate = 1e-4  # its learning rate
     start_threads: Threads = 1  # it trains alone: more than `threads` where there are more cores
@@ -135,42 +140,62 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _names(self):
-        for field in ("domains", "few_shot", "pools", "start"):
-            names = getattr(self, field, None) or []
-            for name in [names] if isinstance(names, str) else names:
+        for field, names in self.named_datasets().items():
+            for name in names:
                 if name in TAKEN_NAMES or TAKEN_PATTERN.fullmatch(name):
                     raise ValueError(
-                        f"{field}: '{name}' cannot name a dataset, since run records "
-                        "and tables use that word for something else; give it another "
-                        "name"
+                        f"{field}: '{name}' cannot name a dataset, since run records and tables use "
+                        "that word for something else; give it another name"
                     )
         return self
 
     @model_validator(mode="after")
     def _once(self):
-        for name, value in self:
-            if (
-                isinstance(value, list)
-                and name != "full_rows"
-                and (twice := [x for x in value if value.count(x) > 1])
-            ):
-                raise ValueError(f"{name}: {twice[0]} stands there twice")
+        for name, values in self:
+            if not isinstance(values, list) or name == "full_rows":
+                continue
+            for value in values:
+                if values.count(value) > 1:
+                    raise ValueError(f"{name}: {value} stands there twice")
         return self
+
+    def named_datasets(self) -> dict[str, list[str]]:
+        """Return parameter → the datasets that it names."""
+        return {"domains": self.domains, "start": [self.start] if self.start else []}
+
+    @property
+    def mixtures(self) -> tuple[float, ...]:
+        """The ratios that a claim over mixtures means; none where a report mixes nothing."""
+        return ()
+
+    @property
+    def fewest_seeds(self) -> int:
+        """The seeds of the comparison that has the fewest."""
+        return len(self.seeds)
+
+    def describe_training(self) -> str:
+        """Return the training rows and the seeds, as a page's head says them."""
+        return f"{self.train_rows:,} training examples of each domain; {self.describe_seeds()}"
+
+    def describe_seeds(self) -> str:
+        """Return the number of seeds in words."""
+        return "one seed, so no spread" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
 
 
 class Layer(Strict):
-    """The sparse ST-MoE block between encoder and head (qa_lib/reports/exbert.py). Defaults: the report's, or st-moe-pytorch's."""
+    """The sparse ST-MoE block between encoder and head (qa_lib/models/st_moe.py).
 
-    place: Literal["after", "feed_forward"] = (
-        "after"  # after the encoder, or in place of its last block's feed-forward layer
-    )
+    Defaults are those of the report, or of st-moe-pytorch.
+    """
+
+    # After the encoder, or in place of its last block's feed-forward layer.
+    place: Literal["after", "feed_forward"] = "after"
     experts: Experts = 16
-    # of an expert, in multiples of 8/3 of the encoder's width
+    # Of an expert, in multiples of 8/3 of the encoder's width.
     width: float = Field(1.0, ge=0.05, le=100)
     top_n: Experts = 2  # experts a token is sent to
-    threshold: Annotated[float, Field(gt=0, le=1e30)] = (
-        0.2  # weight below which a further expert is drawn, or left out
-    )
+    # Weight below which a further expert is drawn, or left out.
+    threshold: Annotated[float, Field(gt=0, le=1e30)] = 0.2
     capacity_train: Factor = 1.25  # tokens an expert takes, in multiples of an even share
     capacity_eval: Factor = 2.0
     eval_routing: Literal["threshold", "random"] = "threshold"
@@ -194,155 +219,11 @@ class Layer(Strict):
 
 
 class Gate(Strict):
-    """How a mixture weighs its frozen experts (qa_lib/reports/moe.py)."""
+    """How a mixture weighs its frozen experts (qa_lib/models/gated_mixture.py)."""
 
     rule: Literal["learned", "uniform", "best", "own", "others", "oracle"] = "learned"
-    input: Literal["mean", "cls", "experts", "dataset"] = (
-        "mean"  # what a learned gate sees of a window
-    )
+    # What a learned gate sees of a window.
+    input: Literal["mean", "cls", "experts", "dataset"] = "mean"
     layers: Layers = 3  # linear layers, ReLU between them
     hidden: int = Field(768, ge=1, le=10**5)
     mixed: Literal["logits", "probabilities"] = "logits"
-
-
-class Exbert(Layer, Study):
-    """Bring in the ExBERT: mixtures of two domains, a sparse layer, and what could explain its gain."""
-
-    report: Literal["exbert"]
-    domains: list[str] = Field(min_length=2, max_length=2)
-    experiments: list[
-        Literal[
-            "headline",
-            "ratios",
-            "untuned",
-            "order",
-            "single",
-            "dense",
-            "blocks",
-            "experts",
-            "rates",
-            "dropout",
-            "balance",
-        ]
-    ] = Field(min_length=1)  # parts of the study that are run
-    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    ratios: list[float] = Field(min_length=1)  # share of the first domain in the training mixture
-    control_ratios: list[float]  # those of the controls and of the order
-    # the mixture of sweeps and trials, of `ratios` the one with all seeds
-    centre: float = Field(ge=0, le=1)
-    side_seeds: Seeds  # of all runs but V-DB, tuned ExBERT and (a) at the centre
-    dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
-    orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
-    full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
-    sizes: list[Rows]  # training rows of the first domain alone
-    tuned_blocks: Blocks  # ExBERT as the report tunes it
-    tuned_rate: Rate
-    tuned_epochs: Epochs
-    tuned_dropout: Literal["none", "before", "after", "both"]
-    curve_epochs: Epochs
-    sweep_blocks: list[Blocks]
-    sweep_experts: list[Experts]
-    sweep_rates: list[Factor]  # multiples of the plain rate
-    sweep_dropout: list[Literal["none", "before", "after", "both"]]
-    sweep_dropout_rates: list[Share]
-    sweep_balance: list[Penalty]
-    trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
-    trial_epochs: list[Epochs] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _ratios(self):
-        for name in ("ratios", "control_ratios"):
-            if bad := [r for r in getattr(self, name) if not 0 <= r <= 1]:
-                raise ValueError(f"{name}: {bad[0]} is not a share between 0 and 1")
-        return self
-
-    @model_validator(mode="after")
-    def _sweep(self):
-        if few := [e for e in self.sweep_experts if e < self.top_n]:
-            raise ValueError(f"sweep_experts: {few[0]} is fewer than top_n {self.top_n}")
-        return self
-
-
-class Moe(Study):
-    """Sesame Street Ensemble: an expert for each dataset, a gate that mixes them, re-initialised blocks."""
-
-    report: Literal["moe"]
-    domains: list[str] = Field(min_length=2)  # in-domain datasets, one expert each
-    few_shot: list[str] = Field(min_length=1)  # out-of-domain datasets with few training examples
-    pools: list[str] = Field(min_length=1)  # test sets of several datasets together
-    experiments: list[
-        Literal[
-            "mixture",
-            "controls",
-            "gates",
-            "longer",
-            "last",
-            "reinit",
-            "few-shot",
-            "outside",
-            "clusters",
-        ]
-    ] = Field(min_length=1)  # parts of the study that are run
-    arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    curve_seeds: list[Seed] = []  # more seeds of what reinit compares, for training curves alone
-    few_rows: Rows  # training examples of each few-shot dataset
-    few_epochs: Epochs
-    augment_copies: int = Field(gt=0, le=100)  # altered copies of each of them
-    clusters: int = Field(ge=2, le=100)  # experts by clusters of questions
-    schedule: Literal["linear", "constant"]
-    checkpoint: Literal["last", "best"]  # best: by F1 on in-domain validation
-    looks: int = Field(gt=0, le=1000)  # at validation, an epoch
-    # training examples whose EM and F1 are measured at each look
-    watched: int = Field(ge=0, le=10**9)
-    longer: list[WholeEpochs] = Field(min_length=1)  # epochs of longer baselines
-    reinit_blocks: Blocks  # of the experts that are re-initialised
-    reinit_epochs: Epochs
-    sweep_reinit: list[Blocks]  # blocks of re-initialised baselines
-    gate_input: Literal["mean", "cls", "experts"]
-    gate_layers: Layers
-    gate_hidden: int = Field(gt=0, le=10**5)
-    gate_rate: Rate
-    gate_epochs: Epochs
-    gate_batch: Batch
-    sweep_layers: list[Layers]
-    sweep_inputs: list[Literal["mean", "cls", "experts"]]
-    trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
-    trial_epochs: list[Epochs] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _look(self):
-        """A curve and a best checkpoint need a look at validation before training ends."""
-        for name in ("epochs", "reinit_epochs", "gate_epochs", "trial_epochs"):
-            value = getattr(self, name)
-            fewest = min(value) if isinstance(value, list) else value
-            if self.looks > 1 and fewest < 1 / self.looks:
-                raise ValueError(
-                    f"{name}: {fewest} ends before the first of {self.looks} looks an "
-                    f"epoch; write at least {1 / self.looks:.4g}, or looks=1"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _pools(self):
-        for name in self.pools:
-            if name in self.domains:
-                raise ValueError(
-                    f"pools: {name} is among domains already, so that its rows would "
-                    "be counted twice; leave it away"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _apart(self):
-        if both := set(self.curve_seeds) & set(self.seeds):
-            raise ValueError(
-                f"curve_seeds: {min(both)} is among seeds {self.seeds} already; leave it away"
-            )
-        if self.curve_seeds and "reinit" not in self.experiments:
-            raise ValueError(
-                "curve_seeds: they are of the part reinit, which experiments lacks; name it there"
-            )
-        return self
-
-
-REPORTS: dict[str, type[Study]] = {"exbert": Exbert, "moe": Moe}

@@ -1,8 +1,4 @@
-"""Parameters: from YAML files and notebooks, validated, and what is wrong with them (the parameters themselves: parameters.py).
-
-* `load_params`, `load_from_names`   a report's validated parameters
-* `UserError`   one sentence for a user's mistake: what is wrong, where, what to do
-"""
+"""Values of parameters: read from YAML files, validated, and what is wrong with them in one sentence."""
 
 import datetime
 import difflib
@@ -14,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from qa_lib.settings.parameters import REPORTS, Dataset, Strict
+from qa_lib.settings.parameters import Dataset, Strict
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = ("quick", "real", "paper", "own")
@@ -176,49 +172,12 @@ def show_value(value) -> str:
     return repr(value)
 
 
-def load_params(
-    slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None
-) -> Any:
-    """The validated parameters of a report.
-
-    params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml what the
-    profile changes; its mapping `small` holds what `size: small` changes on top.
-    """
-    check_report(slug)
-    profile = check_profile(profile or default_profile())
-    values, places, folders = {}, {}, [""] if profile == "paper" else ["", profile]
-    for file in [ROOT / "params" / folder / f"{slug}.yaml" for folder in folders]:
-        new, lines = read_yaml(file)
-        small = new.pop("small", {})
-        wanted = (overrides or {}).get("size") or size or new.get("size") or values.get("size")
-        for layer in [new, small if wanted == "small" else {}]:
-            values |= layer
-            line = lines.get("small") if layer is small else None
-            places |= {k: f"{file.relative_to(ROOT)}, line {line or lines[k]}: " for k in layer}
-    given = {"profile": profile} | ({"size": size} if size else {}) | (overrides or {})
-    return validate(REPORTS[slug], values | given, places | dict.fromkeys(given, "PARAMS (-p): "))
-
-
-def load_from_names(slug: str, names: dict[str, Any]) -> Any:
-    """Parameters from a notebook's names: every public scalar, or list of them, must be a parameter.
-
-    Papermill only warns about a parameter it does not know; this refuses it.
-    """
+def is_plain(value: Any) -> bool:
+    """Is that a scalar, or a list of some, as a parameter is?"""
     plain = (str, int, float, type(None))
-    model = REPORTS[slug]
-    given = {
-        k: v
-        for k, v in names.items()
-        if not k.startswith("_")
-        and k != "In"
-        and (
-            isinstance(v, plain)
-            or isinstance(v, list)
-            and (v or k in model.model_fields)
-            and all(isinstance(x, plain) for x in v)
-        )
-    }
-    return validate(model, given, {k: "notebook parameter " for k in given})
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(element, plain) for element in value)
+    return isinstance(value, plain)
 
 
 def default_profile() -> str:
@@ -252,9 +211,21 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     }
 
 
+def list_claimed_reports() -> list[str]:
+    """Return the reports of the study, built or not: those whose claims are written down."""
+    files = sorted((ROOT / "params" / "claims").glob("*.yaml"))
+    return [file.stem for file in files if file.stem != "stances"]
+
+
+def list_reports() -> list[str]:
+    """Return the reports that are built: those that have parameters."""
+    return [slug for slug in list_claimed_reports() if (ROOT / "params" / f"{slug}.yaml").exists()]
+
+
 def check_report(slug: str) -> str:
-    if slug not in REPORTS:
-        raise UserError(f"'{slug}' is not a report of this study; known: {', '.join(REPORTS)}")
+    known = list_reports()
+    if slug not in known:
+        raise UserError(f"'{slug}' is not a report of this study; known: {', '.join(known)}")
     return slug
 
 

@@ -223,14 +223,8 @@ def default_workers(specs: list[Spec]) -> int:
 
 def fetch_inputs(p):
     """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
-    for name in dict.fromkeys(
-        [
-            *p.domains,
-            *getattr(p, "few_shot", []),
-            *getattr(p, "pools", []),
-            *filter(None, [p.start]),
-        ]
-    ):
+    names = [name for of_field in p.named_datasets().values() for name in of_field]
+    for name in dict.fromkeys(names):
         part = selection.load_splits(name, p.source, p.data, p.bad_rows)
         print(
             f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"

@@ -1,0 +1,47 @@
+"""What the plans of all reports share: the fields of every run, and the run that others go on from."""
+
+from collections.abc import Iterable
+
+from qa_lib.data import selection
+from qa_lib.settings import encoder_files
+from qa_lib.settings.parameters import Study
+from qa_lib.settings.spec import Spec
+
+
+def shared_fields(params: Study) -> dict:
+    """Return the fields that all runs of a study have."""
+    fields = params.model_dump(include=set(Spec.model_fields))
+    fields["folder"] = params.data
+    fields["weights"] = encoder_files.identify_weights(params.encoder)
+    fields["recipe"] = 1
+    return fields
+
+
+def fingerprint_domains(params: Study, names: Iterable[str]) -> list[str]:
+    """Return the fingerprint of each dataset: its definition and its files."""
+    return [selection.fingerprint(name, params.source, params.data) for name in names]
+
+
+def plan_start(params: Study, shared: dict, **fields) -> list[Spec]:
+    """Return the run on another dataset that all others go on from; nothing where `start` names none.
+
+    Profile quick has one, so that short runs can learn at all. fields: those of this run alone.
+    """
+    if not params.start:
+        return []
+    start = {
+        "variant": "start",
+        "seed": 0,
+        "domains": [params.start],
+        "fingerprints": fingerprint_domains(params, [params.start]),
+        "rows": [params.start_rows],
+        "tests": [params.start],
+        "learning_rate": params.start_rate,
+        "threads": params.start_threads,
+    }
+    return [Spec(**shared | start | fields)]
+
+
+def drop_repeats(specs: list[Spec]) -> list[Spec]:
+    """Return the runs in their order, each once under each variant and arm."""
+    return list({(spec.variant, spec.arm, spec.hash): spec for spec in specs}.values())
