@@ -69,17 +69,17 @@ def test_page(tab, page, width, scheme):
             found["height"],
         )
     assert tab.requests() == {page.as_uri()}
-    assert (
-        page.stat().st_size < 1_200_000
-        and (found["maths"] > 0 or page in INDEX)
-        and found["contents"] > 3
-    )
+    assert page.stat().st_size < 1_200_000
+    assert found["maths"] > 0 or page in INDEX
+    assert found["contents"] > 3
     assert not [f for f in tab.value(FILES) if not (page.parent / f.split("#")[0]).is_file()], (
         "links to files that are not there"
     )
     assert [found[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]
     dark, light = sorted((found["ground"], found["ink"]))
-    assert dark < 40 and light > 220 and (found["ground"] == dark) == (scheme == "dark")
+    assert dark < 40
+    assert light > 220
+    assert (found["ground"] == dark) == (scheme == "dark")
     if AXE:  # evaluated through DevTools, which the page's content policy does not bind
         tab.value(AXE.read_text() + ";0")
         assert tab.value(SERIOUS) == []
@@ -121,9 +121,8 @@ def test_a_table_sorts_by_mouse_and_by_keyboard(tab, page):
     assert tab.value("document.activeElement.tagName") == "BUTTON"
     tab.press("Enter", 13, "\r")
     state, column = tab.value(STATE)
-    assert state == "descending" and [*map(number, column[: len(there)])] == [
-        *map(number, reversed(there))
-    ]
+    assert state == "descending"
+    assert [*map(number, column[: len(there)])] == [*map(number, reversed(there))]
     assert column[len(there) :] == missing
     tab.press(" ", 32, " ")
     assert tab.value(STATE) == [None, drawn]
@@ -167,11 +166,9 @@ def test_a_script_of_the_text_does_not_run(tab, tmp_path):
     (tmp_path / "page.html").write_text(text.replace("</main>", evil))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
     refused = [e["entry"]["text"] for e in tab.seen("Log.entryAdded")]
-    assert (
-        tab.value("document.title") != "run"
-        and len(refused) == 2
-        and all("Content Security Policy" in x for x in refused)
-    )
+    assert tab.value("document.title") != "run"
+    assert len(refused) == 2
+    assert all("Content Security Policy" in x for x in refused)
 
 
 @each

@@ -86,9 +86,9 @@ def test_four_formats_give_the_same_rows(tmp_path):
         sources.read_rows(tmp_path / f, "own", "stop", selection.Counter())
         for f in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.json")
     ]
-    assert (
-        all(f == found[0] for f in found) and len(found[0]) == 4 and found[0][0]["domain"] == "own"
-    )
+    assert all(f == found[0] for f in found)
+    assert len(found[0]) == 4
+    assert found[0][0]["domain"] == "own"
 
 
 def test_a_malformed_line_is_named(tmp_path):
@@ -96,10 +96,8 @@ def test_a_malformed_line_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
         sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     counts = selection.Counter()
-    assert (
-        len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 2
-        and counts["malformed"] == 1
-    )
+    assert len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 2
+    assert counts["malformed"] == 1
 
 
 def test_misplaced_answers_are_counted_never_moved(tmp_path):
@@ -114,10 +112,8 @@ def test_misplaced_answers_are_counted_never_moved(tmp_path):
     ):
         sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
     counts = selection.Counter()
-    assert (
-        len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 4
-        and counts["misplaced answers"] == 5
-    )
+    assert len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 4
+    assert counts["misplaced answers"] == 5
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
@@ -138,7 +134,9 @@ def test_a_planted_leak_is_dropped_and_counted(own):
     pairs = [
         {selection.row_key(r) for r in part} for part in (found.train, found.validation, found.test)
     ]
-    assert not pairs[0] & pairs[1] and not pairs[0] & pairs[2] and not pairs[1] & pairs[2]
+    assert not pairs[0] & pairs[1]
+    assert not pairs[0] & pairs[2]
+    assert not pairs[1] & pairs[2]
     titles = [{r["title"] for r in part} for part in (found.train, found.validation)]
     assert not titles[0] & titles[1] and len(found.validation) >= 6
 
@@ -174,9 +172,8 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
         mixed, _, counts = selection.draw_mixture(spec)
-    assert (
-        "r3" not in {r["id"] for r in mixed} and counts["copies of other sets' rows dropped"] == 1
-    )
+    assert "r3" not in {r["id"] for r in mixed}
+    assert counts["copies of other sets' rows dropped"] == 1
 
 
 def test_a_row_without_an_answer_that_has_one_is_refused(tmp_path):
@@ -273,7 +270,9 @@ def test_a_bad_question_of_nested_json_is_a_bad_row(tmp_path, question, reason):
 def test_a_part_of_nested_json_that_holds_no_question_is_a_bad_row(tmp_path, changes, place):
     (tmp_path / "a.json").write_text(json.dumps(nested(**changes)))
     told, rows, counts = read_both(tmp_path / "a.json")
-    assert place in told and [r["id"] for r in rows] == ["r0"] and sum(counts.values()) == 1
+    assert place in told
+    assert [r["id"] for r in rows] == ["r0"]
+    assert sum(counts.values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -317,10 +316,8 @@ def test_null_answers_of_an_impossible_row(tmp_path, value):
         assert found["is_impossible"] and found["answers"] == NOTHING
     write(tmp_path / "a.jsonl", [row(0), row(1) | {"answers": value}])
     told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert (
-        "line 2: field 'answers' is null and is_impossible is not true" in told
-        and len(rows) == counts["incomplete"] == 1
-    )
+    assert "line 2: field 'answers' is null and is_impossible is not true" in told
+    assert len(rows) == counts["incomplete"] == 1
 
 
 @pytest.mark.parametrize(
@@ -371,7 +368,8 @@ def test_parquet_is_read_by_its_used_columns(tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     found = sources.read_rows(tmp_path / "a.parquet", "own", "stop", selection.Counter())
     assert [r["id"] for r in found] == [str(2**53 + 1), str(2**53), "own-3"]
-    assert found[0]["answers"] == rows[0]["answers"] and set(found[0]) == {
+    assert found[0]["answers"] == rows[0]["answers"]
+    assert set(found[0]) == {
         *sources.FIELDS,
         "domain",
     }
@@ -393,9 +391,8 @@ def test_fields_that_leave_rows_out_are_read_from_parquet(monkeypatch, tmp_path)
     selection.load_splits.cache_clear()
     found = selection.load_splits("own", "folder", str(tmp_path))
     selection.load_splits.cache_clear()
-    assert found.counts["offset=guess left out of training"] == 1 and "r4" not in {
-        r["id"] for r in found.train
-    }
+    assert found.counts["offset=guess left out of training"] == 1
+    assert "r4" not in {r["id"] for r in found.train}
 
 
 def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
@@ -413,7 +410,8 @@ def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
         rows[0]["answers"],
         rows[1]["answers"],
         NOTHING,
-    ] and found[2]["is_impossible"]
+    ]
+    assert found[2]["is_impossible"]
 
 
 def test_a_column_that_parquet_lacks_is_one_sentence(tmp_path):
@@ -497,9 +495,8 @@ def test_what_says_whether_a_row_is_impossible(tmp_path, says, values):
     if says:
         write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": x} for x in values])
         told, rows, counts = read_both(tmp_path / "a.jsonl")
-        assert "is_impossible, and yet it has answers" in told and counts["incomplete"] == len(
-            values
-        )
+        assert "is_impossible, and yet it has answers" in told
+        assert counts["incomplete"] == len(values)
 
 
 @pytest.mark.parametrize("value", ["no", "", 2, -1, 0.5, [], {}, [True]])
@@ -556,7 +553,9 @@ def test_embedded_splits_share_no_text_and_no_entity(name):
         sets = [
             {selection.row_key(r) if part == "pair" else r["title"] for r in rows} for rows in parts
         ]
-        assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2], part
+        assert not sets[0] & sets[1], part
+        assert not sets[0] & sets[2], part
+        assert not sets[1] & sets[2], part
 
 
 def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
@@ -630,14 +629,11 @@ def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
     counts = selection.Counter()
     first, second = sources.read_hub("a/b:train", "own", counts)
     assert first["answers"] == squad["answers"] and counts["answer not in the context"] == 2
-    assert (
-        second["answers"] == {"text": ["Ice", "ice"], "answer_start": [0, 14]}
-        and second["id"] == "train-1"
-    )
+    assert second["answers"] == {"text": ["Ice", "ice"], "answer_start": [0, 14]}
+    assert second["id"] == "train-1"
 
 
 def test_fingerprints_need_no_data_for_listed_files():
     print_ = selection.fingerprint("squad", "folder", None)
-    assert re.fullmatch("[0-9a-f]{64}", print_) and print_ == selection.fingerprint(
-        "squad", "folder", "/nowhere"
-    )
+    assert re.fullmatch("[0-9a-f]{64}", print_)
+    assert print_ == selection.fingerprint("squad", "folder", "/nowhere")

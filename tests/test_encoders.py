@@ -78,7 +78,9 @@ def refusal(folder: Path) -> str:
         encoder_files.identify_weights(str(folder))
         encoders.load_encoder(str(folder))
     sentence = str(e.value)
-    assert str(folder) in sentence and "\n" not in sentence and "; " in sentence
+    assert str(folder) in sentence
+    assert "\n" not in sentence
+    assert "; " in sentence
     return sentence
 
 

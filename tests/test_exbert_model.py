@@ -92,10 +92,8 @@ def test_every_encoder_in_both_places(kind, place):
     m, inputs = model(kind, place=place, dropout_at="both"), batch()
     out = m(**LABELS, **inputs)
     out.loss.backward()
-    assert (
-        m.layer.experts.router.weight.grad.any()
-        and encoders.blocks_of(m.encoder)[0].state_dict().keys()
-    )
+    assert m.layer.experts.router.weight.grad.any()
+    assert encoders.blocks_of(m.encoder)[0].state_dict().keys()
     assert all(p.grad is not None and p.grad.any() for p in m.layer.experts.experts.parameters())
     m.eval()
     cut = {k: v[1:2, :15] for k, v in inputs.items()}
@@ -136,12 +134,10 @@ def test_dense_controls_have_the_compute_and_the_weights_they_are_named_for():
         return sum(p.numel() for p in m.layer.experts.parameters())
 
     one = sum(p.numel() for p in sparse.layer.experts.experts[0].parameters())
-    assert size(compute) == pytest.approx(2 * one, rel=0.02) and size(weights) == pytest.approx(
-        4 * one, rel=0.02
-    )
-    assert compute.routed is None and compute.active_parameters() == sum(
-        p.numel() for p in compute.parameters()
-    )
+    assert size(compute) == pytest.approx(2 * one, rel=0.02)
+    assert size(weights) == pytest.approx(4 * one, rel=0.02)
+    assert compute.routed is None
+    assert compute.active_parameters() == sum(p.numel() for p in compute.parameters())
     assert sparse.active_parameters() == sum(p.numel() for p in sparse.parameters()) - 2 * one
 
 
@@ -155,7 +151,8 @@ def test_a_record_says_who_routed_where(tiny):
     p = tiny(experiments=["untuned"], train_rows=32)
     record = train.train(next(s for s in plans.plan(p) if s.layer), progress=lambda line: None)
     steps = record["load"]["training"]
-    assert len(steps) >= 4 and set(steps[0]) == {
+    assert len(steps) >= 4
+    assert set(steps[0]) == {
         "step",
         "balance_loss",
         "z_loss",

@@ -37,11 +37,9 @@ def test_altered_copies_keep_their_answers():
         parts = [Counter(augment.SENTENCE.split(r["context"])) for r in (old, new)]
         assert parts[0] == parts[1]
         words = [r["question"].split() for r in (old, new)]
-        assert (
-            not Counter(words[1]) - Counter(words[0])
-            and words[0][0] == words[1][0]
-            and len(words[1]) < len(words[0])
-        )
+        assert not Counter(words[1]) - Counter(words[0])
+        assert words[0][0] == words[1][0]
+        assert len(words[1]) < len(words[0])
         moved += old["context"] != new["context"]
     assert moved > len(copies) / 2
 
@@ -139,17 +137,14 @@ def test_equal_trials(monkeypatch):
     monkeypatch.setattr(runs, "find_record", lambda spec, fresh=False: None)
     trials = plans.plan(p)
     deciding = [s for s in trials if not s.variant.startswith("expert")]
-    assert (
-        len(deciding) == 4 * 3 * 2
-        and not any(s.tests for s in trials)
-        and all(s.variant.endswith("-trial") for s in trials)
-    )
+    assert len(deciding) == 4 * 3 * 2
+    assert not any(s.tests for s in trials)
+    assert all(s.variant.endswith("-trial") for s in trials)
     assert all(e.hash in {s.hash for s in trials} for s in deciding for e in s.parents)
     monkeypatch.setattr(runs, "find_record", find)
     specs = plans.plan(p)
-    assert (
-        max(s.learning_rate for s in specs if not s.gate) == 6e-4
-    )  # reinit-4's best lay on the edge
+    # reinit-4's best lay on the edge
+    assert max(s.learning_rate for s in specs if not s.gate) == 6e-4
     final = [s for s in specs if not s.variant.endswith("-trial")]
     assert {s.variant: at(s) for s in final if not s.variant.startswith("expert")} == best
     assert {s.seed for s in final} == {0, 1} and all(s.arm == "tuned" and s.tests for s in final)
@@ -159,10 +154,9 @@ def test_out_of_domain_experts_go_on_from_the_baseline():
     specs = whole_plan(experiments=["outside"])
     by = {s.variant: s for s in specs}
     mixture = by["moe-outside"]
-    assert [e.domains for e in mixture.parents] == [[d] for d in mixture.domains] and len(
-        mixture.parents
-    ) == 6
+    assert [e.domains for e in mixture.parents] == [[d] for d in mixture.domains]
+    assert len(mixture.parents) == 6
     assert [e.parents[0].variant for e in mixture.parents] == ["start"] * 3 + ["baseline"] * 3
-    assert (
-        mixture.validation_rows == 0 and mixture.rows == [64] * 3 + [24] * 3
-    )  # few-shot validation rows are test rows
+    assert mixture.validation_rows == 0
+    # few-shot validation rows are test rows
+    assert mixture.rows == [64] * 3 + [24] * 3

@@ -352,11 +352,9 @@ def test_a_switch_of_0_is_off():
         make("-n", "train-exbert", "VENV=", "PROFILE=quick", f"FRESH={x}", f"YES={x}").stdout
         for x in (0, 1)
     ]
-    assert (
-        ["--fresh --yes" in x for x in lines] == [False, True]
-        and "--fresh" not in lines[0]
-        and "--yes" not in lines[0]
-    )
+    assert ["--fresh --yes" in x for x in lines] == [False, True]
+    assert "--fresh" not in lines[0]
+    assert "--yes" not in lines[0]
 
 
 def test_what_is_quoted_reaches_the_program():
@@ -402,9 +400,8 @@ def test_a_python_whose_path_holds_anything(python, tmp_path):
     """The recipes of the set-up name it too; a ~ is the shell's to look up."""
     folder, _ = python
     home = make("-n", "power", "VENV=~/my $env é", HOME=str(tmp_path))
-    assert home.returncode == 0 and home.stdout.startswith(
-        "~/'my $env é/bin/python' -m qa_lib power"
-    )
+    assert home.returncode == 0
+    assert home.stdout.startswith("~/'my $env é/bin/python' -m qa_lib power")
     set_up = make(
         "-n",
         "-B",
@@ -571,7 +568,9 @@ def test_every_line_of_the_data_table_parses():
         path, n, sha, licence, source, change = [c.strip() for c in row.strip("|").split("|")]
         assert re.fullmatch(r"`(qa|nlu)/\w+/\w+\.jsonl\.gz`", path), row
         assert int(n) > 0 and re.fullmatch(r"`[0-9a-f]{64}`", sha), row
-        assert licence and change and re.search(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}:", source), row
+        assert licence, row
+        assert change, row
+        assert re.search(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}:", source), row
 
 
 def test_every_folder_dataset_is_in_the_data_table():

@@ -90,9 +90,8 @@ def address(notebook, tmp_path, monkeypatch):
     try:
         end = time.monotonic() + 120
         while not (found := list((tmp_path / "RUNTIME_DIR").glob("jpserver-*.json"))):
-            assert server.poll() is None and time.monotonic() < end, (
-                tmp_path / "lab.log"
-            ).read_text()
+            assert server.poll() is None, (tmp_path / "lab.log").read_text()
+            assert time.monotonic() < end, (tmp_path / "lab.log").read_text()
             time.sleep(0.5)
         url = json.loads(found[0].read_text())["url"]
         yield f"{url}lab/tree/{notebook.relative_to(tmp_path)}?token={token}"

@@ -267,13 +267,11 @@ def test_what_a_gate_can_see(experts):
         seen[name] = mixture.prepare(windows, rows).x
         assert mixture.gate[0].in_features == seen[name].shape[1]
     assert seen["mean"].shape == seen["cls"].shape == seen["experts"].shape == (len(windows), 384)
-    assert not np.allclose(seen["mean"], seen["cls"], atol=1e-2) and not np.allclose(
-        seen["mean"], seen["experts"], atol=1e-2
-    )
+    assert not np.allclose(seen["mean"], seen["cls"], atol=1e-2)
+    assert not np.allclose(seen["mean"], seen["experts"], atol=1e-2)
     domains = [rows[r]["domain"] for r in windows["row"]]
-    assert [spec.domains[i] for i in seen["dataset"].argmax(1)] == domains and (
-        seen["dataset"].sum(1) == 1
-    ).all()
+    assert [spec.domains[i] for i in seen["dataset"].argmax(1)] == domains
+    assert (seen["dataset"].sum(1) == 1).all()
 
 
 # ---- re-initialisation ----
@@ -292,9 +290,8 @@ def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
     again, _ = encoders.load_encoder("minilm")
     encoders.reinitialise(again, top, 0, source)
     a, b = ([digest(x) for x in encoders.blocks_of(m)] for m in (plain, again))
-    assert a[: 6 - top] == b[: 6 - top] and all(
-        x != y for x, y in zip(a[6 - top :], b[6 - top :], strict=True)
-    )
+    assert a[: 6 - top] == b[: 6 - top]
+    assert all(x != y for x, y in zip(a[6 - top :], b[6 - top :], strict=True))
     assert digest(plain.embeddings) == digest(again.embeddings)
     last = encoders.blocks_of(again)[-1]
     if source == "lower":
@@ -330,7 +327,9 @@ def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
         span.predict_answers(rows, windows, start, end, one_token=x) for x in (True, False)
     )
     differ = [a["tokens"] for a, b in zip(free, starter, strict=True) if a != b]
-    assert differ and set(differ) == {1} and all(b["tokens"] != 1 for b in starter)
+    assert differ
+    assert set(differ) == {1}
+    assert all(b["tokens"] != 1 for b in starter)
 
 
 # ---- runs ----
@@ -357,9 +356,8 @@ def test_the_quick_plan():
         "oracle",
     }
     moe_run = next(s for s in specs if s.variant == "moe")
-    assert [e.domains for e in moe_run.parents] == [
-        [d] for d in moe_run.domains
-    ] and moe_run.gate == Gate()
+    assert [e.domains for e in moe_run.parents] == [[d] for d in moe_run.domains]
+    assert moe_run.gate == Gate()
     assert {s.gate.layers for s in specs if s.gate and s.gate.rule == "learned"} >= {1, 3, 5}
     with pytest.raises(UserError, match="experiments: 'gate' is not known; known: 'mixture'"):
         whole_plan(experiments=["gate"])
@@ -375,9 +373,8 @@ def test_training_curves_may_have_more_seeds():
         "baseline",
         *(f"expert-reinit-4-{d}" for d in more[0].domains),
     ]
-    assert [s.variant for s in more if s.gate] == ["moe-reinit-4"] and not any(
-        s.tests for s in more
-    )
+    assert [s.variant for s in more if s.gate] == ["moe-reinit-4"]
+    assert not any(s.tests for s in more)
     assert {s.hash for s in more} < {s.hash for s in whole_plan(seeds=[1])}
     with pytest.raises(
         UserError, match=r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"
@@ -424,9 +421,8 @@ def test_the_real_plan_covers_the_claims():
     names, sets = {s.variant for s in specs}, {t for s in specs for t in s.tests} | {"training"}
     for c in read_claims("moe"):
         for side in c.contrast.sides() if c.contrast and "real" in c.profiles else []:
-            assert set(np.ravel(side["variant"])) <= names and set(np.ravel(side["set"])) <= sets, (
-                c.id
-            )
+            assert set(np.ravel(side["variant"])) <= names, c.id
+            assert set(np.ravel(side["set"])) <= sets, c.id
         assert not c.control or c.control in names, c.id
 
 
@@ -480,7 +476,8 @@ def moe_tests(spec) -> list[str]:
 def test_a_pool_is_its_members_together():
     whole = selection.load_splits("out-of-domain", "embedded").test
     parts = [selection.load_splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
-    assert whole == sum(parts, []) and {r["domain"] for r in whole} == {
+    assert whole == sum(parts, [])
+    assert {r["domain"] for r in whole} == {
         "plots",
         "exams",
         "dialogue",
@@ -520,23 +517,20 @@ def test_a_small_study_to_the_end(store, monkeypatch):
         == np.float32(1 / 3)
     ).all(axis=None)
     pooled = examples[(examples["set"] == "out-of-domain") & (examples["variant"] == "moe")]
-    assert pooled["part"].notna().all() and pooled["em"].mean() == pytest.approx(
-        em.loc["moe", "out-of-domain"], abs=1e-3
-    )
+    assert pooled["part"].notna().all()
+    assert pooled["em"].mean() == pytest.approx(em.loc["moe", "out-of-domain"], abs=1e-3)
     curves = ledger[ledger["set"] == "training"].pivot(
         index="variant", columns="metric", values="value"
     )
-    assert (
-        curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
-        and "uniform-weights" not in curves.index
-    )
+    assert curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
+    assert "uniform-weights" not in curves.index
     record = runs.find_record(next(s for s in specs if s.variant == "baseline"))
     best = max(record["history"][1:], key=lambda h: (h["validation_f1"], -h["step"]))
     assert record["chosen_step"] == best["step"]
     steps = [h["step"] for h in record["history"]]
-    assert steps == sorted(set(steps)) and all(
-        h["train_loss"] for h in record["history"][1:]
-    )  # no look twice
+    assert steps == sorted(set(steps))
+    # no look twice
+    assert all(h["train_loss"] for h in record["history"][1:])
     assert steps[0] == 0 and record["history"][0]["train_loss"] is None  # and one before training
     moe_run = runs.find_record(next(s for s in specs if s.variant == "moe"))
     assert moe_run["parameters"] > 3 * record["parameters"]

@@ -85,12 +85,15 @@ def test_form(slug):
     nb = read(slug)
     nbformat.validate(nb)
     assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
-    assert nb.metadata.kernelspec.name == "python3" and set(nb.metadata) <= {
+    assert nb.metadata.kernelspec.name == "python3"
+    assert set(nb.metadata) <= {
         "kernelspec",
         "language_info",
     }
     for cell in cells(slug, "code"):
-        assert not cell.outputs and cell.execution_count is None and set(cell.metadata) <= {"tags"}
+        assert not cell.outputs
+        assert cell.execution_count is None
+        assert set(cell.metadata) <= {"tags"}
         nodes = list(ast.walk(ast.parse(cell.source)))
         assert not any(
             isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While)) for n in nodes
@@ -155,10 +158,8 @@ def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
     parts, absent, drawn, gone = FEW[slug]
     p = params.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
     page = render.page(render.execute(again(read(slug)), slug, p.model_dump()), p)
-    assert (
-        re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page)
-        and f'<figure id="{drawn}">' in page
-    )
+    assert re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page)
+    assert f'<figure id="{drawn}">' in page
     assert f'<figure id="{gone}' not in page
 
 

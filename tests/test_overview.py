@@ -25,9 +25,10 @@ def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     p = plans.parameters_to_render(
         argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
     )
-    assert (runs.page_folder(p) / "results.csv").exists() and verify.find_disagreement(p) == "", (
+    assert (runs.page_folder(p) / "results.csv").exists(), (
         f"make train-{report} PROFILE=real writes it"
     )
+    assert verify.find_disagreement(p) == "", f"make train-{report} PROFILE=real writes it"
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
@@ -36,11 +37,9 @@ def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
     assert list(zip(frame["report"], frame["claim"], strict=True)) == [
         (s, c.id) for s in overview.TITLES for c in claims.read_claims(s)
     ]
-    assert (
-        set(frame["kind"]) == {"not tested"}
-        and set(overview.verdicts_for_page(frame)["ours"]) == {"–"}
-        and not frame["run"].map(len).any()
-    )
+    assert set(frame["kind"]) == {"not tested"}
+    assert set(overview.verdicts_for_page(frame)["ours"]) == {"–"}
+    assert not frame["run"].map(len).any()
 
 
 def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
@@ -75,10 +74,8 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
     assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
     second = overview.verdicts_for_page(frame, whole=True).iloc[1]
-    assert (
-        second["verdict"] == "not tested at this profile: why"
-        and second["to bear in mind"] == claims.read_claims("moe")[1].confound
-    )
+    assert second["verdict"] == "not tested at this profile: why"
+    assert second["to bear in mind"] == claims.read_claims("moe")[1].confound
     count = overview.count_by_report(frame).set_index("report")
     assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [
         1,
@@ -89,10 +86,8 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
         "- **moe**, profile real, [page](figures/moe/real/report.html)"
         in overview.readme_verdicts()
     )
-    assert (
-        "| moe |" in overview.readme_verdicts()
-        and "`exbert`, `road`, `smart`" in overview.readme_verdicts()
-    )
+    assert "| moe |" in overview.readme_verdicts()
+    assert "`exbert`, `road`, `smart`" in overview.readme_verdicts()
 
 
 def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch):
@@ -123,11 +118,9 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     text = render.page(
         render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper")
     )
-    assert (
-        "make reproduce-moe PROFILE=paper" in text
-        and "not built yet" in text
-        and "No run so far" in text
-    )
+    assert "make reproduce-moe PROFILE=paper" in text
+    assert "not built yet" in text
+    assert "No run so far" in text
     assert text.count("<tr>") > sum(len(claims.read_claims(s)) for s in overview.TITLES)
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
         overview.choose_page({"profile": "papper"})

@@ -120,14 +120,12 @@ def planted(monkeypatch):
 )
 def test_advice_on_planted_runs(planted, gain, how, says):
     p = planted(gain, **how)
-    assert says in advice.describe_advice(
-        p
-    ) and "the plain span model of 6 blocks, V-DB, " in advice.describe_advice(p)
+    assert says in advice.describe_advice(p)
+    assert "the plain span model of 6 blocks, V-DB, " in advice.describe_advice(p)
     assert ("trial_epochs" in advice.describe_advice(p)) == (how.get("epochs") == 3.0)
     frame = advice.advice_table(p)
-    assert list(frame["tested on"]) == ["a", "b"] and all(
-        len(r) == 3 * how.get("seeds", 5) for r in frame["run"]
-    )
+    assert list(frame["tested on"]) == ["a", "b"]
+    assert all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
 
 
 def test_no_advice_without_equal_trials(planted, monkeypatch):
@@ -219,25 +217,20 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
     page = (folder / "report.html").read_text()
     assert not list(folder.parent.glob("real")) and not (folder / "claims.csv").exists()
-    assert (
-        "<strong>Advice: needs more data or seeds.</strong>" in page
-        and "Nothing is decided below 3 seeds" in page
-    )
-    assert (
-        ">OWN</strong>" in page
-        and "claims are not judged" in page
-        and "Not part of the study" not in page
-    )
-    assert "Are the experts worth it on mine?</h1>" in page and page.index("Advice: ") < page.index(
-        '<h2 id="the-idea"'
-    )
+    assert "<strong>Advice: needs more data or seeds.</strong>" in page
+    assert "Nothing is decided below 3 seeds" in page
+    assert ">OWN</strong>" in page
+    assert "claims are not judged" in page
+    assert "Not part of the study" not in page
+    assert "Are the experts worth it on mine?</h1>" in page
+    assert page.index("Advice: ") < page.index('<h2 id="the-idea"')
     assert not any(
         x in page
         for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly")
     )
-    assert (
-        "harbour/train.jsonl" in page and str(tmp_path) not in page and page.count("<script") == 1
-    )
+    assert "harbour/train.jsonl" in page
+    assert str(tmp_path) not in page
+    assert page.count("<script") == 1
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
     assert verify.find_disagreement(p) in ("", None) and "needs more data" in findings.head(p)
@@ -383,9 +376,8 @@ def test_one_context_of_all_rows_cannot_be_split(
             start(monkeypatch, "mine", domains, **given)
         name = {"harbour": "mine-a", "clinic": "mine-b"}[domain]
         assert str(e.value).startswith(f"{name} cannot be split: one context holds ")
-        assert "add rows of other contexts, or cut that context into several" in str(
-            e.value
-        ) and "PARAMS" not in str(e.value)
+        assert "add rows of other contexts, or cut that context into several" in str(e.value)
+        assert "PARAMS" not in str(e.value)
     rows = crowded("harbour", sizes)
     for i, r in enumerate(rows):
         r["context"] += f" Part {i // 10}."
@@ -481,9 +473,8 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
     written(tmp_path / "harbour" / "train.jsonl", [line])
     with pytest.raises(UserError, match=words) as e:
         start(monkeypatch, "mine", domains)
-    assert str(tmp_path / "harbour" / "train.jsonl") in str(e.value) and "bad_rows=skip" in str(
-        e.value
-    )
+    assert str(tmp_path / "harbour" / "train.jsonl") in str(e.value)
+    assert "bad_rows=skip" in str(e.value)
 
 
 @pytest.mark.parametrize(

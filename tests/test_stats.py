@@ -165,11 +165,9 @@ def test_claims_validate_and_their_columns_exist(file):
 def test_contradictions_are_entered():
     found = {c.id: c for c in read_claims("exbert")}
     a, b, c = (found[x].range for x in ("headline", "mixed-gain", "squad-plus-8"))
-    assert (
-        a != b
-        and c[1] < a[0] < b[0]
-        and {"mixed-gain", "squad-plus-8"} <= set(found["headline"].contradicts)
-    )
+    assert a != b
+    assert c[1] < a[0] < b[0]
+    assert {"mixed-gain", "squad-plus-8"} <= set(found["headline"].contradicts)
 
 
 @pytest.fixture
@@ -306,11 +304,9 @@ def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
 )
 def test_verdicts_where_the_evidence_is_plain(gain, fields, expected):
     found = judged(claim(**fields), plant(two(gain), clusters=2000, seed_sd=0.1))
-    assert (
-        found["verdict"] == expected
-        and found["low"] < found["d"] < found["high"]
-        and found["n"] == 5
-    )
+    assert found["verdict"] == expected
+    assert found["low"] < found["d"] < found["high"]
+    assert found["n"] == 5
     assert abs(found["d"] - gain) < 0.3 and len(found["run"]) == 10
 
 
@@ -381,21 +377,24 @@ def test_one_or_two_seeds_reproduce_nothing(seeds, fields, gain):
         .set_index("id")
         .loc["planted"]
     )
-    assert found["verdict"] == "inconclusive: seeds (needs n=3)" and found["nu"] == pytest.approx(
-        4 + seeds - 1
-    )
+    assert found["verdict"] == "inconclusive: seeds (needs n=3)"
+    assert found["nu"] == pytest.approx(4 + seeds - 1)
 
 
 def test_one_seed_has_no_interval_of_its_own():
     found = judged(claim(), plant(two(30.0), seeds=1))
-    assert np.isnan(found["low"]) and np.isnan(found["p"]) and found["n"] == 1
+    assert np.isnan(found["low"])
+    assert np.isnan(found["p"])
+    assert found["n"] == 1
 
 
 def test_missing_seeds_are_left_out_on_both_sides():
     ledger, examples = plant(two(5.0), seeds=5)
     gone = ~((ledger["variant"] == "v-db") & (ledger["seed"] == 1))
     found, whole = judged(claim(), (ledger[gone], examples)), judged(claim(), (ledger, examples))
-    assert found["n"] == 4 and found["dropped"] == (1,) and whole["dropped"] == ()
+    assert found["n"] == 4
+    assert found["dropped"] == (1,)
+    assert whole["dropped"] == ()
     v = ledger[ledger["set"] == "squad"].pivot(index="seed", columns="variant", values="value")
     assert found["d"] == pytest.approx((v["exbert-tuned"] - v["v-db"]).drop(1).mean())
 
@@ -405,7 +404,9 @@ def test_ties():
     same = [x.assign(variant="exbert-tuned", run="x" + x["run"]) for x in (ledger, examples)]
     planted = pd.concat([ledger, same[0]]), pd.concat([examples, same[1]])
     found = judged(claim(), planted)
-    assert found["d"] == 0 and found["p"] == 1 and found["verdict"] == "not reproduced"
+    assert found["d"] == 0
+    assert found["p"] == 1
+    assert found["verdict"] == "not reproduced"
     assert judged(claim("equivalence"), planted)["verdict"] == "reproduced"
 
 
@@ -477,7 +478,9 @@ def test_sides_of_different_devices_are_not_compared():
         (ledger["variant"] == "v-db") & (ledger["seed"] == 1), "NVIDIA H200", "CPU, 1 thread"
     )
     some = judged(claim(), (ledger.assign(device=on), examples))
-    assert some["n"] == 4 and some["dropped"] == (1,) and some["verdict"] == "reproduced"
+    assert some["n"] == 4
+    assert some["dropped"] == (1,)
+    assert some["verdict"] == "reproduced"
 
 
 def test_arms_are_judged_apart():
@@ -508,11 +511,9 @@ def test_each_part_must_hold():
     assert judged(one, planted)["verdict"] == "reproduced" and judged(one, planted)["parts"] == 4
     all_ = claim(contrast={"both": {"ratio": [0.2, 0.8, 1.0]}, "each": ["ratio"]})
     found = judged(all_, planted)
-    assert (
-        found["verdict"] == "not reproduced"
-        and found["part"] == "ratio 1.0"
-        and len(found["run"]) == 30
-    )
+    assert found["verdict"] == "not reproduced"
+    assert found["part"] == "ratio 1.0"
+    assert len(found["run"]) == 30
     mean = judged(claim(contrast={"both": {"ratio": [0.2, 0.8, 1.0]}}), planted)
     assert mean["verdict"] == "reproduced" and mean["d"] == pytest.approx(4, abs=0.2)
 
@@ -533,9 +534,9 @@ def test_beyond_relative_lower_and_constants():
     assert judged(relative, planted)["d"] == pytest.approx(100 * 8 / base, abs=0.5)
     assert judged(claim(contrast={"direction": "lower"}), planted)["verdict"] == "not reproduced"
     value = judged(claim("equivalence", {"against": None, "target": base + 8}), planted)
-    assert (
-        value["verdict"] == "reproduced" and value["v"] > 10 * found["v"]
-    )  # a score alone: its questions' whole variance
+    assert value["verdict"] == "reproduced"
+    # a score alone: its questions' whole variance
+    assert value["v"] > 10 * found["v"]
     zero = planted[0].assign(value=0.0), planted[1].assign(em=0.0)
     assert (
         judged(relative, zero)["verdict"]
@@ -590,10 +591,8 @@ def test_a_verdict_that_hangs_on_the_pooling_says_so():
     ]
     found = stats.judge_claims(listed, ledger, examples, "real", DOMAINS).set_index("id")
     assert found["levene"]["quiet"] > 0.01 and found["s2"]["quiet"] == found["s2"]["loud"]
-    assert (
-        found["verdict"]["quiet"].startswith("inconclusive")
-        and found["unpooled"]["quiet"] == "reproduced"
-    )
+    assert found["verdict"]["quiet"].startswith("inconclusive")
+    assert found["unpooled"]["quiet"] == "reproduced"
     only = stats.judge_claims(listed[:1], ledger, examples, "real", DOMAINS).iloc[0]
     assert only["verdict"] == only["unpooled"] == "reproduced"  # nothing else is in its pool
     told = verify.describe_pooling(
@@ -619,17 +618,15 @@ def test_variances_are_pooled_unless_levene_objects():
     ]
     planted = [pd.concat(x) for x in zip(quiet, loud, strict=True)]
     found = stats.judge_claims(listed, *planted, "real", DOMAINS).set_index("id")
-    assert (
-        (found["levene"] < 0.01).all()
-        and np.allclose(found["nu"], 11)
-        and found["s2"]["loud"] > 100 * found["s2"]["quiet"]
-    )
+    assert (found["levene"] < 0.01).all()
+    assert np.allclose(found["nu"], 11)
+    assert found["s2"]["loud"] > 100 * found["s2"]["quiet"]
     other = plant({("v-db", 0.2): 0.0, ("exbert-tuned", 0.2): 4.0})
     alike = [pd.concat(x) for x in zip(other, plant(two(4.0), rng=1), strict=True)]
     found = stats.judge_claims(listed, *alike, "real", DOMAINS)
-    assert (
-        np.allclose(found["nu"], 8) and found["s2"].nunique() == 1
-    )  # `again` is `quiet` and counts once
+    assert np.allclose(found["nu"], 8)
+    # `again` is `quiet` and counts once
+    assert found["s2"].nunique() == 1
 
 
 @pytest.mark.parametrize("others, nu", [(["a"], 4), (["a", "b", "c", "d"], 4 * 16 / 7)])
@@ -646,9 +643,8 @@ def test_what_seeds_average_out_is_no_variance_of_questions():
     """v does not shrink with n: a seed's own noise from question to question is in s² alone."""
     planted = plant(two(1.0), seeds=20, seed_sd=0.0, cluster_sd=1.0, row_sd=10.0, clusters=400)
     found = judged(claim(), planted)
-    assert found["v"] == pytest.approx(2 * 1.0 / 400, abs=0.005) and found["s2"] == pytest.approx(
-        2 * 100 / 400, rel=0.5
-    )
+    assert found["v"] == pytest.approx(2 * 1.0 / 400, abs=0.005)
+    assert found["s2"] == pytest.approx(2 * 100 / 400, rel=0.5)
 
 
 def test_few_clusters_widen_an_interval():
@@ -716,9 +712,10 @@ def test_a_correlation_is_drawn_again_as_a_correlation():
     )
     draws = resample(ledger, examples, 4000)
     assert np.array_equal(draws["r", "sts", "pearson"], draws["r", "sts", "score"])
+    # Fisher
     assert draws["r", "sts", "pearson"].std() == pytest.approx(
         100 * (1 - r**2) / np.sqrt(K), rel=0.15
-    )  # Fisher
+    )
     whole = correlation(
         np.stack(
             [
@@ -818,16 +815,12 @@ def test_curves_and_whole_epochs():
     ]
     ledger = stats.curves(pd.DataFrame(rows))
     one = ledger[ledger["run"] == "v-db-s0"].set_index("metric")["value"]
-    assert (
-        one["best_epoch"] == 3
-        and one["validation_loss"] == 2
-        and one["validation_loss_2"] == pytest.approx(2.1)
-    )
-    assert (
-        one["loss_gap"] == pytest.approx(2.3 - 1.5)
-        and set(ledger["set"]) == {"validation"}
-        and (ledger["n"] == 500).all()
-    )
+    assert one["best_epoch"] == 3
+    assert one["validation_loss"] == 2
+    assert one["validation_loss_2"] == pytest.approx(2.1)
+    assert one["loss_gap"] == pytest.approx(2.3 - 1.5)
+    assert set(ledger["set"]) == {"validation"}
+    assert (ledger["n"] == 500).all()
     earlier = {
         "set": "validation",
         "metric": "best_epoch",
@@ -837,9 +830,10 @@ def test_curves_and_whole_epochs():
     epochs = claim("magnitude", earlier, printed=33, unit="percent relative")
     none = pd.DataFrame(columns=["run", "set", "cluster", "id", "em"])
     five, three = judged(epochs, (ledger, none)), judged(epochs, (ledger[ledger["seed"] < 3], none))
-    assert (
-        five["d"] == pytest.approx(100 / 3) and five["s2"] > 0 and five["v"] == 0
-    )  # equal in all seeds, yet not known exactly
+    assert five["d"] == pytest.approx(100 / 3)
+    assert five["s2"] > 0
+    # equal in all seeds, yet not known exactly
+    assert five["v"] == 0
     assert five["high"] - five["low"] < three["high"] - three["low"]
     assert three["verdict"].startswith("inconclusive: seeds (needs n=")
     with pytest.raises(UserError, match="not a number"):
@@ -890,10 +884,11 @@ def test_power_says_what_more_seeds_and_more_questions_can_do():
 
     c, (own, common) = claim(), power.spread(claim(), {"first": (10_000, 50)})
     n = asked(10_000)  # the fewest, not one near it
-    assert 400 < n < 500 and power.smallest(c, own, common, n) <= 1 < power.smallest(
-        c, own, common, n - 1
-    )
-    assert asked(382) == np.inf and 3 <= asked(40_000) < np.inf and asked(10**8) <= asked(40_000)
+    assert 400 < n < 500
+    assert power.smallest(c, own, common, n) <= 1 < power.smallest(c, own, common, n - 1)
+    assert asked(382) == np.inf
+    assert 3 <= asked(40_000) < np.inf
+    assert asked(10**8) <= asked(40_000)
     assert asked(382, kind="magnitude", printed=30) == 3
     assert asked(20_000, kind="equivalence", margin=2) < asked(20_000, kind="equivalence", margin=1)
     assert power.spread(claim(contrast={"metric": "best_epoch"}), {"first": (9, 50)}) is None
@@ -901,9 +896,8 @@ def test_power_says_what_more_seeds_and_more_questions_can_do():
     twice = power.spread(
         claim(contrast={"set": ["first", "second"]}), {"first": (100, 50), "second": (100, 50)}
     )
-    assert twice == pytest.approx(
-        np.divide(power.spread(claim(), {"first": (100, 50)}), 2)
-    )  # the mean over two sets
+    # the mean over two sets
+    assert twice == pytest.approx(np.divide(power.spread(claim(), {"first": (100, 50)}), 2))
     apart = {
         "ours": {"variant": "v-db", "set": "first"},
         "against": {"variant": "v-db", "set": "second"},
@@ -920,9 +914,8 @@ def test_power_says_what_more_seeds_and_more_questions_can_do():
         claim(contrast={"set": ["first", "second"], "each": ["set"]}),
         {"first": (100, 50), "second": (50, 50)},
     )
-    assert worse == pytest.approx(
-        np.multiply(power.spread(claim(), {"first": (100, 50)}), 2)
-    )  # the smaller of two parts
+    # the smaller of two parts
+    assert worse == pytest.approx(np.multiply(power.spread(claim(), {"first": (100, 50)}), 2))
 
 
 @pytest.mark.parametrize("report", [f.stem for f in FILES])
@@ -935,11 +928,9 @@ def test_power_table(report, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["power", report])
     assert run_verb(sys.argv) == 0
     told = capsys.readouterr().out
-    assert (
-        f"of {len(listed)} claims {len(table)} are about scores" in told
-        and "no number" in told
-        and "nan" not in told
-    )
+    assert f"of {len(listed)} claims {len(table)} are about scores" in told
+    assert "no number" in told
+    assert "nan" not in told
     monkeypatch.setattr("sys.argv", ["power", "mo"])
     with pytest.raises(UserError, match="no report mo; known: exbert, moe"):
         run_verb(sys.argv)
@@ -1076,9 +1067,9 @@ def test_coverage_with_the_seed_variance_estimated(
         f"n={n} contrasts={contrasts} sd of seeds {seed_sd}, questions {question_sd}, noise {noise}: "
         f"covered {100 * covered:.1f} %, false in the claimed direction {100 * wrong:.1f} %"
     )
-    assert (
-        0.94 <= covered <= 0.985 and wrong <= 0.03
-    )  # nominal 95 %, and 2.5 %: two-sided p, one direction
+    assert 0.94 <= covered <= 0.985
+    # nominal 95 %, and 2.5 %: two-sided p, one direction
+    assert wrong <= 0.03
 
 
 # ---- verify ----
@@ -1151,29 +1142,22 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
         f", n=3, seed part {eight['seed_part']:.2f}: "
         in told[list(table.index).index("squad-plus-8")]
     )
-    assert (
-        eight["low"] < eight["ours"] < eight["high"]
-        and eight["n"] == 3
-        and len(eight["run"].split()) == 6
-    )
-    assert not eight["tuned"].startswith("not tested") and eight["control"].startswith(
-        "(a) without ST-MoE block: "
-    )
-    assert eight["control_low"] < eight["control_ours"] < eight["control_high"] and np.isfinite(
-        eight["tuned_ours"]
-    )
+    assert eight["low"] < eight["ours"] < eight["high"]
+    assert eight["n"] == 3
+    assert len(eight["run"].split()) == 6
+    assert not eight["tuned"].startswith("not tested")
+    assert eight["control"].startswith("(a) without ST-MoE block: ")
+    assert eight["control_low"] < eight["control_ours"] < eight["control_high"]
+    assert np.isfinite(eight["tuned_ours"])
     assert (
         verify.claims_table(recorded.model_copy(update={"arms": ["printed"]}))["tuned"]
         .iloc[-1]
         .endswith("there are no runs")
     )
-    assert (
-        not table["verdict"]["headline"].startswith("not tested")
-        and table["printed"]["headline"] == "9 to 13"
-    )
-    assert (
-        "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]
-    )  # the mixtures of this size do, the domains alone do not
+    assert not table["verdict"]["headline"].startswith("not tested")
+    assert table["printed"]["headline"] == "9 to 13"
+    # the mixtures of this size do, the domains alone do not
+    assert "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]
     fifty = verify.claims_table(recorded).set_index("claim").loc["fifty-on-1600"]
     assert np.isnan(fifty["ours"]) and fifty["run"] == ()
     assert ", n=0: not tested" in told[list(table.index).index("fifty-on-1600")]
@@ -1196,9 +1180,10 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
     ]
     monkeypatch.setattr(claims_module, "read_claims", lambda slug, ratios: listed)
     a, b, gain, kept = (x for _, x in verify.claims_table(recorded).iterrows())
+    # shifts the rule
     assert kept[["ours", "low", "high"]].tolist() == pytest.approx(
         gain[["ours", "low", "high"]].tolist()
-    )  # shifts the rule
+    )
     values = [
         r["metrics"]["squad"]["em"]
         for s, r in runs.require_records(plans.plan(recorded))
@@ -1206,9 +1191,9 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
     ]
     assert a["ours"] == pytest.approx(np.mean(values)) and a["low"] < a["ours"] < a["high"]
     assert b[["ours", "low", "high"]].tolist() == pytest.approx(a[["ours", "low", "high"]].tolist())
-    assert (
-        a["seed_part"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3)) and a["seed_part"] > 0
-    )  # its pool has no other
+    assert a["seed_part"] == pytest.approx(np.std(values, ddof=1) / np.sqrt(3))
+    # its pool has no other
+    assert a["seed_part"] > 0
 
 
 def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
@@ -1219,10 +1204,8 @@ def test_verify_stops_where_the_ledger_on_disk_disagrees(recorded, capsys):
         "".join(whole.splitlines(True)[:-1]),
     ):
         file.write_text(spoilt)
-        assert (
-            run_verb(sys.argv) == 1
-            and "results.csv and the records disagree" in capsys.readouterr().out
-        )
+        assert run_verb(sys.argv) == 1
+        assert "results.csv and the records disagree" in capsys.readouterr().out
     file.unlink()
     assert run_verb(sys.argv) == 0  # nothing on disk, nothing that disagrees
 
@@ -1246,9 +1229,8 @@ def test_a_report_without_runs_of_a_profile_has_no_verdicts(capsys, monkeypatch)
 def test_power_with_our_own_test_sets(recorded):
     table = verify.power_for_page(recorded)
     assert "seeds, ours" in table and (table["run"].map(len) == 1).all()
-    assert (
-        table.set_index("claim").loc["mixed-gain", "seeds, ours"] == "no number"
-    )  # 30 questions a set
+    # 30 questions a set
+    assert table.set_index("claim").loc["mixed-gain", "seeds, ours"] == "no number"
     effects = power.power_table("exbert").set_index("claim")[
         "effect"
     ]  # of a score of 50 half in points

@@ -68,24 +68,22 @@ def test_answers_are_text_where_the_text_is_ours_and_spans_elsewhere(monkeypatch
         P, central, lambda spec: {P.domains[0]: (None, rows)}
     )  # of the test rows that there are
     spans = tables.answers_table(P.model_copy(update={"source": "folder"}), central, None)
-    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"} and set(spans["right"]) == {
+    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"}
+    assert set(spans["right"]) == {
         "ExBERT",
         "V-DB",
         "neither",
     }
-    assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"] and list(
-        text["question"]
-    ) == ["0?", "3?"]
+    assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"]
+    assert list(text["question"]) == ["0?", "3?"]
 
 
 def test_contains_is_whole_words_and_more_than_the_answer():
     assert metrics.contains("The torn ACL of the knee", ["torn ACL"])
     assert not metrics.contains("a torn ACL", ["torn ACL"])  # exact, once articles are gone
-    assert (
-        not metrics.contains("acltorn", ["acl"])
-        and not metrics.contains("", ["x"])
-        and not metrics.contains("x", [""])
-    )
+    assert not metrics.contains("acltorn", ["acl"])
+    assert not metrics.contains("", ["x"])
+    assert not metrics.contains("x", [""])
 
 
 def history() -> pd.DataFrame:
@@ -113,10 +111,8 @@ def test_names_of_models_mixtures_and_rates():
     frame = history()
     assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
     assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]  # in the order of the numbers
-    assert (
-        catalogue.model_of("exbert-tuned") == "exbert-tuned"
-        and catalogue.model_of("exbert-full") == "exbert"
-    )
+    assert catalogue.model_of("exbert-tuned") == "exbert-tuned"
+    assert catalogue.model_of("exbert-full") == "exbert"
 
 
 def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
@@ -171,9 +167,8 @@ def test_numbers_in_prose():
             "part": "F1",
         }
     )
-    assert verify.has_verdict(claims, "c", "not reproduced") and not verify.has_verdict(
-        claims, "c", "reproduced"
-    )
+    assert verify.has_verdict(claims, "c", "not reproduced")
+    assert not verify.has_verdict(claims, "c", "reproduced")
     assert verify.has_verdict(claims, "d", "inconclusive")
     assert verify.format_claim(claims, "c") == "1.2 [-1.0, 3.5] F1"
 
@@ -203,7 +198,8 @@ def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
         )
     )
     grid = figures.draw_by_mixture(P, ledger)
-    assert len(grid.axes.flat) == 2 and [t.get_text() for t in grid.legend.get_texts()] == [
+    assert len(grid.axes.flat) == 2
+    assert [t.get_text() for t in grid.legend.get_texts()] == [
         "V-DB",
         "ExBERT",
     ]
@@ -241,9 +237,8 @@ def routed(monkeypatch):
 
 def test_routing_frames(routed):
     share = tables.collect_routing([routed])
-    assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0] and set(
-        share["expert"]
-    ) == {1, 2, 3, 4}
+    assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0]
+    assert set(share["expert"]) == {1, 2, 3, 4}
     step = tables.collect_router_steps([routed]).iloc[0]
     assert step["largest load"] == 2.0 and step["dropped"] == 0.25
 
@@ -278,14 +273,10 @@ def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
     one = {"low": float("nan"), "n": 1, "confound": "It may not.", "judged": "superiority"}
     shown = verify.claims_for_page(pd.DataFrame([row, row | {"run": ()}, row | one]))
     assert list(shown["printed"]) == ["9 to 13 EM or F1", "9 to 13 EM or F1 (direction)"]
-    assert (
-        list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"]
-        and list(shown["equal trials"]) == ["not tested"] * 2
-    )
-    assert (
-        shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
-        and shown.iloc[0, 0] == "It gains (3; primary)"
-    )
+    assert list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"]
+    assert list(shown["equal trials"]) == ["not tested"] * 2
+    assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
+    assert shown.iloc[0, 0] == "It gains (3; primary)"
     assert shown.iloc[1, 0] == "It gains (3; primary) To bear in mind: It may not."
     assert shown["control"].iloc[0] == "0.5 [-1.0, 2.0] EM (squad), Equal weights: not reproduced"
 
@@ -320,9 +311,8 @@ def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
         )
         bins = tables.calibration_bins(p.model_copy(update={"domains": [a, b]}), Mixed(experts))
         inside = bins[bins["of"].str.startswith("in domain")]
-        assert (
-            tables.calibration_error(inside) == pytest.approx(error) and inside["pairs"].sum() == 20
-        )
+        assert tables.calibration_error(inside) == pytest.approx(error)
+        assert inside["pairs"].sum() == 20
         far = bins[bins["of"].str.startswith(p.pools[0])].set_index("weight")["share"]
         assert list(far) == [0.0, 1.0]  # the trusted expert is right, the other wrong
 

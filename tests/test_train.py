@@ -72,13 +72,10 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     spec = plans.plan(p)[0]
     record = runs.find_record(spec)
     assert record["metrics"]["encyclopaedia"]["n"] == 24 and record["environment"]["commit"]
-    assert [h["epoch"] for h in record["history"]] == [1.0] and record["history"][0][
-        "train_loss"
-    ] > 0
-    assert (
-        not (runs.run_folder(spec) / "checkpoints").exists()
-        and not (runs.run_folder(spec) / "model.safetensors").exists()
-    )
+    assert [h["epoch"] for h in record["history"]] == [1.0]
+    assert record["history"][0]["train_loss"] > 0
+    assert not (runs.run_folder(spec) / "checkpoints").exists()
+    assert not (runs.run_folder(spec) / "model.safetensors").exists()
     text = (runs.run_folder(spec) / "metrics.json").read_text() + pd.read_parquet(
         runs.run_folder(spec) / "examples.parquet"
     ).to_csv()
@@ -100,9 +97,8 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     assert runs.collect_ledger([spec]).equals(ledger)
     assert runs.collect_examples([spec])[examples.columns].equals(examples)
     assert list(study.run(p, plans.plan, live=False).trained) == ["found"]
-    assert runs.find_record(spec, fresh=True) is None and study.list_missing(
-        [spec], fresh=True
-    ) == [spec]
+    assert runs.find_record(spec, fresh=True) is None
+    assert study.list_missing([spec], fresh=True) == [spec]
     # a committed file that is damaged or gone is one sentence
     for damage, words in (
         (
@@ -266,16 +262,13 @@ def test_a_page_does_not_call_unknown_code_clean():
 def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
     p = tiny(arms=["tuned"], experiments=["headline"])
     trials = plans.plan(p)
-    assert (
-        trials
-        and not any(s.tests for s in trials if s.arm == "tuned")
-        and study.list_missing(trials) == trials
-    )
+    assert trials
+    assert not any(s.tests for s in trials if s.arm == "tuned")
+    assert study.list_missing(trials) == trials
     machine(monkeypatch, cuda=True)
     todo = study.list_missing(plans.plan(tiny(arms=["tuned", "printed"])))
-    assert len(todo) > len(trials) and all(
-        s.tests == p.domains and s.threads == "cuda" for s in todo
-    )
+    assert len(todo) > len(trials)
+    assert all(s.tests == p.domains and s.threads == "cuda" for s in todo)
 
 
 def machine(monkeypatch, cuda: bool, bf16: bool = True):
@@ -314,9 +307,8 @@ def test_records_serve_every_machine(tiny, monkeypatch, trained, drawn):
     (spec,) = study.list_missing(plans.plan(p))
     planted(spec)
     machine(monkeypatch, *drawn)
-    assert study.list_missing(plans.plan(p)) == [] and list(
-        study.run(p, plans.plan, live=False)["run"]
-    ) == [spec.run]
+    assert study.list_missing(plans.plan(p)) == []
+    assert list(study.run(p, plans.plan, live=False)["run"]) == [spec.run]
     assert set(runs.collect_ledger(plans.plan(p))["precision"]) == {
         "bf16" if trained[1] else "fp32"
     }
@@ -329,9 +321,8 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
     planted(spec)
     assert runs.land("exbert", plans.plan(p)) == 1
     machine(monkeypatch, False, bf16=False)
-    assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == [
-        "found"
-    ]  # that of the store
+    # that of the store
+    assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == ["found"]
     (store / "runs").rename(store / "gone")
     assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == ["now"]
     assert runs.land("exbert", plans.plan(p)) == 0  # its committed record is of another machine
@@ -359,10 +350,8 @@ def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store
             ),
         )
     monkeypatch.setattr(runs, "LIMIT", 1)
-    assert (
-        runs.land("exbert", specs) == 3
-        and len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
-    )
+    assert runs.land("exbert", specs) == 3
+    assert len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
     (store / "runs").rename(store / "gone")
     assert runs.collect_examples(specs)["id"].tolist() == [
         f"{i}-{k}" for i in range(3) for k in range(9)
@@ -393,10 +382,8 @@ def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
 def test_a_record_without_a_test_set_is_incomplete(tiny):
     spec = plans.plan(tiny())[0]
     train.train(spec.model_copy(update={"tests": ["biomedicine"]}), progress=lambda line: None)
-    assert (
-        runs.find_record(spec.model_copy(update={"tests": ["biomedicine"]}))
-        and runs.find_record(spec) is None
-    )
+    assert runs.find_record(spec.model_copy(update={"tests": ["biomedicine"]}))
+    assert runs.find_record(spec) is None
     assert study.list_missing([spec]) == [spec]
 
 
@@ -424,9 +411,8 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
         {"metrics": scored, "environment": {"device": "CPU", "precision": "bf16"}},
         pd.DataFrame({"id": ["a"]}),
     )
-    assert runs.find_record(spec)["spec"]["encoder"] == "copy" and set(
-        runs.collect_ledger([copied])["encoder"]
-    ) == {"copy"}
+    assert runs.find_record(spec)["spec"]["encoder"] == "copy"
+    assert set(runs.collect_ledger([copied])["encoder"]) == {"copy"}
     assert str(store) not in (runs.run_folder(spec) / "metrics.json").read_text()
 
 
@@ -593,19 +579,20 @@ def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
         match=f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}",
     ):
         build.build_model(child)
+    # complete as a record, missing for a child
     assert study.list_missing([parent, child]) == [
         parent,
         child,
-    ]  # complete as a record, missing for a child
+    ]
     tokens = {s.hash: 1.0 for s in (parent, child)}
     study._train([parent, child], tokens, 1, study.list_parents([child]), False)
     assert runs.find_record(child) and not (runs.run_folder(parent) / "model.safetensors").exists()
     train.train(
         parent.model_copy(update={"tests": []}), progress=lambda line: None, keep_weights=True
     )  # as a child holds it
-    assert runs.find_record(parent) and set(parent.tests) <= set(
-        runs.find_record(parent)["metrics"]
-    )  # loses no score
+    assert runs.find_record(parent)
+    # loses no score
+    assert set(parent.tests) <= set(runs.find_record(parent)["metrics"])
 
 
 def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_path):
@@ -628,10 +615,8 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
     roberta = RobertaModel(
         RobertaConfig(**small, max_position_embeddings=66, type_vocab_size=1, pad_token_id=0)
     )
-    assert (
-        encoders.count_positions(roberta) == 65
-        and encoders.count_positions(encoders.load_encoder("minilm")[0]) == 512
-    )
+    assert encoders.count_positions(roberta) == 65
+    assert encoders.count_positions(encoders.load_encoder("minilm")[0]) == 512
     rows, (_, tokenizer) = selection.draw_mixture(specs[0])[0][:2], encoders.load_encoder("minilm")
     windows = features.load_windows(rows, tokenizer, 64, 16, tmp_path)
     model = heads.SpanModel(roberta)
@@ -687,10 +672,8 @@ def test_two_workers_give_the_same_numbers_as_one(tiny, store):
     record = runs.find_record(spec)
     (store / "runs").rename(store / "apart")
     alone = train.train(spec, progress=lambda line: None)
-    assert (
-        alone["history"] == record["history"]
-        and alone["load"]["training"] == record["load"]["training"]
-    )
+    assert alone["history"] == record["history"]
+    assert alone["load"]["training"] == record["load"]["training"]
 
 
 def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
@@ -726,9 +709,8 @@ def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch
         "find_record",
         lambda spec, fresh: {"run": spec.run, "hash": spec.hash, "seconds": 1.0},
     )
-    assert list(study.run(tiny(seeds=[0, 1, 2]), plans.plan)["trained"]) == [
-        "now"
-    ] * 3 and seen == [1, 2]
+    assert list(study.run(tiny(seeds=[0, 1, 2]), plans.plan)["trained"]) == ["now"] * 3
+    assert seen == [1, 2]
 
 
 def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small(tiny, monkeypatch):
@@ -785,7 +767,9 @@ def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
     with pytest.raises(SystemExit) as stop:
         command_line.run_and_exit(run)
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: x.csv: ") and said.count("\n") == 1
+    assert stop.value.code == 2
+    assert said.startswith("error: x.csv: ")
+    assert said.count("\n") == 1
 
 
 def test_training_needs_no_home_and_no_locale(store):
@@ -894,11 +878,9 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
     _, errors = child.communicate(timeout=60)
     assert gone and not alive
     if stop is signal.SIGINT:
-        assert (
-            child.returncode == 130
-            and "the same command goes on from here" in errors
-            and "Traceback" not in errors
-        )
+        assert child.returncode == 130
+        assert "the same command goes on from here" in errors
+        assert "Traceback" not in errors
 
 
 def test_logits_do_not_depend_on_the_batch(tiny):
