@@ -52,11 +52,11 @@ def few_test_rows(monkeypatch):
 @pytest.fixture
 def tiny():
     """Parameters of a training that takes seconds; keyword arguments change them."""
-    from qa_lib.settings import params
+    from qa_lib.reports import plans
 
     def load(**changes):
         p = TINY | changes
         same = {"side_seeds": p["seeds"], "centre": p["ratios"][0], "control_ratios": p["ratios"]}
-        return params.load_params("exbert", "quick", same | p)
+        return plans.load_params("exbert", "quick", same | p)
 
     return load

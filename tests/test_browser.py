@@ -12,7 +12,7 @@ import pytest
 from devtools import CHROMIUM, Tab
 
 from qa_lib.page import render
-from qa_lib.settings import params
+from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT
 from qa_lib.store import runs
 
@@ -144,7 +144,7 @@ def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
     from nbformat.v4 import new_markdown_cell, new_notebook
 
     nb = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell(PLANTED)])
-    (tmp_path / "page.html").write_text(render.page(nb, params.load_params("exbert", "quick")))
+    (tmp_path / "page.html").write_text(render.page(nb, plans.load_params("exbert", "quick")))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
     sort = """(i => { const t = document.querySelector("table"); t.querySelectorAll("button")[i].click();
               return [...t.tBodies[0].rows].map(r => r.cells[i].textContent); })"""
@@ -160,7 +160,7 @@ def test_a_script_of_the_text_does_not_run(tab, tmp_path):
     from nbformat.v4 import new_markdown_cell, new_notebook
 
     text = render.page(
-        new_notebook(cells=[new_markdown_cell("# Title")]), params.load_params("exbert", "quick")
+        new_notebook(cells=[new_markdown_cell("# Title")]), plans.load_params("exbert", "quick")
     )
     evil = "<script>document.title = 'run'</script><img src='data:,' onerror=\"document.title = 'run'\"></main>"
     (tmp_path / "page.html").write_text(text.replace("</main>", evil))

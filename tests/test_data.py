@@ -602,12 +602,12 @@ def test_the_hub_is_refused_in_one_sentence_offline():
         match=r"encoder distilbert-base-uncased: there is no such folder.* and it cannot be had from the "
         r"hub .*minilm, which need no network \(PARAMS=encoder=…\), or .* once with network",
     ):
-        plans.plan(params.load_params("exbert", "paper"))
+        plans.plan(plans.load_params("exbert", "paper"))
     with pytest.raises(
         UserError,
         match=r"dataset .* cannot be had from the hub .*make data .*PROFILE=quick .*PROFILE=real DATA=",
     ):
-        plans.plan(params.load_params("exbert", "paper", {"encoder": "minilm"}))
+        plans.plan(plans.load_params("exbert", "paper", {"encoder": "minilm"}))
 
 
 def test_rows_of_the_hub_come_in_two_forms(monkeypatch):

@@ -18,7 +18,7 @@ from qa_lib.__main__ import run_verb
 from qa_lib.data import corpora, features
 from qa_lib.models import encoders
 from qa_lib.reports import plans
-from qa_lib.settings import encoder_files, hub, params
+from qa_lib.settings import encoder_files, hub
 from qa_lib.settings.params import UserError
 from qa_lib.training import build, clusters, study
 
@@ -462,4 +462,4 @@ def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, mo
 def test_parameters_of_a_plan_load_no_weights(tiny, copied):
     """A page is drawn from records where the encoder's weights need not be read."""
     (copied / "model.safetensors").write_bytes(b"of the same name")
-    assert plans.plan(tiny(encoder=str(copied))) and params.load_params("exbert", "quick")
+    assert plans.plan(tiny(encoder=str(copied))) and plans.load_params("exbert", "quick")

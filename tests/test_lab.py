@@ -17,7 +17,7 @@ import pytest
 from devtools import CHROMIUM, Tab
 from test_notebooks import NOTEBOOKS, TINY
 
-from qa_lib.settings import params
+from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT
 
 RUNS = os.environ.get("QA_RUNS")  # before the store of each test takes its place
@@ -61,7 +61,7 @@ def notebook(tmp_path, monkeypatch):
     if RUNS:
         monkeypatch.setenv("QA_RUNS", str(Path(RUNS).resolve()))
     else:
-        values = params.load_params("exbert", "quick", TINY["exbert"]).model_dump()
+        values = plans.load_params("exbert", "quick", TINY["exbert"]).model_dump()
         nb.cells[1].source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     (tmp_path / "notebooks").mkdir()
     nbformat.write(nb, tmp_path / "notebooks" / "lab.ipynb")

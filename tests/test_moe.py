@@ -9,9 +9,9 @@ import torch
 from qa_lib.data import features, selection
 from qa_lib.evidence.claims import read_claims
 from qa_lib.models import encoders, gated_mixture
-from qa_lib.reports import plans
+from qa_lib.reports import moe, plans
 from qa_lib.settings import params
-from qa_lib.settings.parameters import Gate, Moe
+from qa_lib.settings.parameters import Gate
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 from qa_lib.tasks import span
@@ -37,12 +37,12 @@ TINY = {
 }
 
 
-def load(**changes) -> Moe:
-    return params.load_params("moe", "quick", TINY | changes)
+def load(**changes) -> moe.Parameters:
+    return plans.load_params("moe", "quick", TINY | changes)
 
 
 def whole_plan(profile="quick", size=None, **changes):
-    return plans.plan(params.load_params("moe", profile, changes, size))
+    return plans.plan(plans.load_params("moe", profile, changes, size))
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_the_estimate_counts_what_experts_say_once():
 
 
 def test_the_report_s_settings():
-    p = params.load_params("moe", "paper")
+    p = plans.load_params("moe", "paper")
     assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (
         16,
         3,
@@ -456,7 +456,7 @@ def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
 
 def test_no_out_of_domain_test_text_is_ever_trained_on():
     for spec in whole_plan(
-        experiments=Moe.model_json_schema()["properties"]["experiments"]["items"]["enum"]
+        experiments=moe.Parameters.model_json_schema()["properties"]["experiments"]["items"]["enum"]
     ):
         held = {
             selection.normalise_text(r["context"])

@@ -14,7 +14,6 @@ import pytest
 
 from qa_lib.evidence import verify
 from qa_lib.reports import plans
-from qa_lib.settings import params
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -51,7 +50,7 @@ def test_every_landed_record_has_the_hash_of_its_fields(slug):
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_todays_plan_of_real_finds_every_record(slug):
-    plan = plans.plan(params.load_params(slug, "real", size="small"))
+    plan = plans.plan(plans.load_params(slug, "real", size="small"))
     found = {runs.find_record(spec)["hash"] for spec in plan}
     assert found == set(runs.read_committed(slug))
 
@@ -112,7 +111,7 @@ def test_pages_hold_what_they_held(slug, name):
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
-    p = params.load_params(slug, "real", size="small")
+    p = plans.load_params(slug, "real", size="small")
     folder = ROOT / "figures" / slug / "real"
     assert runs.format_csv(runs.collect_ledger(plans.plan(p))) == (
         folder / "results.csv"

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from qa_lib.page import render
-from qa_lib.settings import params
+from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 
 NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[1-4]_*.ipynb"))}
@@ -105,9 +105,9 @@ def test_form(slug):
 def test_parameters_are_those_of_the_quick_profile(slug):
     cell = read(slug).cells[1]
     assert render.tags(cell) == ["parameters"]
-    assert assigned(cell.source) == params.load_params(slug, "quick").model_dump()
+    assert assigned(cell.source) == plans.load_params(slug, "quick").model_dump()
     assert set(render.read_notes(cell.source)) == set(assigned(cell.source))
-    assert f'P = params.load_from_names("{slug}", globals())' in read(slug).cells[2].source
+    assert f'P = plans.load_from_names("{slug}", globals())' in read(slug).cells[2].source
 
 
 @each
@@ -140,7 +140,7 @@ def store(tmp_path, monkeypatch):
 
 @each
 def test_run_all_with_tiny_parameters(slug, store):
-    p = params.load_params(
+    p = plans.load_params(
         slug, "quick", TINY[slug] | ({"curve_seeds": [1]} if slug == "moe" else {})
     )
     nb = render.execute(again(read(slug)), slug, p.model_dump())
@@ -156,7 +156,7 @@ def test_run_all_with_tiny_parameters(slug, store):
 @each
 def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
     parts, absent, drawn, gone = FEW[slug]
-    p = params.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
+    p = plans.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
     page = render.page(render.execute(again(read(slug)), slug, p.model_dump()), p)
     assert re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page)
     assert f'<figure id="{drawn}">' in page

@@ -124,4 +124,4 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     assert text.count("<tr>") > sum(len(claims.read_claims(s)) for s in overview.TITLES)
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
         overview.choose_page({"profile": "papper"})
-    assert list(params.REPORTS)
+    assert params.list_reports()

@@ -82,7 +82,7 @@ def planted(monkeypatch):
         monkeypatch.setattr(
             runs, "collect_examples", lambda s: examples[examples["run"].isin([x.run for x in s])]
         )
-        return params.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
+        return plans.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
 
     return make
 
@@ -192,7 +192,7 @@ def start(monkeypatch, name, texts, **changes):
     given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
     monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
     run_verb(sys.argv)
-    return params.load_params(
+    return plans.load_params(
         "exbert",
         "own",
         {"domains": [f"{name}-a", f"{name}-b"]}
@@ -526,10 +526,10 @@ def test_own_without_its_file():
     with pytest.raises(
         UserError, match="profile: own goes with source own and the file that `make own` writes"
     ):
-        params.load_params("exbert", "own")
+        plans.load_params("exbert", "own")
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
         plans.plan(
-            params.load_params(
+            plans.load_params(
                 "exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}
             )
         )

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qa_lib.reports import plans
+from qa_lib.reports import exbert, plans
 from qa_lib.settings import command_line, params
 from qa_lib.settings.parameters import TAKEN_NAMES, Gate, Layer
 from qa_lib.settings.params import UserError
@@ -17,7 +17,7 @@ from qa_lib.store import runs
 
 @pytest.mark.parametrize("profile", ["quick", "real", "paper"])
 def test_every_yaml_validates(profile):
-    p = params.load_params("exbert", profile)
+    p = plans.load_params("exbert", profile)
     assert p.profile == profile and p.report == "exbert"
     for source in ("embedded", "folder", "hub"):
         assert params.read_datasets(source)
@@ -83,7 +83,7 @@ def test_every_yaml_validates(profile):
 )
 def test_a_wrong_parameter_is_one_sentence(changes, words):
     with pytest.raises(UserError) as e:
-        params.load_params("exbert", "quick", changes)
+        plans.load_params("exbert", "quick", changes)
     sentence = str(e.value)
     assert "\n" not in sentence and sentence.startswith("PARAMS (-p): ")
     assert all(w in sentence for w in words), sentence
@@ -104,7 +104,7 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
 )
 def test_a_dataset_of_a_taken_name_is_refused_wherever_one_is_named(changes, words):
     with pytest.raises(UserError, match=words) as e:
-        params.load_params("moe", "real", changes)
+        plans.load_params("moe", "real", changes)
     assert "\n" not in str(e.value)
 
 
@@ -156,7 +156,7 @@ def test_every_column_of_the_ledger_is_a_taken_name():
 )
 def test_a_parameter_that_cannot_be_read_is_one_sentence(text, words):
     with pytest.raises(UserError, match=words) as e:
-        command_line.load_from_args(
+        plans.load_from_args(
             argparse.Namespace(report="exbert", profile="quick", size=None, data=None, p=[text])
         )
     assert "\n" not in str(e.value)
@@ -211,9 +211,9 @@ def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):
 
 def test_a_list_in_yaml_is_asked_for_as_yaml_has_it():
     places = {"seeds": "params/exbert.yaml, line 3: "}
-    values = params.load_params("exbert", "quick").model_dump() | {"seeds": 5}
+    values = plans.load_params("exbert", "quick").model_dump() | {"seeds": 5}
     with pytest.raises(UserError, match=r"exbert.yaml, line 3: seeds: .* write seeds: \[5\]$"):
-        params.validate(params.REPORTS["exbert"], values, places)
+        params.validate(exbert.Parameters, values, places)
 
 
 def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
@@ -333,14 +333,14 @@ def test_a_number_far_beyond_sense_is_refused_at_once(key):
     with pytest.raises(
         UserError, match=f"{key}: .* is too large; write a number less than or equal to [15]"
     ):
-        params.load_params("exbert", "quick", {key: ONE_TOO_FAR[key]})
+        plans.load_params("exbert", "quick", {key: ONE_TOO_FAR[key]})
 
 
 def test_too_small_an_expert_is_refused():
     with pytest.raises(
         UserError, match="width: 1e-09 is too small; write a number greater than or equal to 0.05"
     ):
-        params.load_params("exbert", "quick", {"width": 1e-9})
+        plans.load_params("exbert", "quick", {"width": 1e-9})
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_too_small_an_expert_is_refused():
 )
 def test_bounds_of_the_other_report(changes, words):
     with pytest.raises(UserError, match=words):
-        params.load_params("moe", "quick", changes)
+        plans.load_params("moe", "quick", changes)
 
 
 @pytest.mark.parametrize(
@@ -439,13 +439,13 @@ def test_values_that_yaml_itself_stumbles_over(text, says):
 
 def given(report: str, *texts: str):
     """Parameters of profile quick, changed by the texts of a command line."""
-    return command_line.load_from_args(
+    return plans.load_from_args(
         argparse.Namespace(report=report, profile="quick", size=None, data=None, p=list(texts))
     )
 
 
 def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
-    for file in ("params/exbert.yaml", "params/quick/exbert.yaml"):
+    for file in ("params/exbert.yaml", "params/quick/exbert.yaml", "params/claims/exbert.yaml"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text((params.ROOT / file).read_text())
     quick = tmp_path / "params/quick/exbert.yaml"
@@ -458,7 +458,7 @@ def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
         UserError,
         match=rf"params/quick/exbert.yaml, line {line}: learning_rate: '1e-5' is read as text",
     ):
-        params.load_params("exbert", "quick")
+        plans.load_params("exbert", "quick")
 
 
 def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
@@ -500,7 +500,7 @@ def test_an_argument_that_is_wrong_is_one_sentence():
 
 def test_notebook_names_are_checked():
     names = {
-        **params.load_params("exbert", "quick").model_dump(),
+        **plans.load_params("exbert", "quick").model_dump(),
         "params": params,
         "_private": 1,
         "In": ["x = 1"],
@@ -508,17 +508,17 @@ def test_notebook_names_are_checked():
         "specs": [params],
         "exit": print,
     }
-    assert params.load_from_names("exbert", names) == params.load_params("exbert", "quick")
+    assert plans.load_from_names("exbert", names) == plans.load_params("exbert", "quick")
     with pytest.raises(
         UserError,
         match="notebook parameter learnig_rate is not a parameter; did you mean learning_rate",
     ):
-        params.load_from_names("exbert", names | {"learnig_rate": 1e-4})
+        plans.load_from_names("exbert", names | {"learnig_rate": 1e-4})
     with pytest.raises(
         UserError,
         match="notebook parameter temperature is not a parameter; .*a name of your own begins with _",
     ):
-        params.load_from_names("exbert", names | {"temperature": 1e-4})
+        plans.load_from_names("exbert", names | {"temperature": 1e-4})
 
 
 def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):

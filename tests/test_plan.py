@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from qa_lib.reports import exbert, plans
-from qa_lib.settings import params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
@@ -12,9 +11,7 @@ DATA = {"data": "data"}
 
 
 def load(profile="quick", size=None, **changes):
-    return params.load_params(
-        "exbert", profile, (DATA if profile == "real" else {}) | changes, size
-    )
+    return plans.load_params("exbert", profile, (DATA if profile == "real" else {}) | changes, size)
 
 
 def test_the_quick_plan_is_small_and_whole():
@@ -46,7 +43,7 @@ def test_the_quick_plan_is_small_and_whole():
 
 
 def test_the_report_s_settings():
-    models = exbert.model_settings(params.load_params("exbert", "paper"))
+    models = exbert.model_settings(plans.load_params("exbert", "paper"))
     tuned, layer = models["exbert-tuned"], models["exbert"]["layer"]
     assert (tuned["blocks"], tuned["learning_rate"], tuned["epochs"]) == (4, 1e-4, 2)
     assert (layer.top_n, layer.threshold, layer.capacity_train, layer.balance, layer.router_z) == (

@@ -17,8 +17,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from qa_lib.__main__ import run_verb
 from qa_lib.page import render, report
-from qa_lib.reports import catalogue, plans
-from qa_lib.settings import command_line, params
+from qa_lib.reports import exbert, plans
+from qa_lib.settings import command_line
 from qa_lib.settings.params import ROOT, UserError
 
 TITLE = "# A study\n\nThe claim."
@@ -46,7 +46,7 @@ SETUP = [
     code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
     code(
         "from qa_lib.settings import params\nfrom qa_lib.page import report as page\nfrom pathlib import Path\n"
-        "P = params.load_params('exbert', 'quick'); page.runs.FIGURES = Path(data)",
+        "P = plans.load_params('exbert', 'quick'); page.runs.FIGURES = Path(data)",
         "setup",
     ),
 ]
@@ -63,7 +63,7 @@ def plant(tmp_path, monkeypatch):
         nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
         monkeypatch.setattr(render, "ROOT", tmp_path)
         monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
-        render.render(params.load_params("exbert", "quick", {"data": str(tmp_path)}), name)
+        render.render(plans.load_params("exbert", "quick", {"data": str(tmp_path)}), name)
         return folder
 
     folder = tmp_path / "exbert" / "quick"
@@ -261,7 +261,7 @@ def test_contrast():
                 min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5
             ), ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
-    assert all(contrast("#ffffff", colour) >= 3 for _, colour in catalogue.MODELS.values())
+    assert all(contrast("#ffffff", colour) >= 3 for _, colour in exbert.MODELS.values())
 
 
 def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
@@ -352,7 +352,7 @@ def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monke
     (tmp_path / "figures").write_text("a file", encoding="utf-8")
     monkeypatch.setattr(render.runs, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(
-        plans, "parameters_to_render", lambda args: params.load_params("exbert", "quick")
+        plans, "parameters_to_render", lambda args: plans.load_params("exbert", "quick")
     )
     monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "quick"])
     with pytest.raises(

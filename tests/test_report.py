@@ -14,11 +14,12 @@ from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 from qa_lib.models import heads
 from qa_lib.page import findings, report, tables
+from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
-P = params.load_params("exbert", "quick")
+P = plans.load_params("exbert", "quick")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 from qa_lib.__main__ import run_verb
 from qa_lib.data import selection
 from qa_lib.reports import exbert, plans
-from qa_lib.settings import parameters, params
+from qa_lib.settings import parameters
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
@@ -105,7 +105,7 @@ def test_scores_of_an_earlier_version_are_not_landed(old_run):
 
 def test_every_report_sets_its_recipe():
     for slug in ("exbert", "moe"):
-        plan = plans.plan(params.load_params(slug, "quick"))
+        plan = plans.plan(plans.load_params(slug, "quick"))
         assert {spec.recipe for spec in plan} == {1}
         other = plan[0].model_copy(update={"recipe": 2})
         assert other.hash != plan[0].hash

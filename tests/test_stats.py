@@ -24,7 +24,7 @@ from qa_lib.evidence.claims import (
 )
 from qa_lib.evidence.resample import correlation, mean, resample
 from qa_lib.reports import exbert, plans
-from qa_lib.settings import encoder_files, params
+from qa_lib.settings import encoder_files
 from qa_lib.settings.parameters import Layer
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
@@ -177,7 +177,7 @@ def planned(monkeypatch):
     monkeypatch.setattr(exbert.selection, "fingerprint", lambda *_: "f" * 64)
 
     def plan(profile: str, size: str | None = None, **changes):
-        p = params.load_params("exbert", profile, changes, size)
+        p = plans.load_params("exbert", profile, changes, size)
         return p, exbert.plan(p)
 
     return plan

@@ -6,12 +6,11 @@ import pytest
 
 from qa_lib.evidence import verify
 from qa_lib.page import figures, findings, tables
-from qa_lib.reports import catalogue, plans
-from qa_lib.settings import params
+from qa_lib.reports import plans
 from qa_lib.store import runs
 from qa_lib.tasks import metrics
 
-P = params.load_params("exbert", "quick")
+P = plans.load_params("exbert", "quick")
 
 MADE = {"device": "CPU", "precision": "bf16"}
 
@@ -111,8 +110,8 @@ def test_names_of_models_mixtures_and_rates():
     frame = history()
     assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
     assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]  # in the order of the numbers
-    assert catalogue.model_of("exbert-tuned") == "exbert-tuned"
-    assert catalogue.model_of("exbert-full") == "exbert"
+    assert plans.find_model("exbert", "exbert-tuned") == "exbert-tuned"
+    assert plans.find_model("exbert", "exbert-full") == "exbert"
 
 
 def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
@@ -290,7 +289,7 @@ def test_a_part_is_named_as_a_reader_names_it():
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
     """A gate that says 0.7 and is right in 7 of 10 has no calibration error; one that says 1.0 has 0.3."""
-    p = params.load_params("moe", "quick")
+    p = plans.load_params("moe", "quick")
     a, b = p.domains[:2]
     experts = [Expert(f"e{d}", [d]) for d in (a, b)]
 

@@ -424,7 +424,7 @@ from qa_lib.settings import params
 from qa_lib.training import train
 whole = selection.load_test_sets
 selection.load_test_sets = lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()}
-p = params.load_params("exbert", "quick", json.loads(sys.argv[1]))
+p = plans.load_params("exbert", "quick", json.loads(sys.argv[1]))
 train.train(plans.plan(p)[-1], progress=lambda line: print(line, flush=True))
 """
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from qa_lib.settings import command_line, params
 from qa_lib.settings.parameters import Study
-from qa_lib.settings.params import ROOT
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -65,8 +64,8 @@ def load_params(
     overrides = overrides or {}
     values, places = {}, {}
     for folder in [""] if profile == "paper" else ["", profile]:
-        file = ROOT / "params" / folder / f"{slug}.yaml"
-        place = f"{file.relative_to(ROOT)}, line "
+        file = params.ROOT / "params" / folder / f"{slug}.yaml"
+        place = f"{file.relative_to(params.ROOT)}, line "
         of_file, lines = params.read_yaml(file)
         of_small = of_file.pop("small", {})
         values |= of_file
