@@ -1,7 +1,8 @@
-"""Reading, splits, mixtures, disjointness."""
+"""Reading of rows, splits, mixtures, and their disjointness."""
 
 import datetime
 import gzip
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 
 
-def row(i: int, **changes) -> dict:
+def make_row(i: int, **changes) -> dict:
+    """Return a row on the i-th mill, with changed fields."""
     context = f"The mill at Brun{i} was built in {1800 + i} by Osk{i}."
     return {
         "id": f"r{i}",
@@ -29,21 +31,33 @@ def row(i: int, **changes) -> dict:
     } | changes
 
 
-def write(path, rows) -> None:
+def write_rows(path, rows) -> None:
+    """Write rows as JSON lines, compressed if the name ends in .gz. Text is written as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as f:
-        f.writelines(json.dumps(r) + "\n" if isinstance(r, dict) else r for r in rows)
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "wt") as f:
+        for r in rows:
+            f.write(json.dumps(r) + "\n" if isinstance(r, dict) else r)
+
+
+def read_rows(path, bad_rows="stop", counts=None, **how) -> list[dict]:
+    """Return the rows that a file of dataset "own" has. `counts` takes what is skipped."""
+    counts = selection.Counter() if counts is None else counts
+    return sources.read_rows(path, "own", bad_rows, counts, **how)
 
 
 @pytest.fixture
 def own(monkeypatch, tmp_path):
-    """A folder dataset "own" of the given rows, and how to split it."""
+    """Return a function that makes a folder dataset "own" of given rows and returns its folder.
+
+    Further arguments are fields of the dataset's definition.
+    """
 
     def make(train, test, **fields):
-        write(tmp_path / "train.jsonl", train)
-        write(tmp_path / "test.jsonl", test)
-        found = {"own": Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **fields)}
-        monkeypatch.setattr(params, "read_datasets", lambda *source: found)
+        write_rows(tmp_path / "train.jsonl", train)
+        write_rows(tmp_path / "test.jsonl", test)
+        own = Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **fields)
+        monkeypatch.setattr(params, "read_datasets", lambda *source: {"own": own})
         selection.load_splits.cache_clear()
         return str(tmp_path)
 
@@ -51,109 +65,101 @@ def own(monkeypatch, tmp_path):
     selection.load_splits.cache_clear()
 
 
+NOTHING = {"text": [], "answer_start": []}
+
+
+def make_article(r: dict, question: dict) -> dict:
+    """Return an article of nested SQuAD JSON: the title and context of a row, and a question."""
+    return {"title": r["title"], "paragraphs": [{"context": r["context"], "qas": [question]}]}
+
+
+def assert_disjoint(sets: list[set]) -> None:
+    """Assert that no two of some sets share an element."""
+    for a, b in itertools.combinations(sets, 2):
+        assert not a & b
+
+
 def test_four_formats_give_the_same_rows(tmp_path):
-    rows = [row(i) for i in range(4)]
-    write(tmp_path / "a.jsonl", rows)
-    write(tmp_path / "a.jsonl.gz", rows)
+    rows = [make_row(i) for i in range(4)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    write_rows(tmp_path / "a.jsonl.gz", rows)
     pd.DataFrame(rows).to_parquet(tmp_path / "a.parquet")
-    nested = {
-        "data": [
-            {
-                "title": r["title"],
-                "paragraphs": [
-                    {
-                        "context": r["context"],
-                        "qas": [
-                            {
-                                "id": r["id"],
-                                "question": r["question"],
-                                "answers": [
-                                    {
-                                        "text": r["answers"]["text"][0],
-                                        "answer_start": r["answers"]["answer_start"][0],
-                                    }
-                                ],
-                            }
-                        ],
-                    }
-                ],
-            }
-            for r in rows
-        ]
-    }
-    (tmp_path / "a.json").write_text(json.dumps(nested))
-    found = [
-        sources.read_rows(tmp_path / f, "own", "stop", selection.Counter())
-        for f in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.json")
-    ]
-    assert all(f == found[0] for f in found)
-    assert len(found[0]) == 4
-    assert found[0][0]["domain"] == "own"
+    articles = []
+    for r in rows:
+        answer = {
+            "text": r["answers"]["text"][0],
+            "answer_start": r["answers"]["answer_start"][0],
+        }
+        question = {"id": r["id"], "question": r["question"], "answers": [answer]}
+        articles.append(make_article(r, question))
+    (tmp_path / "a.json").write_text(json.dumps({"data": articles}))
+    expected = read_rows(tmp_path / "a.jsonl")
+    assert len(expected) == 4
+    assert expected[0]["domain"] == "own"
+    for file in ("a.jsonl.gz", "a.parquet", "a.json"):
+        assert read_rows(tmp_path / file) == expected, file
 
 
 def test_a_malformed_line_is_named(tmp_path):
-    write(tmp_path / "a.jsonl", [row(0), '{"id": "broken",\n', row(1)])
+    write_rows(tmp_path / "a.jsonl", [make_row(0), '{"id": "broken",\n', make_row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
-        sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+        read_rows(tmp_path / "a.jsonl")
     counts = selection.Counter()
-    assert len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 2
+    assert len(read_rows(tmp_path / "a.jsonl", "skip", counts)) == 2
     assert counts["malformed"] == 1
 
 
 def test_misplaced_answers_are_counted_never_moved(tmp_path):
-    rows = [row(i) for i in range(9)]
+    rows = [make_row(i) for i in range(9)]
     for r in rows[2:7]:
         r["answers"] = {"text": r["answers"]["text"], "answer_start": [0]}
-    write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(
-        UserError,
-        match=r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
-        r"\(of the first, '.+' stands at \d+, not at 0\);",
-    ):
-        sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+    write_rows(tmp_path / "a.jsonl", rows)
+    words = (
+        r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
+        r"\(of the first, '.+' stands at \d+, not at 0\);"
+    )
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "a.jsonl")
     counts = selection.Counter()
-    assert len(sources.read_rows(tmp_path / "a.jsonl", "own", "skip", counts)) == 4
+    assert len(read_rows(tmp_path / "a.jsonl", "skip", counts)) == 4
     assert counts["misplaced answers"] == 5
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
-        sources.read_rows(tmp_path / "none.jsonl", "own", "stop", selection.Counter())
+        read_rows(tmp_path / "none.jsonl")
 
 
 def test_a_planted_leak_is_dropped_and_counted(own):
-    """The same text under another id, other case and other spaces, in training and in test."""
-    train, test = [row(i) for i in range(30)], [row(i) for i in range(30, 36)]
-    leak = dict(
-        train[7], id="leak", title="elsewhere", question=train[7]["question"].upper() + "  "
-    )
-    found = selection.load_splits("own", "folder", own(train, test + [leak], validation_rows=6))
-    ids = [{r["id"] for r in part} for part in (found.train, found.validation, found.test)]
-    assert "leak" in ids[2] and "r7" not in ids[0] | ids[1]
-    assert found.counts["copies of held-out rows dropped"] == 1
-    pairs = [
-        {selection.row_key(r) for r in part} for part in (found.train, found.validation, found.test)
-    ]
-    assert not pairs[0] & pairs[1]
-    assert not pairs[0] & pairs[2]
-    assert not pairs[1] & pairs[2]
-    titles = [{r["title"] for r in part} for part in (found.train, found.validation)]
-    assert not titles[0] & titles[1] and len(found.validation) >= 6
+    """The leaked text has another id, other case and other spaces."""
+    train = [make_row(i) for i in range(30)]
+    test = [make_row(i) for i in range(30, 36)]
+    question = train[7]["question"].upper() + "  "
+    leak = dict(train[7], id="leak", title="elsewhere", question=question)
+    splits = selection.load_splits("own", "folder", own(train, test + [leak], validation_rows=6))
+    assert "leak" in {r["id"] for r in splits.test}
+    assert "r7" not in {r["id"] for r in splits.train + splits.validation}
+    assert splits.counts["copies of held-out rows dropped"] == 1
+    assert len(splits.validation) >= 6
+    parts = (splits.train, splits.validation, splits.test)
+    assert_disjoint([{selection.row_key(r) for r in part} for part in parts])
+    assert_disjoint([{r["title"] for r in part} for part in parts[:2]])
 
 
-def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
-    """Rows marked so, rows with a text of another set's test, and in a mixture what another of its sets holds out."""
-    train = [row(i) for i in range(30)]
+def test_rows_that_may_not_train_are_left_out(own, tmp_path):
+    """These are rows that a field marks, and rows with a context of another test set."""
+    train = [make_row(i) for i in range(30)]
     train[4]["offset"] = "guess"
-    other = row(40) | {
-        "context": train[9]["context"].upper(),
-        "answers": {"text": [], "answer_start": []},
-    }
-    write(tmp_path / "other.jsonl", [other])
-    folder = own(train, [row(30)], leave_out={"offset": "guess"}, apart_from=["other.jsonl"])
-    found = selection.load_splits("own", "folder", folder)
-    assert {r["id"] for r in train} - {r["id"] for r in found.train} == {"r4", "r9"}
-    assert found.counts["contexts of other test sets dropped"] == 1
+    other = make_row(40) | {"context": train[9]["context"].upper(), "answers": NOTHING}
+    write_rows(tmp_path / "other.jsonl", [other])
+    folder = own(train, [make_row(30)], leave_out={"offset": "guess"}, apart_from=["other.jsonl"])
+    splits = selection.load_splits("own", "folder", folder)
+    assert {r["id"] for r in train} - {r["id"] for r in splits.train} == {"r4", "r9"}
+    assert splits.counts["contexts of other test sets dropped"] == 1
+
+
+def test_a_mixture_leaves_out_what_another_of_its_sets_holds_out(monkeypatch, tmp_path):
+    train = [make_row(i) for i in range(30)]
     whole = {
         "a": selection.Splits(train[:9], [], [], selection.Counter()),
         "b": selection.Splits(train[9:], train[3:4], [], selection.Counter()),
@@ -166,48 +172,48 @@ def test_what_may_not_train_is_left_out(own, monkeypatch, tmp_path):
         validation_rows=0,
         tests=[],
         source="folder",
-        folder=folder,
+        folder=str(tmp_path),
         bad_rows="stop",
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
-        mixed, _, counts = selection.draw_mixture(spec)
+    monkeypatch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
+    mixed, _, counts = selection.draw_mixture(spec)
     assert "r3" not in {r["id"] for r in mixed}
     assert counts["copies of other sets' rows dropped"] == 1
 
 
 def test_a_row_without_an_answer_that_has_one_is_refused(tmp_path):
-    write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": True}])
+    write_rows(tmp_path / "a.jsonl", [make_row(0) | {"is_impossible": True}])
     with pytest.raises(UserError, match="line 1: is_impossible, and yet it has answers"):
-        sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
+        read_rows(tmp_path / "a.jsonl")
 
 
-NOTHING = {"text": [], "answer_start": []}
-
-
-def read_both(path, **how) -> tuple[str, list[dict], selection.Counter]:
-    """What reading says where a bad row stops it, and the rows and counts where it is skipped."""
-    with pytest.raises(UserError) as e:
-        sources.read_rows(path, "own", "stop", selection.Counter(), **how)
-    assert "\n" not in str(e.value) and str(e.value).encode()
+def read_both(path) -> tuple[str, list[dict], selection.Counter]:
+    """Return the error when a bad row stops reading, and rows and counts when it is skipped."""
+    with pytest.raises(UserError) as error:
+        read_rows(path)
+    message = str(error.value)
+    assert "\n" not in message
+    # it can be written as UTF-8
+    assert message.encode()
     counts = selection.Counter()
-    return str(e.value), sources.read_rows(path, "own", "skip", counts, **how), counts
+    return message, read_rows(path, "skip", counts), counts
 
 
-def nested(question: dict | None = None, **changes) -> dict:
-    """Nested SQuAD JSON of one whole question, and in a second article of one that is told."""
+def nest_questions(question: dict | None = None, **changes) -> dict:
+    """Return nested SQuAD JSON of two articles with one question each.
 
-    def article(r: dict, question: dict) -> dict:
-        return {"title": r["title"], "paragraphs": [{"context": r["context"], "qas": [question]}]}
-
-    first, second = row(0), row(1)
+    The first question is whole. The second has no answers; `question` changes its fields, and
+    further arguments change those of its article.
+    """
+    first = make_row(0)
+    second = make_row(1)
     whole = {
         "id": "r0",
         "question": first["question"],
         "answers": [{"text": "Osk0", "answer_start": first["answers"]["answer_start"][0]}],
     }
-    asked = {"id": "r1", "question": second["question"]} | (question or {})
-    return {"data": [article(first, whole), article(second, asked) | changes]}
+    other = {"id": "r1", "question": second["question"]} | (question or {})
+    return {"data": [make_article(first, whole), make_article(second, other) | changes]}
 
 
 @pytest.mark.parametrize(
@@ -235,10 +241,12 @@ def nested(question: dict | None = None, **changes) -> dict:
     ],
 )
 def test_a_bad_question_of_nested_json_is_a_bad_row(tmp_path, question, reason):
-    (tmp_path / "a.json").write_text(json.dumps(nested(question)))
-    told, rows, counts = read_both(tmp_path / "a.json")
-    assert "a.json, article 2, paragraph 1, question 1: " in told and reason in told
-    assert [r["id"] for r in rows] == ["r0"] and counts["incomplete"] == 1
+    (tmp_path / "a.json").write_text(json.dumps(nest_questions(question)))
+    message, rows, counts = read_both(tmp_path / "a.json")
+    assert "a.json, article 2, paragraph 1, question 1: " in message
+    assert reason in message
+    assert [r["id"] for r in rows] == ["r0"]
+    assert counts["incomplete"] == 1
 
 
 @pytest.mark.parametrize(
@@ -268,9 +276,9 @@ def test_a_bad_question_of_nested_json_is_a_bad_row(tmp_path, question, reason):
     ],
 )
 def test_a_part_of_nested_json_that_holds_no_question_is_a_bad_row(tmp_path, changes, place):
-    (tmp_path / "a.json").write_text(json.dumps(nested(**changes)))
-    told, rows, counts = read_both(tmp_path / "a.json")
-    assert place in told
+    (tmp_path / "a.json").write_text(json.dumps(nest_questions(**changes)))
+    message, rows, counts = read_both(tmp_path / "a.json")
+    assert place in message
     assert [r["id"] for r in rows] == ["r0"]
     assert sum(counts.values()) == 1
 
@@ -286,9 +294,10 @@ def test_a_part_of_nested_json_that_holds_no_question_is_a_bad_row(tmp_path, cha
     ],
 )
 def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, question):
-    (tmp_path / "a.json").write_text(json.dumps(nested(question)))
-    _, found = sources.read_rows(tmp_path / "a.json", "own", "stop", selection.Counter())
-    assert found["is_impossible"] and found["answers"] == NOTHING
+    (tmp_path / "a.json").write_text(json.dumps(nest_questions(question)))
+    _, impossible = read_rows(tmp_path / "a.json")
+    assert impossible["is_impossible"]
+    assert impossible["answers"] == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -303,20 +312,24 @@ def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, questi
 def test_nested_json_without_articles_is_one_sentence(tmp_path, text, reason):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=f"a.json cannot be read .{reason}"):
-        sources.read_rows(tmp_path / "a.json", "own", "skip", selection.Counter())
+        read_rows(tmp_path / "a.json", "skip")
 
 
 @pytest.mark.parametrize("value", [None, {"text": None, "answer_start": None}])
-def test_null_answers_of_an_impossible_row(tmp_path, value):
-    rows = [row(0) | {"is_impossible": False}, row(1) | {"answers": value, "is_impossible": True}]
-    write(tmp_path / "a.jsonl", rows)
+def test_answers_may_be_null_in_an_impossible_row_only(tmp_path, value):
+    rows = [
+        make_row(0) | {"is_impossible": False},
+        make_row(1) | {"answers": value, "is_impossible": True},
+    ]
+    write_rows(tmp_path / "a.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     for file in ("a.jsonl", "a.parquet"):
-        found = sources.read_rows(tmp_path / file, "own", "stop", selection.Counter())[1]
-        assert found["is_impossible"] and found["answers"] == NOTHING
-    write(tmp_path / "a.jsonl", [row(0), row(1) | {"answers": value}])
-    told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert "line 2: field 'answers' is null and is_impossible is not true" in told
+        impossible = read_rows(tmp_path / file)[1]
+        assert impossible["is_impossible"]
+        assert impossible["answers"] == NOTHING
+    write_rows(tmp_path / "a.jsonl", [make_row(0), make_row(1) | {"answers": value}])
+    message, rows, counts = read_both(tmp_path / "a.jsonl")
+    assert "line 2: field 'answers' is null and is_impossible is not true" in message
     assert len(rows) == counts["incomplete"] == 1
 
 
@@ -331,31 +344,35 @@ def test_null_answers_of_an_impossible_row(tmp_path, value):
     ],
 )
 def test_half_a_character_is_a_bad_row(tmp_path, changes):
-    """Nothing can hash, tokenise or write it."""
+    """Text with half a character can be neither hashed nor tokenised nor written."""
     field = next(iter(changes))
-    write(
-        tmp_path / "a.jsonl",
-        [row(0), row(1) | changes, row(2) | {"note": "\ud83d", "title": "\U0001f600"}],
-    )
-    told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert f"a.jsonl, line 2: field '{field}' holds what is no UTF-8 text at character " in told
-    assert [r["id"] for r in rows] == ["r0", "r2"] and counts["incomplete"] == 1
-    assert rows[1]["title"] == "\U0001f600"  # whole, though JSON writes it as two halves
+    unused = make_row(2) | {"note": "\ud83d", "title": "\U0001f600"}
+    write_rows(tmp_path / "a.jsonl", [make_row(0), make_row(1) | changes, unused])
+    message, rows, counts = read_both(tmp_path / "a.jsonl")
+    assert f"a.jsonl, line 2: field '{field}' holds what is no UTF-8 text at character " in message
+    assert [r["id"] for r in rows] == ["r0", "r2"]
+    assert counts["incomplete"] == 1
+    # a whole character, although JSON writes it as two halves
+    assert rows[1]["title"] == "\U0001f600"
 
 
 def test_bytes_of_another_encoding_are_a_bad_row(tmp_path):
-    lines = [json.dumps(row(i) | {"question": "Où ?"}, ensure_ascii=False) for i in range(3)]
-    (tmp_path / "a.jsonl").write_bytes(
-        lines[0].encode() + b"\n" + lines[1].encode("latin-1") + b"\n" + lines[2].encode()
-    )
-    told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert "a.jsonl, line 2: field 'question' holds what is no UTF-8 text at character 2" in told
-    assert [r["id"] for r in rows] == ["r0", "r2"] and counts["incomplete"] == 1
+    lines = [json.dumps(make_row(i) | {"question": "Où ?"}, ensure_ascii=False) for i in range(3)]
+    encoded = [lines[0].encode(), lines[1].encode("latin-1"), lines[2].encode()]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(encoded))
+    message, rows, counts = read_both(tmp_path / "a.jsonl")
+    assert "a.jsonl, line 2: field 'question' holds what is no UTF-8 text at character 2" in message
+    assert [r["id"] for r in rows] == ["r0", "r2"]
+    assert counts["incomplete"] == 1
 
 
 def test_parquet_is_read_by_its_used_columns(tmp_path):
-    """Beside them may stand what no row of JSON holds; whole numbers are ids with every digit."""
-    rows = [row(0) | {"id": 2**53 + 1}, row(1) | {"id": 2**53}, row(2) | {"id": None}]
+    """Other columns may hold what JSON cannot. Whole numbers are ids with every digit."""
+    rows = [
+        make_row(0) | {"id": 2**53 + 1},
+        make_row(1) | {"id": 2**53},
+        make_row(2) | {"id": None},
+    ]
     more = {
         "raw": pa.array([b"\xff", b"", None]),
         "day": pa.array([datetime.date(1500, 1, 1)] * 3),
@@ -366,115 +383,99 @@ def test_parquet_is_read_by_its_used_columns(tmp_path):
     for name, column in more.items():
         table = table.append_column(name, column)
     pq.write_table(table, tmp_path / "a.parquet")
-    found = sources.read_rows(tmp_path / "a.parquet", "own", "stop", selection.Counter())
-    assert [r["id"] for r in found] == [str(2**53 + 1), str(2**53), "own-3"]
-    assert found[0]["answers"] == rows[0]["answers"]
-    assert set(found[0]) == {
-        *sources.FIELDS,
-        "domain",
-    }
-    found = sources.read_rows(
-        tmp_path / "a.parquet", "own", "stop", selection.Counter(), fields=["offset", "absent"]
-    )
-    assert [r["offset"] for r in found] == ["guess", "sure", None]
+    read = read_rows(tmp_path / "a.parquet")
+    assert [r["id"] for r in read] == [str(2**53 + 1), str(2**53), "own-3"]
+    assert read[0]["answers"] == rows[0]["answers"]
+    assert set(read[0]) == {*sources.FIELDS, "domain"}
+    read = read_rows(tmp_path / "a.parquet", fields=["offset", "absent"])
+    assert [r["offset"] for r in read] == ["guess", "sure", None]
 
 
 def test_fields_that_leave_rows_out_are_read_from_parquet(monkeypatch, tmp_path):
-    pd.DataFrame([row(i) | {"offset": "guess" if i == 4 else "sure"} for i in range(9)]).to_parquet(
-        tmp_path / "train.parquet"
-    )
-    write(tmp_path / "test.jsonl", [row(30)])
-    known = {
-        "own": Dataset(train=["train.parquet"], test=["test.jsonl"], leave_out={"offset": "guess"})
-    }
-    monkeypatch.setattr(params, "read_datasets", lambda *source: known)
+    rows = [make_row(i) | {"offset": "sure"} for i in range(9)]
+    rows[4]["offset"] = "guess"
+    pd.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    write_rows(tmp_path / "test.jsonl", [make_row(30)])
+    own = Dataset(train=["train.parquet"], test=["test.jsonl"], leave_out={"offset": "guess"})
+    monkeypatch.setattr(params, "read_datasets", lambda *source: {"own": own})
     selection.load_splits.cache_clear()
-    found = selection.load_splits("own", "folder", str(tmp_path))
+    splits = selection.load_splits("own", "folder", str(tmp_path))
     selection.load_splits.cache_clear()
-    assert found.counts["offset=guess left out of training"] == 1
-    assert "r4" not in {r["id"] for r in found.train}
+    assert splits.counts["offset=guess left out of training"] == 1
+    assert "r4" not in {r["id"] for r in splits.train}
 
 
 def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
-    rows = [row(0), row(1), row(2)]
-    lists = [
-        [{"text": t, "answer_start": s} for t, s in zip(*r["answers"].values(), strict=True)]
-        for r in rows[:2]
-    ] + [[]]
-    pq.write_table(
-        pa.Table.from_pylist([r | {"answers": x} for r, x in zip(rows, lists, strict=True)]),
-        tmp_path / "a.parquet",
-    )
-    found = sources.read_rows(tmp_path / "a.parquet", "own", "stop", selection.Counter())
-    assert [r["answers"] for r in found] == [
-        rows[0]["answers"],
-        rows[1]["answers"],
-        NOTHING,
-    ]
-    assert found[2]["is_impossible"]
+    rows = [make_row(0), make_row(1), make_row(2)]
+    structs = []
+    for r in rows[:2]:
+        answers = r["answers"]
+        structs.append([{"text": answers["text"][0], "answer_start": answers["answer_start"][0]}])
+    structs.append([])
+    table = pa.Table.from_pylist([r | {"answers": x} for r, x in zip(rows, structs, strict=True)])
+    pq.write_table(table, tmp_path / "a.parquet")
+    read = read_rows(tmp_path / "a.parquet")
+    assert [r["answers"] for r in read] == [rows[0]["answers"], rows[1]["answers"], NOTHING]
+    assert read[2]["is_impossible"]
 
 
 def test_a_column_that_parquet_lacks_is_one_sentence(tmp_path):
-    pd.DataFrame([row(0)]).drop(columns="question").to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(
-        UserError,
-        match="a.parquet cannot be read .no column 'question' among id, title, context, answers;",
-    ):
-        sources.read_rows(tmp_path / "a.parquet", "own", "skip", selection.Counter())
+    pd.DataFrame([make_row(0)]).drop(columns="question").to_parquet(tmp_path / "a.parquet")
+    words = "a.parquet cannot be read .no column 'question' among id, title, context, answers;"
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "a.parquet", "skip")
 
 
 def test_text_of_parquet_that_is_none_is_a_bad_row(tmp_path):
-    context = pa.array([row(i)["context"].encode() + b"\xff" * (i == 1) for i in range(3)]).view(
-        pa.string()
-    )
-    table = pa.Table.from_pylist([row(i) for i in range(3)])
-    pq.write_table(
-        table.set_column(table.schema.get_field_index("context"), "context", context),
-        tmp_path / "a.parquet",
-    )
-    told, rows, counts = read_both(tmp_path / "a.parquet")
-    assert "a.parquet, row 2: cannot be read ('utf-8' codec" in told
-    assert [r["id"] for r in rows] == ["r0", "r2"] and counts["malformed"] == 1
+    rows = [make_row(i) for i in range(3)]
+    contexts = [r["context"].encode() for r in rows]
+    contexts[1] += b"\xff"
+    table = pa.Table.from_pylist(rows)
+    place = table.schema.get_field_index("context")
+    table = table.set_column(place, "context", pa.array(contexts).view(pa.string()))
+    pq.write_table(table, tmp_path / "a.parquet")
+    message, rows, counts = read_both(tmp_path / "a.parquet")
+    assert "a.parquet, row 2: cannot be read ('utf-8' codec" in message
+    assert [r["id"] for r in rows] == ["r0", "r2"]
+    assert counts["malformed"] == 1
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
-    lines = "".join(json.dumps(row(i)) + "\n" for i in range(2)).encode("utf-8-sig")
+    lines = "".join(json.dumps(make_row(i)) + "\n" for i in range(2)).encode("utf-8-sig")
     (tmp_path / "a.jsonl").write_bytes(lines)
-    (tmp_path / "b.jsonl").write_bytes(
-        lines + b"\n" + "".join(json.dumps(row(2)) + "\n").encode("utf-8-sig")
-    )  # end to end
+    # two files end to end, each with its mark
+    last = (json.dumps(make_row(2)) + "\n").encode("utf-8-sig")
+    (tmp_path / "b.jsonl").write_bytes(lines + b"\n" + last)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
-    (tmp_path / "a.json").write_text(json.dumps(nested({"answers": []})), encoding="utf-8-sig")
+    (tmp_path / "a.json").write_text(
+        json.dumps(nest_questions({"answers": []})), encoding="utf-8-sig"
+    )
     for file, ids in {"a.jsonl": 2, "b.jsonl": 3, "a.jsonl.gz": 2, "a.json": 2}.items():
         for bad_rows in ("stop", "skip"):
-            found = sources.read_rows(tmp_path / file, "own", bad_rows, selection.Counter())
-            assert [r["id"] for r in found] == [f"r{i}" for i in range(ids)], file
+            rows = read_rows(tmp_path / file, bad_rows)
+            assert [r["id"] for r in rows] == [f"r{i}" for i in range(ids)], file
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("file", ["a.jsonl", "a.jsonl.gz", "a.json"])
 def test_utf_16_is_one_sentence(tmp_path, file, encoding):
-    content = json.dumps(row(0)).encode(encoding)
+    content = json.dumps(make_row(0)).encode(encoding)
     (tmp_path / file).write_bytes(gzip.compress(content) if file.endswith("gz") else content)
-    told = rf"{file} cannot be read .it is {encoding[:6]}\S* and not utf-8; save it anew as utf-8"
-    with pytest.raises(UserError, match=told) as e:
-        sources.read_rows(tmp_path / file, "own", "skip", selection.Counter())
-    assert "\n" not in str(e.value)
+    words = rf"{file} cannot be read .it is {encoding[:6]}\S* and not utf-8; save it anew as utf-8"
+    with pytest.raises(UserError, match=words) as error:
+        read_rows(tmp_path / file, "skip")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("blank", [" ", "  \t", "\u00a0", "\n", "\u200b", "\u2003\ufeff", "\x00"])
 def test_an_answer_of_blanks_is_a_bad_row(tmp_path, blank):
-    spaced = row(1) | {"context": f"The{blank}mill."}
-    write(
-        tmp_path / "a.jsonl",
-        [
-            row(0),
-            spaced | {"answers": {"text": ["mill", blank], "answer_start": [3 + len(blank), 3]}},
-        ],
-    )
-    told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert "a.jsonl, line 2: field 'answers' is not whole: answer 2 is blank" in told
-    assert len(rows) == 1 and counts["incomplete"] == 1
+    answers = {"text": ["mill", blank], "answer_start": [3 + len(blank), 3]}
+    blank_answer = make_row(1) | {"context": f"The{blank}mill.", "answers": answers}
+    write_rows(tmp_path / "a.jsonl", [make_row(0), blank_answer])
+    message, rows, counts = read_both(tmp_path / "a.jsonl")
+    assert "a.jsonl, line 2: field 'answers' is not whole: answer 2 is blank" in message
+    assert len(rows) == 1
+    assert counts["incomplete"] == 1
 
 
 @pytest.mark.parametrize(
@@ -484,129 +485,118 @@ def test_an_answer_of_blanks_is_a_bad_row(tmp_path, blank):
         (True, [True, 1, 1.0, "True", "true", "TRUE", "1"]),
     ],
 )
-def test_what_says_whether_a_row_is_impossible(tmp_path, says, values):
-    given = row(0)["answers"]
-    write(
-        tmp_path / "a.jsonl",
-        [row(0) | {"is_impossible": x, "answers": NOTHING if says else given} for x in values],
-    )
-    found = sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
-    assert [r["is_impossible"] for r in found] == [says] * len(values)
+def test_a_boolean_has_many_spellings(tmp_path, says, values):
+    answers = NOTHING if says else make_row(0)["answers"]
+    rows = [make_row(0) | {"is_impossible": x, "answers": answers} for x in values]
+    write_rows(tmp_path / "a.jsonl", rows)
+    read = read_rows(tmp_path / "a.jsonl")
+    assert [r["is_impossible"] for r in read] == [says] * len(values)
     if says:
-        write(tmp_path / "a.jsonl", [row(0) | {"is_impossible": x} for x in values])
-        told, rows, counts = read_both(tmp_path / "a.jsonl")
-        assert "is_impossible, and yet it has answers" in told
+        write_rows(tmp_path / "a.jsonl", [make_row(0) | {"is_impossible": x} for x in values])
+        message, rows, counts = read_both(tmp_path / "a.jsonl")
+        assert "is_impossible, and yet it has answers" in message
         assert counts["incomplete"] == len(values)
 
 
 @pytest.mark.parametrize("value", ["no", "", 2, -1, 0.5, [], {}, [True]])
-def test_what_says_neither_is_a_bad_row(tmp_path, value):
-    write(tmp_path / "a.jsonl", [row(0), row(1) | {"is_impossible": value}])
-    told, rows, counts = read_both(tmp_path / "a.jsonl")
-    assert "line 2: field 'is_impossible' is neither true nor false" in told
-    assert len(rows) == 1 and counts["incomplete"] == 1
+def test_a_value_that_is_no_boolean_is_a_bad_row(tmp_path, value):
+    write_rows(tmp_path / "a.jsonl", [make_row(0), make_row(1) | {"is_impossible": value}])
+    message, rows, counts = read_both(tmp_path / "a.jsonl")
+    assert "line 2: field 'is_impossible' is neither true nor false" in message
+    assert len(rows) == 1
+    assert counts["incomplete"] == 1
 
 
 def test_ids_and_titles_that_are_no_number_are_absent(tmp_path):
-    write(
-        tmp_path / "a.jsonl",
-        [row(i) | {"id": float("nan"), "title": float("nan")} for i in range(2)],
-    )
-    found = sources.read_rows(tmp_path / "a.jsonl", "own", "stop", selection.Counter())
-    assert [(r["id"], r["title"]) for r in found] == [("own-1", ""), ("own-2", "")]
+    absent = {"id": float("nan"), "title": float("nan")}
+    write_rows(tmp_path / "a.jsonl", [make_row(i) | absent for i in range(2)])
+    rows = read_rows(tmp_path / "a.jsonl")
+    assert [(r["id"], r["title"]) for r in rows] == [("own-1", ""), ("own-2", "")]
 
 
 def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
-    """A run may be tested on sets that it does not train on: its sample must not hang on which, so none is dropped."""
+    """A run's sample may not depend on its test sets. So such a row is not dropped."""
     spec = plans.plan(tiny(ratios=[1.0]))[0]
-    spec = spec.model_copy(
-        update={
-            "domains": spec.domains[:1],
-            "rows": spec.rows[:1],
-            "fingerprints": spec.fingerprints[:1],
-        }
-    )
-    whole, leak = (
-        selection.load_splits("biomedicine", "embedded"),
-        selection.load_splits("encyclopaedia", "embedded").train[3],
-    )
+    one_domain = {
+        "domains": spec.domains[:1],
+        "rows": spec.rows[:1],
+        "fingerprints": spec.fingerprints[:1],
+    }
+    spec = spec.model_copy(update=one_domain)
+    before = selection.draw_mixture(spec)[0]
+    leak = selection.load_splits("encyclopaedia", "embedded").train[3]
+    whole = selection.load_splits("biomedicine", "embedded")
     planted = selection.Splits(whole.train, whole.validation, [leak], whole.counts)
-    before, splits = selection.draw_mixture(spec)[0], selection.load_splits
+    load_splits = selection.load_splits
     monkeypatch.setattr(
         selection,
         "load_splits",
-        lambda name, *rest: planted if name == "biomedicine" else splits(name, *rest),
+        lambda name, *rest: planted if name == "biomedicine" else load_splits(name, *rest),
     )
-    with pytest.raises(
-        UserError,
-        match="1 training rows of encyclopaedia are test rows of biomedicine; name that set's file in",
-    ):
+    words = "1 training rows of encyclopaedia are test rows of biomedicine; name that set's file in"
+    with pytest.raises(UserError, match=words):
         selection.draw_mixture(spec)
     assert selection.draw_mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
 
 
 @pytest.mark.parametrize("name", ["encyclopaedia", "biomedicine"])
 def test_embedded_splits_share_no_text_and_no_entity(name):
-    found = selection.load_splits(name, "embedded")
-    parts = (found.train, found.validation, found.test)
-    for part in ("pair", "title"):
-        sets = [
-            {selection.row_key(r) if part == "pair" else r["title"] for r in rows} for rows in parts
-        ]
-        assert not sets[0] & sets[1], part
-        assert not sets[0] & sets[2], part
-        assert not sets[1] & sets[2], part
+    splits = selection.load_splits(name, "embedded")
+    parts = (splits.train, splits.validation, splits.test)
+    assert_disjoint([{selection.row_key(r) for r in part} for part in parts])
+    assert_disjoint([{r["title"] for r in part} for part in parts])
 
 
 def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
-    def chosen(ratio, seed=0, variant="v-db"):
-        spec = plans.plan(tiny(ratios=[ratio], seeds=[seed]))[0].model_copy(
-            update={"variant": variant}
-        )
+    def draw_ids(ratio, seed=0, variant="v-db"):
+        spec = plans.plan(tiny(ratios=[ratio], seeds=[seed]))[0]
+        spec = spec.model_copy(update={"variant": variant})
         return [r["id"] for r in selection.draw_mixture(spec)[0]]
 
-    half, most = chosen(0.5), chosen(0.75)
-    assert set(half[:24]) <= set(most[:36]) and len(half) == len(most) == 48
-    assert chosen(0.5, variant="exbert") == half and chosen(0.5, seed=1) != half
-    assert [r.split("-")[0] for r in half] == sorted(
-        (r.split("-")[0] for r in half), reverse=half[0] > half[-1]
-    )
+    half = draw_ids(0.5)
+    most = draw_ids(0.75)
+    assert set(half[:24]) <= set(most[:36])
+    assert len(half) == len(most) == 48
+    assert draw_ids(0.5, variant="exbert") == half
+    assert draw_ids(0.5, seed=1) != half
+    # the rows of a domain stand together
+    domains = [row_id.split("-")[0] for row_id in half]
+    assert domains == sorted(domains, reverse=half[0] > half[-1])
 
 
 def test_too_few_rows_say_which_set_and_how_many(tiny):
     spec = plans.plan(tiny(train_rows=100_000))[0]
-    with pytest.raises(
-        UserError, match=r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"
-    ):
+    words = r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"
+    with pytest.raises(UserError, match=words):
         selection.draw_mixture(spec)
 
 
 def test_a_share_of_validation_rows_that_is_none_is_refused(tiny):
-    with pytest.raises(
-        UserError, match="none of the 1 validation rows falls to encyclopaedia, biomedicine; raise"
-    ):
+    words = "none of the 1 validation rows falls to encyclopaedia, biomedicine; raise"
+    with pytest.raises(UserError, match=words):
         selection.draw_mixture(plans.plan(tiny(validation_rows=1))[0])
 
 
 def test_a_changed_listed_file_is_refused(own, monkeypatch):
-    folder = own([row(i) for i in range(9)], [row(9)])
+    folder = own([make_row(i) for i in range(9)], [make_row(9)])
     monkeypatch.setattr(selection, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})
     with pytest.raises(UserError, match="is not the file DATA.md lists"):
         selection.load_splits("own", "folder", folder)
 
 
 def test_the_hub_is_refused_in_one_sentence_offline():
-    """First the encoder, then the data: each with the cures that apply to it."""
-    with pytest.raises(
-        UserError,
-        match=r"encoder distilbert-base-uncased: there is no such folder.* and it cannot be had from the "
-        r"hub .*minilm, which need no network \(PARAMS=encoder=…\), or .* once with network",
-    ):
+    """The encoder is refused first and then the data. Each sentence names the remedies."""
+    words = (
+        r"encoder distilbert-base-uncased: there is no such folder.* and it cannot be had from the "
+        r"hub .*minilm, which need no network \(PARAMS=encoder=…\), or .* once with network"
+    )
+    with pytest.raises(UserError, match=words):
         plans.plan(plans.load_params("exbert", "paper"))
-    with pytest.raises(
-        UserError,
-        match=r"dataset .* cannot be had from the hub .*make data .*PROFILE=quick .*PROFILE=real DATA=",
-    ):
+    words = (
+        r"dataset .* cannot be had from the hub "
+        r".*make data .*PROFILE=quick .*PROFILE=real DATA="
+    )
+    with pytest.raises(UserError, match=words):
         plans.plan(plans.load_params("exbert", "paper", {"encoder": "minilm"}))
 
 
@@ -628,7 +618,8 @@ def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
     )
     counts = selection.Counter()
     first, second = sources.read_hub("a/b:train", "own", counts)
-    assert first["answers"] == squad["answers"] and counts["answer not in the context"] == 2
+    assert first["answers"] == squad["answers"]
+    assert counts["answer not in the context"] == 2
     assert second["answers"] == {"text": ["Ice", "ice"], "answer_start": [0, 14]}
     assert second["id"] == "train-1"
 

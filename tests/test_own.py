@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from test_house import make
-from test_stats import plant
+from test_stats import plant_scores
 
 from qa_lib.__main__ import run_verb
 from qa_lib.data import corpora, selection, sources
@@ -67,7 +67,7 @@ def planted(monkeypatch):
 
     def make(gain: float, seeds=5, epochs=2.0, **how):
         gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
-        ledger, examples = plant(gains, seeds, sets=["a", "b"], **how)
+        ledger, examples = plant_scores(gains, seeds, sets=["a", "b"], **how)
         fields = {"arm": "tuned", "tests": ["a", "b"], "epochs": epochs}
         specs = [
             type("Spec", (), {**r, **fields})
@@ -209,14 +209,16 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "QA_FIGURES")
     p = start(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
     told = capsys.readouterr().out
-    assert "profile own: mine; 9 trials, more where" in told and "then about 3 runs" in told
+    assert "profile own: mine; 9 trials, more where" in told
+    assert "then about 3 runs" in told
     assert "harbour: 46 training, 4 validation, 30 test rows\n" in told
     study.run(p, plans.plan, workers=1)
     assert set(study.run(p, plans.plan)["trained"]) == {"found"}
     render.render(p)
     folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
     page = (folder / "report.html").read_text()
-    assert not list(folder.parent.glob("real")) and not (folder / "claims.csv").exists()
+    assert not list(folder.parent.glob("real"))
+    assert not (folder / "claims.csv").exists()
     assert "<strong>Advice: needs more data or seeds.</strong>" in page
     assert "Nothing is decided below 3 seeds" in page
     assert ">OWN</strong>" in page
@@ -233,13 +235,15 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert page.count("<script") == 1
     assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
-    assert verify.find_disagreement(p) in ("", None) and "needs more data" in findings.head(p)
+    assert verify.find_disagreement(p) in ("", None)
+    assert "needs more data" in findings.head(p)
 
 
 def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
     start(monkeypatch, "mine", domains, experiments=["headline", "dense"])
     told = capsys.readouterr().out
-    assert "15 trials, more where" in told and "then about 5 runs" in told
+    assert "15 trials, more where" in told
+    assert "then about 5 runs" in told
     start(
         monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5
     )  # (a) at two of three
@@ -284,7 +288,8 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
 def test_a_mistake_on_the_command_line(domains, monkeypatch, name, change, words):
     with pytest.raises(UserError, match=words) as e:
         start(monkeypatch, name, change(*domains))
-    assert "\n" not in str(e.value) and not list(runs.RUNS.glob("own/*"))
+    assert "\n" not in str(e.value)
+    assert not list(runs.RUNS.glob("own/*"))
 
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
@@ -355,7 +360,8 @@ def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
     p = start(monkeypatch, "mine", domains, **changes | fits)
     for spec in plans.plan(p):
         train, validation, _ = selection.draw_mixture(spec)
-        assert len(train) == fits["train_rows"] and validation
+        assert len(train) == fits["train_rows"]
+        assert validation
 
 
 @pytest.mark.parametrize(
@@ -519,7 +525,8 @@ def test_rows_as_people_have_them(tmp_path):
         "mine-a",
         False,
     )
-    assert second["id"] == "mine-a-2" and second["is_impossible"]
+    assert second["id"] == "mine-a-2"
+    assert second["is_impossible"]
 
 
 def test_own_without_its_file():
