@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qa_lib.data import augment, selection
-from qa_lib.reports import moe, plans
+from qa_lib.reports import plans
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.training import clusters
@@ -102,7 +102,7 @@ def test_altered_copies_get_as_many_steps():
 
 def test_equal_trials(monkeypatch):
     """Four models, each with every rate and epochs, experts at the trial's rate; then what the best of them say."""
-    monkeypatch.setattr(moe.selection, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     p = plans.load_params(
         "moe", "real", {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}, "full"
     )

@@ -1,6 +1,10 @@
-"""The findings in prose: each paragraph stands on the committed records, and leaves the page where they no longer bear it out."""
+"""The findings in prose: each paragraph stands on the committed records.
+
+It leaves the page where they no longer bear it out.
+"""
 
 import argparse
+import importlib
 import re
 from functools import cache
 
@@ -37,13 +41,13 @@ def inputs(report: str) -> dict:
                 "experts": experts,
             }
         trials = tables.trials_table([s for s in specs if s.variant.endswith("-trial")])
-        routed = tables.collect_router_steps([s for s in specs if s.variant == "exbert-tuned"])
+        routing = tables.collect_router_steps([s for s in specs if s.variant == "exbert-tuned"])
         return {
             "P": p,
             "ledger": tables.add_display_names(runs.collect_ledger([s for s in specs if s.tests])),
             "trials": trials,
             "claims": claims,
-            "routed": routed,
+            "routing": routing,
             "plain": advice.estimates(p),
             "dense": advice.estimates(p, "dense-compute"),
         }
@@ -54,9 +58,8 @@ def said(report: str, monkeypatch, **changed) -> str:
     monkeypatch.setattr(
         advice, "estimates", lambda P, control="plain", arm="tuned": given[control.split("-")[0]]
     )
-    return getattr(findings, report)(
-        **{k: v for k, v in given.items() if k not in ("plain", "dense")}
-    )
+    write = importlib.import_module(f"qa_lib.page.findings_{report}").write_findings
+    return write(**{k: v for k, v in given.items() if k not in ("plain", "dense")})
 
 
 def moved(frame: pd.DataFrame, by: float, column: str = "value", **which) -> pd.DataFrame:
@@ -66,10 +69,11 @@ def moved(frame: pd.DataFrame, by: float, column: str = "value", **which) -> pd.
     return frame.assign(**{column: frame[column] + by * at})
 
 
-def claimed(claims: pd.DataFrame, claim: str, **values) -> pd.DataFrame:
-    return claims.assign(
-        **{k: claims[k].mask(claims["claim"] == claim, v) for k, v in values.items()}
-    )
+def claimed(claims: pd.DataFrame, claim: str, arm: str = "printed", **values) -> pd.DataFrame:
+    """Return the long table with other values of one claim in one arm."""
+    at = (claims["claim"] == claim) & (claims["arm"] == arm) & (claims["comparison"] == "claim")
+    assert at.sum() == 1
+    return claims.assign(**{name: claims[name].mask(at, value) for name, value in values.items()})
 
 
 def of(p, **fields):
@@ -85,7 +89,7 @@ TURNS = [
         "What reproduces",
         "claims",
         claimed,
-        {"claim": "squad-plus-8", "verdict": "inconclusive: seeds"},
+        {"claim": "squad-plus-8", "verdict": "undecided"},
     ),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "low": -0.1}),
     ("exbert", "What reproduces", "claims", claimed, {"claim": "headline", "high": 9.5}),
@@ -126,14 +130,14 @@ TURNS = [
     ),
     (
         "exbert",
-        "The same trials",
+        "Equal tuning",
         "ledger",
         moved,
         {"by": -20, "variant": "v-db", "arm": "tuned", "set": "squad"},
     ),
     (
         "exbert",
-        "The same trials",
+        "Equal tuning",
         "ledger",
         moved,
         {"by": 30, "variant": "exbert-tuned", "arm": "printed", "set": "bioasq"},
@@ -170,7 +174,7 @@ TURNS = [
     (
         "exbert",
         "Whether it takes experts",
-        "routed",
+        "routing",
         moved,
         {"by": -0.4, "column": "dropped", "variant": "exbert-tuned"},
     ),
@@ -194,7 +198,7 @@ TURNS = [
         "Length of answers",
         "claims",
         claimed,
-        {"claim": "longer-answers", "tuned_ours": 0.1},
+        {"claim": "longer-answers", "arm": "tuned", "ours": 0.1},
     ),
     (
         "exbert",
@@ -286,10 +290,10 @@ def test_a_paragraph_goes_with_the_records_that_bore_it_out(
 
 
 def test_what_is_reproduced_is_said_only_while_it_is(monkeypatch):
-    claims = claimed(inputs("moe")["claims"], "pooling-generalises", verdict="inconclusive: seeds")
+    claims = claimed(inputs("moe")["claims"], "pooling-generalises", verdict="undecided")
     assert "Reproduced is" in said("moe", monkeypatch)
     assert "Reproduced is" not in said("moe", monkeypatch, claims=claims)
-    claims = claimed(inputs("moe")["claims"], "both-hurt", verdict="inconclusive: seeds")
+    claims = claimed(inputs("moe")["claims"], "both-hurt", verdict="undecided")
     assert "a mere direction" in said("moe", monkeypatch)
     assert "a mere direction" not in said("moe", monkeypatch, claims=claims)
 
@@ -320,7 +324,6 @@ def test_a_result_leaves_out_what_was_not_run():
         "same trials of rate and epochs it is .* behind V-DB, .* these blocks",
         findings.result("exbert", claims),
     )
-    lacks = claims.assign(
-        **dict.fromkeys(("tuned_ours", "control_ours", "fair_ours"), float("nan"))
-    )
+    elsewhere = (claims["arm"] == "tuned") | (claims["comparison"] == "control")
+    lacks = claims.assign(ours=claims["ours"].mask(elsewhere))
     assert findings.result("exbert", lacks).endswith("percent relative).")

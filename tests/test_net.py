@@ -79,23 +79,36 @@ def digest_runs(slug: str) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(str)
 
 
-COMPARISONS = {"printed": "", "tuned": "tuned_", "control": "control_", "control, tuned": "fair_"}
+# What claims.csv called an arm and a comparison when the net was first written.
+COMPARISONS = {
+    "printed": ("printed", "claim"),
+    "tuned": ("tuned", "claim"),
+    "control": ("printed", "control"),
+    "control, tuned": ("tuned", "control"),
+}
+# And how it worded a verdict and its reason. A control has none.
+WORDS = {
+    "": "",
+    "reproduced": "reproduced",
+    "reproduced, smaller": "reproduced in direction, smaller",
+    "not reproduced": "not reproduced",
+    "undecided": "inconclusive: {reason}",
+    "not tested": "not tested at this profile: {reason}",
+}
 
 
 def list_claims(slug: str) -> pd.DataFrame:
     """Return a row for each claim and comparison in claims.csv: ours, low, high and the verdict."""
-    claims = pd.read_csv(
-        ROOT / "figures" / slug / "real" / "claims.csv", dtype=str, keep_default_na=False
-    )
-    verdicts = {"printed": "verdict", "tuned": "tuned", "control": "control"}
+    file = ROOT / "figures" / slug / "real" / "claims.csv"
+    claims = pd.read_csv(file, dtype=str, keep_default_na=False)
     rows = []
-    for comparison, prefix in COMPARISONS.items():
-        for _, claim in claims.iterrows():
-            numbers = {name: claim[prefix + name] for name in ("ours", "low", "high", "part")}
-            verdict = claim[verdicts[comparison]] if comparison in verdicts else ""
-            rows.append(
-                {"claim": claim["claim"], "comparison": comparison, **numbers, "verdict": verdict}
-            )
+    for comparison, (arm, name) in COMPARISONS.items():
+        of_both = (claims["arm"] == arm) & (claims["comparison"] == name)
+        for _, claim in claims[of_both].iterrows():
+            row = {"claim": claim["claim"], "comparison": comparison}
+            row |= {column: claim[column] for column in ("ours", "low", "high", "part")}
+            row["verdict"] = WORDS[claim["verdict"]].format(reason=claim["reason"])
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

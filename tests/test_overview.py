@@ -35,59 +35,49 @@ def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     frame = overview.collect_verdicts("real")
     assert list(zip(frame["report"], frame["claim"], strict=True)) == [
-        (s, c.id) for s in overview.TITLES for c in claims.read_claims(s)
+        (s, c.id) for s in params.list_claimed_reports() for c in claims.read_claims(s)
     ]
-    assert set(frame["kind"]) == {"not tested"}
+    assert set(frame["verdict"]) == {"not tested"}
     assert set(overview.verdicts_for_page(frame)["ours"]) == {"–"}
     assert not frame["run"].map(len).any()
 
 
 def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    ids = [c.id for c in claims.read_claims("moe")]
-    (tmp_path / "moe" / "real").mkdir(parents=True)
-    shared = {
-        "where": "1",
-        "says": "x",
-        "printed": "1",
-        "printed_unit": "EM",
-        "unit": "EM",
-        "part": "",
-        "n": 3,
-        "primary": False,
-        **dict.fromkeys(
-            ("tuned", "control", "tuned_part", "control_part", "confound", "unpooled", "judged"), ""
-        ),
-    }
-    one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
-    other, folder = (
-        {"verdict": "not tested at this profile: why", "run": ""},
-        tmp_path / "moe" / "real",
-    )
-    rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]
-    pd.DataFrame(rows).to_csv(folder / "claims.csv", index=False)
-    pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]}).to_csv(
-        folder / "results.csv", index=False
-    )
-    frame = overview.collect_verdicts("real")
-    first = overview.verdicts_for_page(frame).iloc[0]
-    shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
-    assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
+    listed = claims.read_claims("moe")
+    folder = tmp_path / "moe" / "real"
+    folder.mkdir(parents=True)
+    table = overview.list_untested("moe").drop(columns="rows")
+    table = table.assign(control="", unpooled=table["verdict"])
+    first = {"ours": 2.0, "low": 1.0, "high": 3.0, "n": 3, "run": "a b"}
+    first |= {"verdict": "reproduced", "unpooled": "reproduced", "reason": ""}
+    table["run"] = ""
+    for column, value in first.items():
+        table.loc[0, column] = value
+    both = pd.concat([table, table.assign(arm="tuned", verdict="not tested", run="")])
+    both.to_csv(folder / "claims.csv", index=False)
+    trained = pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]})
+    trained.to_csv(folder / "results.csv", index=False)
+    frame = overview.select_claims(overview.collect_verdicts("real"))
+    frame = frame[frame["report"] == "moe"]
+    shown = overview.verdicts_for_page(frame).iloc[0]
+    columns = ["ours", "n seeds", "training rows", "verdict"]
+    assert shown[columns].tolist() == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
     second = overview.verdicts_for_page(frame, whole=True).iloc[1]
-    assert second["verdict"] == "not tested at this profile: why"
-    assert second["to bear in mind"] == claims.read_claims("moe")[1].confound
-    count = overview.count_by_report(frame).set_index("report")
-    assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [
+    assert second["verdict"] == "not tested: not run at this profile"
+    assert second["to bear in mind"] == listed[1].confound
+    count = overview.count_by_report(frame).iloc[0]
+    assert count[["reproduced", "not tested", "claims"]].tolist() == [
         1,
-        len(ids) - 1,
-        len(ids),
+        len(listed) - 1,
+        len(listed),
     ]
-    assert (
-        "- **moe**, profile real, [page](figures/moe/real/report.html)"
-        in overview.readme_verdicts()
-    )
-    assert "| moe |" in overview.readme_verdicts()
-    assert "`exbert`, `road`, `smart`" in overview.readme_verdicts()
+    # the sentence about the central comparison needs numbers of several claims
+    monkeypatch.setattr(overview.findings, "result", lambda slug, table: "Result: none.")
+    text = overview.readme_verdicts()
+    assert "- **moe**, profile real, [page](figures/moe/real/report.html): none. " in text
+    assert "| moe | 41 | 1 | 0 | 0 | 0 | 40 |" in text
+    assert "Not yet run on real data: `exbert`, `road`, `smart`." in text
 
 
 def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch):
@@ -121,7 +111,9 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     assert "make reproduce-moe PROFILE=paper" in text
     assert "not built yet" in text
     assert "No run so far" in text
-    assert text.count("<tr>") > sum(len(claims.read_claims(s)) for s in overview.TITLES)
+    assert text.count("<tr>") > sum(
+        len(claims.read_claims(s)) for s in params.list_claimed_reports()
+    )
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
         overview.choose_page({"profile": "papper"})
     assert params.list_reports()

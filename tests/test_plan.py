@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from qa_lib.data import selection
 from qa_lib.reports import exbert, plans
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
@@ -43,7 +44,7 @@ def test_the_quick_plan_is_small_and_whole():
 
 
 def test_the_report_s_settings():
-    models = exbert.model_settings(plans.load_params("exbert", "paper"))
+    models = exbert.list_models(plans.load_params("exbert", "paper"))
     tuned, layer = models["exbert-tuned"], models["exbert"]["layer"]
     assert (tuned["blocks"], tuned["learning_rate"], tuned["epochs"]) == (4, 1e-4, 2)
     assert (layer.top_n, layer.threshold, layer.capacity_train, layer.balance, layer.router_z) == (
@@ -58,7 +59,7 @@ def test_the_report_s_settings():
 
 
 def test_the_dearest_controls_may_have_fewer_seeds(monkeypatch):
-    monkeypatch.setattr(exbert.selection, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     for few, seeds in ((None, {0, 1}), ([1], {1})):
         given = {
             "experiments": ["headline", "dense"],
@@ -96,7 +97,7 @@ def scored(monkeypatch):
 
 @pytest.fixture
 def real(monkeypatch):
-    monkeypatch.setattr(exbert.selection, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     return lambda **changes: load(
         "real", "full", arms=["tuned"], experiments=["headline"], **changes
     )

@@ -236,7 +236,9 @@ def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
 
 
 def test_mixtures_stand_in_order():
-    assert list(tables.add_display_names(ledger())["mixture"].cat.categories) == [
+    assert list(
+        tables.add_display_names(ledger().assign(report="exbert"))["mixture"].cat.categories
+    ) == [
         "0:100",
         "60:40",
         "100:0",
@@ -308,10 +310,15 @@ def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
 
 
 def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
-    assert findings.prose([(True, "A gains."), (True, "B does not.")]) == "A gains.\n\nB does not."
-    said = findings.prose([(True, "A gains."), (False, "B does not.")])
+    assert (
+        findings.join_paragraphs([(True, "A gains."), (True, "B does not.")])
+        == "A gains.\n\nB does not."
+    )
+    said = findings.join_paragraphs([(True, "A gains."), (False, "B does not.")])
     assert said.startswith("A gains.\n\n1 of 2 paragraphs") and "B does not" not in said
-    assert findings.prose([(float("nan") > 0, "C is unknown.")]).startswith("1 of 1 paragraphs")
+    assert findings.join_paragraphs([(float("nan") > 0, "C is unknown.")]).startswith(
+        "1 of 1 paragraphs"
+    )
 
 
 def test_provenance_is_read_from_the_records(monkeypatch):

@@ -11,27 +11,20 @@ import pandas as pd
 import pytest
 
 from qa_lib.__main__ import run_verb
+from qa_lib.data import selection
 from qa_lib.evidence import claims as claims_module
-from qa_lib.evidence import power, stats, verify
-from qa_lib.evidence.claims import (
-    SMALLER,
-    Claim,
-    Contrast,
-    control_claim,
-    interval,
-    read_claims,
-    rules,
-    verdict,
-)
+from qa_lib.evidence import power, stats, verdicts, verify
+from qa_lib.evidence.claims import Claim, Contrast, control_claim, read_claims
 from qa_lib.evidence.resample import correlation, mean, resample
+from qa_lib.evidence.verdicts import Estimate, Meaning, Verdict, apply_rule, interval, judge
 from qa_lib.reports import exbert, plans
-from qa_lib.settings import encoder_files
+from qa_lib.settings import encoder_files, params
 from qa_lib.settings.parameters import Layer
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
-FILES = sorted((ROOT / "params" / "claims").glob("*.yaml"))
+FILES = [ROOT / "params" / "claims" / f"{slug}.yaml" for slug in params.list_claimed_reports()]
 DOMAINS = ["squad", "bioasq"]
 
 
@@ -171,6 +164,13 @@ def test_claims_validate_and_their_columns_exist(file):
     assert ids == [c.id for c in claims], "an id stands twice"
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_every_claim_has_a_stance(file):
+    stances = claims_module.read_stances(file.stem)
+    assert list(stances) == [c.id for c in read_claims(file.stem)]
+    assert set(stances.values()) <= set(claims_module.STANCES)
+
+
 def test_contradictions_are_entered():
     claims = {c.id: c for c in read_claims("exbert")}
     headline = claims["headline"].range
@@ -184,7 +184,7 @@ def test_contradictions_are_entered():
 def planned(monkeypatch):
     """Return a function that loads parameters and plans runs without data or encoder."""
     monkeypatch.setattr(encoder_files, "identify_weights", lambda name: "w" * 64)
-    monkeypatch.setattr(exbert.selection, "fingerprint", lambda *_: "f" * 64)
+    monkeypatch.setattr(selection, "fingerprint", lambda *_: "f" * 64)
 
     def plan(profile: str, size: str | None = None, **changes):
         p = plans.load_params("exbert", profile, changes, size)
@@ -242,8 +242,8 @@ def test_every_contrast_finds_its_planned_runs_and_no_others(planned, monkeypatc
     table = stats.judge_claims("exbert", ledger, examples, "paper", p.domains, times=50)
     table = table.set_index("id")
     for c in read_claims("exbert"):
-        verdict = table["verdict"][c.id]
-        assert verdict.startswith("not tested") == ("paper" not in c.profiles), verdict
+        is_untested = table["verdict"][c.id] == Verdict.NOT_TESTED
+        assert is_untested == ("paper" not in c.profiles), table["reason"][c.id]
         assert (table["n"][c.id] == 3) == (c.contrast is not None)
 
 
@@ -275,6 +275,7 @@ def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
     } | change
     (tmp_path / "params" / "claims").mkdir(parents=True)
     (tmp_path / "params" / "claims" / "exbert.yaml").write_text(json.dumps({"fine": entry}))
+    (tmp_path / "params" / "claims" / "stances.yaml").write_text("exbert: {fine: hope}")
     monkeypatch.setattr(claims_module, "ROOT", tmp_path)
     with pytest.raises(UserError, match=says) as e:
         read_claims("exbert")
@@ -290,9 +291,9 @@ def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
         (5.0, {}, "reproduced"),
         (0.0, {}, "not reproduced"),  # a true null
         (-5.0, {}, "not reproduced"),
-        (2.0, {"delta": 8}, SMALLER),
+        (2.0, {"delta": 8}, "reproduced, smaller"),
         (11.0, {"kind": "magnitude", "printed": [9, 13]}, "reproduced"),
-        (6.5, {"kind": "magnitude", "printed": [9, 13]}, SMALLER),
+        (6.5, {"kind": "magnitude", "printed": [9, 13]}, "reproduced, smaller"),
         (2.0, {"kind": "magnitude", "printed": [9, 13]}, "not reproduced"),
         (40.0, {"kind": "magnitude", "printed": 8}, "not reproduced"),
         (0.3, {"kind": "equivalence"}, "reproduced"),
@@ -312,6 +313,42 @@ def test_verdicts_where_the_evidence_is_plain(gain, fields, expected):
 
 
 @pytest.mark.parametrize(
+    "fields, low, high, meaning",
+    [
+        ({"kind": "magnitude", "printed": 8}, 1.0, 3.9, Meaning.LESS_THAN_HALF),
+        ({"kind": "magnitude", "printed": 8}, 3.0, 6.0, Meaning.BELOW),
+        ({"kind": "magnitude", "printed": 8}, -1.0, 6.0, Meaning.OPEN),
+        ({"kind": "magnitude", "printed": 8}, -3.0, -1.0, Meaning.OPPOSITE),
+        ({"kind": "magnitude", "printed": [9, 13]}, 13.5, 20.0, Meaning.LARGER),
+        ({"delta": 8, "printed": 8}, -1.0, 3.0, Meaning.OPEN),
+        ({"delta": 8, "printed": 8}, 1.0, 3.0, Meaning.LESS_THAN_HALF),
+        ({"delta": 8}, -1.0, 3.0, Meaning.TOO_SMALL),
+        ({}, -3.0, -1.0, Meaning.OPPOSITE),
+        ({"kind": "equivalence"}, -9.0, -6.0, Meaning.DIFFERENT),
+        ({"kind": "equivalence", "printed": [0, 1]}, 6.0, 9.0, Meaning.DIFFERENT),
+    ],
+)
+def test_what_not_reproduced_means(fields, low, high, meaning):
+    assert verdicts.explain_failure(make_claim(**fields), low, high) is meaning
+
+
+def test_of_several_parts_the_first_that_fails_is_shown_by_the_rule_s_own_interval():
+    gains = pair_gains(6.0, 0.2) | pair_gains(-3.0, 0.8) | pair_gains(-9.0, 1.0)
+    over = {"both": {"ratio": [0.2, 0.8, 1.0]}, "each": ["ratio"]}
+    row = judge_claim(make_claim(contrast=over), plant_scores(gains, seed_sd=0.1))
+    assert row["verdict"] == Verdict.NOT_REPRODUCED
+    assert row["reason"] == Meaning.OPPOSITE
+    assert row["rule_part"] == "ratio 0.8"
+    assert row["more"] == 1
+    one = make_claim(contrast={"both": {"ratio": 0.8}})
+    alone = judge_claim(one, plant_scores(gains, seed_sd=0.1))
+    assert row["rule_d"] == pytest.approx(alone["d"])
+    # at 5 % for three parts it is wider than at 5 % for one
+    assert row["rule_low"] < alone["low"]
+    assert row["rule_high"] > alone["high"]
+
+
+@pytest.mark.parametrize(
     "gain, seed_sd, fields",
     [
         (1.5, 3.0, {}),
@@ -320,12 +357,13 @@ def test_verdicts_where_the_evidence_is_plain(gain, fields, expected):
         (0.0, 3.0, {"kind": "equivalence"}),
     ],
 )
-def test_noisy_seeds_are_inconclusive_and_say_how_many_would_do(gain, seed_sd, fields):
+def test_noisy_seeds_are_undecided_and_say_how_many_would_do(gain, seed_sd, fields):
     c = make_claim(**fields)
     row = judge_claim(c, plant_scores(pair_gains(gain), seeds=4, seed_sd=seed_sd, rng=2))
-    needs = int(re.fullmatch(r"inconclusive: seeds \(needs n=(\d+)\)", row["verdict"])[1])
+    assert row["verdict"] == Verdict.UNDECIDED
+    needs = int(re.fullmatch(r"seeds \(needs n=(\d+)\)", row["reason"])[1])
     d, s2, nu, v, clusters = (float(row[k]) for k in ("d", "s2", "nu", "v", "clusters"))
-    decided = [any(rules(c, d, s2, nu + n - 4, v, n, clusters)) for n in (needs - 1, needs)]
+    decided = [any(apply_rule(c, d, s2, nu + n - 4, v, n, clusters)) for n in (needs - 1, needs)]
     assert decided == [False, True]
 
 
@@ -334,15 +372,16 @@ def test_no_significant_difference_is_no_equality():
     # "no significant difference" rests on this alone
     assert judge_claim(make_claim(), planted)["p"] > 0.05
     equality = judge_claim(make_claim("equivalence"), planted)
-    assert equality["verdict"].startswith("inconclusive: seeds")
+    assert equality["verdict"] == Verdict.UNDECIDED
+    assert equality["reason"].startswith("seeds")
 
 
 def test_a_verdict_may_need_more_seeds_than_anyone_runs():
     c = make_claim("equivalence")
-    needs_seeds = (1.68, 50.0, 3, 0.01, 4, 500)
-    assert verdict(c, [needs_seeds]) == "inconclusive: seeds (needs n>1000)"
-    needs_questions = (1.68, 50.0, 3, 0.2, 4, 500)
-    assert verdict(c, [needs_questions]) == "inconclusive: test questions (no n suffices)"
+    needs_seeds = Estimate(1.68, 50.0, 3, 0.01, 4, 500)
+    assert judge(c, [needs_seeds]).reason == "seeds (needs n>1000)"
+    needs_questions = Estimate(1.68, 50.0, 3, 0.2, 4, 500)
+    assert judge(c, [needs_questions]).reason == "test questions (no n suffices)"
 
 
 def test_examples_of_one_cluster_count_once():
@@ -357,7 +396,8 @@ def test_examples_of_one_cluster_count_once():
     together = judge_claim(make_claim(), (ledger, examples))
     naive = judge_claim(make_claim(), (ledger, apart))
     assert together["v"] > 10 * naive["v"]
-    assert together["verdict"] == "inconclusive: test questions (no n suffices)"
+    assert together["verdict"] == Verdict.UNDECIDED
+    assert together["reason"] == "test questions (no n suffices)"
     assert naive["p"] < 0.05
 
 
@@ -369,13 +409,17 @@ def test_examples_of_one_cluster_count_once():
 def test_one_or_two_seeds_reproduce_nothing(seeds, fields, gain):
     c = make_claim(**fields)
     planted = plant_scores(pair_gains(gain), seeds=seeds, seed_sd=0.01)
-    assert judge_claim(c, planted)["verdict"] == "inconclusive: seeds (needs n=3)"
+    row = judge_claim(c, planted)
+    assert row["verdict"] == Verdict.UNDECIDED
+    alone = {1: "seeds (one gives no interval)", 2: "seeds (needs n=3)"}
+    assert row["reason"] == alone[seeds]
     # a variance that is pooled with another comparison's does not change that
     other = make_claim(contrast={"both": {"ratio": 0.2}}, id="other")
     both = join_planted(planted, plant_scores(pair_gains(0.0, ratio=0.2), seed_sd=0.01))
     table = stats.judge_claims([c, other], *both, "real", DOMAINS)
     row = table.set_index("id").loc["planted"]
-    assert row["verdict"] == "inconclusive: seeds (needs n=3)"
+    assert row["verdict"] == Verdict.UNDECIDED
+    assert row["reason"] == "seeds (needs n=3)"
     assert row["nu"] == pytest.approx(4 + seeds - 1)
 
 
@@ -420,20 +464,20 @@ def test_the_largest_size_with_three_seeds_is_judged_and_sizes_are_not_pooled():
 
 def test_a_claim_that_is_not_tested_says_why():
     planted = plant_scores(pair_gains(5.0))
-    reason = "not tested at this profile: "
-    assert judge_claim(make_claim(), planted, profile="quick")["verdict"] == reason + stats.QUICK
+    assert judge_claim(make_claim(), planted, profile="quick")["reason"] == stats.QUICK
     only = make_claim(profiles=["paper"], untestable={"real": "another encoder"})
-    assert judge_claim(only, planted)["verdict"] == reason + "another encoder"
+    assert judge_claim(only, planted)["reason"] == "another encoder"
     absent = judge_claim(
         make_claim(contrast={"ours": {"variant": "exbert", "experts": 8}}), planted
     )
     no_run = "no run of variant exbert, experts 8 at 80:20 with em on first"
-    assert absent["verdict"] == reason + no_run
+    assert absent["reason"] == no_run
+    assert absent["verdict"] == Verdict.NOT_TESTED
     assert absent["run"] == ()
     assert np.isnan(absent["d"])
     changes = {"contrast": None, "profiles": [], "untestable": {"real": "it is cited"}}
     cited = make_claim().model_copy(update=changes)
-    assert judge_claim(cited, planted)["verdict"] == reason + "it is cited"
+    assert judge_claim(cited, planted)["reason"] == "it is cited"
 
 
 def test_a_claim_over_mixtures_names_those_that_lack_runs():
@@ -449,8 +493,8 @@ def test_a_claim_over_mixtures_names_those_that_lack_runs():
     over = {"both": {"ratio": [0.2, 0.4, 0.6, 0.8], "order": "trainer"}, "set": ["first", "second"]}
     for contrast in (over, over | {"each": ["ratio", "set"]}):
         row = judge_claim(make_claim(contrast=contrast), planted)
-        assert row["verdict"] == (
-            "not tested at this profile: "
+        assert row["verdict"] == Verdict.NOT_TESTED
+        assert row["reason"] == (
             "no run of order trainer, variant exbert-tuned at 40:60, 60:40 "
             "with em on first, second; "
             "no run of order trainer, variant v-db at 60:40 with em on first, second"
@@ -464,15 +508,19 @@ def test_sides_of_different_devices_are_not_compared():
     baseline = ledger["variant"] == "v-db"
     device = np.where(baseline, "CPU, 2 threads", "NVIDIA H200")
     apart = judge_claim(make_claim(), (ledger.assign(device=device), examples))
-    assert apart["verdict"] == (
-        "not tested at this profile: "
-        "its sides were trained on different devices, or in different precision"
-    )
+    assert apart["verdict"] == Verdict.NOT_TESTED
+    differ = "its sides were trained on different devices, or in different precision"
+    assert apart["reason"] == differ
+    types = np.where(baseline, "NVIDIA H100 80GB HBM3", "NVIDIA H200")
+    assert judge_claim(make_claim(), (ledger.assign(device=types), examples))["reason"] == differ
+    cores = np.where(baseline, "CPU, 1 thread", "CPU, 2 threads")
+    alike = judge_claim(make_claim(), (ledger.assign(device=cores), examples))
+    assert alike["verdict"] == "reproduced"
     precision = np.where(baseline, "fp32", "bf16")
     apart = judge_claim(
         make_claim(), (ledger.assign(device="CPU, 1 thread", precision=precision), examples)
     )
-    assert apart["verdict"].endswith("in different precision")
+    assert apart["reason"].endswith("in different precision")
     device = np.where(baseline & (ledger["seed"] == 1), "NVIDIA H200", "CPU, 1 thread")
     some = judge_claim(make_claim(), (ledger.assign(device=device), examples))
     assert some["n"] == 4
@@ -542,8 +590,8 @@ def test_a_contrast_may_go_beyond_another_be_relative_or_have_a_target():
     assert value["v"] > 10 * row["v"]
     ledger, examples = planted
     zero = judge_claim(relative, (ledger.assign(value=0.0), examples.assign(em=0.0)))
-    reason = "not tested at this profile: it is a percentage of a score that is 0"
-    assert zero["verdict"] == reason
+    assert zero["verdict"] == Verdict.NOT_TESTED
+    assert zero["reason"] == "it is a percentage of a score that is 0"
 
 
 def test_primary_claims_alone_are_corrected_by_holm():
@@ -559,7 +607,7 @@ def test_primary_claims_alone_are_corrected_by_holm():
     assert (primary["p_holm"] >= primary["p"]).all()
     assert primary["p_holm"].min() == pytest.approx(4 * primary["p"].min())
     assert primary.loc[primary["verdict"] == "reproduced", "p_holm"].le(0.05).all()
-    assert primary.loc[primary["p_holm"] > 0.05, "verdict"].str.startswith("inconclusive").all()
+    assert (primary.loc[primary["p_holm"] > 0.05, "verdict"] == Verdict.UNDECIDED).all()
 
 
 def test_a_verdict_that_hangs_on_the_pooling_says_so():
@@ -591,7 +639,7 @@ def test_a_verdict_that_hangs_on_the_pooling_says_so():
     table = stats.judge_claims([quiet, loud], ledger, examples, "real", DOMAINS).set_index("id")
     assert table["levene"]["quiet"] > 0.01
     assert table["s2"]["quiet"] == table["s2"]["loud"]
-    assert table["verdict"]["quiet"].startswith("inconclusive")
+    assert table["verdict"]["quiet"] == Verdict.UNDECIDED
     assert table["unpooled"]["quiet"] == "reproduced"
     # alone, nothing else is in its pool
     alone = stats.judge_claims([quiet], ledger, examples, "real", DOMAINS).iloc[0]
@@ -599,11 +647,14 @@ def test_a_verdict_that_hangs_on_the_pooling_says_so():
 
 
 def test_the_verdicts_that_hang_on_the_pooling_are_listed():
-    hang = {"claim": ["a", "b"], "unpooled": ["", "reproduced instead of inconclusive"]}
-    assert verify.describe_pooling(pd.DataFrame(hang)).endswith(
-        "own seeds these would be judged otherwise: b (reproduced instead of inconclusive)."
+    rows = {"claim": ["a", "b", "b"], "arm": ["printed", "printed", "tuned"]}
+    rows["verdict"] = ["reproduced", "undecided", "undecided"]
+    hang = pd.DataFrame(rows | {"unpooled": ["reproduced"] * 3})
+    assert verify.describe_pooling(hang).endswith(
+        "own seeds these would be judged otherwise: b (reproduced instead of undecided); "
+        "b (equal tuning: reproduced instead of undecided)."
     )
-    none = pd.DataFrame({"claim": ["a"], "unpooled": [""]})
+    none = pd.DataFrame(rows | {"unpooled": rows["verdict"]})
     assert verify.describe_pooling(none).endswith("every verdict would be the same.")
 
 
@@ -664,7 +715,7 @@ def score_ledger(value: float) -> pd.DataFrame:
 
 def test_few_clusters_widen_an_interval():
     """The interval is that of t with K - 1 degrees of freedom, K clusters of the smallest set."""
-    low, high = claims_module.interval(0.0, 0.0, 4, 1.0, 3, 5)
+    low, high = verdicts.interval(0.0, 0.0, 4, 1.0, 3, 5)
     assert (high - low) / 2 == pytest.approx(2.776445)
     few = plant_scores(pair_gains(3.0), clusters=10, sets=["first"])
     many = plant_scores(pair_gains(3.0), clusters=100, sets=["second"])
@@ -770,7 +821,8 @@ def test_a_run_is_not_compared_with_itself():
         make_claim(contrast={"ours": {"variant": "v-db"}}), plant_scores(pair_gains(5.0))
     )
     reason = "its two sides are the same runs at these sizes"
-    assert row["verdict"] == f"not tested at this profile: {reason}"
+    assert row["verdict"] == Verdict.NOT_TESTED
+    assert row["reason"] == reason
 
 
 # ---- losses and epochs ----
@@ -836,7 +888,8 @@ def test_curves_and_whole_epochs_are_scores_of_a_run():
     assert five["s2"] > 0
     assert five["v"] == 0
     assert five["high"] - five["low"] < three["high"] - three["low"]
-    assert three["verdict"].startswith("inconclusive: seeds (needs n=")
+    assert three["verdict"] == Verdict.UNDECIDED
+    assert three["reason"].startswith("seeds (needs n=")
     with pytest.raises(UserError, match="not a number"):
         stats.curves(histories.assign(validation_loss=np.nan))
 
@@ -959,10 +1012,10 @@ def test_power_is_computed_for_every_claim_about_scores(report, capsys, monkeypa
 
 def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
     """A file that is gone or edited is a change, and so are other rules. Line ends are none."""
-    monkeypatch.setattr(claims_module, "ROOT", tmp_path)
-    monkeypatch.setattr(claims_module, "RULES", 2)
+    monkeypatch.setattr(verdicts, "ROOT", tmp_path)
+    monkeypatch.setattr(verdicts, "RULES", 2)
     # nothing is frozen yet
-    assert claims_module.list_changes("exbert") == []
+    assert verdicts.list_changes("exbert") == []
     folder = tmp_path / "params" / "claims"
     folder.mkdir(parents=True)
     frozen = hashlib.sha256(b"x: 1\ny: 2\n").hexdigest()
@@ -973,12 +1026,12 @@ def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
     lines = ["# exbert, moe", *lines, "rules 2", "# smart", f"{'0' * 64}  a", "rules 1", ""]
     for ends in ("\n", "\r\n"):
         (folder / "FROZEN").write_bytes(ends.join(lines).encode())
-        assert claims_module.list_changes("exbert") == claims_module.list_changes("moe") == ["c"]
+        assert verdicts.list_changes("exbert") == verdicts.list_changes("moe") == ["c"]
         rules_then = "the rules of judging (then 1, now 2; docs/claims.md)"
-        assert claims_module.list_changes("smart") == ["a", rules_then]
-        assert claims_module.list_changes("road") == []
+        assert verdicts.list_changes("smart") == ["a", rules_then]
+        assert verdicts.list_changes("road") == []
     (tmp_path / "b").unlink()
-    assert claims_module.list_changes("exbert") == ["b", "c"]
+    assert verdicts.list_changes("exbert") == ["b", "c"]
 
 
 # Fields of the claims that hold the rules of judging in place.
@@ -1004,7 +1057,8 @@ def judge_planted() -> pd.DataFrame:
                 row = judge_claim(make_claim(**fields), planted)
                 numbers = {k: f"{row[k]:.6g}" for k in ("d", "low", "high", "p", "nu")}
                 case = {"gain": gain, "seeds": seeds, "claim": json.dumps(fields)}
-                rows.append({**case, **numbers, "verdict": row["verdict"]})
+                outcome = {"verdict": str(row["verdict"]), "reason": row["reason"]}
+                rows.append({**case, **numbers, **outcome})
     return pd.DataFrame(rows).astype(str)
 
 
@@ -1014,11 +1068,11 @@ def test_the_rules_have_a_number():
     If this fails, the rules have changed. Then raise RULES, write the file of the new number with
     `judge_planted().to_csv(…)`, and say in docs/claims.md what changed.
     """
-    file = ROOT / "tests" / "net" / f"rules-{claims_module.RULES}.csv"
+    file = ROOT / "tests" / "net" / f"rules-{verdicts.RULES}.csv"
     held = pd.read_csv(file, dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(judge_planted(), held)
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    assert f"\n| {claims_module.RULES} |" in page
+    assert f"\n| {verdicts.RULES} |" in page
 
 
 def test_all_reports_are_frozen():
@@ -1026,7 +1080,7 @@ def test_all_reports_are_frozen():
     frozen = (ROOT / "params" / "claims" / "FROZEN").read_text()
     for file in FILES:
         assert f"params/claims/{file.name}" in frozen
-        assert not [x for x in claims_module.list_changes(file.stem) if x.endswith(".yaml")]
+        assert not [x for x in verdicts.list_changes(file.stem) if x.endswith(".yaml")]
 
 
 def weigh_runs(contrast: int, n: int) -> pd.DataFrame:
@@ -1070,7 +1124,7 @@ def simulate_coverage(
     v = np.maximum(cov.sum((1, 2)) - np.trace(cov, axis1=1, axis2=2), 0) / (n * (n - 1))
     low, high = interval(gain + d, s2, nu, v, n, K)
     covered = (low <= gain) & (gain <= high)
-    rejected = rules(make_claim(), d, s2, nu, v, n, K)[0]
+    rejected = apply_rule(make_claim(), d, s2, nu, v, n, K)[0]
     return float(covered.mean()), float(rejected.mean())
 
 
@@ -1141,9 +1195,10 @@ def recorded(planned, monkeypatch, tmp_path):
     return p
 
 
-def read_verdicts() -> pd.DataFrame:
-    """Return the claims.csv that verify has written, by claim."""
-    return pd.read_csv(runs.FIGURES / "exbert" / "real" / "claims.csv").set_index("claim")
+def read_verdicts(arm="printed", comparison="claim") -> pd.DataFrame:
+    """Return rows of the claims.csv that verify has written, by claim."""
+    table = pd.read_csv(runs.FIGURES / "exbert" / "real" / "claims.csv")
+    return verify.select(table, arm, comparison)
 
 
 def test_verify_prints_and_writes_every_verdict(recorded, capsys):
@@ -1156,51 +1211,45 @@ def test_verify_prints_and_writes_every_verdict(recorded, capsys):
     frame = verify.claims_table(recorded)
     after = lines[len(ids) : len(ids) + 2]
     assert after == [verify.count_verdicts(frame), verify.describe_pooling(frame)]
-    assert after[0].startswith(f"{len(ids)} claims: ")
+    assert after[0].startswith(f"{len(ids)} claims. 51 results: ")
+    assert "1 hope: " in after[0]
     plus_8 = table["seed_part"]["squad-plus-8"]
     assert f", n=3, seed part {plus_8:.2f}: " in lines[ids.index("squad-plus-8")]
-    assert ", n=0: not tested" in lines[ids.index("fifty-on-1600")]
+    assert ", n=0: not tested: " in lines[ids.index("fifty-on-1600")]
 
 
-def test_the_table_of_verdicts_has_effects_of_every_arm_and_the_control(recorded):
+def test_the_table_has_a_row_for_each_claim_arm_and_comparison(recorded):
     assert run_verb(sys.argv) == 0
+    ids = [c.id for c in read_claims("exbert")]
+    controlled = [c.id for c in read_claims("exbert") if c.control and c.contrast]
+    for arm in ("printed", "tuned"):
+        assert list(read_verdicts(arm).index) == ids
+        beside = read_verdicts(arm, "control")
+        assert list(beside.index) == controlled
+        # a control has numbers and no verdict
+        assert beside["verdict"].isna().all()
+        eight = beside.loc["squad-plus-8"]
+        assert eight["low"] < eight["ours"] < eight["high"]
+        assert eight["control"] == "plain-tuned"
     table = read_verdicts()
-    effects = set()
-    for arm in ("", "tuned_", "control_", "fair_"):
-        effects |= {f"{arm}ours", f"{arm}low", f"{arm}high", f"{arm}part"}
-    others = {
-        "where",
-        "says",
-        "printed",
-        "printed_unit",
-        "unit",
-        "n",
-        "seed_part",
-        "verdict",
-        "tuned",
-        "control",
-        "primary",
-        "run",
-        "judged",
-        "confound",
-        "unpooled",
-    }
-    assert set(table.columns) == effects | others
     eight = table.loc["squad-plus-8"]
     assert eight["low"] < eight["ours"] < eight["high"]
     assert eight["n"] == 3
     assert len(eight["run"].split()) == 6
-    assert not eight["tuned"].startswith("not tested")
-    assert eight["control"].startswith("(a) without ST-MoE block: ")
-    assert eight["control_low"] < eight["control_ours"] < eight["control_high"]
-    assert np.isfinite(eight["tuned_ours"])
-    printed = verify.claims_table(recorded.model_copy(update={"arms": ["printed"]}))
-    assert printed["tuned"].iloc[-1].endswith("there are no runs")
-    assert not table["verdict"]["headline"].startswith("not tested")
+    assert read_verdicts("tuned")["verdict"]["squad-plus-8"] != Verdict.NOT_TESTED
+    assert table["verdict"]["headline"] != Verdict.NOT_TESTED
     assert table["printed"]["headline"] == "9 to 13"
+    assert table["stance"]["sparse-overfits-less"] == "hope"
     # this size has runs of the mixtures, and none of the domains alone
-    assert "at 0:100, 100:0" in table["verdict"]["beats-everywhere"]
-    fifty = verify.claims_table(recorded).set_index("claim").loc["fifty-on-1600"]
+    assert "at 0:100, 100:0" in table["reason"]["beats-everywhere"]
+
+
+def test_an_arm_without_runs_is_not_tested(recorded):
+    table = verify.claims_table(recorded.model_copy(update={"arms": ["printed"]}))
+    tuned = verify.select(table, "tuned")
+    assert set(tuned["verdict"]) == {Verdict.NOT_TESTED}
+    assert tuned["reason"].iloc[-1] == "there are no runs"
+    fifty = verify.select(table).loc["fifty-on-1600"]
     assert np.isnan(fifty["ours"])
     assert fifty["run"] == ()
 
@@ -1215,7 +1264,7 @@ def test_a_score_is_shown_as_a_score(recorded, monkeypatch):
         make_claim(contrast={"target": -1}, id="no-loss-of-1"),
     ]
     monkeypatch.setattr(claims_module, "read_claims", lambda slug, ratios: claims)
-    table = verify.claims_table(recorded).set_index("claim")
+    table = verify.select(verify.claims_table(recorded))
     effects = table[["ours", "low", "high"]].astype(float)
     # a target moves the rule and not the difference that is shown
     assert list(effects.loc["no-loss-of-1"]) == pytest.approx(list(effects.loc["gain"]))

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.evidence import verify
+from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import figures, findings, tables
 from qa_lib.reports import plans
 from qa_lib.store import runs
@@ -58,22 +59,20 @@ def test_answers_are_text_where_the_text_is_ours_and_spans_elsewhere(monkeypatch
     monkeypatch.setattr(
         runs, "require_records", lambda specs: [(None, {"run": "a"}), (None, {"run": "b"})]
     )
-    context, central = "one two six ten ant bee cat", {"exbert-tuned": None, "v-db": None}
+    context = "one two six ten ant bee cat"
     rows = [
         {"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}}
         for i in (0, 3)
     ]
-    text = tables.answers_table(
-        P, central, lambda spec: {P.domains[0]: (None, rows)}
-    )  # of the test rows that there are
-    spans = tables.answers_table(P.model_copy(update={"source": "folder"}), central, None)
+    # of the test rows that there are
+    of_domain = {P.domains[0]: (None, rows)}
+    ours, theirs = Expert("a", [], "exbert-tuned"), Expert("b", [], "v-db")
+    text = tables.answers_table(P, ours, theirs, lambda spec: of_domain)
+    elsewhere = P.model_copy(update={"source": "folder"})
+    spans = tables.answers_table(elsewhere, ours, theirs, None)
     assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"}
-    assert set(spans["right"]) == {
-        "ExBERT",
-        "V-DB",
-        "neither",
-    }
-    assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"]
+    assert set(spans["right"]) == {"ExBERT (final)", "V-DB", "neither"}
+    assert list(text["V-DB"]) == list(text["ExBERT (final)"]) == ["one", "ten"]
     assert list(text["question"]) == ["0?", "3?"]
 
 
@@ -92,6 +91,7 @@ def history() -> pd.DataFrame:
                 {
                     "run": f"r{rate}",
                     "variant": "v-db-curve",
+                    "report": "exbert",
                     "ratio": 0.6,
                     "seed": 0,
                     "learning_rate": rate,
@@ -158,7 +158,9 @@ def test_numbers_in_prose():
     claims = pd.DataFrame(
         {
             "claim": ["c", "d"],
-            "verdict": ["not reproduced", "inconclusive: seeds (needs n=5)"],
+            "arm": "printed",
+            "comparison": "claim",
+            "verdict": ["not reproduced", "undecided"],
             "ours": 1.25,
             "low": -1.0,
             "high": 3.5,
@@ -166,9 +168,9 @@ def test_numbers_in_prose():
             "part": "F1",
         }
     )
-    assert verify.has_verdict(claims, "c", "not reproduced")
-    assert not verify.has_verdict(claims, "c", "reproduced")
-    assert verify.has_verdict(claims, "d", "inconclusive")
+    assert verify.has_verdict(claims, "c", Verdict.NOT_REPRODUCED)
+    assert not verify.has_verdict(claims, "c", Verdict.REPRODUCED)
+    assert verify.has_verdict(claims, "d", Verdict.UNDECIDED)
     assert verify.format_claim(claims, "c") == "1.2 [-1.0, 3.5] F1"
 
 
@@ -183,6 +185,7 @@ def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
             [
                 {
                     "run": f"{v}{r}",
+                    "report": "exbert",
                     "variant": v,
                     "ratio": r,
                     "seed": 0,
@@ -242,47 +245,90 @@ def test_routing_frames(routed):
     assert step["largest load"] == 2.0 and step["dropped"] == 0.25
 
 
-def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
+def make_claim_row(**changes) -> dict:
+    """Return a row of the long table: an undecided claim at the report's settings."""
     row = {
         "claim": "c",
+        "arm": "printed",
+        "comparison": "claim",
+        "control": "",
         "where": "3",
         "says": "It gains",
+        "stance": "result",
+        "kind": "magnitude",
+        "primary": True,
         "printed": "9 to 13",
         "printed_unit": "EM or F1",
         "unit": "EM",
+        "confound": "",
         "ours": 1.25,
         "low": -1.0,
         "high": 3.5,
         "part": "",
         "n": 3,
-        "primary": True,
-        "confound": "",
-        "judged": "magnitude",
-        "verdict": "inconclusive: seeds (needs n=9)",
-        "tuned": f"{verify.UNTESTED}: why",
-        "control": "Equal weights: not reproduced",
+        "verdict": "undecided",
+        "reason": "seeds (needs n=9)",
+        "unpooled": "undecided",
+        "rule_ours": float("nan"),
+        "rule_low": float("nan"),
+        "rule_high": float("nan"),
+        "rule_part": "",
+        "more": 0,
         "run": ("a",),
-        **dict.fromkeys(("tuned_ours", "tuned_low", "tuned_high"), float("nan")),
-        "tuned_part": "",
-        "control_ours": 0.5,
-        "control_low": -1.0,
-        "control_high": 2.0,
-        "control_part": "squad, EM",
     }
-    one = {"low": float("nan"), "n": 1, "confound": "It may not.", "judged": "superiority"}
-    shown = verify.claims_for_page(pd.DataFrame([row, row | {"run": ()}, row | one]))
+    return row | changes
+
+
+def show_claims(*rows: dict) -> pd.DataFrame:
+    """Return the claims as ExBERT's page shows them, none of them run with equal tuning."""
+    tuned = []
+    for name in dict.fromkeys(row["claim"] for row in rows):
+        nothing = {"ours": float("nan"), "verdict": "not tested", "reason": "why", "run": ()}
+        tuned.append(make_claim_row(claim=name, arm="tuned", **nothing))
+    return verify.claims_for_page(P, pd.DataFrame([*rows, *tuned]))
+
+
+def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
+    one = {"claim": "one", "low": float("nan"), "n": 1, "confound": "It may not."}
+    one |= {"kind": "superiority", "stance": "hope", "primary": False}
+    gone = make_claim_row(claim="gone", run=())
+    shown = show_claims(make_claim_row(), gone, make_claim_row(**one))
     assert list(shown["printed"]) == ["9 to 13 EM or F1", "9 to 13 EM or F1 (direction)"]
     assert list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"]
-    assert list(shown["equal trials"]) == ["not tested"] * 2
-    assert shown["verdict"].iloc[0] == "inconclusive: seeds (needs n=9)"
+    assert list(shown["equal tuning"]) == ["not tested"] * 2
+    assert shown["verdict"].iloc[0] == "undecided: seeds (needs n=9)"
     assert shown.iloc[0, 0] == "It gains (3; primary)"
-    assert shown.iloc[1, 0] == "It gains (3; primary) To bear in mind: It may not."
-    assert shown["control"].iloc[0] == "0.5 [-1.0, 2.0] EM (squad), Equal weights: not reproduced"
+    assert shown.iloc[1, 0] == "It gains (3; a hope) To bear in mind: It may not."
+    assert list(shown["control"]) == ["", ""]
+
+
+def test_a_failing_claim_says_what_that_means_by_the_rule_s_own_interval():
+    failing = {"verdict": "not reproduced", "reason": "opposite"}
+    assert verify.format_verdict(pd.Series(make_claim_row(**failing))) == "not reproduced: opposite"
+    rule = {"rule_ours": -3.0, "rule_low": -5.0, "rule_high": -1.0, "rule_part": "squad", "more": 2}
+    row = pd.Series(make_claim_row(**failing, **rule))
+    told = "not reproduced: opposite (squad: -3.0 [-5.0, -1.0], and 2 more)"
+    assert verify.format_verdict(row) == told
+
+
+def test_a_control_says_how_much_of_the_effect_is_left():
+    beside = {"comparison": "control", "control": "plain-tuned", "verdict": "", "reason": ""}
+    beside |= {"ours": 0.4, "low": 0.0, "high": 0.8}
+    shown = show_claims(make_claim_row(), make_claim_row(**beside))
+    assert shown["control"].iloc[0] == "(a) without ST-MoE block: 0.4 of 1.2 EM left [0.0, 0.8]"
+    # of another part, and of an equality, the effects are not the same quantity
+    shown = show_claims(make_claim_row(), make_claim_row(**beside | {"part": "squad, EM"}))
+    assert shown["control"].iloc[0] == "(a) without ST-MoE block: 0.4 [0.0, 0.8] EM (squad)"
+    equal = {"kind": "equivalence"}
+    shown = show_claims(make_claim_row(**equal), make_claim_row(**beside | equal))
+    assert shown["control"].iloc[0] == "(a) without ST-MoE block: 0.4 [0.0, 0.8] EM"
+    shown = show_claims(make_claim_row(), make_claim_row(**beside | {"ours": float("nan")}))
+    assert shown["control"].iloc[0] == "(a) without ST-MoE block: not tested"
 
 
 def test_a_part_is_named_as_a_reader_names_it():
     assert [
-        verify.part(x, ["squad", "bioasq"])
+        verify.name_part(x, ["squad", "bioasq"])
         for x in ("metric f1", "set second, metric em", "variant reinit-2", "")
     ] == ["F1", "bioasq, EM", "reinit-2", ""]
 
@@ -317,8 +363,10 @@ def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
 
 
 class Expert:
-    def __init__(self, run: str, domains: list[str]):
-        self.run, self.domains = run, domains
+    def __init__(self, run: str, domains: list[str], variant: str = "expert"):
+        self.run = run
+        self.domains = domains
+        self.variant = variant
 
     def model_copy(self, update: dict) -> "Expert":
         return self
