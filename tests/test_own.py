@@ -1,8 +1,9 @@
-"""Own data: the advice in closed form, mistakes on the command line, and two tiny domains from files to page."""
+"""Own data: the rule of the advice, mistakes on the command line, and a page of two domains."""
 
 import gzip
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -47,41 +48,48 @@ TINY = {
 @pytest.mark.parametrize(
     "low, high, says",
     [
-        ([1.1, -0.9], [3, 0.5], WORTH),  # one gains more than 1 EM, the other loses no more than 1
-        ([1.1, -1.1], [3, 0.5], OPEN),  # the other may lose more
-        ([1.0, 1.0], [3, 3], OPEN),  # 1 EM itself is not above 1 EM
-        ([-5, -5], [0.9, 0.9], NOT),  # no gain above 1 EM on either
-        ([-5, -5], [0.9, 1.1], OPEN),  # one may still gain
-        ([2.0, -5], [4, -1.1], NOT),  # a certain loss is not made good by a certain gain
+        # one gains more than 1 EM, and the other loses no more than 1 EM
+        ([1.1, -0.9], [3, 0.5], WORTH),
+        # the other may lose more
+        ([1.1, -1.1], [3, 0.5], OPEN),
+        # 1 EM itself is not above 1 EM
+        ([1.0, 1.0], [3, 3], OPEN),
+        # neither gains more than 1 EM
+        ([-5, -5], [0.9, 0.9], NOT),
+        # one may still gain
+        ([-5, -5], [0.9, 1.1], OPEN),
+        # a certain gain does not make up for a certain loss
+        ([2.0, -5], [4, -1.1], NOT),
         ([2.0, -5], [4, -1.0], OPEN),
         ([np.nan, 2], [np.nan, 4], OPEN),
     ],
 )
-def test_rule(low, high, says):
-    assert advice.advise(low, high) == says == advice.advise(low[::-1], high[::-1])
+def test_the_advice_follows_from_the_intervals_of_both_domains(low, high, says):
+    assert advice.advise(low, high) == says
+    assert advice.advise(low[::-1], high[::-1]) == says
 
 
 @pytest.fixture
 def planted(monkeypatch):
-    """Parameters whose runs have these gains of the experts on both domains, and so many seeds and questions."""
+    """Return a function that plants runs and returns the parameters of their report.
+
+    gain: EM of the experts on both domains. Further arguments are those of `plant_scores`.
+    """
 
     def make(gain: float, seeds=5, epochs=2.0, **how):
         gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
         ledger, examples = plant_scores(gains, seeds, sets=["a", "b"], **how)
+        ledger = ledger.assign(arm="tuned")
         fields = {"arm": "tuned", "tests": ["a", "b"], "epochs": epochs}
-        specs = [
-            type("Spec", (), {**r, **fields})
-            for r in ledger.drop_duplicates("run")[["run", "variant", "ratio"]].to_dict("records")
-        ]
+        labels = ledger.drop_duplicates("run")[["run", "variant", "ratio"]]
+        specs = [SimpleNamespace(**row, **fields) for row in labels.to_dict("records")]
+
+        def rows_of(frame, specs):
+            return frame[frame["run"].isin([s.run for s in specs])]
+
         monkeypatch.setattr(plans, "plan", lambda p: specs)
-        monkeypatch.setattr(
-            runs,
-            "collect_ledger",
-            lambda s: ledger[ledger["run"].isin([x.run for x in s])].assign(arm="tuned"),
-        )
-        monkeypatch.setattr(
-            runs, "collect_examples", lambda s: examples[examples["run"].isin([x.run for x in s])]
-        )
+        monkeypatch.setattr(runs, "collect_ledger", lambda s: rows_of(ledger, s))
+        monkeypatch.setattr(runs, "collect_examples", lambda s: rows_of(examples, s))
         return plans.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
 
     return make
@@ -120,9 +128,10 @@ def planted(monkeypatch):
 )
 def test_advice_on_planted_runs(planted, gain, how, says):
     p = planted(gain, **how)
-    assert says in advice.describe_advice(p)
-    assert "the plain span model of 6 blocks, V-DB, " in advice.describe_advice(p)
-    assert ("trial_epochs" in advice.describe_advice(p)) == (how.get("epochs") == 3.0)
+    text = advice.describe_advice(p)
+    assert says in text
+    assert "the plain span model of 6 blocks, V-DB, " in text
+    assert ("trial_epochs" in text) == (how.get("epochs") == 3.0)
     frame = advice.advice_table(p)
     assert list(frame["tested on"]) == ["a", "b"]
     assert all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
@@ -139,67 +148,54 @@ def test_no_advice_without_equal_trials(planted, monkeypatch):
 # ---- from files to page ----
 
 
-def written(path, rows):
+def write_rows(path, rows):
+    """Write rows as JSON lines."""
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
 @pytest.fixture
 def domains(tmp_path):
-    """Two domains of short generated rows: the texts of DOMAIN_A and DOMAIN_B."""
+    """Make files of two domains with short generated rows. Yield DOMAIN_A and DOMAIN_B."""
+    pairs = []
     for name, register in (("harbour", "encyclopaedia"), ("clinic", "biomedicine")):
         rows = corpora.qa(register, 80)
         half = next(i for i in range(50, 80) if rows[i]["context"] != rows[i - 1]["context"])
-        written(tmp_path / name / "train.jsonl", rows[:half])
-        written(tmp_path / name / "test.jsonl", rows[half:])
-    yield [
-        f"{tmp_path / name / 'train.jsonl'}:{tmp_path / name / 'test.jsonl'}"
-        for name in ("harbour", "clinic")
-    ]
+        train = tmp_path / name / "train.jsonl"
+        test = tmp_path / name / "test.jsonl"
+        write_rows(train, rows[:half])
+        write_rows(test, rows[half:])
+        pairs.append(f"{train}:{test}")
+    yield pairs
     selection.load_splits.cache_clear()
 
 
 def test_the_recipe_checks_first_then_trains_then_draws():
-    told = make(
-        "-n",
-        "own",
-        "VENV=",
-        "NAME=mine",
-        "DOMAIN_A=a b:c",
-        "DOMAIN_B=d:e",
-        "PARAMS=epochs=1",
-        "YES=1",
-    ).stdout.splitlines()
+    variables = ["VENV=", "NAME=mine", "DOMAIN_A=a b:c", "DOMAIN_B=d:e", "PARAMS=epochs=1", "YES=1"]
+    lines = make("-n", "own", *variables).stdout.splitlines()
     values = "--params='domains=[mine-a,mine-b] epochs=1'"
     flags = f"exbert --profile own --data='{runs.RUNS}/own/mine.yaml' {values}"
-    assert [x for x in told if "qa_lib" in x] == [
+    assert [line for line in lines if "qa_lib" in line] == [
         f"python -m qa_lib own {values} -- 'mine' 'a b:c' 'd:e'",
-        *(
-            f"python -m qa_lib {x}"
-            for x in (f"study {flags} --yes", f"render {flags}", f"verify {flags}")
-        ),
+        f"python -m qa_lib study {flags} --yes",
+        f"python -m qa_lib render {flags}",
+        f"python -m qa_lib verify {flags}",
     ]
 
 
-def start(monkeypatch, name, texts, **changes):
-    """`python -m qa_lib own` with tiny parameters; returns them, as the commands after it read them."""
-    for known in (
-        params.read_datasets,
-        selection.load_splits,
-        hub.sha256,
-    ):  # each start is a process of its own
-        known.cache_clear()
-    given = [x for k, v in (TINY | changes).items() for x in ("-p", f"{k}={json.dumps(v)}")]
-    monkeypatch.setattr("sys.argv", ["own", name, *texts, *given])
+def start_own(monkeypatch, name, texts, **changes):
+    """Run `python -m qa_lib own` with tiny parameters. Returns them as later commands read them."""
+    # each start stands for a process of its own
+    for cached in (params.read_datasets, selection.load_splits, hub.sha256):
+        cached.cache_clear()
+    command = ["own", name, *texts]
+    for key, value in (TINY | changes).items():
+        command += ["-p", f"{key}={json.dumps(value)}"]
+    monkeypatch.setattr("sys.argv", command)
     run_verb(sys.argv)
-    return plans.load_params(
-        "exbert",
-        "own",
-        {"domains": [f"{name}-a", f"{name}-b"]}
-        | TINY
-        | changes
-        | {"data": str(runs.RUNS / "own" / f"{name}.yaml")},
-    )
+    values = {"domains": [f"{name}-a", f"{name}-b"]} | TINY | changes
+    values["data"] = str(runs.RUNS / "own" / f"{name}.yaml")
+    return plans.load_params("exbert", "own", values)
 
 
 def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
@@ -207,11 +203,11 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr(runs, "RUNS", tmp_path / "QA_RUNS")
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "QA_FIGURES")
-    p = start(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
-    told = capsys.readouterr().out
-    assert "profile own: mine; 9 trials, more where" in told
-    assert "then about 3 runs" in told
-    assert "harbour: 46 training, 4 validation, 30 test rows\n" in told
+    p = start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
+    output = capsys.readouterr().out
+    assert "profile own: mine; 9 trials, more where" in output
+    assert "then about 3 runs" in output
+    assert "harbour: 46 training, 4 validation, 30 test rows\n" in output
     study.run(p, plans.plan, workers=1)
     assert set(study.run(p, plans.plan)["trained"]) == {"found"}
     render.render(p)
@@ -226,10 +222,8 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert "Not part of the study" not in page
     assert "Are the experts worth it on mine?</h1>" in page
     assert page.index("Advice: ") < page.index('<h2 id="the-idea"')
-    assert not any(
-        x in page
-        for x in ("Claim.", "profile <code>quick", "more questions of both domains exactly")
-    )
+    for text in ("Claim.", "profile <code>quick", "more questions of both domains exactly"):
+        assert text not in page
     assert "harbour/train.jsonl" in page
     assert str(tmp_path) not in page
     assert page.count("<script") == 1
@@ -240,24 +234,23 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
 
 
 def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
-    start(monkeypatch, "mine", domains, experiments=["headline", "dense"])
-    told = capsys.readouterr().out
-    assert "15 trials, more where" in told
-    assert "then about 5 runs" in told
-    start(
-        monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5
-    )  # (a) at two of three
+    start_own(monkeypatch, "mine", domains, experiments=["headline", "dense"])
+    output = capsys.readouterr().out
+    assert "15 trials, more where" in output
+    assert "then about 5 runs" in output
+    # control (a) has runs at two of three mixtures
+    start_own(monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5)
     assert "then about 8 runs" in capsys.readouterr().out
 
 
 def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
-    p = start(monkeypatch, "mine", domains)
+    p = start_own(monkeypatch, "mine", domains)
     hashes = [s.hash for s in plans.plan(p)]
     (tmp_path / "harbour").rename(tmp_path / "port")
-    moved = start(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
+    moved = start_own(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
     assert [s.hash for s in plans.plan(moved)] == hashes
-    written(tmp_path / "port" / "test.jsonl", corpora.qa("news", 9))
-    start(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
+    write_rows(tmp_path / "port" / "test.jsonl", corpora.qa("news", 9))
+    start_own(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
     assert not set(hashes) & {s.hash for s in plans.plan(moved)}
 
 
@@ -285,54 +278,44 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
         ),
     ],
 )
-def test_a_mistake_on_the_command_line(domains, monkeypatch, name, change, words):
-    with pytest.raises(UserError, match=words) as e:
-        start(monkeypatch, name, change(*domains))
-    assert "\n" not in str(e.value)
+def test_a_mistake_on_the_command_line_is_one_sentence(domains, monkeypatch, name, change, words):
+    with pytest.raises(UserError, match=words) as error:
+        start_own(monkeypatch, name, change(*domains))
+    assert "\n" not in str(error.value)
     assert not list(runs.RUNS.glob("own/*"))
 
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
-    """Its scores would be taken for those on training rows, and stand in results.csv twice."""
-    with pytest.raises(
-        UserError,
-        match="PARAMS .-p.: domains: 'training' cannot name a dataset, .*; give it another name",
-    ):
-        start(monkeypatch, "mine", domains, domains=["training", "legal"])
+    """The scores would be taken for those on training rows, and stand in results.csv twice."""
+    words = "PARAMS .-p.: domains: 'training' cannot name a dataset, .*; give it another name"
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains, domains=["training", "legal"])
     assert not list(runs.RUNS.glob("own/*"))
 
 
 def test_too_few_rows_say_what_would_do(domains, monkeypatch):
-    with pytest.raises(
-        UserError, match=r"mine-a has \d+ training rows; after \d+ for validation \d+ are left"
-    ) as e:
-        start(monkeypatch, "mine", domains, train_rows=1000, validation_rows=200)
-    start(monkeypatch, "mine", domains, **proposed(e.value))
+    words = r"mine-a has \d+ training rows; after \d+ for validation \d+ are left"
+    with pytest.raises(UserError, match=words) as error:
+        start_own(monkeypatch, "mine", domains, train_rows=1000, validation_rows=200)
+    start_own(monkeypatch, "mine", domains, **read_proposal(error.value))
 
 
-def proposed(error: UserError) -> dict:
-    """The parameters that an error proposes."""
-    return yaml.safe_load(
-        "{"
-        + str(error).split('PARAMS="')[1].rstrip('"').replace("=", ": ").replace(" v", ", v")
-        + "}"
-    )
+def read_proposal(error: UserError) -> dict:
+    """Return the parameters that an error proposes."""
+    proposal = str(error).split('PARAMS="')[1].rstrip('"')
+    return yaml.safe_load("{" + proposal.replace("=", ": ").replace(" v", ", v") + "}")
 
 
-def crowded(name: str, sizes: list[int]) -> list[dict]:
-    """Rows of contexts that hold so many questions each."""
+def make_crowded_rows(name: str, sizes: list[int]) -> list[dict]:
+    """Return rows of contexts with several questions each, of which `sizes` has the numbers."""
     rows = []
     for i, size in enumerate(sizes):
-        context = f"The {name} mill {i} was built in {1000 + i}."
-        answers = {"text": [str(1000 + i)], "answer_start": [context.index(str(1000 + i))]}
-        rows += [
-            {
-                "context": context,
-                "question": f"When was mill {i} built, asked {k} times?",
-                "answers": answers,
-            }
-            for k in range(size)
-        ]
+        year = str(1000 + i)
+        context = f"The {name} mill {i} was built in {year}."
+        answers = {"text": [year], "answer_start": [context.index(year)]}
+        for k in range(size):
+            question = f"When was mill {i} built, asked {k} times?"
+            rows.append({"context": context, "question": question, "answers": answers})
     return rows
 
 
@@ -347,17 +330,16 @@ def crowded(name: str, sizes: list[int]) -> list[dict]:
         {"train_rows": 1999, "validation_rows": 900, "ratios": [0.1, 0.9], "centre": 0.1},
     ],
 )
-def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
-    """Also where a few contexts hold most of the rows, which go to validation whole."""
-    written(tmp_path / "harbour" / "train.jsonl", crowded("harbour", sizes))
-    written(tmp_path / "clinic" / "train.jsonl", crowded("clinic", [2] * 800))
-    with pytest.raises(
-        UserError, match=r"mine-a has \d+ training rows; after \d+ for validation"
-    ) as e:
-        start(monkeypatch, "mine", domains, **changes)
-    fits = proposed(e.value)
+def test_parameters_that_are_proposed_work(domains, tmp_path, monkeypatch, sizes, changes):
+    """They also work if a few contexts hold most of the rows. A context is never split."""
+    write_rows(tmp_path / "harbour" / "train.jsonl", make_crowded_rows("harbour", sizes))
+    write_rows(tmp_path / "clinic" / "train.jsonl", make_crowded_rows("clinic", [2] * 800))
+    words = r"mine-a has \d+ training rows; after \d+ for validation"
+    with pytest.raises(UserError, match=words) as error:
+        start_own(monkeypatch, "mine", domains, **changes)
+    fits = read_proposal(error.value)
     assert fits["train_rows"] < changes["train_rows"]
-    p = start(monkeypatch, "mine", domains, **changes | fits)
+    p = start_own(monkeypatch, "mine", domains, **changes | fits)
     for spec in plans.plan(p):
         train, validation, _ = selection.draw_mixture(spec)
         assert len(train) == fits["train_rows"]
@@ -371,38 +353,39 @@ def test_what_is_proposed_works(domains, tmp_path, monkeypatch, sizes, changes):
 def test_one_context_of_all_rows_cannot_be_split(
     domains, tmp_path, monkeypatch, sizes, most, domain
 ):
-    written(tmp_path / domain / "train.jsonl", crowded("harbour", sizes))
-    for given in (
-        {"train_rows": 1000, "validation_rows": 200},
-        {"train_rows": 20, "validation_rows": 900},
-    ):
-        with pytest.raises(
-            UserError, match=f"{most} training rows, and whole contexts go to validation"
-        ) as e:
-            start(monkeypatch, "mine", domains, **given)
+    write_rows(tmp_path / domain / "train.jsonl", make_crowded_rows("harbour", sizes))
+    for train_rows, validation_rows in ((1000, 200), (20, 900)):
+        words = f"{most} training rows, and whole contexts go to validation"
+        with pytest.raises(UserError, match=words) as error:
+            start_own(
+                monkeypatch,
+                "mine",
+                domains,
+                train_rows=train_rows,
+                validation_rows=validation_rows,
+            )
         name = {"harbour": "mine-a", "clinic": "mine-b"}[domain]
-        assert str(e.value).startswith(f"{name} cannot be split: one context holds ")
-        assert "add rows of other contexts, or cut that context into several" in str(e.value)
-        assert "PARAMS" not in str(e.value)
-    rows = crowded("harbour", sizes)
+        sentence = str(error.value)
+        assert sentence.startswith(f"{name} cannot be split: one context holds ")
+        assert "add rows of other contexts, or cut that context into several" in sentence
+        assert "PARAMS" not in sentence
+    rows = make_crowded_rows("harbour", sizes)
     for i, r in enumerate(rows):
         r["context"] += f" Part {i // 10}."
-    written(tmp_path / domain / "train.jsonl", rows)
-    start(monkeypatch, "mine", domains)
+    write_rows(tmp_path / domain / "train.jsonl", rows)
+    start_own(monkeypatch, "mine", domains)
 
 
 def test_hardly_any_rows_propose_nothing(domains, tmp_path, monkeypatch):
-    written(tmp_path / "clinic" / "train.jsonl", crowded("clinic", [1] * 5))
-    with pytest.raises(
-        UserError,
-        match="mine-b has 5 training rows that no test row repeats: too few to train on; add rows",
-    ):
-        start(monkeypatch, "mine", domains)
+    write_rows(tmp_path / "clinic" / "train.jsonl", make_crowded_rows("clinic", [1] * 5))
+    words = "mine-b has 5 training rows that no test row repeats: too few to train on; add rows"
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains)
 
 
 def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
-    """One of the controls at 90:10 takes more of its validation rows from the first domain than 50:50 does."""
-    start(
+    """A control at 90:10 takes more validation rows of the first domain than 50:50 does."""
+    start_own(
         monkeypatch,
         "mine",
         domains,
@@ -412,35 +395,34 @@ def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
         control_ratios=[0.9],
         centre=0.5,
     )
-    kept = yaml.safe_load((runs.RUNS / "own" / "mine.yaml").read_text())
-    assert [d["validation_rows"] for d in kept.values()] == [9, 9]
+    definition = yaml.safe_load((runs.RUNS / "own" / "mine.yaml").read_text())
+    assert [d["validation_rows"] for d in definition.values()] == [9, 9]
 
 
-def test_a_test_set_of_one_context(domains, tmp_path, monkeypatch):
+def test_a_test_set_of_one_context_is_refused(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     file.write_text(file.read_text().splitlines()[0] + "\n")
-    told = "test file of mine-b has 1 rows and not two different contexts.*of several contexts"
-    with pytest.raises(UserError, match=told):
-        start(monkeypatch, "mine", domains)
+    words = "test file of mine-b has 1 rows and not two different contexts.*of several contexts"
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains)
 
 
-def test_rows_of_one_id(domains, tmp_path, monkeypatch):
+def test_rows_that_share_an_id_are_refused(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
-    written(file, [json.loads(line) | {"id": "p1"} for line in file.read_text().splitlines()])
-    with pytest.raises(
-        UserError,
-        match="rows of the test file of mine-b share an id; give each an id of its own, or none",
-    ):
-        start(monkeypatch, "mine", domains)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    write_rows(file, [row | {"id": "p1"} for row in rows])
+    words = "rows of the test file of mine-b share an id; give each an id of its own, or none"
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains)
 
 
 @pytest.mark.parametrize("kind", ["train", "test"])
-def test_a_file_without_any_answer(domains, tmp_path, monkeypatch, kind):
+def test_a_file_without_any_answer_is_refused(domains, tmp_path, monkeypatch, kind):
     file = tmp_path / "clinic" / f"{kind}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    written(file, [row | {"answers": {"text": [], "answer_start": []}} for row in rows])
+    write_rows(file, [row | {"answers": {"text": [], "answer_start": []}} for row in rows])
     with pytest.raises(UserError, match=f"no row of the {kind} file of mine-b has an answer"):
-        start(monkeypatch, "mine", domains)
+        start_own(monkeypatch, "mine", domains)
 
 
 ROW = {
@@ -476,11 +458,11 @@ ROW = {
     ],
 )
 def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
-    written(tmp_path / "harbour" / "train.jsonl", [line])
-    with pytest.raises(UserError, match=words) as e:
-        start(monkeypatch, "mine", domains)
-    assert str(tmp_path / "harbour" / "train.jsonl") in str(e.value)
-    assert "bad_rows=skip" in str(e.value)
+    write_rows(tmp_path / "harbour" / "train.jsonl", [line])
+    with pytest.raises(UserError, match=words) as error:
+        start_own(monkeypatch, "mine", domains)
+    assert str(tmp_path / "harbour" / "train.jsonl") in str(error.value)
+    assert "bad_rows=skip" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -503,40 +485,34 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
         ("a.parquet", b"no", "cannot be read"),
     ],
 )
-def test_a_file_of_another_format(domains, tmp_path, monkeypatch, name, text, words):
+def test_a_file_of_another_format_is_refused(domains, tmp_path, monkeypatch, name, text, words):
     (tmp_path / name).write_bytes(text)
-    with pytest.raises(UserError, match=words) as e:
-        start(monkeypatch, "mine", [f"{tmp_path / name}:{domains[0].split(':')[1]}", domains[1]])
-    assert "\n" not in str(e.value)
+    test_file = domains[0].split(":")[1]
+    with pytest.raises(UserError, match=words) as error:
+        start_own(monkeypatch, "mine", [f"{tmp_path / name}:{test_file}", domains[1]])
+    assert "\n" not in str(error.value)
 
 
-def test_rows_as_people_have_them(tmp_path):
-    """Whole numbers as ids, a title of null, no `is_impossible` beside an empty answer, a field `domain`, an empty last line."""
+def test_rows_are_read_as_people_have_them(tmp_path):
+    """Rows may have whole numbers as ids, null as title, and a field `domain`.
+
+    An empty answer needs no `is_impossible`, and the last line may be empty.
+    """
     none = {"text": [], "answer_start": []}
-    written(
-        tmp_path / "a.jsonl",
-        [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}],
-    )
-    (tmp_path / "a.jsonl").write_text((tmp_path / "a.jsonl").read_text() + "\n")
-    first, second = sources.read_rows(tmp_path / "a.jsonl", "mine-a", "stop", selection.Counter())
-    assert (first["id"], first["title"], first["domain"], first["is_impossible"]) == (
-        "7",
-        "",
-        "mine-a",
-        False,
-    )
+    file = tmp_path / "a.jsonl"
+    write_rows(file, [ROW | {"title": None, "domain": "x"}, ROW | {"id": None, "answers": none}])
+    file.write_text(file.read_text() + "\n")
+    first, second = sources.read_rows(file, "mine-a", "stop", selection.Counter())
+    expected = {"id": "7", "title": "", "domain": "mine-a", "is_impossible": False}
+    assert {key: first[key] for key in expected} == expected
     assert second["id"] == "mine-a-2"
     assert second["is_impossible"]
 
 
-def test_own_without_its_file():
-    with pytest.raises(
-        UserError, match="profile: own goes with source own and the file that `make own` writes"
-    ):
+def test_the_profile_own_needs_its_file():
+    words = "profile: own goes with source own and the file that `make own` writes"
+    with pytest.raises(UserError, match=words):
         plans.load_params("exbert", "own")
+    changes = {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
-        plans.plan(
-            plans.load_params(
-                "exbert", "own", {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}
-            )
-        )
+        plans.plan(plans.load_params("exbert", "own", changes))

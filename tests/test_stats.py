@@ -277,9 +277,9 @@ def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
     (tmp_path / "params" / "claims" / "exbert.yaml").write_text(json.dumps({"fine": entry}))
     (tmp_path / "params" / "claims" / "stances.yaml").write_text("exbert: {fine: hope}")
     monkeypatch.setattr(claims_module, "ROOT", tmp_path)
-    with pytest.raises(UserError, match=says) as e:
+    with pytest.raises(UserError, match=says) as error:
         read_claims("exbert")
-    assert str(e.value).startswith("params/claims/exbert.yaml, line 1: fine: ")
+    assert str(error.value).startswith("params/claims/exbert.yaml, line 1: fine: ")
 
 
 # ---- verdicts ----

@@ -1,4 +1,7 @@
-"""One run end to end, killed and resumed, its record, its parents; the model against transformers' own."""
+"""A run from end to end: trained, killed and resumed, its record and its parents.
+
+The span model is compared with that of transformers.
+"""
 
 import json
 import os
@@ -33,7 +36,12 @@ from qa_lib.store import runs
 from qa_lib.training import build, evaluate, study, train
 
 
-def scores(record: dict) -> dict:
+def show_nothing(line: str) -> None:
+    """Take a line of a training's progress and show nothing."""
+
+
+def read_scores(record: dict) -> dict:
+    """Return EM, F1 and loss of each test set in a record."""
     return {name: (m["em"], m["f1"], m["loss"]) for name, m in record["metrics"].items()}
 
 
@@ -46,53 +54,53 @@ def test_span_model_equals_transformers_and_survives_saving(tmp_path):
     ids = torch.randint(1000, 2000, (3, 40))
     mask = torch.ones_like(ids)
     labels = {"start_positions": torch.tensor([3, 0, 9]), "end_positions": torch.tensor([4, 0, 12])}
-    ours, theirs = (
-        model(input_ids=ids, attention_mask=mask, **labels),
-        peer(input_ids=ids, attention_mask=mask, **labels),
-    )
+    ours = model(input_ids=ids, attention_mask=mask, **labels)
+    theirs = peer(input_ids=ids, attention_mask=mask, **labels)
     torch.testing.assert_close(ours.loss, theirs.loss)
     torch.testing.assert_close(ours.start_logits, theirs.start_logits)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     again = heads.SpanModel(encoders.load_encoder("minilm", 2)[0]).eval()
     again.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert torch.equal(again(input_ids=ids, attention_mask=mask).end_logits, ours.end_logits)
-    wide = (
-        torch.nn.functional.pad(ids, (0, 8)),
-        torch.nn.functional.pad(mask, (0, 8)),
-    )  # padding changes nothing
-    padded = model(input_ids=wide[0], attention_mask=wide[1])
+    # padding changes nothing
+    pad = torch.nn.functional.pad
+    padded = model(input_ids=pad(ids, (0, 8)), attention_mask=pad(mask, (0, 8)))
     torch.testing.assert_close(padded.start_logits[:, :40], ours.start_logits, atol=1e-5, rtol=1e-5)
     assert (padded.start_logits[:, 40:] < -1e30).all()
 
 
-def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
+def test_a_run_is_recorded_and_not_trained_again(tiny):
     p = tiny()
     first = study.run(p, plans.plan, live=False)
     assert list(first.trained) == ["now"]
     spec = plans.plan(p)[0]
     record = runs.find_record(spec)
-    assert record["metrics"]["encyclopaedia"]["n"] == 24 and record["environment"]["commit"]
+    assert record["metrics"]["encyclopaedia"]["n"] == 24
+    assert record["environment"]["commit"]
     assert [h["epoch"] for h in record["history"]] == [1.0]
     assert record["history"][0]["train_loss"] > 0
     assert not (runs.run_folder(spec) / "checkpoints").exists()
     assert not (runs.run_folder(spec) / "model.safetensors").exists()
-    text = (runs.run_folder(spec) / "metrics.json").read_text() + pd.read_parquet(
-        runs.run_folder(spec) / "examples.parquet"
-    ).to_csv()
-    assert not any(
-        r["question"] in text for r in selection.load_splits("encyclopaedia", "embedded").test
-    )
     assert list(study.run(p, plans.plan, live=False).trained) == ["found"]
-    # landed and read from there alone
-    ledger, examples = runs.collect_ledger([spec]), runs.collect_examples([spec])
-    runs.write(
-        store / "records" / "exbert" / "examples-002.parquet", runs.format_parquet(examples[:3])
-    )  # a landing that was killed
-    assert runs.land("exbert", [spec]) == 1 and runs.land("exbert", [spec]) == 0
-    assert sorted(f.stem for f in (store / "records" / "exbert").glob("*.parquet")) == [
-        "examples-002",
-        "examples-003",
-    ]
+    # neither the record nor the examples hold a question
+    text = (runs.run_folder(spec) / "metrics.json").read_text()
+    text += pd.read_parquet(runs.run_folder(spec) / "examples.parquet").to_csv()
+    for row in selection.load_splits("encyclopaedia", "embedded").test:
+        assert row["question"] not in text
+
+
+def test_a_landed_record_is_read_without_the_run(tiny, store):
+    p = tiny()
+    study.run(p, plans.plan, live=False)
+    spec = plans.plan(p)[0]
+    records = store / "records" / "exbert"
+    ledger = runs.collect_ledger([spec])
+    examples = runs.collect_examples([spec])
+    # a file that a killed landing has left behind
+    runs.write(records / "examples-002.parquet", runs.format_parquet(examples[:3]))
+    assert runs.land("exbert", [spec]) == 1
+    assert runs.land("exbert", [spec]) == 0
+    assert sorted(f.stem for f in records.glob("*.parquet")) == ["examples-002", "examples-003"]
     (store / "runs").rename(store / "gone")
     assert runs.collect_ledger([spec]).equals(ledger)
     assert runs.collect_examples([spec])[examples.columns].equals(examples)
@@ -100,20 +108,18 @@ def test_a_run_is_recorded_found_and_portable(tiny, store, capsys):
     assert runs.find_record(spec, fresh=True) is None
     assert study.list_missing([spec], fresh=True) == [spec]
     # a committed file that is damaged or gone is one sentence
-    for damage, words in (
-        (
-            lambda f: f.write_bytes(f.read_bytes()[:-9]),
-            "parquet cannot be read .*restore the file from git",
-        ),
-        (Path.unlink, f"the examples of {spec.run} are in no examples-"),
-    ):
-        runs._read_committed_examples.cache_clear()
-        for file in (store / "records" / "exbert").glob("examples-*"):
-            damage(file)
-        with pytest.raises(UserError, match=words):
-            runs.collect_examples([spec])
+    runs._read_committed_examples.cache_clear()
+    for file in records.glob("examples-*"):
+        file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match="parquet cannot be read .*restore the file from git"):
+        runs.collect_examples([spec])
+    runs._read_committed_examples.cache_clear()
+    for file in records.glob("examples-*"):
+        file.unlink()
+    with pytest.raises(UserError, match=f"the examples of {spec.run} are in no examples-"):
+        runs.collect_examples([spec])
     for line in (b"123", b'{"hash": "\xff"}', b"{"):
-        (store / "records" / "exbert" / "runs.jsonl").write_bytes(line)
+        (records / "runs.jsonl").write_bytes(line)
         runs.read_committed.cache_clear()
         with pytest.raises(UserError, match="runs.jsonl, line 1: damaged record"):
             runs.find_record(spec)
@@ -130,16 +136,18 @@ def test_runs_of_either_size_are_landed_where_none_is_named(monkeypatch):
 
 def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
     spec = plans.plan(tiny())[0]
-    first = train.train(spec, progress=lambda line: None)
+    first = train.train(spec, progress=show_nothing)
     path = runs.run_folder(spec) / "metrics.json"
     path.write_text(path.read_text().replace('"em":', '"em":1', 1))
-    assert runs.find_record(spec) is None and "damaged" in capsys.readouterr().out
+    assert runs.find_record(spec) is None
+    assert "damaged" in capsys.readouterr().out
     path.write_text("{")
     assert study.list_missing([spec]) == [spec]
-    np.ones(2**27)  # 1 GB, before the run and none of its own
+    # the peak memory of a run leaves out the 1 GB that the process used before it
+    np.ones(2**27)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    again = train.train(spec, progress=lambda line: None)
-    assert scores(again) == scores(first)
+    again = train.train(spec, progress=show_nothing)
+    assert read_scores(again) == read_scores(first)
     assert again["peak_memory_mb"] < peak - 500 or not os.access("/proc/self/clear_refs", os.W_OK)
 
 
@@ -150,11 +158,11 @@ def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
     monkeypatch.delenv("QA_COMMIT", raising=False)
     monkeypatch.setattr(train.subprocess, "run", absent)
     spec = plans.plan(tiny())[0]
-    made = train.describe_environment(spec)
-    assert (made["commit"], made["dirty"]) == ("unknown", None)
+    environment = train.describe_environment(spec)
+    assert (environment["commit"], environment["dirty"]) == ("unknown", None)
     monkeypatch.setenv("QA_COMMIT", "0123abc")
-    made = train.describe_environment(spec)
-    assert (made["commit"], made["dirty"]) == ("0123abc", None)
+    environment = train.describe_environment(spec)
+    assert (environment["commit"], environment["dirty"]) == ("0123abc", None)
 
 
 def run_git(folder: Path, *words: str) -> str:
@@ -163,14 +171,16 @@ def run_git(folder: Path, *words: str) -> str:
     env |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     command = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.example"]
     command += ["-c", "protocol.file.allow=always", *words]
-    return subprocess.run(
-        command, env=env, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """Make a folder with code and parameters that read_commit takes for its own checkout."""
+    """Return a function that makes a folder which read_commit takes for its own checkout.
+
+    The folder has code and parameters, committed or not.
+    """
     monkeypatch.delenv("QA_COMMIT", raising=False)
 
     def make(folder: Path, committed: bool) -> Path:
@@ -190,34 +200,39 @@ def checkout(tmp_path, monkeypatch):
 def test_a_commit_is_that_of_the_checkout_that_holds_the_code(checkout, tmp_path, monkeypatch):
     other = checkout(tmp_path / "other", committed=True)
     theirs = run_git(other, "rev-parse", "HEAD")
-    inside = checkout(other / "inside", committed=False)  # unpacked within another repository
+    # unpacked within another repository
+    inside = checkout(other / "inside", committed=False)
     assert train.read_commit() == ("unknown", None)
+    # and even committed there
     run_git(other, "add", "inside")
-    run_git(other, "commit", "-qm", "vendored")  # and even committed there
+    run_git(other, "commit", "-qm", "vendored")
     assert train.read_commit() == ("unknown", None)
     monkeypatch.setenv("QA_COMMIT", "0123abc")
     assert train.read_commit() == ("0123abc", None)
 
-    run_git(inside, "init", "-q")  # a repository without a commit
+    # a repository without a commit
+    run_git(inside, "init", "-q")
     assert train.read_commit() == ("0123abc", None)
     monkeypatch.delenv("QA_COMMIT")
     assert train.read_commit() == ("unknown", None)
 
     own = checkout(tmp_path / "own", committed=True)
     commit = run_git(own, "rev-parse", "HEAD")
-    monkeypatch.setenv("QA_COMMIT", "0123abc")  # left over from another machine
+    # settings that are left over from another machine or repository
+    monkeypatch.setenv("QA_COMMIT", "0123abc")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
     monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert theirs != commit and train.read_commit() == (commit, False)
+    assert theirs != commit
+    assert train.read_commit() == (commit, False)
 
 
 @pytest.mark.parametrize(
     "file", ["qa_lib/a.py", "params/a.yaml", "qa_lib/new.py", "params/b/new.yaml"]
 )
 def test_what_differs_from_the_commit_is_dirty(checkout, tmp_path, file):
-    """Also a file that git does not know yet, and where the user's settings hide those."""
+    """So is a file that git does not know yet, even if the user's settings hide such files."""
     own = checkout(tmp_path / "own", committed=True)
     run_git(own, "config", "status.showUntrackedFiles", "no")
     (own / "notes.txt").write_text("neither code nor parameters", encoding="utf-8")
@@ -241,7 +256,7 @@ def test_worktrees_and_submodules_have_commits_of_their_own(checkout, tmp_path, 
 
 
 def test_where_git_refuses_the_commit_is_unknown(checkout, tmp_path, monkeypatch):
-    """As with the folder of another owner (safe.directory)."""
+    """Git also refuses a folder of another owner (safe.directory)."""
     own = checkout(tmp_path / "own", committed=True)
     (own / ".git" / "HEAD").write_text("no reference", encoding="utf-8")
     assert train.read_commit() == ("unknown", None)
@@ -249,10 +264,8 @@ def test_where_git_refuses_the_commit_is_unknown(checkout, tmp_path, monkeypatch
 
 def test_a_page_does_not_call_unknown_code_clean():
     told = {"commit": "0123456789abcdef", "dirty": None}
-    assert (
-        report._commit(told)
-        == "commit 0123456789ab, as the machine was told, with or without changes"
-    )
+    as_told = "commit 0123456789ab, as the machine was told, with or without changes"
+    assert report._commit(told) == as_told
     assert report._commit(told | {"dirty": False}) == "commit 0123456789ab"
     assert "not exactly that code" in report._commit(told | {"dirty": True})
     for dirty in (None, False):
@@ -265,30 +278,29 @@ def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
     assert trials
     assert not any(s.tests for s in trials if s.arm == "tuned")
     assert study.list_missing(trials) == trials
-    machine(monkeypatch, cuda=True)
+    pretend_machine(monkeypatch, cuda=True)
     todo = study.list_missing(plans.plan(tiny(arms=["tuned", "printed"])))
     assert len(todo) > len(trials)
     assert all(s.tests == p.domains and s.threads == "cuda" for s in todo)
 
 
-def machine(monkeypatch, cuda: bool, bf16: bool = True):
+def pretend_machine(monkeypatch, cuda: bool, bf16: bool = True):
+    """Let torch say that there is a GPU or none, and bf16 instructions or none."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16, raising=False)
 
 
-def planted(spec, examples=None):
+def save_record(spec, examples=None):
+    """Save a record of a run, with scores of 50 EM and these examples or a single one."""
+    if examples is None:
+        examples = pd.DataFrame({"id": ["a"]})
     scores = {name: {"em": 50.0, "n": 1, "clusters": 1} for name in spec.tests}
-    made = {
-        "device": "GPU" if spec.threads == "cuda" else "CPU, 1 thread",
-        "precision": spec.precision,
-    }
-    runs.save(
-        spec,
-        {"metrics": scores, "history": [], "environment": made, "seconds": 1.0},
-        pd.DataFrame({"id": ["a"]}) if examples is None else examples,
-    )
+    device = "GPU" if spec.threads == "cuda" else "CPU, 1 thread"
+    environment = {"device": device, "precision": spec.precision}
+    record = {"metrics": scores, "history": [], "environment": environment, "seconds": 1.0}
+    runs.save(spec, record, examples)
 
 
 @pytest.mark.parametrize(
@@ -301,64 +313,55 @@ def planted(spec, examples=None):
     ],
 )
 def test_records_serve_every_machine(tiny, monkeypatch, trained, drawn):
-    """Of one kind of machine they are found on another, where nothing is trained again."""
+    """A record of one kind of machine is used on another, which trains nothing again."""
     p = tiny(precision="bf16", ratios=[1.0])
-    machine(monkeypatch, *trained)
+    pretend_machine(monkeypatch, *trained)
     (spec,) = study.list_missing(plans.plan(p))
-    planted(spec)
-    machine(monkeypatch, *drawn)
+    save_record(spec)
+    pretend_machine(monkeypatch, *drawn)
     assert study.list_missing(plans.plan(p)) == []
     assert list(study.run(p, plans.plan, live=False)["run"]) == [spec.run]
-    assert set(runs.collect_ledger(plans.plan(p))["precision"]) == {
-        "bf16" if trained[1] else "fp32"
-    }
+    precision = "bf16" if trained[1] else "fp32"
+    assert set(runs.collect_ledger(plans.plan(p))["precision"]) == {precision}
 
 
 def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store, capsys):
     p = tiny(precision="bf16", ratios=[1.0])
-    machine(monkeypatch, False)
+    pretend_machine(monkeypatch, False)
     (spec,) = study.list_missing(plans.plan(p))
-    planted(spec)
+    save_record(spec)
     assert runs.land("exbert", plans.plan(p)) == 1
-    machine(monkeypatch, False, bf16=False)
-    # that of the store
+    pretend_machine(monkeypatch, False, bf16=False)
+    # the record of the store serves
     assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == ["found"]
     (store / "runs").rename(store / "gone")
     assert list(study.run(p, plans.plan, fresh=True, live=False)["trained"]) == ["now"]
-    assert runs.land("exbert", plans.plan(p)) == 0  # its committed record is of another machine
+    # the committed record is of another machine and stays
+    assert runs.land("exbert", plans.plan(p)) == 0
     study.print_comparison(p, plans.plan)
-    said = capsys.readouterr().out
-    assert "no bf16 instructions here: what is trained is trained in fp32\n" in said
-    assert re.search(
-        rf"v-db-100-0-s0-(?!{spec.hash[:8]}).*: EM [0-9.]+, committed 50.00 \(CPU, 1 thread, bf16\)\n",
-        said,
-    )
+    output = capsys.readouterr().out
+    assert "no bf16 instructions here: what is trained is trained in fp32\n" in output
+    other_run = rf"v-db-100-0-s0-(?!{spec.hash[:8]})"
+    committed = r"EM [0-9.]+, committed 50.00 \(CPU, 1 thread, bf16\)\n"
+    assert re.search(f"{other_run}.*: {committed}", output)
 
 
 def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store):
     specs = plans.plan(tiny(ratios=[0.0, 0.5, 1.0]))[:3]
+    ids = []
     for i, spec in enumerate(specs):
-        planted(
-            spec,
-            pd.DataFrame(
-                {
-                    "set": spec.tests[0],
-                    "id": [f"{i}-{k}" for k in range(9)],
-                    "cluster": "a",
-                    "em": 50.0,
-                }
-            ),
-        )
+        of_run = [f"{i}-{k}" for k in range(9)]
+        examples = {"set": spec.tests[0], "id": of_run, "cluster": "a", "em": 50.0}
+        save_record(spec, pd.DataFrame(examples))
+        ids += of_run
     monkeypatch.setattr(runs, "LIMIT", 1)
     assert runs.land("exbert", specs) == 3
     assert len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
     (store / "runs").rename(store / "gone")
-    assert runs.collect_examples(specs)["id"].tolist() == [
-        f"{i}-{k}" for i in range(3) for k in range(9)
-    ]
+    assert runs.collect_examples(specs)["id"].tolist() == ids
 
 
-def test_a_look_s_training_loss_is_the_mean_over_its_steps():
+def test_an_evaluation_s_training_loss_is_the_mean_over_its_steps():
     log = [
         {"loss": 4.0, "step": 10},
         {"loss": 2.0, "step": 20},
@@ -381,7 +384,7 @@ def test_several_gpus_do_not_multiply_the_batch(tiny, monkeypatch):
 
 def test_a_record_without_a_test_set_is_incomplete(tiny):
     spec = plans.plan(tiny())[0]
-    train.train(spec.model_copy(update={"tests": ["biomedicine"]}), progress=lambda line: None)
+    train.train(spec.model_copy(update={"tests": ["biomedicine"]}), progress=show_nothing)
     assert runs.find_record(spec.model_copy(update={"tests": ["biomedicine"]}))
     assert runs.find_record(spec) is None
     assert study.list_missing([spec]) == [spec]
@@ -391,11 +394,9 @@ def test_nan_is_no_score(tiny):
     spec = plans.plan(tiny())[0]
     with pytest.raises(ValueError, match="em on x is nan"):
         runs.save(spec, {"metrics": {"x": {"em": float("nan")}}}, pd.DataFrame())
+    diverges = spec.model_copy(update={"learning_rate": 1e30, "clip": 1e30})
     with pytest.raises(UserError, match="the loss is .* at step"):
-        train.train(
-            spec.model_copy(update={"learning_rate": 1e30, "clip": 1e30}),
-            progress=lambda line: None,
-        )
+        train.train(diverges, progress=show_nothing)
     with pytest.raises(UserError, match="1 of 1 runs have no record"):
         runs.collect_ledger([spec, spec.model_copy(update={"variant": "its other name"})])
 
@@ -405,12 +406,7 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
     (store / "copy").symlink_to(encoder_files.find_folder("minilm"))
     copied = plans.plan(tiny(encoder=str(store / "copy")))[0]
     assert copied.hash == spec.hash
-    scored = {name: {"em": 1.0, "n": 1} for name in spec.tests}
-    runs.save(
-        copied,
-        {"metrics": scored, "environment": {"device": "CPU", "precision": "bf16"}},
-        pd.DataFrame({"id": ["a"]}),
-    )
+    save_record(copied)
     assert runs.find_record(spec)["spec"]["encoder"] == "copy"
     assert set(runs.collect_ledger([copied])["encoder"]) == {"copy"}
     assert str(store) not in (runs.run_folder(spec) / "metrics.json").read_text()
@@ -430,11 +426,11 @@ train.train(plans.plan(p)[-1], progress=lambda line: print(line, flush=True))
 
 
 def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
-    """ExBERT killed behind a checkpoint inside the second epoch, started again: the numbers of an undisturbed run."""
+    """An ExBERT is killed in its second epoch and started again. Its numbers stay the same."""
     p = tiny(epochs=2.0, experiments=["untuned"])
     spec = plans.plan(p)[-1]
     assert spec.layer
-    undisturbed = train.train(spec, progress=lambda line: None)
+    undisturbed = train.train(spec, progress=show_nothing)
     (store / "runs").rename(store / "undisturbed")
     env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
     changes = json.dumps(p.model_dump(exclude={"report", "profile"}))
@@ -448,16 +444,18 @@ def test_kill_9_in_mid_training_changes_nothing(tiny, store, monkeypatch):
     child.wait()
     assert runs.find_record(spec) is None
     resume = train.last_checkpoint(runs.run_folder(spec) / "checkpoints")
-    assert resume and int(resume.name.split("-")[1]) >= 7
-    broken = resume.with_name("checkpoint-1000")  # a half-written one is not taken
-    broken.mkdir()
+    assert resume
+    assert int(resume.name.split("-")[1]) >= 7
+    # a checkpoint that is half written is not taken
+    resume.with_name("checkpoint-1000").mkdir()
     lines = []
     again = train.train(spec, progress=lines.append)
     assert f"goes on from {resume.name}" in lines[0]
-    assert scores(again) == scores(undisturbed)
+    assert read_scores(again) == read_scores(undisturbed)
     for ours, theirs in zip(again["history"], undisturbed["history"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
-    assert again["load"] == undisturbed["load"]  # routing too: the router draws in training
+    # so does the routing, for which the router draws numbers in training
+    assert again["load"] == undisturbed["load"]
 
 
 KILLED = """
@@ -473,7 +471,10 @@ train.Keeper.on_step_end = on_step_end
 
 
 def kill_at_step(p, step: int) -> Path:
-    """Train the plan's last run with a checkpoint at each logged step; returns its checkpoints."""
+    """Train the plan's last run until it is killed at a step. Returns the folder of checkpoints.
+
+    There is a checkpoint at each logged step.
+    """
     env = os.environ | {"QA_CHECKPOINT_SECONDS": "0", "PYTHONPATH": str(ROOT)}
     changes = json.dumps(p.model_dump(exclude={"report", "profile"}))
     done = subprocess.run(
@@ -484,10 +485,10 @@ def kill_at_step(p, step: int) -> Path:
 
 
 def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
-    """Whatever file of the newest checkpoint a power cut has truncated; the scores stay the same."""
+    """A power cut may have truncated any file of the newest. The scores stay the same."""
     p = tiny(epochs=2.0)
     spec = plans.plan(p)[-1]
-    undisturbed = train.train(spec, progress=lambda line: None)
+    undisturbed = train.train(spec, progress=show_nothing)
     (store / "runs").rename(store / "undisturbed")
     checkpoints = kill_at_step(p, 9)
     older, newest = sorted(checkpoints.iterdir(), key=train.step_of)
@@ -500,7 +501,8 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
         "rng_state.pth",
         files.SEAL,
     }
-    assert wanted <= set(names) and train.last_checkpoint(checkpoints) == newest
+    assert wanted <= set(names)
+    assert train.last_checkpoint(checkpoints) == newest
     for name in names:
         content = (newest / name).read_bytes()
         for spoilt in (content[:-1], b"", b"\0" * len(content)):
@@ -514,7 +516,7 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
     again = train.train(spec, progress=lines.append)
     assert lines[0] == f"{spec.run}  {newest.name}, or the best one before it, is damaged; dropped"
     assert f"goes on from {older.name}" in lines[1]
-    assert scores(again) == scores(undisturbed)
+    assert read_scores(again) == read_scores(undisturbed)
 
 
 def test_without_a_whole_checkpoint_a_run_starts_anew(tiny, store):
@@ -525,7 +527,8 @@ def test_without_a_whole_checkpoint_a_run_starts_anew(tiny, store):
     lines = []
     train.train(spec, progress=lines.append)
     assert ["is damaged" in line for line in lines[:3]] == [True, True, False]
-    assert not [line for line in lines if "goes on from" in line] and runs.find_record(spec)
+    assert not [line for line in lines if "goes on from" in line]
+    assert runs.find_record(spec)
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(tmp_path):
@@ -554,57 +557,67 @@ def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, mon
         assert files.read_seal(tmp_path / f"checkpoint-{step}")["seconds"] == seconds
 
 
-def test_a_child_whose_parents_weights_are_gone_retrains_the_parent(tiny):
+def plan_child(tiny):
+    """Return two runs, of which the second starts from the weights of the first."""
     parent = plans.plan(tiny(ratios=[1.0]))[0]
-    child = plans.plan(tiny(ratios=[0.0]))[0].model_copy(
-        update={"parents": [parent], "variant": "child"}
-    )
+    other = plans.plan(tiny(ratios=[0.0]))[0]
+    return parent, other.model_copy(update={"parents": [parent], "variant": "child"})
+
+
+def test_a_child_starts_from_the_whole_weights_of_its_parent(tiny):
+    parent, child = plan_child(tiny)
     assert study.list_missing([parent, child]) == [parent, child]
-    train.train(parent, progress=lambda line: None, keep_weights=True)
-    assert study.list_missing([parent, child]) == [child]  # the record and the weights are there
+    train.train(parent, progress=show_nothing, keep_weights=True)
+    # the record and the weights are there
+    assert study.list_missing([parent, child]) == [child]
     weights = load_file(runs.run_folder(parent) / "model.safetensors")
     model, _ = build.build_model(child)
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
     file = runs.run_folder(parent) / "model.safetensors"
     content = file.read_bytes()
-    for spoilt in (content[:-1], b""):  # as a power cut leaves them
+    # a power cut leaves such files
+    for spoilt in (content[:-1], b""):
         file.write_bytes(spoilt)
-        assert study.list_missing([parent, child]) == [parent, child] and not file.exists()
+        assert study.list_missing([parent, child]) == [parent, child]
+        assert not file.exists()
     file.write_bytes(content)
+    # new experts inside the encoder of a parent
     inside = child.model_copy(update={"layer": Layer(place="feed_forward", experts=4)})
-    assert build.build_model(inside)[0].layer.sparse  # new experts inside an encoder that goes on
+    assert build.build_model(inside)[0].layer.sparse
+
+
+def test_a_parent_without_weights_is_trained_again_for_its_child(tiny):
+    parent, child = plan_child(tiny)
+    train.train(parent, progress=show_nothing, keep_weights=True)
     runs.discard(parent, "model.safetensors")
-    with pytest.raises(
-        UserError,
-        match=f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}",
-    ):
+    words = f"the weights of {parent.run}, .* were not kept; train it first: --run {parent.run}"
+    with pytest.raises(UserError, match=words):
         build.build_model(child)
-    # complete as a record, missing for a child
-    assert study.list_missing([parent, child]) == [
-        parent,
-        child,
-    ]
+    # the parent's record is complete, but the child needs the weights
+    assert study.list_missing([parent, child]) == [parent, child]
     tokens = {s.hash: 1.0 for s in (parent, child)}
     study._train([parent, child], tokens, 1, study.list_parents([child]), False)
-    assert runs.find_record(child) and not (runs.run_folder(parent) / "model.safetensors").exists()
-    train.train(
-        parent.model_copy(update={"tests": []}), progress=lambda line: None, keep_weights=True
-    )  # as a child holds it
+    assert runs.find_record(child)
+    assert not (runs.run_folder(parent) / "model.safetensors").exists()
+    # a child holds its parent without test sets; the record loses no score
+    untested = parent.model_copy(update={"tests": []})
+    train.train(untested, progress=show_nothing, keep_weights=True)
     assert runs.find_record(parent)
-    # loses no score
     assert set(parent.tests) <= set(runs.find_record(parent)["metrics"])
 
 
-def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_path):
-    """More tokens than it has positions; blocks that start anew in a run that comes late. And it is given what it knows only."""
-    with pytest.raises(
-        UserError,
-        match="max_length: the encoder reads 512 tokens, and windows of 513 are asked for",
-    ):
+def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny):
+    """Windows may be too long and blocks too few, also in the last run of a list."""
+    words = "max_length: the encoder reads 512 tokens, and windows of 513 are asked for"
+    with pytest.raises(UserError, match=words):
         study.run(tiny(max_length=513), plans.plan, live=False)
     specs = plans.plan(tiny())
     with pytest.raises(UserError, match="reinit: 1 of 1 blocks would leave nothing"):
         study.estimate_cost([*specs, specs[0].model_copy(update={"reinit": 1})], 1)
+
+
+def test_an_encoder_is_given_only_what_it_knows(tiny, tmp_path):
+    """RoBERTa has no token types and keeps a position for padding."""
     small = {
         "vocab_size": 30522,
         "hidden_size": 8,
@@ -617,14 +630,14 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
     )
     assert encoders.count_positions(roberta) == 65
     assert encoders.count_positions(encoders.load_encoder("minilm")[0]) == 512
-    rows, (_, tokenizer) = selection.draw_mixture(specs[0])[0][:2], encoders.load_encoder("minilm")
+    rows = selection.draw_mixture(plans.plan(tiny())[0])[0][:2]
+    minilm, tokenizer = encoders.load_encoder("minilm", 1)
     windows = features.load_windows(rows, tokenizer, 64, 16, tmp_path)
     model = heads.SpanModel(roberta)
     batch = model.collate(tokenizer)([dict(w) for w in model.prepare(windows, rows)])
-    assert torch.isfinite(model(**batch).loss) and "token_type_ids" not in batch
-    assert "token_type_ids" in heads.SpanModel(encoders.load_encoder("minilm", 1)[0]).collate(
-        tokenizer
-    )([dict(windows[0])])
+    assert torch.isfinite(model(**batch).loss)
+    assert "token_type_ids" not in batch
+    assert "token_type_ids" in heads.SpanModel(minilm).collate(tokenizer)([dict(windows[0])])
 
 
 @pytest.mark.parametrize(
@@ -632,7 +645,8 @@ def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny, tmp_pa
     [
         (
             {"batch_size": 10_000},
-            "GB of memory, most of it for a batch of 10000 windows, and .*; lower batch_size or max_length",
+            "GB of memory, most of it for a batch of 10000 windows, and .*; "
+            "lower batch_size or max_length",
         ),
         (
             {"experts": 1000, "width": 100.0},
@@ -650,7 +664,7 @@ def test_what_no_memory_can_hold_is_refused_before_any_training(tiny, changes, w
 
 def test_the_largest_seed_trains(tiny):
     p = tiny(seeds=[2**32 - 1])
-    assert train.train(plans.plan(p)[0], progress=lambda line: None)["metrics"]
+    assert train.train(plans.plan(p)[0], progress=show_nothing)["metrics"]
 
 
 def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
@@ -658,9 +672,8 @@ def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setattr(
         study.pool.Processes, "submit", lambda self, f, spec, *rest: self.pool.submit(os._exit, 9)
     )
-    with pytest.raises(
-        UserError, match="the system ended a worker, most likely for want of memory; WORKERS=1"
-    ):
+    words = "the system ended a worker, most likely for want of memory; WORKERS=1"
+    with pytest.raises(UserError, match=words):
         study._train(specs, {s.hash: 1.0 for s in specs}, 2, set(), False)
 
 
@@ -671,33 +684,36 @@ def test_two_workers_give_the_same_numbers_as_one(tiny, store):
     spec = plans.plan(p)[-1]
     record = runs.find_record(spec)
     (store / "runs").rename(store / "apart")
-    alone = train.train(spec, progress=lambda line: None)
+    alone = train.train(spec, progress=show_nothing)
     assert alone["history"] == record["history"]
     assert alone["load"]["training"] == record["load"]["training"]
 
 
 def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
-    p, held = tiny(train_rows=16), threading.Event()
+    p = tiny(train_rows=16)
+    held = threading.Event()
     runs.RUNS.mkdir(parents=True)
 
-    def other():
+    def train_elsewhere():
         with FileLock(runs.RUNS / "exbert.lock"):
             held.set()
-            train.train(plans.plan(p)[0], progress=lambda line: None)
+            train.train(plans.plan(p)[0], progress=show_nothing)
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=train_elsewhere)
     thread.start()
     held.wait()
     study.run(p, plans.plan, live=False)
     thread.join()
-    shown = capsys.readouterr().out
-    assert "another study of exbert is training here; waiting" in shown and "step 1/" not in shown
+    output = capsys.readouterr().out
+    assert "another study of exbert is training here; waiting" in output
+    assert "step 1/" not in output
 
 
 def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch):
-    """One trial is left, then what it decided: two runs; all three were trained now."""
+    """One trial is left, then the two runs that it decides. All three are trained now."""
     three = plans.plan(tiny(seeds=[0, 1, 2]))
-    rounds, seen = iter([three[:1]] * 2 + [three[1:]] * 3 + [[]]), []
+    rounds = iter([three[:1]] * 2 + [three[1:]] * 3 + [[]])
+    seen = []
     monkeypatch.setattr(study, "list_missing", lambda specs, fresh: next(rounds))
     monkeypatch.setattr(study, "default_workers", len)
     monkeypatch.setattr(study, "_announce", lambda todo, workers, yes: {})
@@ -731,11 +747,10 @@ def test_a_study_stops_before_training_where_it_cannot_write(
     monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("it trains"))
     (store / "file").write_text("", encoding="utf-8")
     monkeypatch.setattr(runs, name, store / "file" / "folder")
-    with pytest.raises(
-        UserError, match=f"cannot be written .Not a directory: .*{variable} to a folder that can"
-    ) as e:
+    words = f"cannot be written .Not a directory: .*{variable} to a folder that can"
+    with pytest.raises(UserError, match=words) as error:
         study.run(tiny(), plans.plan, live=False)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
@@ -743,12 +758,11 @@ def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     files.check_writable(tmp_path / "a" / "b", "QA_RUNS")
-    assert not list(tmp_path.iterdir())  # it leaves nothing behind
+    # the check leaves nothing behind
+    assert not list(tmp_path.iterdir())
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(
-        UserError,
-        match="a/b cannot be written .No space left on device: .*; mend that, or set QA_RUNS",
-    ):
+    words = "a/b cannot be written .No space left on device: .*; mend that, or set QA_RUNS"
+    with pytest.raises(UserError, match=words):
         files.check_writable(tmp_path / "a" / "b", "QA_RUNS")
 
 
@@ -766,27 +780,19 @@ def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
 
     with pytest.raises(SystemExit) as stop:
         command_line.run_and_exit(run)
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert stop.value.code == 2
-    assert said.startswith("error: x.csv: ")
-    assert said.count("\n") == 1
+    assert output.startswith("error: x.csv: ")
+    assert output.count("\n") == 1
 
 
 def test_training_needs_no_home_and_no_locale(store):
-    """HOME is a file, the locale knows ASCII alone; figures/ in the checkout stays as it is."""
+    """HOME is a file, and the locale is ASCII. The figures/ of the checkout stay as they are."""
     (store / "home").write_text("", encoding="utf-8")
-    small = [
-        x
-        for k, v in (
-            TINY | {"side_seeds": [0], "centre": 0.5, "control_ratios": [0.5], "train_rows": 16}
-        ).items()
-        for x in ("-p", f"{k}={json.dumps(v)}")
-    ]
     env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "XDG_", "HF_", "LANG"))}
-    homes = dict.fromkeys(
-        ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"), str(store / "home")
-    )
-    env |= homes | {
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"):
+        env[name] = str(store / "home")
+    env |= {
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
@@ -794,32 +800,22 @@ def test_training_needs_no_home_and_no_locale(store):
         "QA_FIGURES": str(store / "figures"),
         "PYTHONPATH": str(ROOT),
     }
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "qa_lib",
-            "study",
-            "exbert",
-            "--profile",
-            "quick",
-            "--workers",
-            "1",
-            *small,
-        ],
-        capture_output=True,
-        text=True,
-        cwd=store,
-        env=env,
-    )
-    assert done.returncode == 0 and "1/1 runs" in done.stdout, done.stderr
+    qa_lib = [sys.executable, "-m", "qa_lib"]
+    command = [*qa_lib, "study", "exbert", "--profile", "quick", "--workers", "1"]
+    smaller = {"side_seeds": [0], "centre": 0.5, "control_ratios": [0.5], "train_rows": 16}
+    for name, value in (TINY | smaller).items():
+        command += ["-p", f"{name}={json.dumps(value)}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=store, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "1/1 runs" in done.stdout, done.stderr
     assert sorted(f.name for f in store.iterdir()) == ["figures", "home", "runs"]
-    told = subprocess.run([sys.executable, "-m", "qa_lib", "--help"], capture_output=True, env=env)
-    assert told.returncode == 0 and rb"VERB \u2026" in told.stdout
+    usage = subprocess.run([*qa_lib, "--help"], capture_output=True, env=env)
+    assert usage.returncode == 0
+    assert rb"VERB \u2026" in usage.stdout
 
 
 def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
-    """Not that of another run in this process, and not that of whoever starts it."""
+    """It depends neither on another run in this process nor on the environment."""
     spec = plans.plan(tiny())[0]
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert train.training_arguments(spec, 10, False).mixed_precision == "no"
@@ -841,15 +837,14 @@ def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
     ],
 )
 def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
-    profile = [] if "--profile" in arguments else ["--profile", "quick"]
-    done = subprocess.run(
-        [sys.executable, "-m", "qa_lib", "study", *arguments, *profile],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    command = [sys.executable, "-m", "qa_lib", "study", *arguments]
+    if "--profile" not in arguments:
+        command += ["--profile", "quick"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_no_workers_are_refused(monkeypatch):
@@ -867,8 +862,9 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # a background job ignores SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # ignored in a background job
+    )
     for line in child.stdout:
         if " step " in line:
             break
@@ -876,7 +872,8 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
     child.send_signal(stop)
     gone, alive = psutil.wait_procs(workers, timeout=60)
     _, errors = child.communicate(timeout=60)
-    assert gone and not alive
+    assert gone
+    assert not alive
     if stop is signal.SIGINT:
         assert child.returncode == 130
         assert "the same command goes on from here" in errors
@@ -887,12 +884,9 @@ def test_logits_do_not_depend_on_the_batch(tiny):
     spec = plans.plan(tiny(precision="fp32"))[0]
     model, tokenizer = build.build_model(spec)
     rows = selection.load_splits("encyclopaedia", "embedded").test[:12]
-    from qa_lib.data import features
-
     windows = features.load_windows(rows, tokenizer, 128, 32, evaluate.CACHE)
-    start, _, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
+    collate = model.collate(tokenizer)
+    start, _, _ = evaluate.compute_logits(model, windows, collate, "fp32")
     for i in (0, 5):
-        alone, _, _ = evaluate.compute_logits(
-            model, windows.select([i]), model.collate(tokenizer), "fp32"
-        )
+        alone, _, _ = evaluate.compute_logits(model, windows.select([i]), collate, "fp32")
         np.testing.assert_allclose(alone[0], start[i], atol=1e-4)
