@@ -68,7 +68,7 @@ class Parameters(Layer, Study):
     control_ratios: list[float]  # those of the controls and of the order
     # The mixture of sweeps and trials; of `ratios` the one with all seeds.
     centre: float = Field(ge=0, le=1)
-    side_seeds: Seeds  # of all runs but V-DB, tuned ExBERT and (a) at the centre
+    side_seeds: Seeds  # of all runs but V-DB, ExBERT (final) and (a) at the centre
     dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
     full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
