@@ -1,6 +1,7 @@
-"""The command line of the study: python -m qa_lib VERB …, which make and people type.
+"""The command line of the study: python -m qa_lib VERB …, for make and for people.
 
-A verb imports what it needs when it runs, so that --help answers at once.
+A verb imports what it needs when it runs, so that --help answers at once. Each verb has a function
+`run_<verb>`, which returns the exit code, and may have a function `add_<verb>` for its arguments.
 """
 
 import argparse
@@ -9,10 +10,11 @@ import sys
 from qa_lib.settings import command_line, params
 from qa_lib.settings.params import ROOT, UserError
 
-# ---- what is missing is trained ----
+# ---- training ----
 
 
 def add_study(parser: argparse.ArgumentParser):
+    """Add the arguments of `study`."""
     command_line.add_arguments(parser)
     parser.add_argument(
         "--workers",
@@ -30,6 +32,7 @@ def add_study(parser: argparse.ArgumentParser):
 
 
 def run_study(args: argparse.Namespace) -> int:
+    """Train the missing runs of a report's plan, and write its ledger."""
     import torch
 
     from qa_lib.reports import plans
@@ -55,11 +58,13 @@ def run_study(args: argparse.Namespace) -> int:
 
 
 def add_train(parser: argparse.ArgumentParser):
+    """Add the arguments of `train`."""
     command_line.add_arguments(parser)
     parser.add_argument("--run", required=True, help="name of a run in the plan, or its start")
 
 
 def run_train(args: argparse.Namespace) -> int:
+    """Train one run of the plan, and print its scores."""
     from qa_lib.reports import plans
     from qa_lib.training import train
 
@@ -68,38 +73,41 @@ def run_train(args: argparse.Namespace) -> int:
     if len(chosen) != 1:
         names = ", ".join(spec.run for spec in (chosen or specs)[:6])
         raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {names}")
-    record = train.train(chosen[0], keep_weights=True)
-    if record:  # of several processes one writes it
-        scores = {name: record["metrics"][name] for name in chosen[0].tests}
+    spec = chosen[0]
+    record = train.train(spec, keep_weights=True)
+    if record:  # of the processes of a distributed training, one writes the record
+        scores = {name: record["metrics"][name] for name in spec.tests}
         print(" ".join(f"{name}: EM {m['em']:.1f} F1 {m['f1']:.1f}" for name, m in scores.items()))
     return 0
 
 
-# ---- records become pages and verdicts ----
+# ---- pages and verdicts, from records ----
 
 
 def add_render(parser: argparse.ArgumentParser):
+    """Add the arguments of `render`."""
     command_line.add_arguments(parser)
     parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
 
 
 def run_render(args: argparse.Namespace) -> int:
+    """Draw a report's page from records. Nothing is trained."""
     from qa_lib.page import render
     from qa_lib.reports import plans
     from qa_lib.store import runs
 
-    if args.only is not None:  # before the runs are looked up, which takes long
+    if args.only is not None:  # checked first, since looking up the runs takes long
         render.check_drawn(render.read_notebook(args.report), args.only)
-    # a page is drawn from records; what is missing is not trained here
     p = plans.parameters_to_render(args)
     runs.check_page(p)
-    # of the page's own runs: make sees when it was last drawn of others
+    # The ledger changes where the page was last drawn from other runs, and make sees that.
     runs.write_ledger(p, plans.plan(p))
     render.render(p, args.only)
     return 0
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    """Print the verdicts of a report; return 1 where its ledger disagrees with the records."""
     from qa_lib.evidence import verify
     from qa_lib.own_data import advice
     from qa_lib.reports import plans
@@ -111,7 +119,7 @@ def run_verify(args: argparse.Namespace) -> int:
         return 0
     p = plans.parameters_to_render(args)
     runs.check_page(p)
-    if p.profile == "own":  # on own data no claim is judged
+    if p.profile == "own":  # no claim is judged on own data
         print(advice.describe_advice(p))
     else:
         verify.print_verdicts(p)
@@ -126,13 +134,16 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def add_power(parser: argparse.ArgumentParser):
+    """Add the arguments of `power`."""
     parser.add_argument("reports", nargs="*", metavar="REPORT", help="by default every report")
 
 
 def run_power(args: argparse.Namespace) -> int:
+    """Print which claims of reports could ever be decided."""
     from qa_lib.evidence import power
 
-    known = sorted(params.read_yaml(ROOT / "params" / "questions.yaml")[0])
+    questions, _ = params.read_yaml(ROOT / "params" / "questions.yaml")
+    known = sorted(questions)
     for report in args.reports or known:
         if report not in known:
             raise UserError(f"there is no report {report}; known: {', '.join(known)}")
@@ -141,6 +152,7 @@ def run_power(args: argparse.Namespace) -> int:
 
 
 def add_overview(parser: argparse.ArgumentParser):
+    """Add the arguments of `overview`."""
     parser.add_argument("--profile", help=" | ".join(params.PROFILES))
     parser.add_argument(
         "--readme", action="store_true", help="write the verdicts on real data into README.md"
@@ -148,6 +160,7 @@ def add_overview(parser: argparse.ArgumentParser):
 
 
 def run_overview(args: argparse.Namespace) -> int:
+    """Draw the page about all reports, or write the README's table of verdicts."""
     from qa_lib.page import overview
 
     if args.readme:
@@ -161,21 +174,25 @@ def run_overview(args: argparse.Namespace) -> int:
 
 
 def run_land(args: argparse.Namespace) -> int:
+    """Copy completed runs on real data into records/."""
     from qa_lib.reports import plans
     from qa_lib.store import runs
 
-    meant = [plans.load_from_args(args, size) for size in plans.possible_sizes(args)]
-    if meant[0].profile in ("quick", "own"):
+    choices = [plans.load_from_args(args, size) for size in plans.possible_sizes(args)]
+    if choices[0].profile in ("quick", "own"):
         raise UserError(
             "only runs on the study's real data are landed; say --profile real or paper"
         )
     runs.check_writable(runs.RECORDS, "QA_RECORDS")
-    specs = [spec for p in meant for spec in plans.plan(p)]
+    specs = []
+    for p in choices:
+        specs += plans.plan(p)
     print(f"{runs.land(args.report, specs)} new records in records/{args.report}")
     return 0
 
 
 def run_rescore(args: argparse.Namespace) -> int:
+    """Score the stored answers of a report's runs again."""
     from qa_lib.reports import plans
     from qa_lib.training import rescore
 
@@ -188,6 +205,7 @@ def run_rescore(args: argparse.Namespace) -> int:
 
 
 def add_own(parser: argparse.ArgumentParser):
+    """Add the arguments of `own`."""
     parser.add_argument("name")
     parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
     command_line.add_parameters(parser)
@@ -227,21 +245,26 @@ def run_own(args: argparse.Namespace) -> int:
 
 
 def add_check_data(parser: argparse.ArgumentParser):
+    """Add the arguments of `check-data`."""
     parser.add_argument("--data", required=True, help="the folder above qa/ and nlu/")
 
 
 def run_check_data(args: argparse.Namespace) -> int:
+    """Compare the files of a folder with DATA.md."""
     from qa_lib.data import sources
 
     return sources.check_files(str(command_line.find_data(args.data)))
 
 
 def run_pin(args: argparse.Namespace) -> int:
+    """Resolve the hub revisions of datasets and encoders into params/pins.yaml."""
     from qa_lib.reports import plans
     from qa_lib.settings import hub
 
-    known = params.read_datasets("hub").values()
-    for repo in {source.split(":")[0] for d in known for source in d.train + d.test}:
+    repos = set()
+    for dataset in params.read_datasets("hub").values():
+        repos.update(source.split(":")[0] for source in dataset.train + dataset.test)
+    for repo in repos:
         hub.resolve_revision(repo)
     for slug in params.list_reports():
         hub.resolve_revision(plans.load_params(slug, "paper").encoder, "model")
@@ -249,10 +272,10 @@ def run_pin(args: argparse.Namespace) -> int:
 
 
 def add_nothing(parser: argparse.ArgumentParser):
-    pass
+    """Add no arguments."""
 
 
-# Verb: what it does, its options, and what runs.
+# Each verb: what it does, the function that adds its arguments, the function that runs it.
 VERBS = {
     "study": ("train what a report's plan is missing", add_study, run_study),
     "train": ("train one run of the plan", add_train, run_train),
@@ -285,17 +308,22 @@ VERBS = {
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
     parser = command_line.CommandLine(prog="python -m qa_lib", description=__doc__.split("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, (does, add_options, _) in VERBS.items():
-        add_options(verbs.add_parser(name, help=does, description=does))
+    for name, (does, add_arguments, _) in VERBS.items():
+        add_arguments(verbs.add_parser(name, help=does, description=does))
     return parser
 
 
 def run_verb(words: list[str] | None = None) -> int:
-    """Run a command line; by default the one that this process was started with."""
+    """Run a command line and return its exit code.
+
+    words: its arguments; by default those that this process was started with.
+    """
     args = make_parser().parse_args(words)
-    return VERBS[args.verb][2](args)
+    _, _, run = VERBS[args.verb]
+    return run(args)
 
 
 if __name__ == "__main__":

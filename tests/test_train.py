@@ -716,7 +716,7 @@ def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch
     seen = []
     monkeypatch.setattr(study, "list_missing", lambda specs, fresh: next(rounds))
     monkeypatch.setattr(study, "default_workers", len)
-    monkeypatch.setattr(study, "_announce", lambda todo, workers, yes: {})
+    monkeypatch.setattr(study, "_announce_cost", lambda todo, workers, yes: {})
     monkeypatch.setattr(
         study, "_train", lambda todo, tokens, workers, keep, live: seen.append(workers)
     )

@@ -1,4 +1,4 @@
-"""The figures that several experiments share: scores over mixtures, losses over epochs, a model as a stack of boxes."""
+"""Figures that several experiments share: scores by mixture, losses by epoch, a model as boxes."""
 
 from itertools import cycle
 
@@ -20,15 +20,17 @@ def shades_of(report: str, variant: str, n: int) -> list:
 
 
 def draw_by_mixture(P, ledger: pd.DataFrame):
-    """EM over mixtures, a panel for each test set, a line for each model, from 0 up; bars: sd over seeds, side by side."""
-    em = ledger[ledger["metric"] == "em"].assign(
-        model=lambda d: d["model"].cat.remove_unused_categories()
-    )
+    """Draw EM over mixtures: a panel for each test set, a line for each model.
+
+    The axis begins at 0. Error bars are the standard deviation over seeds.
+    """
+    em = ledger[ledger["metric"] == "em"]
+    em = em.assign(model=em["model"].cat.remove_unused_categories())
     names = list(em["model"].cat.categories)
     every = plans.display_names(P.report)
     dashes = dict(zip(every, cycle(DASHES), strict=False))
     markers = dict(zip(every, cycle(MARKERS), strict=False))
-    at = dict(zip(em["ratio"], em["mixture"], strict=True))
+    ticks = dict(zip(em["ratio"], em["mixture"], strict=True))
     grid = sns.catplot(
         em,
         x="ratio",
@@ -50,21 +52,24 @@ def draw_by_mixture(P, ledger: pd.DataFrame):
         aspect=1.05,
     )
     grid.set_titles("tested on {col_name}").set_axis_labels("", "EM (percent)")
-    grid.set(xticks=list(at), xticklabels=list(at.values()), ylim=(0, None))
+    grid.set(xticks=list(ticks), xticklabels=list(ticks.values()), ylim=(0, None))
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
-    grid.figure.tight_layout()  # over the room at the right that seaborn kept for the legend
+    grid.figure.tight_layout()  # also over the room that seaborn kept for the legend at the right
     grid.figure.supxlabel(f"mixture, {' : '.join(P.domains)}", y=0.0, va="top", size=11)
     return grid
 
 
 def draw_losses(history: pd.DataFrame, by: str, words: str):
-    """Training and validation loss over epochs, a panel for each value of `by`; a ring marks the lowest validation loss."""
-    known = history.rename(columns=lambda column: column.removesuffix("_loss"))
+    """Draw training and validation loss over epochs, a panel for each value of `by`.
+
+    A ring marks the lowest validation loss. words: what a panel's title says before the value.
+    """
+    losses = history.rename(columns=lambda name: name.removesuffix("_loss"))
     colours = shades_of(history["report"].iloc[0], history["variant"].iloc[0], 2)
-    if known[by].dtype == "category":
-        known[by] = known[by].cat.remove_unused_categories()  # or each would have an empty panel
-    long = known.melt([by, "epoch", "run", "seed"], ["train", "validation"], "loss on")
-    n = known[by].nunique()
+    if losses[by].dtype == "category":
+        # Each unused category would have an empty panel.
+        losses[by] = losses[by].cat.remove_unused_categories()
+    long = losses.melt([by, "epoch", "run", "seed"], ["train", "validation"], "loss on")
     grid = sns.relplot(
         long,
         x="epoch",
@@ -72,15 +77,15 @@ def draw_losses(history: pd.DataFrame, by: str, words: str):
         hue="loss on",
         style="loss on",
         col=by,
-        col_wrap=min(n, 4),
+        col_wrap=min(losses[by].nunique(), 4),
         kind="line",
         markers=True,
         errorbar="sd",
-        palette=colours,
+        palette=shades_of(model_of(history["variant"].iloc[0]), 2),
         height=2.1,
         aspect=0.95,
     )
-    mean = known.groupby([by, "epoch"], observed=True)["validation"].mean()
+    mean = losses.groupby([by, "epoch"], observed=True)["validation"].mean()
     for value, axes in grid.axes_dict.items():
         axes.scatter(
             mean[value].idxmin(),
@@ -91,15 +96,18 @@ def draw_losses(history: pd.DataFrame, by: str, words: str):
             zorder=5,
             clip_on=False,
         )
-    grid.set_titles(f"{words} {{col_name}}").set(
-        xticks=sorted(long["epoch"].unique())
-    ).set_axis_labels("epoch", "loss")
+    grid.set_titles(f"{words} {{col_name}}")
+    grid.set(xticks=sorted(long["epoch"].unique()))
+    grid.set_axis_labels("epoch", "loss")
     sns.move_legend(grid, "lower center", bbox_to_anchor=(0.5, 1), ncols=2, title=None)
     return grid
 
 
 def draw_calibration(report: str, variant: str, bins: pd.DataFrame):
-    """Share over weight (tables.calibration_bins), a panel for each question asked; points grow with the number of pairs."""
+    """Draw tables.calibration_bins: the share over the weight, a panel for each kind of share.
+
+    A point's area grows with the number of pairs.
+    """
     grid = sns.relplot(
         bins,
         x="weight",
@@ -118,7 +126,10 @@ def draw_calibration(report: str, variant: str, bins: pd.DataFrame):
 
 
 def draw_routing(report: str, variant: str, steps: pd.DataFrame):
-    """The largest load and the share of dropped picks over training steps, a line for each coefficient of the balance loss."""
+    """Draw the largest load and the share of dropped assignments over training steps.
+
+    steps: tables.collect_router_steps; a line for each coefficient of the balance loss.
+    """
     long = steps.rename(columns={"balance": "coefficient"})
     long = long.melt(["coefficient", "step", "run"], ["largest load", "dropped"], "what")
     grid = sns.relplot(
@@ -139,42 +150,40 @@ def draw_routing(report: str, variant: str, steps: pd.DataFrame):
 
 
 def draw_stack(boxes: list[tuple[str, str, bool]], wide: list[str]):
-    """A model drawn from bottom to top: boxes of (name, what it does, whether it is the new part).
+    """Draw a model as a stack of boxes, from bottom to top.
 
-    wide: the experts, drawn side by side in the new part.
+    boxes: (name, what it does, whether it is the new part); wide: the experts, which are drawn side
+    by side in the new part.
     """
     fig, axes = plt.subplots(figsize=(6.0, 0.62 * len(boxes) + 0.9))
-    y = 0.0
-    for name, does, new in boxes:
-        tall = 1.7 if new and wide else 0.8
-        axes.add_patch(
-            plt.Rectangle(
-                (0, y), 10, tall, facecolor="#fbe3d6" if new else "#e8eef4", edgecolor="0.35"
-            )
-        )
-        axes.text(0.2, y + tall - 0.4, name, va="center", weight="bold")
-        axes.text(9.8, y + tall - 0.4, does, va="center", ha="right", color="0.25", fontsize=9)
+    gap = 0.28
+    bottom = 0.0
+    for i, (name, does, new) in enumerate(boxes):
+        height = 1.7 if new and wide else 0.8
+        colour = "#fbe3d6" if new else "#e8eef4"
+        box = plt.Rectangle((0, bottom), 10, height, facecolor=colour, edgecolor="0.35")
+        axes.add_patch(box)
+        y = bottom + height - 0.4
+        axes.text(0.2, y, name, va="center", weight="bold")
+        axes.text(9.8, y, does, va="center", ha="right", color="0.25", fontsize=9)
         if new and wide:
-            step = 9.6 / len(wide)
-            for i, text in enumerate(wide):
-                axes.add_patch(
-                    plt.Rectangle(
-                        (0.2 + (i + 0.07) * step, y + 0.12),
-                        0.86 * step,
-                        0.62,
-                        facecolor="white",
-                        edgecolor="#d55e00",
-                    )
-                )
-                axes.text(
-                    0.2 + (i + 0.5) * step, y + 0.43, text, ha="center", va="center", fontsize=8
-                )
-        y += tall
-        if (name, does, new) != boxes[-1]:
-            axes.annotate(
-                "", (5, y + 0.28), (5, y), arrowprops={"arrowstyle": "->", "color": "0.35"}
-            )
-        y += 0.28
-    axes.set(xlim=(-0.1, 10.1), ylim=(-0.1, y))
+            draw_experts(axes, wide, bottom)
+        top = bottom + height
+        if i < len(boxes) - 1:
+            arrow = {"arrowstyle": "->", "color": "0.35"}
+            axes.annotate("", (5, top + gap), (5, top), arrowprops=arrow)
+        bottom = top + gap
+    axes.set(xlim=(-0.1, 10.1), ylim=(-0.1, bottom))
     axes.axis("off")
     return fig
+
+
+def draw_experts(axes, names: list[str], bottom: float):
+    """Draw the experts side by side, in the box that begins at `bottom`."""
+    step = 9.6 / len(names)
+    for i, name in enumerate(names):
+        corner = (0.2 + (i + 0.07) * step, bottom + 0.12)
+        box = plt.Rectangle(corner, 0.86 * step, 0.62, facecolor="white", edgecolor="#d55e00")
+        axes.add_patch(box)
+        x = 0.2 + (i + 0.5) * step
+        axes.text(x, bottom + 0.43, name, ha="center", va="center", fontsize=8)

@@ -1,4 +1,8 @@
-"""Frames of a page, from run records: one column `run` in each, so that every number has its evidence."""
+"""Frames of a page, made from run records.
+
+Each frame has a column `run` with the run, or a tuple of the runs, that a row comes from, so that
+every number has its evidence.
+"""
 
 from pathlib import Path
 
@@ -13,160 +17,176 @@ from qa_lib.settings import params
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
+COSTS = (
+    "seconds",
+    "training_seconds",
+    "tokens_per_second",
+    "peak_memory_mb",
+    "parameters",
+    "active_parameters",
+)
+
 
 def add_display_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame of runs with names that a reader knows: `model` ("V-DB") and `mixture` ("60:40"), both in their order; `rate`
-    and `dropout` as text."""
-    ratios = sorted(frame["ratio"].dropna().unique())
-    text = {r: f"{100 * r:.0f}:{100 - 100 * r:.0f}" for r in ratios}
-    mixture = pd.Categorical(frame["ratio"].map(text), text.values(), ordered=True)
+    """Add the names that a reader knows to a frame of runs.
+
+    `model` ("V-DB") and `mixture` ("60:40") are categories in the order of the pages. `rate` and
+    `dropout` are text, where the frame has a learning rate and a place of dropout.
+    """
     names = []
     for report, variant in zip(frame["report"], frame["variant"], strict=True):
         names.append(plans.display_name(report, variant))
-    every = [plans.display_names(report) for report in frame["report"].unique()]
-    known = [name for of_report in every for name in of_report if name in set(names)]
-    rates = sorted(frame["learning_rate"].unique()) if "learning_rate" in frame else []
-    shown = [np.format_float_scientific(r, trim="-", exp_digits=1) for r in rates]
-    text = (
-        {
-            "rate": pd.Categorical(
-                frame["learning_rate"].map(dict(zip(rates, shown, strict=True))), shown
-            )
-        }
-        if rates
-        else {}
+    known = []
+    for report in frame["report"].unique():
+        known += [name for name in plans.display_names(report) if name in set(names)]
+    ratios = sorted(frame["ratio"].dropna().unique())
+    mixtures = {ratio: f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}" for ratio in ratios}
+    named = frame.assign(
+        model=pd.Categorical(names, known, ordered=True),
+        mixture=pd.Categorical(frame["ratio"].map(mixtures), mixtures.values(), ordered=True),
     )
+    if "learning_rate" in frame and len(frame):
+        rates = {}
+        for rate in sorted(frame["learning_rate"].unique()):
+            rates[rate] = np.format_float_scientific(rate, trim="-", exp_digits=1)
+        named["rate"] = pd.Categorical(frame["learning_rate"].map(rates), list(rates.values()))
     if "dropout_at" in frame:
-        text["dropout"] = frame["dropout_at"] + frame["layer_dropout"].map(" {:g}".format).where(
-            frame["dropout_at"] != "none", ""
-        )
-    return frame.assign(model=pd.Categorical(names, known, ordered=True), mixture=mixture, **text)
+        share = frame["layer_dropout"].map(" {:g}".format)
+        named["dropout"] = frame["dropout_at"] + share.where(frame["dropout_at"] != "none", "")
+    return named
 
 
 def average_over_seeds(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")) -> pd.DataFrame:
-    """Mean and sd over seeds: a row for each group of `by`, with test rows n, seeds and runs."""
+    """Return the mean and standard deviation over seeds, a row for each group of `by`.
+
+    Columns: those of `by`, each metric and its `_sd`, n (test rows), seeds, run.
+    """
     rows = []
     for key, group in ledger.groupby(by, sort=True, observed=True):
         values = group.groupby("metric")["value"].agg(["mean", "std"])
-        scores = {k: v for m in metrics for k, v in zip((m, f"{m}_sd"), values.loc[m], strict=True)}
-        count = {"n": group["n"].iloc[0], "seeds": group["seed"].nunique()}
-        rows.append(
-            dict(zip(by, key, strict=True)) | scores | count | {"run": tuple(group["run"].unique())}
-        )
+        row = dict(zip(by, key, strict=True))
+        for metric in metrics:
+            row[metric] = values.loc[metric, "mean"]
+            row[f"{metric}_sd"] = values.loc[metric, "std"]
+        row["n"] = group["n"].iloc[0]
+        row["seeds"] = group["seed"].nunique()
+        row["run"] = tuple(group["run"].unique())
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def select_values(ledger: pd.DataFrame, **which) -> pd.Series:
-    """EM, or another metric, of the runs whose columns are as given, one value a seed."""
+    """Return the values of one metric by seed, for the runs whose columns are as given.
+
+    The metric is EM unless `which` names another.
+    """
     which = {"metric": "em"} | which
-    return ledger[(ledger[[*which]] == pd.Series(which)).all(axis=1)].set_index("seed")["value"]
+    rows = (ledger[[*which]] == pd.Series(which)).all(axis=1)
+    return ledger[rows].set_index("seed")["value"]
 
 
 def collect_costs(specs: list[Spec]) -> pd.DataFrame:
-    """A row for each run: labels, rows of each domain, what its record says of data, size and cost."""
-    costs = (
-        "seconds",
-        "training_seconds",
-        "tokens_per_second",
-        "peak_memory_mb",
-        "parameters",
-        "active_parameters",
-    )
-    return add_display_names(
-        pd.DataFrame(
-            [
-                runs.label_columns(s, r)
-                | dict(zip(s.domains, s.rows, strict=True))
-                | r["data"]
-                | {k: r[k] for k in costs}
-                for s, r in runs.require_records(specs)
-            ]
+    """Return a row for each run: labels, rows of each domain, counts of its data, size and cost."""
+    rows = []
+    for spec, record in runs.require_records(specs):
+        rows.append(
+            runs.label_columns(spec, record)
+            | dict(zip(spec.domains, spec.rows, strict=True))
+            | record["data"]
+            | {name: record[name] for name in COSTS}
         )
-    )
+    return add_display_names(pd.DataFrame(rows))
 
 
 def describe_datasets(P, specs: list[Spec]) -> pd.DataFrame:
-    """A row for each test set: rows trained and tested on, rows of several windows, what the encoder had seen of it."""
-    found, rows = runs.require_records(specs), []
+    """Return a row for each test set.
+
+    Columns: rows trained and tested on, rows longer than a window, what the encoder had seen of it.
+    """
+    records = [record for _, record in runs.require_records(specs)]
     unknown = "no: generated" if P.source == "embedded" else "not stated"
+    rows = []
     for name in specs[0].tests:
-        known, scores = params.read_datasets(P.source, P.data)[name], found[0][1]["metrics"][name]
-        most = max(
-            (n for s in specs for d, n in zip(s.domains, s.rows, strict=True) if d == name),
-            default=0,
-        )
-        where = {}
+        dataset = params.read_datasets(P.source, P.data)[name]
+        scores = records[0]["metrics"][name]
+        row = {"dataset": name}
         if P.source == "own":
-            names = ["/".join(Path(file).parts[-2:]) for file in known.train + known.test]
-            where["files"] = runs.readable_name(", ".join(names))
-        rows.append(
-            {
-                "dataset": name,
-                **where,
-                "training rows, at most": most,
-                "test rows": scores["n"],
-                "different texts": f"{scores['clusters']:,} {known.cluster}s",
-                "longer than a window": scores["overflowed"],
-                "seen by the encoder": known.seen_by.get(P.encoder, unknown),
-                "run": tuple(r["run"] for _, r in found),
-            }
-        )
+            files = ["/".join(Path(file).parts[-2:]) for file in dataset.train + dataset.test]
+            row["files"] = runs.readable_name(", ".join(files))
+        row |= {
+            "training rows, at most": most_training_rows(specs, name),
+            "test rows": scores["n"],
+            "different texts": f"{scores['clusters']:,} {dataset.cluster}s",
+            "longer than a window": scores["overflowed"],
+            "seen by the encoder": dataset.seen_by.get(P.encoder, unknown),
+            "run": tuple(record["run"] for record in records),
+        }
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
+def most_training_rows(specs: list[Spec], dataset: str) -> int:
+    """Return the largest number of rows of a dataset that one of the runs is trained on."""
+    counts = [0]
+    for spec in specs:
+        rows = dict(zip(spec.domains, spec.rows, strict=True))
+        counts.append(rows.get(dataset, 0))
+    return max(counts)
+
+
 def collect_routing(specs: list[Spec]) -> pd.DataFrame:
-    """Where the test sets' tokens went: a row for each run, set and expert, with its share of the set's routed picks."""
-    return add_display_names(
-        pd.DataFrame(
-            [
-                runs.label_columns(s, r)
-                | {"set": name, "expert": i + 1, "share": n / sum(r["load"][name])}
-                for s, r in runs.require_records(specs)
-                for name in s.tests
-                for i, n in enumerate(r["load"][name])
-            ]
-        )
-    )
+    """Return the share of tokens routed to each expert: a row for each run, test set and expert.
+
+    The shares of a run and a test set sum to 1.
+    """
+    rows = []
+    for spec, record in runs.require_records(specs):
+        labels = runs.label_columns(spec, record)
+        for name in spec.tests:
+            load = record["load"][name]
+            for expert, count in enumerate(load, 1):
+                share = count / sum(load)
+                rows.append(labels | {"set": name, "expert": expert, "share": share})
+    return add_display_names(pd.DataFrame(rows))
 
 
 def collect_router_steps(specs: list[Spec]) -> pd.DataFrame:
-    """What the router did in training: a row for each run and logging step, with both losses, the share of dropped picks and
-    the largest expert's load in multiples of an even share."""
-    return add_display_names(
-        pd.DataFrame(
-            [
-                runs.label_columns(s, r)
-                | {k: step[k] for k in ("step", "balance_loss", "z_loss", "dropped")}
-                | {"largest load": max(step["load"]) * len(step["load"])}
-                for s, r in runs.require_records(specs)
-                for step in r["load"]["training"]
-            ]
-        )
-    )
+    """Return what the router did in training: a row for each run and logged step.
+
+    Columns: both auxiliary losses, the share of dropped assignments, and the largest load of an
+    expert in multiples of an even share.
+    """
+    rows = []
+    for spec, record in runs.require_records(specs):
+        labels = runs.label_columns(spec, record)
+        for step in record["load"]["training"]:
+            row = {name: step[name] for name in ("step", "balance_loss", "z_loss", "dropped")}
+            row["largest load"] = max(step["load"]) * len(step["load"])
+            rows.append(labels | row)
+    return add_display_names(pd.DataFrame(rows))
 
 
 def contrasting_answers(examples: pd.DataFrame, ours: str, theirs: str) -> pd.DataFrame:
-    """Answers of two runs to the same question, chosen by rule: of each test set, ids in order, the first two that only `ours`
-    answers exactly, the first two that only `theirs` does, the first that neither does."""
-    pair = [examples[examples["run"] == run].set_index(["set", "id"]) for run in (ours, theirs)]
-    both = (
-        pair[0].add_suffix("_ours").join(pair[1].add_suffix("_theirs")).sort_index().reset_index()
-    )
-    case = both["em_ours"].gt(0).astype(int) - both["em_theirs"].gt(0)
-    kinds = {
-        "only ours": (case == 1, 2),
-        "only theirs": (case == -1, 2),
-        "neither": ((case == 0) & both["em_ours"].eq(0), 1),
-    }
-    parts = [
-        both[rows].groupby("set", sort=False).head(n).assign(case=name)
-        for name, (rows, n) in kinds.items()
-    ]
-    return (
-        pd.concat(parts)
-        .assign(run=[(ours, theirs)] * sum(map(len, parts)))
-        .sort_values(["set", "id"])
-    )
+    """Return answers of two runs to the same questions, chosen by a fixed rule.
+
+    Of each test set, in the order of ids: the first two questions that only `ours` answers
+    exactly, the first two that only `theirs` does, and the first that neither does.
+    """
+    our_answers = examples[examples["run"] == ours].set_index(["set", "id"])
+    their_answers = examples[examples["run"] == theirs].set_index(["set", "id"])
+    both = our_answers.add_suffix("_ours").join(their_answers.add_suffix("_theirs"))
+    both = both.sort_index().reset_index()
+    we_are_right = both["em_ours"].gt(0)
+    they_are_right = both["em_theirs"].gt(0)
+    parts = []
+    for case, rows, count in (
+        ("only ours", we_are_right & ~they_are_right, 2),
+        ("only theirs", they_are_right & ~we_are_right, 2),
+        ("neither", ~we_are_right & ~they_are_right, 1),
+    ):
+        parts.append(both[rows].groupby("set", sort=False).head(count).assign(case=case))
+    chosen = pd.concat(parts)
+    return chosen.assign(run=[(ours, theirs)] * len(chosen)).sort_values(["set", "id"])
 
 
 def answers_table(P, ours: Spec, theirs: Spec, load_test_sets) -> pd.DataFrame:
@@ -208,12 +228,15 @@ def answers_table(P, ours: Spec, theirs: Spec, load_test_sets) -> pd.DataFrame:
 
 
 def lowest_validation_loss(specs: list[Spec]) -> pd.DataFrame:
-    """A row for each setting of the sweeps: epoch of the lowest validation loss, that loss, training loss of the last epoch."""
+    """Return a row for each setting of the sweeps, averaged over seeds.
+
+    Columns: the epoch of the lowest validation loss, that loss, the training loss of the last
+    epoch.
+    """
     frame = add_display_names(stats.curves(runs.collect_histories(specs)))
-    frame = frame.fillna({"dropout": "none"}).assign(
-        layer=frame["experts"].map("{:.0f} experts".format).replace("nan experts", "none"),
-        balance=frame["balance"].map("{:g}".format).replace("nan", "–"),
-    )
+    experts = frame["experts"].map("{:.0f} experts".format).replace("nan experts", "none")
+    balance = frame["balance"].map("{:g}".format).replace("nan", "–")
+    frame = frame.fillna({"dropout": "none"}).assign(layer=experts, balance=balance)
     return average_over_seeds(
         frame,
         ["model", "blocks", "layer", "rate", "dropout", "balance"],
@@ -222,62 +245,68 @@ def lowest_validation_loss(specs: list[Spec]) -> pd.DataFrame:
 
 
 def trials_table(specs: list[Spec]) -> pd.DataFrame:
-    """A row for each trial of a model: rate and epochs, of a mixture its experts', and the look (runs.collect_histories) that it kept."""
-    rows = [
-        runs.label_columns(s, r) | {"learning_rate": e.learning_rate, "epochs": e.epochs, **h}
-        for s, r in runs.require_records(specs)
-        for e in [s.parents[0] if s.gate else s]
-        for h in [selected_evaluation(s, r)]
-    ]
+    """Return a row for each trial of a model: rate, epochs, and the evaluation that it kept.
+
+    The rate and epochs of a mixture are those of its experts. The evaluation is a row of
+    runs.collect_histories.
+    """
+    rows = []
+    for spec, record in runs.require_records(specs):
+        trained = spec.parents[0] if spec.gate else spec
+        setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
+        labels = runs.label_columns(spec, record)
+        rows.append(labels | setting | selected_evaluation(spec, record))
     return add_display_names(pd.DataFrame(rows)).sort_values(["model", "rate", "epochs"])
 
 
 def scores_by_part(specs: list[Spec]) -> pd.DataFrame:
-    """EM of each run on the datasets that its pooled test sets are made of: a row for each run, set and dataset."""
-    rows = runs.collect_examples(specs)
-    em = (
-        rows[rows["part"].notna()]
-        .groupby(["run", "variant", "seed", "set", "part"], as_index=False)["em"]
-        .agg(["mean", "size"])
-    )
-    return add_display_names(
-        em.rename(columns={"mean": "value", "size": "n"}).assign(
-            report=specs[0].report, metric="em", ratio=np.nan
-        )
-    )
+    """Return the EM of each run on the datasets that its pooled test sets are made of.
+
+    A row for each run, test set and dataset (`part`).
+    """
+    examples = runs.collect_examples(specs)
+    pooled = examples[examples["part"].notna()]
+    groups = pooled.groupby(["run", "variant", "seed", "set", "part"], as_index=False)
+    scores = groups["em"].agg(["mean", "size"]).rename(columns={"mean": "value", "size": "n"})
+    return add_display_names(scores.assign(report=specs[0].report, metric="em", ratio=np.nan))
+
+
+# ---- the gate of a mixture ----
+
+
+def name_weights(examples: pd.DataFrame, domains: list[str]) -> pd.DataFrame:
+    """Rename the columns of a gate's weights from gate_1, gate_2, … to the experts' domains."""
+    return examples.rename(columns={f"gate_{k}": name for k, name in enumerate(domains, 1)})
 
 
 def mean_weights(P, specs: list[Spec]) -> pd.DataFrame:
-    """What mixtures trust: the mean weight of each expert, a row for each run, dataset and expert."""
-    rows = runs.collect_examples(specs)
-    rows = rows.assign(dataset=rows["part"].fillna(rows["set"]))
-    rows = rows.rename(columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)})
-    mean = rows.groupby(["run", "variant", "seed", "dataset"], as_index=False)[P.domains].mean()
-    return add_display_names(
-        mean.melt(["run", "variant", "seed", "dataset"], P.domains, "expert", "weight").assign(
-            report=P.report, ratio=np.nan
-        )
-    )
+    """Return the mean weight of each expert: a row for each mixture, dataset and expert."""
+    examples = runs.collect_examples(specs)
+    examples = examples.assign(dataset=examples["part"].fillna(examples["set"]))
+    keys = ["run", "variant", "seed", "dataset"]
+    groups = name_weights(examples, P.domains).groupby(keys, as_index=False)
+    weights = groups[P.domains].mean().melt(keys, P.domains, "expert", "weight")
+    return add_display_names(weights.assign(report=P.report, ratio=np.nan))
 
 
 def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
-    """Is a gate's weight a probability? Pairs of question and expert in ten bins of equal width of the weight: their mean weight
-    and the share of pairs in which the question is of the expert's own dataset, or out of domain the share it answers exactly."""
-    rows = runs.collect_examples([mixture]).rename(
-        columns={f"gate_{k + 1}": d for k, d in enumerate(P.domains)}
-    )
-    pairs = rows.melt(["run", "set", "id"], P.domains, "expert", "weight").merge(
-        runs.collect_expert_examples(mixture)[["set", "id", "expert", "em"]],
-        on=["set", "id", "expert"],
-    )
-    inside = pairs["set"].isin(P.domains)
-    own = pairs[inside].assign(
-        of="in domain, its own dataset", share=pairs["set"] == pairs["expert"]
-    )
-    far = pairs[pairs["set"] == P.pools[0]].assign(
-        of=f"{P.pools[0]}, right answer", share=pairs["em"].gt(0)
-    )
-    both = pd.concat([own, far]).assign(bin=lambda d: np.minimum((d["weight"] * 10).astype(int), 9))
+    """Return how well a gate's weights agree with probabilities.
+
+    Pairs of question and expert fall into ten bins of equal width by their weight. Columns: the
+    mean weight of a bin, and the share of its pairs in which the question is of the expert's own
+    dataset. Out of domain it is the share of pairs in which the expert's answer is exact.
+    """
+    weights = name_weights(runs.collect_examples([mixture]), P.domains)
+    weights = weights.melt(["run", "set", "id"], P.domains, "expert", "weight")
+    key = ["set", "id", "expert"]
+    pairs = weights.merge(runs.collect_expert_examples(mixture)[[*key, "em"]], on=key)
+    inside = pairs[pairs["set"].isin(P.domains)]
+    inside = inside.assign(of="in domain, its own dataset", share=inside["set"] == inside["expert"])
+    pool = P.pools[0]
+    outside = pairs[pairs["set"] == pool]
+    outside = outside.assign(of=f"{pool}, right answer", share=outside["em"].gt(0))
+    both = pd.concat([inside, outside])
+    both["bin"] = np.minimum((both["weight"] * 10).astype(int), 9)
     return both.groupby(["of", "bin"], as_index=False).agg(
         weight=("weight", "mean"),
         share=("share", "mean"),
@@ -287,50 +316,56 @@ def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
 
 
 def calibration_error(bins: pd.DataFrame) -> float:
-    r"""Expected calibration error of `calibration`'s bins (Guo et al. 2017, eq. 5): $\sum_b \frac{n_b}{N} |share_b - weight_b|$."""
+    r"""Expected calibration error of `calibration_bins` (Guo et al. 2017, eq. 5).
+
+    $$\sum_b \frac{n_b}{N} |share_b - weight_b|$$
+    """
     return float(np.average((bins["share"] - bins["weight"]).abs(), weights=bins["pairs"]))
 
 
 def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
-    """Table 3 by rule: of each dataset of the first pool, ids in order, the first two questions on which the mixture is wrong, the
-    expert with the largest weight is wrong and another is right; and a sentence that counts how often the gate finds the one
-    expert that is right."""
-    experts, rows = (
-        x[x["set"] == P.pools[0]]
-        for x in (runs.collect_expert_examples(mixture), runs.collect_examples([mixture]))
+    """Return Table 3 and a sentence with its counts, both about the first pool.
+
+    The table has, of each dataset of the pool in the order of ids, the first two questions on
+    which the mixture is wrong, the expert with the largest weight is wrong, and another expert is
+    right. The sentence counts how often the gate trusts the only expert that is right.
+    """
+    examples = runs.collect_examples([mixture])
+    examples = examples[examples["set"] == P.pools[0]].set_index("id").sort_index()
+    experts = runs.collect_expert_examples(mixture)
+    experts = experts[experts["set"] == P.pools[0]]
+    em = experts.pivot(index="id", columns="expert", values="em")
+    right = em.loc[examples.index, P.domains].gt(0)  # (questions, experts)
+    weights = name_weights(examples, P.domains)[P.domains]
+    trusted_expert = weights.to_numpy().argmax(1)
+    trusted_is_right = right.to_numpy()[np.arange(len(examples)), trusted_expert]
+    mixture_is_right = examples["em"].gt(0)
+    overruled = ~trusted_is_right & right.any(axis=1) & examples["em"].eq(0)
+    chosen = examples[overruled].groupby("part", sort=False).head(2).sort_values("part").index
+    table = pd.DataFrame({"dataset": examples.loc[chosen, "part"], "id": chosen})
+    for domain in P.domains:
+        verdict = right.loc[chosen, domain].map({True: ", right", False: ", wrong"})
+        table[domain] = weights.loc[chosen, domain].map("{:.2f}".format) + verdict
+    evidence = tuple(dict.fromkeys([*examples["run"], *experts["run"]]))
+    table["run"] = [evidence] * len(chosen)
+    one_is_right = right.sum(axis=1) == 1
+    trusted = one_is_right & trusted_is_right
+    sentence = (
+        f"Of {len(examples)} questions {one_is_right.sum()} are answered right by one expert "
+        f"alone; the gate trusts that one most on {trusted.sum()} of them, by chance it would be "
+        f"{one_is_right.sum() / len(P.domains):.0f}. The mixture is right on "
+        f"{(trusted & mixture_is_right).sum()} of those, and wrong on "
+        f"{(one_is_right & overruled).sum()} of the others."
     )
-    rows = rows.set_index("id").sort_index()
-    right = (
-        experts.pivot(index="id", columns="expert", values="em").loc[rows.index, P.domains].gt(0)
-    )
-    gate = rows[[f"gate_{k + 1}" for k in range(len(P.domains))]].set_axis(P.domains, axis=1)
-    trusted = pd.Series(
-        right.to_numpy()[np.arange(len(rows)), gate.to_numpy().argmax(1)], rows.index
-    )
-    lost, one = ~trusted & right.any(axis=1) & rows["em"].eq(0), right.sum(axis=1) == 1
-    shown = rows[lost].groupby("part", sort=False).head(2).sort_values("part").index
-    cells = {
-        d: gate.loc[shown, d].map("{:.2f}".format)
-        + right.loc[shown, d].map({True: ", right", False: ", wrong"})
-        for d in P.domains
-    }
-    runs_ = tuple(dict.fromkeys([*rows["run"], *experts["run"]]))
-    text = (
-        f"Of {len(rows)} questions {one.sum()} are answered right by one expert alone; the gate trusts that one most on "
-        f"{(one & trusted).sum()} of them, by chance it would be {one.sum() / len(P.domains):.0f}. The mixture is right on "
-        f"{(one & trusted & rows['em'].gt(0)).sum()} of those, and wrong on {(one & lost).sum()} of the others."
-    )
-    return pd.DataFrame(
-        {"dataset": rows.loc[shown, "part"], "id": shown, **cells, "run": [runs_] * len(shown)}
-    ), text
+    return table, sentence
 
 
 def mutual_information(share: pd.DataFrame) -> float:
-    r"""Bits that the expert a pick went to tells about its domain, the domains counted alike; share: tables.collect_routing of one run.
+    r"""Mutual information, in bits, between a token's domain and the expert it is routed to.
+
+    Every domain has equal weight. share: `collect_routing` of one run.
 
     $$I(D; E) = \sum_{d,e} p(d)\,p(e \mid d)\,\log_2 \frac{p(e \mid d)}{p(e)}$$
     """
-    p = share.pivot(
-        index="set", columns="expert", values="share"
-    ).to_numpy()  # (domains, E), p(e | d)
+    p = share.pivot(index="set", columns="expert", values="share").to_numpy()  # p(e | d), (D, E)
     return float(rel_entr(p, p.mean(0)).sum() / len(p) / np.log(2))

@@ -1,7 +1,7 @@
-"""Command lines: their parsers, the parameters that they ask for, and an end in one sentence.
+"""Command lines: their parsers, their parameters, and their errors in one sentence.
 
-* `run_and_exit`   exits with what a command returns; a user's mistake is one sentence, a reader that left no traceback
-* `load_from_args`   the validated parameters of a parsed command line
+* `run_and_exit`   runs a command and exits with its code
+* `load_from_args`   returns the validated parameters of a parsed command line
 """
 
 import argparse
@@ -18,18 +18,19 @@ import yaml
 from qa_lib.settings import params
 from qa_lib.settings.params import UserError
 
-# no permission, no room
+# Errors for want of permission or of room.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class OutputError(Exception):
-    """Standard output cannot be written: its reader is gone, or its disk is full."""
+    """Standard output cannot be written, since its reader is gone or its disk is full."""
 
 
 class Output(io.FileIO):
-    """Standard output whose failures can be told from those of other files."""
+    """Standard output whose failures differ from those of other files."""
 
     def write(self, data) -> int:
+        """Write bytes. Raises OutputError where that fails."""
         try:
             return super().write(data)
         except OSError as e:
@@ -37,14 +38,17 @@ class Output(io.FileIO):
 
 
 def print_in_any_locale():
-    """Let stdout and stderr print letters that the locale has not, as escapes."""
+    """Let stdout and stderr print letters that the locale lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def watch_output():
-    """From here on a failure of standard output is an OutputError; another stream in its place, as tests have one, stays."""
+    """Turn failures of standard output into OutputError from here on.
+
+    A stream in the place of standard output, as tests have one, is left alone.
+    """
     if sys.stdout is None or sys.stdout is not sys.__stdout__:
         return
     sys.stdout.flush()
@@ -60,9 +64,11 @@ def watch_output():
 
 
 def run_and_exit(run):
-    """Exit with a command line's `run()`: one sentence and 2 on a user's mistake, 130 on Ctrl-C.
+    """Exit with the code that `run()` returns.
 
-    Where nobody reads the output any more (`| head`) it ends without a word and with 141, as a program that SIGPIPE ends.
+    A user's mistake exits with 2 and one sentence, Ctrl-C with 130. Where nobody reads the output
+    any more (`| head`) the exit is silent and has code 141, like that of a program that SIGPIPE
+    ends.
     """
     print_in_any_locale()
     watch_output()
@@ -75,17 +81,18 @@ def run_and_exit(run):
         code = 141
         if number != errno.EPIPE:
             print(
-                f"error: standard output cannot be written ({reason}); send it to a place that takes it",
+                f"error: standard output cannot be written ({reason}); "
+                "send it to a place that takes it",
                 file=sys.stderr,
             )
             code = 2
-        # What is left in the buffer goes nowhere: Python would fail to write it once more while it exits.
+        # Python would try to write the rest of the buffer once more while it exits, and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def run_or_explain(run) -> int | str | None:
-    """The exit code of `run()`, a user's mistake told in one sentence."""
+    """Return the exit code of `run()`. Prints one sentence about a user's mistake."""
     try:
         check_surroundings()
         return run()
@@ -108,16 +115,17 @@ def run_or_explain(run) -> int | str | None:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(130)  # an orderly exit would wait for workers that are being ended
-    except SystemExit as e:  # --help, or a notebook that failed
+        os._exit(130)  # an orderly exit would wait for workers that are ending
+    except SystemExit as e:  # from --help, or from a notebook that failed
         return e.code
 
 
 def check_surroundings():
-    """Raise UserError where a command line cannot work at all: no output, or a folder that is gone."""
+    """Raise UserError where standard output is closed, or the current folder is gone."""
     if sys.stdout is None:
         raise UserError(
-            "standard output is closed, so nothing could be told; send it to a file, or to /dev/null"
+            "standard output is closed, so nothing could be told; "
+            "send it to a file, or to /dev/null"
         )
     try:
         Path.cwd()
@@ -128,12 +136,15 @@ def check_surroundings():
 
 
 class CommandLine(argparse.ArgumentParser):
-    def error(self, message: str):  # in one sentence, without the usage
+    """A parser that reports a mistake in one sentence, without the usage."""
+
+    def error(self, message: str):
+        """Raise UserError about a mistake."""
         raise UserError(f"{message}; {self.prog} --help says what there is")
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    """The choices that a command line about one report takes."""
+    """Add the arguments of a command line about one report."""
     parser.add_argument("report", type=params.check_report, help=", ".join(params.list_reports()))
     parser.add_argument("--profile", type=params.check_profile, help="quick | real | paper | own")
     parser.add_argument("--size", type=params.check_size, help="small | full (profile real)")
@@ -144,7 +155,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def add_parameters(parser: argparse.ArgumentParser):
-    """Parameters of a command line: each as one -p, or several in a text, as make has them in PARAMS."""
+    """Add -p, which gives one parameter, and --params, which gives several in one text.
+
+    Make passes PARAMS as --params.
+    """
     parser.add_argument(
         "-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter"
     )
@@ -159,21 +173,25 @@ def add_parameters(parser: argparse.ArgumentParser):
 
 
 def split_parameters(text: str) -> list[str]:
-    """The items of PARAMS. Quotes around an item keep its blanks; quotes within an item are part of it."""
+    """Return the items of PARAMS.
+
+    Quotes around an item keep its blanks. Quotes within an item are part of it.
+    """
     try:
         items = shlex.split(text, posix=False)
     except ValueError:
         raise UserError(
-            f"PARAMS: a quote in {text} is not closed; write PARAMS='\"key=a b\" other=1', and around an item that "
-            "begins with ' the quotes \""
+            f"PARAMS: a quote in {text} is not closed; write PARAMS='\"key=a b\" other=1', "
+            "and around an item that begins with ' the quotes \""
         ) from None
     return [item[1:-1] if item[0] in "'\"" else item for item in items]
 
 
 def find_data(text: str) -> Path:
-    """The path that DATA= or --data names, links in it kept: own data are called by the name of their file.
+    """Return the path that DATA= or --data names.
 
-    What lies there is looked at later, by those who need it. Raises UserError for a path that cannot be looked up.
+    Links in it stay, since own data are called by the name of their file. The path need not exist:
+    readers of data check that. Raises UserError for a path that cannot be looked up.
     """
     path = Path(os.path.expanduser(text)).absolute()
     try:
@@ -188,11 +206,11 @@ def find_data(text: str) -> Path:
 
 
 def count_workers(text: str) -> int:
-    """The number that WORKERS= or --workers gives."""
+    """Return the number that WORKERS= or --workers gives."""
     if not text.isdecimal() or int(text) < 1:
         raise UserError(
-            f"WORKERS={text}: at least one run is trained at once; write a whole number of 1 or more, or leave it away "
-            "for as many as the cores take"
+            f"WORKERS={text}: at least one run is trained at once; write a whole number of 1 or "
+            "more, or leave it away for as many as the cores take"
         )
     return int(text)
 

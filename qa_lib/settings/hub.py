@@ -1,4 +1,4 @@
-"""The hub of datasets and models: revisions pinned in params/pins.yaml, and what to say where it is out of reach."""
+"""The Hugging Face hub: revisions pinned in params/pins.yaml, errors where it is out of reach."""
 
 import difflib
 import os
@@ -15,9 +15,9 @@ PINS = ROOT / "params" / "pins.yaml"
 
 
 def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
-    """One sentence about a hub repository that cannot be had, with the cures that apply.
+    """Return an error about a hub repository that cannot be loaded, with the cures that apply.
 
-    kind: "dataset" or "model", which is an encoder; repo may be the name of a folder, mistyped.
+    kind: "dataset" or "model", which is an encoder; repo: may also be a folder's name, mistyped.
     """
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -56,9 +56,9 @@ def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
 
 
 def suggest_folder(name: str) -> str:
-    """The encoder that a mistyped name may mean; empty where none is like it.
+    """Return the encoder that a mistyped name may mean, or "" where no name is like it.
 
-    Known are minilm and the folders with a config.json that lie as deep as the named one.
+    Compared are minilm and the folders with a config.json that lie as deep as the named one.
     """
     path = Path(os.path.expanduser(name))
     parent = next(p for p in path.parents if p.is_dir())
@@ -73,22 +73,26 @@ def suggest_folder(name: str) -> str:
 
 
 def resolve_revision(repo: str, kind: str = "dataset") -> str:
-    """The pinned commit of a hub repository; resolved, announced and written at first use."""
-    pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {} if PINS.exists() else {}
-    if repo not in pins:
-        from huggingface_hub import HfApi
+    """Return the pinned commit of a hub repository.
 
-        try:
-            pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
-        except Exception as e:
-            raise describe_offline(kind, repo, e) from None
-        write(
-            PINS,
-            "# Commits of hub repositories, written by `make pin` or at first use.\n"
-            + yaml.safe_dump(pins),
-        )
-        print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
+    At first use it is resolved, printed and written to params/pins.yaml.
+    """
+    pins = {}
+    if PINS.exists():
+        pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {}
+    if repo in pins:
+        return pins[repo]
+    from huggingface_hub import HfApi
+
+    try:
+        pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise describe_offline(kind, repo, e) from None
+    comment = "# Commits of hub repositories, written by `make pin` or at first use.\n"
+    write(PINS, comment + yaml.safe_dump(pins))
+    print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
     return pins[repo]
 
 
-sha256 = cache(digest_file)  # data are large, and stay as they are while a process lives
+# Cached: data files are large, and do not change while a process lives.
+sha256 = cache(digest_file)

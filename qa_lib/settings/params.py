@@ -15,17 +15,25 @@ from qa_lib.settings.parameters import Dataset, Strict
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
+SCALAR = (str, int, float, type(None))
 
 
 class UserError(Exception):
-    """A user's mistake, told in one sentence; command lines exit 2 with it, notebooks show it alone."""
+    """A user's mistake, told in one sentence.
 
-    def _render_traceback_(self):  # IPython's hook: no traceback for a mistake in a parameter
+    Command lines exit with 2 and this sentence, and notebooks show it alone.
+    """
+
+    def _render_traceback_(self):
+        """Return what IPython shows instead of a traceback."""
         return [f"UserError: {self}"]
 
 
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
-    """A YAML mapping and the line of each of its top-level keys."""
+    """Return a YAML mapping, and the line of each of its top-level keys.
+
+    Raises UserError where the file cannot be read or holds no mapping with keys of text.
+    """
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
         text = path.read_text(encoding="utf-8")
@@ -35,22 +43,21 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
     except OSError as e:
         raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as e:  # of bytes that are no text, and of a date that is none
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, no such date
         raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
     for key in value:
         if not isinstance(key, str):
             raise UserError(
-                f"{shown}: the key {show_value(key)} is not text; write it in quotes, or leave it out"
+                f"{shown}: the key {show_value(key)} is not text; write it in quotes, "
+                "or leave it out"
             )
-    return value, {k.value: k.start_mark.line + 1 for k, _ in (node.value if node else [])}
+    entries = node.value if node else []
+    return value, {key.value: key.start_mark.line + 1 for key, _ in entries}
 
 
-# What is asked for where pydantic refuses a value, by the kind of its error.
+# What to write instead of a value that pydantic refuses, by the type of its error.
 ASKED = {
     "greater_than": "is too small; write a number greater than {gt}",
     "greater_than_equal": "is too small; write a number greater than or equal to {ge}",
@@ -70,41 +77,59 @@ ASKED = {
 
 
 def validate(model: type[Strict], values: dict, where: dict[str, str]) -> Any:
-    """`model(**values)`, or a UserError that names the first wrong value and where it was written."""
+    """Return `model(**values)`.
+
+    where: the place in which each value was written, e.g. "params/moe.yaml, line 3: ".
+    Raises UserError that names the first wrong value and its place.
+    """
     try:
         return model(**values)
     except ValidationError as e:
         error = e.errors()[0]
-    key = str(error["loc"][0]) if error["loc"] else ""
-    place = where.get(key, "")
-    if error["type"] == "extra_forbidden":
+    if not error["loc"]:
+        # This is a rule over several fields: its sentence begins with the field to change.
+        message = error["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where.get(message.split(':')[0], '')}{message}")
+    place = where.get(str(error["loc"][0]), "")
+    raise UserError(place + explain_error(error, model, values, place))
+
+
+def explain_error(error: dict, model: type[Strict], values: dict, place: str) -> str:
+    """Return a sentence about an error of pydantic's: its parameter, what is wrong, what to write.
+
+    error: of one parameter of `model(**values)`; place: where its value was written.
+    """
+    key = str(error["loc"][0])
+    kind = error["type"]
+    value = error["input"]
+    if kind == "extra_forbidden":
         near = difflib.get_close_matches(key, model.model_fields, 1)
         hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(model.model_fields)
-        hint += "; a name of your own begins with _" * ("notebook" in place)
-        raise UserError(f"{place}{key} is not a parameter; {hint}")
-    if error["type"] == "missing":
-        raise UserError(f"{place}{key} is missing; give it a value")
-    value = error["input"]
-    if error["type"] in ("float_type", "finite_number"):
-        raise UserError(f"{place}{key}: {describe_number(value, whole=False)}")
-    if error["type"] in ("int_type", "int_from_float"):
-        raise UserError(f"{place}{key}: {describe_number(value, whole=True)}")
-    if error["type"] == "list_type" and value is None:
-        raise UserError(f"{place}{key} has no value; write a list, {key}=[…]")
-    if error["type"] == "list_type":
-        raise UserError(
-            f"{place}{key}: {ask_for_list(model, values, key, ': ' if '.yaml' in place else '=')}"
-        )
-    if error["type"] in ASKED:
-        raise UserError(f"{place}{key}: {ask_for_value(error)}")
+        if "notebook" in place:
+            hint += "; a name of your own begins with _"
+        return f"{key} is not a parameter; {hint}"
+    if kind == "missing":
+        return f"{key} is missing; give it a value"
+    if kind in ("float_type", "finite_number"):
+        return f"{key}: {describe_number(value, whole=False)}"
+    if kind in ("int_type", "int_from_float"):
+        return f"{key}: {describe_number(value, whole=True)}"
+    if kind == "list_type" and value is None:
+        return f"{key} has no value; write a list, {key}=[…]"
+    if kind == "list_type":
+        sign = ": " if ".yaml" in place else "="
+        return f"{key}: {ask_for_list(model, values, key, sign)}"
+    if kind in ASKED:
+        return f"{key}: {ask_for_value(error)}"
     message = error["msg"].removeprefix("Value error, ")
-    if not key:  # a rule over several fields: its sentence begins with the one to change
-        raise UserError(f"{where.get(message.split(':')[0], '')}{message}")
-    raise UserError(f"{place}{key}: {repr(value)[:60]}: {message[0].lower() + message[1:]}")
+    return f"{key}: {repr(value)[:60]}: {message[0].lower() + message[1:]}"
 
 
 def describe_number(value: Any, whole: bool) -> str:
-    """What is wrong with a value that stands where a number must, and what to write instead."""
+    """Return what is wrong with a value in place of a number, and what to write instead.
+
+    whole: whether a whole number is wanted.
+    """
     wanted = "a whole number" if whole else "a number"
     if value is None:
         return f"there is no value; write {wanted}"
@@ -134,36 +159,44 @@ def describe_number(value: Any, whole: bool) -> str:
 
 
 def ask_for_list(model: type[Strict], values: dict, key: str, sign: str) -> str:
-    """What to write where one value stands and a list is wanted: the value in brackets, if that would be taken."""
+    """Return what to write where one value stands and a list is wanted.
+
+    This is the value in brackets, unless the model would refuse that too. sign: what stands between
+    a key and its value, ": " in YAML and "=" on a command line.
+    """
     value = values[key]
     try:
         listed = yaml.safe_load(f"[{value}]") if isinstance(value, str) else [value]
     except yaml.YAMLError:
         listed = [value]
+    errors = []
     try:
         model(**values | {key: listed})
-        others = []
     except ValidationError as e:
-        others = [error for error in e.errors() if error["loc"][:1] == (key,)]
-    if others and others[0]["type"] in ASKED:
-        return f"a list is wanted, as {key}{sign}[…], and {ask_for_value(others[0])}"
+        errors = [error for error in e.errors() if error["loc"][:1] == (key,)]
+    if errors and errors[0]["type"] in ASKED:
+        return f"a list is wanted, as {key}{sign}[…], and {ask_for_value(errors[0])}"
     return f"{show_value(value)} is one value and a list is wanted; write {key}{sign}[{value}]"
 
 
 def ask_for_value(error: dict) -> str:
-    """What is wrong with a value and what would be taken, from an error of pydantic's of a kind in ASKED."""
+    """Return what is wrong with a value and what to write instead.
+
+    error: of pydantic's, of a type in ASKED.
+    """
     limits = {}
     for name, limit in error.get("ctx", {}).items():
         whole = isinstance(limit, float) and limit.is_integer() and abs(limit) < 1e15
         limits[name] = int(limit) if whole else limit
     value = error["input"]
+    shown = show_value(value)
     if error["type"] == "string_type" and isinstance(value, (int, float, datetime.date)):
-        return f'{show_value(value)} is not read as text; write "{show_value(value)}", its quotes included'
-    return f"{show_value(value)} {ASKED[error['type']].format(**limits)}"
+        return f'{shown} is not read as text; write "{shown}", its quotes included'
+    return f"{shown} {ASKED[error['type']].format(**limits)}"
 
 
 def show_value(value) -> str:
-    """A value as it is written in YAML, a text in quotes."""
+    """Return a value as it is written in YAML, with text in quotes."""
     written = {True: "true", False: "false", None: "null"}
     if value is None or isinstance(value, bool):
         return written[value]
@@ -174,41 +207,47 @@ def show_value(value) -> str:
 
 def is_plain(value: Any) -> bool:
     """Is that a scalar, or a list of some, as a parameter is?"""
-    plain = (str, int, float, type(None))
     if isinstance(value, list):
-        return bool(value) and all(isinstance(element, plain) for element in value)
-    return isinstance(value, plain)
+        return bool(value) and all(isinstance(element, SCALAR) for element in value)
+    return isinstance(value, SCALAR)
 
 
 def default_profile() -> str:
-    import torch  # only where nothing was said does the choice look at the machine
+    """Return "paper" on a machine with a GPU, else "quick"."""
+    import torch  # it loads slowly, and a named profile needs no look at the machine
 
     return "paper" if torch.cuda.is_available() else "quick"
 
 
 @cache
 def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
-    """The datasets of a source, from params/datasets.yaml; of source own, from the file that `make own` wrote."""
+    """Return the datasets of a source by name.
+
+    They stand in params/datasets.yaml; of source own, in `file`, which `make own` has written.
+    """
     if source == "own":
-        if not Path(file).exists():
-            raise UserError(
-                f"{file} does not exist; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes it"
-            )
-        known = {}
-        for name, fields in read_yaml(Path(file))[0].items():
-            if not isinstance(fields, dict):
-                raise UserError(
-                    f"{file}: {name} holds no mapping; make own NAME={Path(file).stem} DOMAIN_A=… DOMAIN_B=… writes "
-                    "the file"
-                )
-            known[name] = validate(Dataset, fields, {k: f"{file}: {name}: " for k in fields})
-        return known
+        return _read_own_datasets(file)
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
-    return {
-        name: validate(Dataset, fields, {k: f"{place}{name}: " for k in fields})
-        for name, fields in values[source].items()
-    }
+    datasets = {}
+    for name, fields in values[source].items():
+        datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{place}{name}: "))
+    return datasets
+
+
+def _read_own_datasets(file: str) -> dict[str, Dataset]:
+    """Return the datasets that a user's file defines. Raises UserError where it is not whole."""
+    path = Path(file)
+    command = f"make own NAME={path.stem} DOMAIN_A=… DOMAIN_B=…"
+    if not path.exists():
+        raise UserError(f"{file} does not exist; {command} writes it")
+    values, _ = read_yaml(path)
+    datasets = {}
+    for name, fields in values.items():
+        if not isinstance(fields, dict):
+            raise UserError(f"{file}: {name} holds no mapping; {command} writes the file")
+        datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{file}: {name}: "))
+    return datasets
 
 
 def list_claimed_reports() -> list[str]:
@@ -223,6 +262,7 @@ def list_reports() -> list[str]:
 
 
 def check_report(slug: str) -> str:
+    """Return the name of a report. Raises UserError where there is no such report."""
     known = list_reports()
     if slug not in known:
         raise UserError(f"'{slug}' is not a report of this study; known: {', '.join(known)}")
@@ -230,12 +270,14 @@ def check_report(slug: str) -> str:
 
 
 def check_profile(profile: str) -> str:
+    """Return a profile. Raises UserError where there is no such profile."""
     if profile not in PROFILES:
         raise UserError(f"PROFILE={profile} is not a profile; known: {', '.join(PROFILES)}")
     return profile
 
 
 def check_size(size: str) -> str:
+    """Return a size. Raises UserError where there is no such size."""
     if size not in SIZES:
         raise UserError(f"SIZE={size} is not a size; known: {', '.join(SIZES)}")
     return size

@@ -1,4 +1,4 @@
-"""A run's model before training: encoder, head and layer by its seed; or a mixture of what its parents say."""
+"""A run's model before training: encoder, head and layer, or a mixture of frozen experts."""
 
 from functools import partial
 
@@ -17,122 +17,191 @@ from qa_lib.training import evaluate, frozen
 
 
 def build_model(spec: Spec):
-    """(model, tokenizer) of a run before training, with the weights that a parent left."""
+    """Return (model, tokenizer) of a run before training.
+
+    New weights are drawn with the run's seed. A run with a parent starts from the parent's weights.
+    """
     set_seed(spec.seed)
     if spec.gate:
         return build_mixture(spec)
     encoder, tokenizer = encoders.load_encoder(spec.encoder, spec.blocks)
-    most = encoders.count_positions(encoder)
-    if spec.max_length > most:
-        raise UserError(
-            f"max_length: the encoder reads {most} tokens, and windows of {spec.max_length} are asked for; lower it"
-        )
-    if -(-spec.max_length // 8) * 8 > most:  # features.Collate
-        raise UserError(
-            f"max_length: the encoder reads {most} tokens, and windows of "
-            f"{spec.max_length} are padded to a multiple of 8; lower it to "
-            f"{most // 8 * 8}"
-        )
-    model = (
-        ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense)
-        if spec.layer
-        else heads.SpanModel(encoder, spec.head_dropout)
-    )
-    for parent in spec.parents:  # goes on from the parent's weights; what the parent lacks stays new, what the child lacks goes
-        found = model.load_state_dict(load_weights(parent), strict=False)
-        if lacks := [
-            k for k in found.missing_keys if not k.startswith("block.") and ".experts." not in k
-        ]:
-            raise UserError(
-                f"{spec.run} cannot go on from {parent.run}, which has no {lacks[0]}; ask for no more blocks"
-            )
+    check_length(spec, encoders.count_positions(encoder))
+    if spec.layer:
+        model = ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense)
+    else:
+        model = heads.SpanModel(encoder, spec.head_dropout)
+    for parent in spec.parents:
+        copy_weights(spec, model, parent)
     if spec.reinit:
         encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
     return model, tokenizer
 
 
+def check_length(spec: Spec, positions: int):
+    """Raise UserError where the run's windows are longer than the encoder's `positions`."""
+    if spec.max_length > positions:
+        raise UserError(
+            f"max_length: the encoder reads {positions} tokens, and windows of "
+            f"{spec.max_length} are asked for; lower it"
+        )
+    padded = -(-spec.max_length // 8) * 8  # span.Collate pads to a multiple of 8
+    if padded > positions:
+        raise UserError(
+            f"max_length: the encoder reads {positions} tokens, and windows of "
+            f"{spec.max_length} are padded to a multiple of 8; lower it to {positions // 8 * 8}"
+        )
+
+
+def copy_weights(spec: Spec, model: heads.SpanModel, parent: Spec):
+    """Copy the parent's weights into the model of `spec`.
+
+    Weights that only the model has stay as drawn, and weights that only the parent has are dropped.
+    Raises UserError where the parent lacks weights outside of the experts' layer.
+    """
+    keys = model.load_state_dict(load_weights(parent), strict=False)
+    for key in keys.missing_keys:
+        if not key.startswith("block.") and ".experts." not in key:
+            raise UserError(
+                f"{spec.run} cannot go on from {parent.run}, which has no {key}; "
+                "ask for no more blocks"
+            )
+
+
 def load_trained_model(spec: Spec) -> heads.SpanModel:
-    """The model that a run left behind."""
+    """Return the model of a trained run, on the run's device."""
     model, _ = build_model(spec.model_copy(update={"parents": []}))
     model.load_state_dict(load_weights(spec))
     return model.to(device_of(spec))
 
 
 def load_weights(spec: Spec) -> dict[str, torch.Tensor]:
-    """The weights that a run left behind. Raises UserError where they were not kept."""
+    """Return the weights of a trained run. Raises UserError where they were not kept."""
     if not runs.has_weights(spec):
         raise UserError(
-            f"the weights of {spec.run}, from which the run goes on, were not kept; train it first: --run {spec.run}"
+            f"the weights of {spec.run}, from which the run goes on, were not kept; "
+            f"train it first: --run {spec.run}"
         )
     return load_file(runs.run_folder(spec) / "model.safetensors")
 
 
 def device_of(spec: Spec) -> str:
+    """Return "cuda" or "cpu", the device that a run is trained on."""
     return "cuda" if spec.threads == "cuda" else "cpu"
 
 
+# ---- mixtures ----
+
+
 def build_mixture(spec: Spec):
-    """(mixture, tokenizer) of the parents, which are its frozen experts."""
+    """Return (mixture, tokenizer) of a run whose parents are its frozen experts."""
     encoder, tokenizer = encoders.load_encoder(spec.encoder)
-    p, experts = spec.gate, spec.parents
-    dim = len(spec.domains) if p.input == "dataset" else encoder.config.hidden_size
-
-    def plain() -> heads.SpanModel:
-        return heads.SpanModel(encoder).to(device_of(spec))
-
-    def prepare(windows, rows: list[dict], best: int = 0) -> gated_mixture.Frozen:
-        said = [
-            frozen.read_outputs(
-                e.hash, windows, tokenizer, partial(load_trained_model, e), spec.precision
-            )
-            for e in experts
-        ]
-        names = [rows[i]["domain"] for i in windows["row"]]
-        if p.input == "dataset":
-            x = np.array([[name == d for d in spec.domains] for name in names], np.float32)
-        elif p.input == "experts":
-            x = np.mean([o.mean for o in said], axis=0, dtype=np.float32)
-        else:
-            x = getattr(
-                frozen.read_outputs(spec.weights, windows, tokenizer, plain, spec.precision),
-                p.input,
-            )
-        return gated_mixture.Frozen(
-            windows, [o.start for o in said], [o.end for o in said], x, fixed(names, best)
-        )
-
-    def fixed(names: list[str], best: int) -> np.ndarray:
-        """The weights of a rule, (W, E)."""
-        if p.rule == "own":
-            return np.array([[name in e.domains for e in experts] for name in names], np.float32)
-        if p.rule == "best":
-            return np.tile(np.eye(len(experts), dtype=np.float32)[best], (len(names), 1))
-        return np.full((len(names), len(experts)), 1 / len(experts), np.float32)
-
-    if p.rule == "best":  # the one with the highest EM on the validation rows of all
-        alone = [
-            gated_mixture.Mixture(None, p.mixed, partial(prepare, best=k))
-            for k in range(len(experts))
-        ]
-        validation = selection.draw_mixture(spec)[1]
-        ems = [evaluate.score_rows(m, tokenizer, spec, validation)[1]["exact_match"] for m in alone]
-        return alone[int(np.argmax(ems))], tokenizer
-    gate = gated_mixture.MLP(dim, len(experts), p) if p.rule == "learned" else None
-    # few examples must move it: from equal weights, not from random ones
-    if p.input == "dataset" and gate:
+    prepare = partial(prepare_windows, spec, encoder, tokenizer)
+    if spec.gate.rule == "best":
+        return choose_best_expert(spec, tokenizer, prepare), tokenizer
+    if spec.gate.rule != "learned":
+        return gated_mixture.Mixture(None, spec.gate.mixed, prepare), tokenizer
+    from_dataset = spec.gate.input == "dataset"
+    dim = len(spec.domains) if from_dataset else encoder.config.hidden_size
+    gate = gated_mixture.MLP(dim, len(spec.parents), spec.gate)
+    if from_dataset:
+        # Few examples have to move this gate, so it starts from equal weights.
         torch.nn.init.zeros_(gate[0].weight)
         torch.nn.init.zeros_(gate[0].bias)
-    return gated_mixture.Mixture(gate, p.mixed, prepare), tokenizer
+    return gated_mixture.Mixture(gate, spec.gate.mixed, prepare), tokenizer
+
+
+def choose_best_expert(spec: Spec, tokenizer, prepare) -> gated_mixture.Mixture:
+    """Return the mixture that trusts one expert alone.
+
+    It is the expert with the highest EM on the validation rows of all datasets.
+    """
+    candidates = []
+    for expert in range(len(spec.parents)):
+        prepare_for_expert = partial(prepare, best=expert)
+        candidates.append(gated_mixture.Mixture(None, spec.gate.mixed, prepare_for_expert))
+    _, validation, _ = selection.draw_mixture(spec)
+    exact_matches = []
+    for candidate in candidates:
+        _, scores, _ = evaluate.score_rows(candidate, tokenizer, spec, validation)
+        exact_matches.append(scores["exact_match"])
+    return candidates[int(np.argmax(exact_matches))]
+
+
+def prepare_windows(
+    spec: Spec, encoder, tokenizer, windows, rows: list[dict], best: int = 0
+) -> gated_mixture.Frozen:
+    """Return windows with all that a mixture reads of them.
+
+    windows: features.load_windows of `rows`; best: index of the expert that rule `best` trusts.
+    """
+    outputs = []
+    for expert in spec.parents:
+        load = partial(load_trained_model, expert)
+        outputs.append(frozen.read_outputs(expert.hash, windows, tokenizer, load, spec.precision))
+    domains = [rows[i]["domain"] for i in windows["row"]]
+    return gated_mixture.Frozen(
+        windows,
+        [output.start for output in outputs],
+        [output.end for output in outputs],
+        gate_inputs(spec, encoder, tokenizer, windows, domains, outputs),
+        rule_weights(spec, domains, best),
+    )
+
+
+def gate_inputs(
+    spec: Spec, encoder, tokenizer, windows, domains: list[str], outputs: list[frozen.Outputs]
+) -> np.ndarray:
+    """Inputs of the gate, (W, D).
+
+    domains: the dataset of each window; outputs: those of each expert.
+    """
+    kind = spec.gate.input
+    if kind == "dataset":
+        one_hot = [[domain == known for known in spec.domains] for domain in domains]
+        return np.array(one_hot, np.float32)
+    if kind == "experts":
+        return np.mean([output.mean for output in outputs], axis=0, dtype=np.float32)
+
+    def make_plain_model() -> heads.SpanModel:
+        return heads.SpanModel(encoder).to(device_of(spec))
+
+    plain = frozen.read_outputs(spec.weights, windows, tokenizer, make_plain_model, spec.precision)
+    return getattr(plain, kind)
+
+
+def rule_weights(spec: Spec, domains: list[str], best: int) -> np.ndarray:
+    """Weights of each expert by a fixed rule, (W, E); equal ones where the gate is learned."""
+    experts = spec.parents
+    if spec.gate.rule == "own":
+        own = [[domain in expert.domains for expert in experts] for domain in domains]
+        return np.array(own, np.float32)
+    if spec.gate.rule == "best":
+        return np.tile(np.eye(len(experts), dtype=np.float32)[best], (len(domains), 1))
+    return np.full((len(domains), len(experts)), 1 / len(experts), np.float32)
+
+
+# ---- size ----
 
 
 def count_parameters(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
-    """Parameters of a run's model, and those that a token meets; of a mixture also its experts' and, where its gate sees states of
-    the encoder as it was, that one's, which all do."""
-    own, beside = sum(p.numel() for p in model.parameters()), []
-    if spec.gate:
-        beside = [build_model(e.model_copy(update={"parents": []}))[0] for e in spec.parents]
-        beside += [encoders.load_encoder(spec.encoder)[0]] * (
-            spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls")
-        )
-    others = sum(p.numel() for m in beside for p in m.parameters())
-    return own + others, (model.active_parameters() if spec.layer else own) + others
+    """Count the parameters of a run's model.
+
+    Returns (all, active). Active leaves out the experts that a token is not routed to. A mixture
+    counts its experts and, where its gate reads the plain encoder, that encoder too.
+    """
+    own = sum(p.numel() for p in model.parameters())
+    active = model.active_parameters() if spec.layer else own
+    if not spec.gate:
+        return own, active
+    others = []
+    for expert in spec.parents:
+        without_parents = expert.model_copy(update={"parents": []})
+        expert_model, _ = build_model(without_parents)
+        others.append(expert_model)
+    if spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls"):
+        plain_encoder, _ = encoders.load_encoder(spec.encoder)
+        others.append(plain_encoder)
+    in_others = 0
+    for other in others:
+        in_others += sum(p.numel() for p in other.parameters())
+    return own + in_others, active + in_others

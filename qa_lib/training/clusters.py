@@ -1,4 +1,7 @@
-"""Questions that are alike: clusters of their pooled states in a frozen encoder (k-means), to give each its own expert."""
+"""Clusters of questions that are alike, so that each cluster gets an expert of its own.
+
+The clusters are k-means over mean-pooled states of a frozen encoder.
+"""
 
 import numpy as np
 import torch
@@ -10,45 +13,58 @@ from qa_lib.settings.spec import Spec
 
 
 def pool_states(name: str, questions: list[str], batch: int = 256) -> np.ndarray:
-    """Mean last hidden state of each question in the pre-trained encoder `name`, scaled to length 1: (N, D)."""
+    """Mean last hidden states of questions in the pre-trained encoder `name`, (N, D).
+
+    Each row is scaled to length 1. batch: questions encoded at once.
+    """
     model, tokenizer = encoders.load_encoder(name)
     model.eval()
-    most = min(64, encoders.count_positions(model))
+    max_length = min(64, encoders.count_positions(model))
     parts = []
-    for at in range(0, len(questions), batch):
+    for start in range(0, len(questions), batch):
         inputs = tokenizer(
-            questions[at : at + batch],
+            questions[start : start + batch],
             truncation=True,
-            max_length=most,
+            max_length=max_length,
             padding=True,
             return_tensors="pt",
         )
         with torch.inference_mode():
             hidden = model(**inputs).last_hidden_state  # (B, T, D)
-        mask = inputs["attention_mask"][:, :, None]
-        parts.append(
-            torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
-        )
+        mask = inputs["attention_mask"][:, :, None]  # (B, T, 1)
+        mean = (hidden * mask).sum(1) / mask.sum(1)  # (B, D)
+        parts.append(torch.nn.functional.normalize(mean, dim=1).numpy())
     return np.concatenate(parts)
 
 
 def select_cluster(
     spec: Spec, rows: list[dict], validation: list[dict]
 ) -> tuple[list[dict], list[dict]]:
-    """Of training rows those whose questions lie in the run's cluster; of validation rows likewise, or all where none does.
+    """Return the training and validation rows whose questions lie in the run's cluster.
 
-    The centres are of all training rows and the same for each cluster's run: seeded by the run's seed. Raises UserError where
-    a cluster has no row.
+    The centres are fitted to all training rows with the run's seed, so they are the same for the
+    run of each cluster. Where no validation row lies in the cluster, all of them are returned.
+    Raises UserError where the cluster has no training row.
     """
-    which, clusters = spec.cluster
-    x = pool_states(spec.encoder, [r["question"] for r in rows])
-    centres, _ = kmeans2(x, clusters, iter=50, minit="++", rng=np.random.default_rng(spec.seed))
-    own = [r for r, k in zip(rows, vq(x, centres)[0], strict=True) if k == which]
+    cluster, clusters = spec.cluster
+    states = pool_states(spec.encoder, [row["question"] for row in rows])
+    rng = np.random.default_rng(spec.seed)
+    centres, _ = kmeans2(states, clusters, iter=50, minit="++", rng=rng)
+    own = rows_nearest_to(cluster, centres, rows, states)
     if not own:
         raise UserError(
-            f"clusters: of {clusters} clusters of questions one is empty; lower clusters or raise train_rows"
+            f"clusters: of {clusters} clusters of questions one is empty; "
+            "lower clusters or raise train_rows"
         )
     if not validation:
         return own, []
-    nearest, _ = vq(pool_states(spec.encoder, [r["question"] for r in validation]), centres)
-    return own, [r for r, k in zip(validation, nearest, strict=True) if k == which] or validation
+    states = pool_states(spec.encoder, [row["question"] for row in validation])
+    return own, rows_nearest_to(cluster, centres, validation, states) or validation
+
+
+def rows_nearest_to(
+    cluster: int, centres: np.ndarray, rows: list[dict], states: np.ndarray
+) -> list[dict]:
+    """Rows whose nearest centre is that of `cluster`; states: one a row, (N, D)."""
+    nearest, _ = vq(states, centres)
+    return [row for row, k in zip(rows, nearest, strict=True) if k == cluster]

@@ -1,6 +1,8 @@
-"""What frozen models say of windows, computed once: logits and pooled states in half precision, memory-mapped.
+"""Outputs of frozen models on windows, computed once: logits and pooled states.
 
-A gate is trained on these instead of on live experts: the same numbers, rounded to half precision, without their forward passes.
+A gate is trained on these stored outputs instead of on live experts. That saves the experts'
+forward passes; the numbers differ by rounding alone. They are stored in half precision and read
+memory-mapped.
 """
 
 import shutil
@@ -22,31 +24,36 @@ from qa_lib.training import evaluate
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of one model on W windows, N tokens in all; float16."""
+    """Outputs of one model on W windows that have N tokens in all; float16."""
 
     start: np.ndarray  # (N,), window after window
     end: np.ndarray  # (N,)
     mean: np.ndarray  # (W, D): mean of the last hidden states, question and context
-    cls: np.ndarray  # (W, D): that of [CLS]
+    cls: np.ndarray  # (W, D): last hidden state of [CLS]
 
 
 def read_outputs(
     key: str, windows: Dataset, tokenizer, make: Callable[[], heads.SpanModel], precision: str
 ) -> Outputs:
-    """A model's outputs on windows (features.load_windows), read from the cache; `make` builds the model at first use.
+    """Return a model's outputs on windows (features.load_windows), from the cache.
 
-    key: what the model's weights are, e.g. its run's hash.
+    key: identity of the model's weights, e.g. its run's hash; make: builds the model where its
+    outputs are not stored yet.
     """
-    at = _store_once(
-        key, windows, precision, lambda: compute_outputs(make(), windows, tokenizer, precision)[0]
-    )
-    return Outputs(
-        **{name: np.load(at / f"{name}.npy", mmap_mode="r") for name in Outputs.__annotations__}
-    )
+
+    def compute() -> dict[str, np.ndarray]:
+        values, _ = compute_outputs(make(), windows, tokenizer, precision)
+        return values
+
+    folder = _store_once(key, windows, precision, compute)
+    values = {}
+    for name in Outputs.__annotations__:
+        values[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return Outputs(**values)
 
 
 def predict_and_store(model: heads.SpanModel, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
-    """scoring.said of a run that others may mix: the same numbers, and they are stored on the way."""
+    """Return the same as evaluate.predict_spans, and store the outputs for mixtures of the run."""
     windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
     values, loss = compute_outputs(model, windows, tokenizer, spec.precision)
     _store_once(spec.hash, windows, spec.precision, lambda: values)
@@ -55,59 +62,71 @@ def predict_and_store(model: heads.SpanModel, tokenizer, spec: Spec, rows: list[
 
 
 def drop_outputs(spec: Spec):
-    """Drop what weights said that an earlier training of the run left: on a GPU a second one is not the same to the last digit."""
+    """Remove the outputs that an earlier training of the run stored.
+
+    On a GPU a second training does not give the same weights to the last digit.
+    """
     for old in (evaluate.CACHE / "frozen").glob(f"{spec.hash[:16]}-*"):
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _store_once(
-    key: str, windows: Dataset, precision: str, make: Callable[[], dict[str, np.ndarray]]
+    key: str, windows: Dataset, precision: str, compute: Callable[[], dict[str, np.ndarray]]
 ) -> Path:
-    """The folder of what `make` returns, rounded to half precision; made where it is not there."""
-    at = (
-        evaluate.CACHE
-        / "frozen"
-        / f"{key[:16]}-{precision}-{Path(windows.cache_files[0]['filename']).parent.name}"
-    )
-    at.parent.mkdir(parents=True, exist_ok=True)
+    """Return the folder with the values that `compute` gives, rounded to half precision.
 
-    def write_outputs(folder: Path):
-        for name, values in make().items():
-            np.save(folder / f"{name}.npy", values.astype(np.float16))
+    It is written where it is not there yet, or is damaged.
+    """
+    features_folder = Path(windows.cache_files[0]["filename"]).parent
+    folder = evaluate.CACHE / "frozen" / f"{key[:16]}-{precision}-{features_folder.name}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
 
-    # another worker may want the same: it waits instead of computing it too
-    with FileLock(f"{at}.lock"):
-        if read_seal(at) is None:
-            if at.exists():
-                print(f"stored outputs {at.name} are damaged; made anew", flush=True)
-            write_folder(at, write_outputs)
-    return at
+    def write_outputs(target: Path):
+        for name, values in compute().items():
+            np.save(target / f"{name}.npy", values.astype(np.float16))
+
+    # Another worker that wants the same outputs waits instead of computing them too.
+    with FileLock(f"{folder}.lock"):
+        if read_seal(folder) is None:
+            if folder.exists():
+                print(f"stored outputs {folder.name} are damaged; made anew", flush=True)
+            write_folder(folder, write_outputs)
+    return folder
 
 
 def compute_outputs(
     model: heads.SpanModel, windows: Dataset, tokenizer, precision: str
 ) -> tuple[dict[str, np.ndarray], float]:
-    """The same in single precision, computed now, and the mean loss."""
-    (start, end, mean, cls), total = ([None] * len(windows) for _ in range(4)), 0.0
+    """Return a model's outputs on windows in single precision, by name, and the mean loss.
+
+    The names and shapes are those of Outputs.
+    """
+    outputs = {name: [None] * len(windows) for name in ("start", "end", "mean", "cls")}
+    total = 0.0
     hidden: list[torch.Tensor] = []
     hook = model.encoder.register_forward_hook(
         lambda module, args, out: hidden.append(out.last_hidden_state.float())
     )
-    for part, lengths, batch, out in evaluate.iterate_batches(
+    for indices, lengths, batch, out in evaluate.iterate_batches(
         model, windows, model.collate(tokenizer), precision
     ):
-        states, mask = hidden.pop(), batch["attention_mask"][:, :, None]
-        pooled = (states * mask).sum(1) / mask.sum(1)  # (B, D)
-        s, e, m, c = (
-            x.cpu().numpy() for x in (out.start_logits, out.end_logits, pooled, states[:, 0])
-        )
-        total += out.loss.item() * len(part)
-        for row, (i, n) in enumerate(zip(part, lengths, strict=True)):
-            start[i], end[i], mean[i], cls[i] = s[row, :n], e[row, :n], m[row], c[row]
+        total += out.loss.item() * len(indices)
+        states = hidden.pop()  # (B, T, D)
+        mask = batch["attention_mask"][:, :, None]
+        mean = ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()  # (B, D)
+        cls = states[:, 0].cpu().numpy()
+        start = out.start_logits.cpu().numpy()  # (B, T)
+        end = out.end_logits.cpu().numpy()
+        for row, (i, length) in enumerate(zip(indices, lengths, strict=True)):
+            outputs["start"][i] = start[row, :length]
+            outputs["end"][i] = end[row, :length]
+            outputs["mean"][i] = mean[row]
+            outputs["cls"][i] = cls[row]
     hook.remove()
-    return {
-        "start": np.concatenate(start),
-        "end": np.concatenate(end),
-        "mean": np.stack(mean),
-        "cls": np.stack(cls),
-    }, total / len(windows)
+    values = {
+        "start": np.concatenate(outputs["start"]),
+        "end": np.concatenate(outputs["end"]),
+        "mean": np.stack(outputs["mean"]),
+        "cls": np.stack(outputs["cls"]),
+    }
+    return values, total / len(windows)

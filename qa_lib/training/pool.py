@@ -1,8 +1,9 @@
-"""Several runs at once: in processes of this machine, or on the machines of a Ray cluster (RAY_ADDRESS, extra [ray]).
+"""Workers that train several runs at once: processes of this machine, or machines of a Ray cluster.
 
-Each has `submit(function, spec, …)`, a Future of what the function returns, and `stop()`. The machines of a cluster need this
-checkout, its environment and the folder of runs under the same paths, as on a shared disk: records, checkpoints and the weights of
-parents are read and written there.
+`Processes` and `Cluster` both have `submit(function, spec, …)`, which returns a Future, and
+`stop()`. Ray is an extra of the package, and RAY_ADDRESS names the cluster. The machines of a
+cluster need this checkout, its environment and the folder of runs under the same paths, as on a
+shared disk. Records, checkpoints and the weights of parents are read and written there.
 """
 
 import os
@@ -25,28 +26,42 @@ class Processes:
 
     def __init__(self, workers: int):
         self.pool = ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_worker
+            workers, mp_context=get_context("spawn"), initializer=_set_up_worker
         )
-        self.given: list[Future] = []
+        self.submitted: list[Future] = []
 
     def submit(self, function: Callable, spec: Spec, *rest) -> Future:
-        self.given.append(self.pool.submit(function, spec, *rest))
-        return self.given[-1]
+        """Call the function in a worker process; return the Future of its result."""
+        future = self.pool.submit(function, spec, *rest)
+        self.submitted.append(future)
+        return future
 
     def stop(self):
-        done = all(f.done() for f in self.given)
-        for process in () if done else (self.pool._processes or {}).values():
-            process.terminate()  # a run goes on from its checkpoint the next time
+        """End the workers; a run that is going on is ended with its worker."""
+        done = all(future.done() for future in self.submitted)
+        if not done and self.pool._processes:
+            for process in self.pool._processes.values():
+                process.terminate()  # a run goes on from its checkpoint the next time
         self.pool.shutdown(wait=done, cancel_futures=True)
 
 
-def _worker():
-    """In a worker process: Ctrl-C is the study's to answer; a study that was killed takes its workers with it, so that
-    none writes beside the next study. Output that nobody reads any more ends a worker's run as it ends the study."""
+def _set_up_worker():
+    """Set up a worker process.
+
+    The study answers Ctrl-C, so a worker ignores it. A worker ends with the study's process, even
+    where that one was killed: no worker may write beside the next study. Where nobody reads the
+    output any more, a worker's run ends as the study does.
+    """
     command_line.print_in_any_locale()
     command_line.watch_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: parent_process().join() or os._exit(1), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent():
+    """Wait for the end of the parent process, then end this one."""
+    parent_process().join()
+    os._exit(1)
 
 
 class Cluster:
@@ -56,18 +71,22 @@ class Cluster:
         self.ray = ray
 
     def submit(self, function: Callable, spec: Spec, *rest) -> Future:
+        """Call the function on a machine of the cluster; return the Future of its result."""
         need = {"num_gpus": 1} if spec.threads == "cuda" else {"num_cpus": spec.threads}
-        return (
-            self.ray.remote(max_retries=0, **need)(_answer).remote(function, spec, *rest).future()
-        )
+        task = self.ray.remote(max_retries=0, **need)(_return_user_error)
+        return task.remote(function, spec, *rest).future()
 
     def stop(self):
-        self.ray.shutdown()  # which ends the tasks of this study
+        """Leave the cluster, which ends the tasks of this study."""
+        self.ray.shutdown()
         connect.cache_clear()
 
 
-def _answer(function: Callable, *args):
-    """What the function returns; a UserError as it is, since Ray would wrap it into its traceback."""
+def _return_user_error(function: Callable, *args):
+    """Return what the function returns, or its UserError.
+
+    Ray would wrap an error that is raised into its traceback.
+    """
     try:
         return function(*args)
     except UserError as e:
@@ -75,19 +94,25 @@ def _answer(function: Callable, *args):
 
 
 def cluster():
-    """Ray, connected to the cluster that RAY_ADDRESS names; None where it names none."""
-    return connect(address) if (address := os.environ.get("RAY_ADDRESS")) else None
+    """Return ray, connected to the cluster that RAY_ADDRESS names; None where it names none."""
+    address = os.environ.get("RAY_ADDRESS")
+    return connect(address) if address else None
 
 
 @cache
 def connect(address: str):
-    """Raises UserError where ray is not installed, where no cluster answers, or where one of its machines cannot run the study."""
+    """Return ray, connected to the cluster at an address.
+
+    Raises UserError where ray is not installed, where no cluster answers, or where one of its
+    machines cannot run the study.
+    """
     try:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     except ImportError:
         raise UserError(
-            "RAY_ADDRESS is set, and the package ray is not installed: pip install ray, or unset RAY_ADDRESS"
+            "RAY_ADDRESS is set, and the package ray is not installed: pip install ray, "
+            "or unset RAY_ADDRESS"
         ) from None
     shared = {
         "PYTHONPATH": str(ROOT),
@@ -98,45 +123,56 @@ def connect(address: str):
         ray.init(address, runtime_env={"env_vars": shared}, logging_level="ERROR")
     except Exception as e:  # Ray raises many kinds; the user needs one sentence
         raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there, or it refuses ({type(e).__name__}); start one "
-            "with `ray start --head`, say RAY_AUTH_MODE=token where it asks for one, or unset RAY_ADDRESS"
+            f"RAY_ADDRESS={address}: no Ray cluster answers there, or it refuses "
+            f"({type(e).__name__}); start one with `ray start --head`, say RAY_AUTH_MODE=token "
+            "where it asks for one, or unset RAY_ADDRESS"
         ) from None
-    mark = runs.RUNS / f".cluster.{os.getpid()}"
-    runs.write(mark, "")
-    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
     try:
-        for node in (n for n in ray.nodes() if n["Alive"]):
-            name, here = (
-                node["NodeManagerHostname"],
-                NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            )
-            try:
-                sees = ray.get(look.options(scheduling_strategy=here).remote(mark))
-            except ray.exceptions.RayError as e:
-                raise UserError(
-                    f"the cluster's machine {name} cannot run the study ({type(e).__name__}): it needs {ROOT} and the "
-                    "same Python environment"
-                ) from None
-            if not sees:
-                raise UserError(
-                    f"the cluster's machine {name} does not see {runs.RUNS}; QA_RUNS must name a folder that all of "
-                    "them share"
-                )
+        _check_machines(ray, NodeAffinitySchedulingStrategy)
     except UserError:
         ray.shutdown()
         raise
-    finally:
-        mark.unlink()
     return ray
 
 
+def _check_machines(ray, strategy):
+    """Raise UserError where a machine of the cluster lacks the study or the folder of runs.
+
+    strategy: Ray's NodeAffinitySchedulingStrategy, which sends a task to a given machine.
+    """
+    mark = runs.RUNS / f".cluster.{os.getpid()}"
+    runs.write(mark, "")
+    task = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    try:
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            name = node["NodeManagerHostname"]
+            there = strategy(node["NodeID"], soft=False)
+            try:
+                sees_mark = ray.get(task.options(scheduling_strategy=there).remote(mark))
+            except ray.exceptions.RayError as e:
+                raise UserError(
+                    f"the cluster's machine {name} cannot run the study ({type(e).__name__}): "
+                    f"it needs {ROOT} and the same Python environment"
+                ) from None
+            if not sees_mark:
+                raise UserError(
+                    f"the cluster's machine {name} does not see {runs.RUNS}; QA_RUNS must name a "
+                    "folder that all of them share"
+                )
+    finally:
+        mark.unlink()
+
+
 def _sees(mark: Path) -> bool:
+    """Return whether this machine sees a file."""
     return mark.exists()
 
 
 def size(ray, spec: Spec) -> int:
-    """Runs like this one that a cluster takes at once."""
-    every = ray.cluster_resources()
-    return max(
-        1, int(every.get("GPU", 0) if spec.threads == "cuda" else every["CPU"] // spec.threads)
-    )
+    """Return how many runs like this one a cluster takes at once."""
+    resources = ray.cluster_resources()
+    if spec.threads == "cuda":
+        return max(1, int(resources.get("GPU", 0)))
+    return max(1, int(resources["CPU"] // spec.threads))

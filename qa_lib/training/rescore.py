@@ -2,9 +2,10 @@
 
     python -m qa_lib rescore REPORT [--profile P] [--size S] --data DIR
 
-A record holds each answer as a span of characters, so nothing is trained and no model is needed; the test rows are. What is not an
-answer's score stays as it is: losses, histories, and the scores by the starter code's rule, whose answers are not stored.
-Runs of the store and committed ones are both rewritten, each whole or not at all.
+A record holds each answer as a span of characters, so the test rows are needed, but no model and no
+training. Other values stay as they are: losses, histories, and the scores by the starter code's
+rule, whose answers are not stored. Runs of the store and committed runs are both rewritten, each
+whole or not at all.
 """
 
 import numpy as np
@@ -20,9 +21,10 @@ from qa_lib.training import evaluate
 
 
 def rescore_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
-    """Return the examples of one test set with spans and scores by today's rules, and `contains` of each row beside them.
+    """Return the examples of one test set with spans and scores by today's rules.
 
-    frame: a row an example, with id, start and end; rows: the test rows by id.
+    frame: a row for each example, with id, start and end; rows: the test rows by id. The result
+    has a further column `contains`, in percent.
     """
     changed = []
     for example in frame.itertuples(index=False):
@@ -38,7 +40,7 @@ def rescore_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
 
 
 def average_test_set(frame: pd.DataFrame, d: Dataset) -> dict[str, float]:
-    """Return what a record says of a test set whose examples were scored: em, f1, em_rows, f1_rows, contains."""
+    """Return the scores of a test set from its examples: em, f1, em_rows, f1_rows, contains."""
     clusters = frame["cluster"].tolist() if d.average == "clusters" else None
     scores = {}
     for name in ("em", "f1"):
@@ -52,29 +54,26 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
     """Return the record of a run and its examples by today's rules of scoring."""
     names = [name for name in record["metrics"] if name != "training"]
     spec = spec.model_copy(update={"tests": names})
-    # made of the scores of its experts, which come first
-    if spec.gate and spec.gate.rule in evaluate.COMBINED:
+    metrics_by_set = dict(record["metrics"])
+    if evaluate.is_combined(spec):
         scores, frame = evaluate.combine_expert_scores(spec)
-        return {
-            **record,
-            "metrics": {**record["metrics"], **scores},
-            "scoring": runs.SCORING,
-        }, frame
+        metrics_by_set |= scores
+        return {**record, "metrics": metrics_by_set, "scoring": runs.SCORING}, frame
     stored = runs.read_examples(record)
-    changed, frames = dict(record["metrics"]), []
+    frames = []
     for name, (d, rows) in selection.load_test_sets(spec).items():
         frame = rescore_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
-        changed[name] = {**changed[name], **average_test_set(frame, d)}
+        metrics_by_set[name] = {**metrics_by_set[name], **average_test_set(frame, d)}
         frames.append(frame.drop(columns="contains"))
     frame = pd.concat(frames, ignore_index=True) if frames else stored
     for name in ("em", "f1", "start", "end"):
         if name in stored:
             frame[name] = frame[name].astype(stored[name].dtype)
-    return {**record, "metrics": changed, "scoring": runs.SCORING}, frame
+    return {**record, "metrics": metrics_by_set, "scoring": runs.SCORING}, frame
 
 
 def count_differences(old: pd.DataFrame, new: pd.DataFrame) -> int:
-    """Count the examples whose score or span is another one."""
+    """Count the examples whose score or span differs between two frames."""
     key = ["set", "id"]
     names = [name for name in ("em", "f1", "start", "end") if name in old and name in new]
     both = old[key + names].merge(new[key + names], on=key, suffixes=("", "_new"), validate="1:1")
@@ -85,10 +84,10 @@ def count_differences(old: pd.DataFrame, new: pd.DataFrame) -> int:
 
 
 def rescore(report: str, specs: list[Spec]):
-    """Score the records of these runs that have another version of scoring, and say what moved."""
-    combined = [s for s in specs if s.gate and s.gate.rule in evaluate.COMBINED]
-    alone = [s for s in specs if s not in combined]
-    for group in (alone, combined):  # those made of others' scores come last
+    """Score the records of these runs that have another version of scoring; print what moved."""
+    combined = [spec for spec in specs if evaluate.is_combined(spec)]
+    alone = [spec for spec in specs if not evaluate.is_combined(spec)]
+    for group in (alone, combined):  # a combination needs its experts' new scores
         changed = {}
         for spec in group:
             record = runs.find_record(spec)

@@ -1,8 +1,10 @@
-"""A study: what is missing → trained, in this process, in worker processes or on a Ray cluster; estimates and progress.
+"""A study: the missing runs of a report's plan, estimated and trained.
 
-    python -m qa_lib study REPORT [--profile P] [--size S] [--data DIR] [--workers N] [--fresh] [--yes] [--dry-run] [--fetch]
+    python -m qa_lib study REPORT [--profile P] [--size S] [--data DIR] [--workers N]
+                                  [--fresh] [--yes] [--dry-run] [--fetch]
 
-Make decides what to render, the run store decides what to train: only runs without a complete record are trained.
+Runs are trained in this process, in worker processes or on a Ray cluster. Make decides what to
+render and the run store decides what to train: only runs without a complete record are trained.
 Everything that can be refused is refused before the first training starts.
 """
 
@@ -12,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 
 import pandas as pd
 import psutil
@@ -28,107 +30,134 @@ from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.training import pool
 
-HOURS = 12  # above this a study stops unless told YES=1
-CHARACTERS = 4.4  # of English text per word piece, for the estimate
+HOURS = 12  # a longer study stops unless it is told YES=1
+CHARACTERS = 4.4  # characters of English text per word piece, for the estimate
 
 
 class Progress:
-    """One line for the run at hand, rewritten on a terminal, printed now and then in a notebook or a log."""
+    """Progress of the current run, in one line.
+
+    On a terminal the line is rewritten. In a notebook or a log it is printed now and then.
+    live: whether the output is a terminal; asked of stdout where it is None.
+    """
 
     def __init__(self, live: bool | None = None):
         self.live = sys.stdout.isatty() if live is None else live
         self.shown = 0.0
 
     def __call__(self, line: str):
-        if time.monotonic() - self.shown >= (0.5 if self.live else 15) or "  step " not in line:
-            print(
-                f"\r\033[K  {line}" if self.live else f"  {line}",
-                end="" if self.live else "\n",
-                flush=True,
-            )
-            self.shown = time.monotonic()
+        interval = 0.5 if self.live else 15  # seconds between two steps that are shown
+        if "  step " in line and time.monotonic() - self.shown < interval:
+            return
+        if self.live:
+            print(f"\r\033[K  {line}", end="", flush=True)
+        else:
+            print(f"  {line}", flush=True)
+        self.shown = time.monotonic()
 
 
 def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
-    """The runs to train, as this machine trains them, parents before children: those without a complete record, and any parent
-    whose weights a missing child needs and nobody kept.
+    """Return the runs to train, as this machine trains them, parents before children.
 
-    On a GPU trials are scored on the test sets at once: the best, trained again for its scores, would not be the same to the last
-    digit there, and might no longer be the best.
+    These are the runs without a complete record, and the parents whose weights a missing child
+    needs and nobody kept. fresh: committed records do not count.
+    On a GPU trials are scored on the test sets at once. There the best trial, trained again for
+    its scores, would not be the same to the last digit, and might no longer be the best.
     """
-    order: dict[str, Spec] = {}
-    every = max((s.tests for s in specs), key=len) if torch.cuda.is_available() and specs else []
+    missing: dict[str, Spec] = {}
+    tests_of_trials: list[str] = []
+    if specs and torch.cuda.is_available():
+        tests_of_trials = max((spec.tests for spec in specs), key=len)
 
     def visit(spec: Spec):
+        """Add a run, and before it the parents whose weights it needs."""
         for parent in spec.parents:
             if not runs.has_weights(parent):
                 visit(parent)
-        order.setdefault(spec.hash, spec)
+        missing.setdefault(spec.hash, spec)
 
     for spec in specs:
         if runs.find_record(spec, fresh) is None:
-            visit(spec.for_this_machine().model_copy(update={"tests": spec.tests or every}))
-    return list(order.values())
+            tests = spec.tests or tests_of_trials
+            visit(spec.for_this_machine().model_copy(update={"tests": tests}))
+    return list(missing.values())
 
 
 def list_parents(specs: list[Spec]) -> set[str]:
-    return {p.hash for s in specs for p in s.parents}
+    """Return the hashes of the parents of runs."""
+    hashes = set()
+    for spec in specs:
+        hashes.update(parent.hash for parent in spec.parents)
+    return hashes
 
 
 def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
-    """Tokens a run has to go through, a token that is only scored counting a third. Loads and so checks its data.
+    """Estimate the tokens that a run has to process; a token that is only scored counts a third.
 
-    known: what other runs on as many rows of the same sets were found to have; another seed draws others of like length.
+    Loads the run's data, and so checks them.
+    known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
+    other rows, of like length.
     """
-
-    def tokens(rows: list[dict]) -> float:
-        return sum(len(r["context"]) + len(r["question"]) for r in rows) / CHARACTERS
-
-    if (key := (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)) not in known:
-        train, validation, _ = selection.draw_mixture(spec)
+    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)
+    if key not in known:
+        train_rows, validation_rows, _ = selection.draw_mixture(spec)
+        test_sets = selection.load_test_sets(spec).values()
         known[key] = (
-            tokens(train),
-            tokens(validation),
-            sum(tokens(rows) for _, rows in selection.load_test_sets(spec).values()),
+            count_tokens(train_rows),
+            count_tokens(validation_rows),
+            sum(count_tokens(rows) for _, rows in test_sets),
         )
     train, validation, scored = known[key]
-    # on what its experts and the plain encoder say, computed for the first gate that asks
     if spec.gate:
-        first = (said := (*spec.rows, *(e.hash for e in spec.parents))) not in known
-        known[said] = ()
-        return train / 10 + first * (1 + len(spec.parents)) * (train + validation) / 3
+        gate_training = train / 10
+        # The outputs of its experts and of the plain encoder are computed for the first gate.
+        outputs = (*spec.rows, *(expert.hash for expert in spec.parents))
+        if outputs in known:
+            return gate_training
+        known[outputs] = ()
+        return gate_training + (1 + len(spec.parents)) * (train + validation) / 3
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
-    looked = spec.looks * (validation + train * spec.watched / sum(spec.rows))
-    return spec.epochs * share * (train + looked / 3) + scored / 3
+    evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
+    return spec.epochs * share * (train + evaluated / 3) + scored / 3
+
+
+def count_tokens(rows: list[dict]) -> float:
+    """Estimate the tokens of rows from their characters."""
+    return sum(len(row["context"]) + len(row["question"]) for row in rows) / CHARACTERS
 
 
 def batch_memory(spec: Spec) -> float:
-    """GB that a run on CPU takes beside its weights: MiniLM took 5.2 at batch 8 and 7.4 at 16."""
+    """Memory in GB that a run on CPU takes beside its weights.
+
+    Fitted to MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16.
+    """
     return 2.5 + 5 * spec.batch_size * spec.max_length / (16 * 384)
 
 
 def check_memory(spec: Spec):
     """Raise UserError where a run on CPU needs more than twice the memory that the machine has.
 
-    The system would end it without a word. Twice, since the need of a batch is a rough guess.
+    The system would end such a run without a word. The factor of two allows for the estimate of a
+    batch, which is rough.
     """
-
     encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     weights = sum(p.numel() for p in encoder.parameters())
     if spec.layer:
-        with torch.device("meta"):  # counted, not made
+        with torch.device("meta"):  # the block is counted, no memory is taken
             block = Block(encoder.config.hidden_size, spec.layer, spec.dense)
         weights += sum(p.numel() for p in block.parameters())
     for_weights = 16 * weights / 2**30  # weight, gradient and two moments, four bytes each
-    # build.build_model refuses more
+    # build.build_model refuses longer windows.
     length = min(spec.max_length, encoders.count_positions(encoder))
     for_batch = batch_memory(spec.model_copy(update={"max_length": length}))
     total = psutil.virtual_memory().total / 2**30
     if for_weights + for_batch > 2 * total:
         if for_weights > for_batch:
-            cause, cure = "its weights", "lower experts or width"
+            cause = "its weights"
+            cure = "lower experts or width"
         else:
-            cause, cure = f"a batch of {spec.batch_size} windows", "lower batch_size or max_length"
+            cause = f"a batch of {spec.batch_size} windows"
+            cure = "lower batch_size or max_length"
         raise UserError(
             f"{spec.run} needs about {for_weights + for_batch:.0f} GB of memory, most of "
             f"it for {cause}, and this machine has {total:.0f}; {cure}"
@@ -136,19 +165,23 @@ def check_memory(spec: Spec):
 
 
 def measure_speed(spec: Spec) -> float:
-    """Tokens a second that this machine trains: three steps of the run's own encoder, batch and precision."""
-    from qa_lib.training import build  # takes seconds, and only training needs it
+    """Measure the tokens a second that this machine trains.
+
+    Trains three steps with the run's own encoder, batch size and precision.
+    """
+    from qa_lib.training import build  # its import takes seconds, and only training needs it
 
     device = build.device_of(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    model = build.build_model(spec.model_copy(update={"parents": []}))[0].to(device)
+    model, _ = build.build_model(spec.model_copy(update={"parents": []}))
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     length = min(128, spec.max_length)
-    pieces = model.encoder.get_input_embeddings().num_embeddings
-    ids = torch.randint(pieces, (spec.batch_size, length), device=device)
+    vocabulary = model.encoder.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (spec.batch_size, length), device=device)
     for step in range(3):
-        if step == 1:  # the first warms up
+        if step == 1:  # the first step warms up
             began = time.monotonic()
         with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16"):
             out = model(
@@ -166,7 +199,7 @@ def measure_speed(spec: Spec) -> float:
 
 
 def speed_class(spec: Spec) -> tuple:
-    """Runs alike in this are alike in speed."""
+    """Return a key that is equal for runs of like speed."""
     return (
         spec.weights,
         spec.blocks,
@@ -179,56 +212,71 @@ def speed_class(spec: Spec) -> tuple:
 
 
 def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], float, float]:
-    """(tokens of each run, hours in all, disk in GB). Raises UserError where the disk is too small."""
+    """Return (tokens of each run by its hash, hours in all, disk in GB).
+
+    Raises UserError where the machine's memory or disk is too small.
+    """
     known: dict[tuple, tuple] = {}
-    tokens = {s.hash: estimate_tokens(s, known) for s in todo}
-    kinds = {speed_class(s): s.parents[0] if s.gate else s for s in todo}
+    tokens = {spec.hash: estimate_tokens(spec, known) for spec in todo}
+    # One run of each speed class stands for the others; for a mixture, one of its experts.
+    samples = {speed_class(spec): spec.parents[0] if spec.gate else spec for spec in todo}
     if not torch.cuda.is_available():
-        for spec in kinds.values():
+        for spec in samples.values():
             check_memory(spec)
-    speed = {k: measure_speed(s) for k, s in kinds.items()}
-    hours = sum(tokens[s.hash] / speed[speed_class(s)] for s in todo) / 3600
-    size = 4 * max(
-        sum(p.numel() for p in encoders.load_encoder(s.encoder)[0].parameters())
-        for s in kinds.values()
-    )
-    disk = (
-        2 * 3 * size * workers + size * len(list_parents(todo)) + 20 * sum(tokens.values())
-    ) / 1e9  # checkpoints, weights, features
+    speed = {kind: measure_speed(spec) for kind, spec in samples.items()}
+    hours = sum(tokens[spec.hash] / speed[speed_class(spec)] for spec in todo) / 3600
+    weights = max(encoder_bytes(spec) for spec in samples.values())
+    checkpoints = 2 * 3 * weights * workers  # two a run, of weights and two moments
+    parents = weights * len(list_parents(todo))
+    features = 20 * sum(tokens.values())
+    disk = (checkpoints + parents + features) / 1e9
     free = shutil.disk_usage(runs.RUNS).free / 1e9
     if free < disk:
         raise UserError(
-            f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about {disk:.1f}; make room, or "
-            "set QA_RUNS to a folder on a larger disk"
+            f"the disk of {runs.RUNS} has {free:.1f} GB free and this study needs about "
+            f"{disk:.1f}; make room, or set QA_RUNS to a folder on a larger disk"
         )
-    # 1.5: loading, padding, cores that share one memory
-    return (
-        tokens,
-        1.5 * hours / min(workers, len(todo)),
-        disk,
-    )
+    overhead = 1.5  # loading, padding, cores that share one memory
+    return tokens, overhead * hours / min(workers, len(todo)), disk
+
+
+def encoder_bytes(spec: Spec) -> int:
+    """Size of a run's encoder in bytes, in single precision."""
+    encoder, _ = encoders.load_encoder(spec.encoder)
+    return 4 * sum(p.numel() for p in encoder.parameters())
 
 
 def default_workers(specs: list[Spec]) -> int:
-    """Runs to train at once where nobody said: as many as a cluster takes; on CPU as many as fill the cores and the memory, at
-    most four."""
-    if specs and (ray := pool.cluster()):
-        return pool.size(ray, specs[0])
-    if torch.cuda.is_available() or not specs:
+    """Return how many runs to train at once where the user does not say.
+
+    On a cluster it is as many as the cluster takes, and on a GPU one. On CPU it is as many as fill
+    the cores and the memory, at most four.
+    """
+    if not specs:
         return 1
-    need = max(batch_memory(s) for s in specs)
+    ray = pool.cluster()
+    if ray:
+        return pool.size(ray, specs[0])
+    if torch.cuda.is_available():
+        return 1
+    cores = os.cpu_count() // min(spec.threads for spec in specs)
+    need = max(batch_memory(spec) for spec in specs)
     memory = psutil.virtual_memory().available / 2**30 // need
-    return int(max(1, min(os.cpu_count() // min(s.threads for s in specs), memory, 4, len(specs))))
+    return int(max(1, min(cores, memory, 4, len(specs))))
 
 
 def fetch_inputs(p):
-    """Fetch and verify what a profile needs, so that it runs offline afterwards: rows, encoder, revisions."""
+    """Fetch and verify what a profile needs, so that it runs offline afterwards.
+
+    That is the rows of its datasets, its encoder and the revisions of hub repositories.
+    """
     names = [name for of_field in p.named_datasets().values() for name in of_field]
     for name in dict.fromkeys(names):
         part = selection.load_splits(name, p.source, p.data, p.bad_rows)
+        remarks = "".join(f"; {count} {what}" for what, count in part.counts.items() if count)
         print(
-            f"{name}: {len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
-            + "".join(f"; {v} {k}" for k, v in part.counts.items() if v)
+            f"{name}: {len(part.train)} training, {len(part.validation)} validation, "
+            f"{len(part.test)} test rows{remarks}"
         )
     encoders.load_encoder(p.encoder)
     print(f"encoder {p.encoder}: {encoder_files.identify_weights(p.encoder)[:12]}")
@@ -243,80 +291,101 @@ def run(
     dry_run: bool = False,
     live: bool | None = None,
 ) -> pd.DataFrame:
-    """Train what a report's plan is missing; returns one row per run: run, seconds, trained (now or found).
+    """Train the missing runs of a report's plan.
 
-    plan: gives the list of runs of parameters `p` (qa_lib.reports.plans.plan).
+    plan: gives the list of runs of the parameters `p` (qa_lib.reports.plans.plan); workers: runs
+    trained at once; fresh: committed records do not count; yes: start even a study of more than
+    HOURS; dry_run: estimate only; live: as in Progress.
 
-    Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or too many hours.
+    Returns one row per run: run, seconds, trained ("now", or "found" where it had a record).
+    Raises UserError before anything is trained for bad data, a missing encoder, too little disk, or
+    too many hours.
     """
     specs = plan(p)
     todo = list_missing(specs, fresh)
-    known = len({s.hash for s in specs})
+    planned = len({spec.hash for spec in specs})
     print(
-        f"study {p.report}, profile {p.profile}, size {p.size}: {known} runs, {len(todo)} to train",
+        f"study {p.report}, profile {p.profile}, size {p.size}: {planned} runs, "
+        f"{len(todo)} to train",
         flush=True,
     )
-    if any(s.precision != p.precision for s in todo):
+    if any(spec.precision != p.precision for spec in todo):
         print("no bf16 instructions here: what is trained is trained in fp32", flush=True)
-    if todo:
-        runs.check_store()
-        if not dry_run:
-            runs.check_page(p)  # which is drawn when all is trained
-        runs.RUNS.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(runs.RUNS / f"{p.report}.lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            print(f"another study of {p.report} is training here; waiting for it", flush=True)
-            held = lock.acquire()
-        with held:
-            if todo := list_missing(specs, fresh):  # what the other one left
-                many = workers or default_workers(todo)
-                tokens = _announce(todo, many, yes)
-                if not dry_run:
-                    _train(todo, tokens, many, list_parents(todo), live)
-        specs = plan(p)
-        if not dry_run and list_missing(specs, fresh):  # what trials have decided
-            frame = run(p, plan, workers, fresh, yes, dry_run, live)
-            return frame.assign(
-                trained=frame["trained"].mask(frame["run"].isin([s.run for s in todo]), "now")
-            )
-    now = {s.hash for s in todo}
-    return pd.DataFrame(
-        [
-            {
-                "run": r["run"],
-                "seconds": round(r["seconds"]),
-                "trained": "now" if r["hash"] in now else "found",
-            }
-            for s in specs
-            if (r := runs.find_record(s, fresh))
-        ],
-        columns=["run", "seconds", "trained"],
-    )
+    if not todo:
+        return _tabulate_runs(specs, todo, fresh)
+    runs.check_store()
+    if not dry_run:
+        runs.check_page(p)  # the page is drawn when all runs are trained
+    runs.RUNS.mkdir(parents=True, exist_ok=True)
+    with _lock_report(p.report):
+        todo = list_missing(specs, fresh)  # another study may have trained some
+        if todo:
+            at_once = workers or default_workers(todo)
+            tokens = _announce_cost(todo, at_once, yes)
+            if not dry_run:
+                _train(todo, tokens, at_once, list_parents(todo), live)
+    specs = plan(p)
+    if not dry_run and list_missing(specs, fresh):  # runs that follow from the trials
+        later = run(p, plan, workers, fresh, yes, dry_run, live)
+        trained_now = later["run"].isin([spec.run for spec in todo])
+        return later.assign(trained=later["trained"].mask(trained_now, "now"))
+    return _tabulate_runs(specs, todo, fresh)
 
 
-def _announce(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
-    """Say what a study will cost, and stop one that costs too much; returns the tokens of each run."""
+def _lock_report(report: str):
+    """Return the lock that one study of a report holds at a time, acquired."""
+    lock = FileLock(runs.RUNS / f"{report}.lock")
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another study of {report} is training here; waiting for it", flush=True)
+        return lock.acquire()
+
+
+def _tabulate_runs(specs: list[Spec], newly_trained: list[Spec], fresh: bool) -> pd.DataFrame:
+    """Return a row for each run that has a record: run, seconds, trained ("now" or "found")."""
+    new = {spec.hash for spec in newly_trained}
+    rows = []
+    for spec in specs:
+        record = runs.find_record(spec, fresh)
+        if record is None:
+            continue
+        trained = "now" if record["hash"] in new else "found"
+        seconds = round(record["seconds"])
+        rows.append({"run": record["run"], "seconds": seconds, "trained": trained})
+    return pd.DataFrame(rows, columns=["run", "seconds", "trained"])
+
+
+def _announce_cost(todo: list[Spec], workers: int, yes: bool) -> dict[str, float]:
+    """Print the estimated cost of a study; return the tokens of each run.
+
+    Raises UserError for a study of more than HOURS, unless `yes`.
+    """
     tokens, hours, disk = estimate_cost(todo, workers)
-    amount = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
-    where = (
-        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    )
+    time_needed = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = f"{os.cpu_count()} CPU cores"
     print(
-        f"about {amount} on this machine ({where}, {workers} at once), {disk:.1f} GB of disk",
+        f"about {time_needed} on this machine ({machine}, {workers} at once), "
+        f"{disk:.1f} GB of disk",
         flush=True,
     )
     if hours > HOURS and not yes:
         raise UserError(
-            f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or fewer seeds"
+            f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or "
+            "fewer seeds"
         )
     return tokens
 
 
 def _train_one(spec: Spec, keep: bool, live: bool | None):
-    """Train one run and end its progress line; the disk's end is the user's to mend."""
-    from qa_lib.training import train  # likewise
+    """Train one run, show its progress and its scores. Raises UserError where the disk is full.
+
+    keep: keep the weights, for children.
+    """
+    from qa_lib.training import train  # its import takes seconds, and only training needs it
 
     progress = Progress(live)
     try:
@@ -327,9 +396,7 @@ def _train_one(spec: Spec, keep: bool, live: bool | None):
                 f"the disk of {runs.RUNS} is full; make room, the same command goes on from here"
             ) from None
         raise
-    scores = ", ".join(
-        f"{name} EM {m['em']:.1f}" for name in spec.tests for m in [record["metrics"][name]]
-    )
+    scores = ", ".join(f"{name} EM {record['metrics'][name]['em']:.1f}" for name in spec.tests)
     progress(f"{spec.run}  {record['seconds']:.0f} s  {scores}")
     if progress.live:
         print(flush=True)
@@ -338,60 +405,90 @@ def _train_one(spec: Spec, keep: bool, live: bool | None):
 def _train(
     todo: list[Spec], tokens: dict[str, float], workers: int, keep: set[str], live: bool | None
 ):
-    """Train runs, parents before children, and drop a parent's weights when its last child is done."""
-    began, done, waiting = time.monotonic(), [], list(todo)
+    """Train runs, parents before children, in this process or in a pool.
 
-    def finished(spec: Spec):
+    tokens: estimate for each run, by its hash; keep: hashes of the runs whose weights are kept for
+    their children.
+    """
+    began = time.monotonic()
+    done: list[Spec] = []
+
+    def finish(spec: Spec):
+        """Print the time left, and drop the weights of parents that no run left needs."""
         done.append(spec)
-        left = sum(tokens[s.hash] for s in todo if s not in done)
-        seconds = (time.monotonic() - began) * left / sum(tokens[s.hash] for s in done)
+        left = [other for other in todo if other not in done]
+        tokens_left = sum(tokens[other.hash] for other in left)
+        tokens_done = sum(tokens[other.hash] for other in done)
+        seconds = (time.monotonic() - began) * tokens_left / tokens_done
         print(f"{len(done)}/{len(todo)} runs, about {seconds / 60:.0f} min left", flush=True)
-        for p in spec.parents:
-            if not any(p.hash in list_parents([s]) for s in todo if s not in done):
-                runs.discard(p, "model.safetensors")
+        needed = list_parents(left)
+        for parent in spec.parents:
+            if parent.hash not in needed:
+                runs.discard(parent, "model.safetensors")
 
     ray = pool.cluster()
     if workers == 1 and not ray:
         for spec in todo:
             _train_one(spec, spec.hash in keep, live)
-            finished(spec)
+            finish(spec)
         return
-    team, going = pool.Cluster(ray) if ray else pool.Processes(workers), {}
+    team = pool.Cluster(ray) if ray else pool.Processes(workers)
     try:
-        while waiting or going:
-            ids = {s.hash for s in todo if s not in done}
-            for spec in [s for s in waiting if not ids & list_parents([s])][
-                : 2 * workers - len(going)
-            ]:
-                waiting.remove(spec)
-                going[team.submit(_train_one, spec, spec.hash in keep, False)] = spec
-            for future in wait(going, return_when=FIRST_COMPLETED).done:
-                if error := future.result():
-                    raise error
-                finished(going.pop(future))
+        _train_in_pool(team, todo, workers, keep, finish)
     except BrokenExecutor:
         raise UserError(
-            f"the system ended a worker, most likely for want of memory; WORKERS={max(1, workers - 1)} trains fewer "
-            "runs at once and goes on from here"
+            "the system ended a worker, most likely for want of memory; "
+            f"WORKERS={max(1, workers - 1)} trains fewer runs at once and goes on from here"
         ) from None
     finally:
         team.stop()
 
 
+def _train_in_pool(
+    team: pool.Processes | pool.Cluster,
+    todo: list[Spec],
+    workers: int,
+    keep: set[str],
+    finish: Callable[[Spec], None],
+):
+    """Train runs in a pool of workers, and call `finish` for each that is done.
+
+    A run is submitted once its parents are done. Twice as many runs as workers are submitted at a
+    time, so that no worker waits.
+    """
+    waiting = list(todo)
+    unfinished = {spec.hash for spec in todo}
+    training: dict[Future, Spec] = {}
+    while waiting or training:
+        ready = [spec for spec in waiting if not unfinished & list_parents([spec])]
+        for spec in ready[: 2 * workers - len(training)]:
+            waiting.remove(spec)
+            future = team.submit(_train_one, spec, spec.hash in keep, False)
+            training[future] = spec
+        for future in wait(training, return_when=FIRST_COMPLETED).done:
+            error = future.result()  # a UserError on a cluster, else None
+            if error:
+                raise error
+            spec = training.pop(future)
+            unfinished.discard(spec.hash)
+            finish(spec)
+
+
 def print_comparison(p, plan: Callable[..., list[Spec]]):
-    """Print ours against committed, per run and test set."""
-    known = runs.read_committed(p.report)
+    """Print the EM of each new run beside that of its committed record, for each test set."""
+    committed = runs.read_committed(p.report)
     for spec in plan(p):
-        ours, theirs = (
-            runs.find_record(spec, fresh=True),
-            next((known[s.hash] for s in spec.machine_variants() if s.hash in known), None),
-        )
-        for name in [x for x in spec.tests if ours and theirs and x in theirs["metrics"]]:
-            on = (
-                ""
-                if ours["hash"] == theirs["hash"]
-                else " ({device}, {precision})".format(**theirs["environment"])
-            )
-            print(
-                f"{ours['run']}  {name}: EM {ours['metrics'][name]['em']:.2f}, committed {theirs['metrics'][name]['em']:.2f}{on}"
-            )
+        ours = runs.find_record(spec, fresh=True)
+        hashes = [variant.hash for variant in spec.machine_variants()]
+        theirs = next((committed[h] for h in hashes if h in committed), None)
+        if ours is None or theirs is None:
+            continue
+        machine = ""
+        if ours["hash"] != theirs["hash"]:
+            machine = " ({device}, {precision})".format(**theirs["environment"])
+        for name in spec.tests:
+            if name not in theirs["metrics"]:
+                continue
+            em = ours["metrics"][name]["em"]
+            committed_em = theirs["metrics"][name]["em"]
+            print(f"{ours['run']}  {name}: EM {em:.2f}, committed {committed_em:.2f}{machine}")

@@ -1,11 +1,14 @@
-"""One run: build → Trainer → score → record.
+"""Training of one run: build the model, train it, score it, write its record.
 
-    python -m qa_lib train REPORT --run NAME …          one run of the plan, by its name or the start of it
-    accelerate launch -m qa_lib train REPORT --run NAME …    the same over several GPUs, into the same record
+    python -m qa_lib train REPORT --run NAME …
+        one run of the plan, by its name or the start of its name
+    accelerate launch -m qa_lib train REPORT --run NAME …
+        the same over several GPUs, into the same record
 
-The Hugging Face Trainer does the loop; overridden are `compute_loss`, `evaluate`, `log` and the sampler, nothing else.
-A run killed at any moment goes on from its last complete checkpoint and ends with the same scores on CPU. (Where the checkpoint was
-taken between two logged steps, the mean training loss of the look that follows is over fewer steps.)
+The Hugging Face Trainer does the loop. Overridden are `compute_loss`, `evaluate`, `log` and the
+sampler, nothing else. A run that is killed at any moment goes on from its last complete checkpoint,
+and on CPU ends with the same scores. Where that checkpoint was taken between two logged steps, the
+next evaluation reports a mean training loss over fewer steps.
 """
 
 import contextlib
@@ -19,6 +22,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -39,68 +43,84 @@ from qa_lib.store import runs
 from qa_lib.tasks import span
 from qa_lib.training import build, clusters, evaluate, frozen
 
-EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
+NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 
 
 def keep_freed_memory():
-    """glibc gives large blocks back at once and faults them in again at the next step; tell it to keep them.
+    """Let glibc keep large blocks of freed memory, which speeds up training on CPU.
 
-    mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2 GB); elsewhere than on Linux nothing happens. (A higher M_MMAP_THRESHOLD
-    alone is not enough: it is at most 32 MB, and attention of long windows asks for more.) What earlier runs of this process kept
-    goes back first, and their peak is forgotten, so that peak memory is the run's own.
+    By default glibc returns them at once, and the next step faults them in again. Sets
+    mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2 GB). A higher M_MMAP_THRESHOLD alone is
+    not enough: it is at most 32 MB, and attention over long windows asks for more.
+    Memory that earlier runs of this process kept is returned first, and their peak is forgotten, so
+    that peak memory is the run's own. Nothing happens where there is no glibc.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.malloc_trim(0)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        libc.mallopt(-4, 0)
-        libc.mallopt(-1, 2**31 - 1)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    libc.mallopt(-4, 0)  # M_MMAP_MAX
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class SpanTrainer(Trainer):
     """The Trainer with our loss, our validation score and our order of examples."""
 
     def __init__(self, spec: Spec, rows: list[dict], tokenizer, **kwargs):
-        self.spec, self.tokenizer = spec, tokenizer
-        self.domains, self.routed = [r["domain"] for r in rows], []
-        self.watched = rows[:: math.ceil(len(rows) / spec.watched)] if spec.watched else []
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.domains = [row["domain"] for row in rows]
+        self.routing: list[torch.Tensor] = []  # of each step since the last log
+        self.watched: list[dict] = []  # training rows that are scored at each evaluation
+        if spec.watched:
+            self.watched = rows[:: math.ceil(len(rows) / spec.watched)]
         super().__init__(**kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.remove_callback(PrinterCallback)  # Keeper prints instead
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the model's own loss, and keep what its router did, where it has one."""
         out = model(**inputs)
-        if routed := getattr(self.accelerator.unwrap_model(model), "routed", None):
+        routed = getattr(self.accelerator.unwrap_model(model), "routed", None)
+        if routed is not None:
             losses = torch.stack([routed.balance_loss, routed.z_loss, routed.dropped])
-            self.routed.append(torch.cat([losses, routed.load]).detach())
+            self.routing.append(torch.cat([losses, routed.load]).detach())
         return (out.loss, out) if return_outputs else out.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Beside the loss: both auxiliary losses, the share of dropped picks and each expert's load, means since the last."""
-        if "loss" in logs and self.routed:
-            logs["balance_loss"], logs["z_loss"], logs["dropped"], *logs["load"] = (
-                torch.stack(self.routed).mean(0).tolist()
-            )
-            self.routed.clear()
+        """Log what the router did beside the loss, as means over the steps since the last log.
+
+        That is both auxiliary losses, the share of dropped assignments and each expert's load.
+        """
+        if "loss" in logs and self.routing:
+            balance_loss, z_loss, dropped, *load = torch.stack(self.routing).mean(0).tolist()
+            logs["balance_loss"] = balance_loss
+            logs["z_loss"] = z_loss
+            logs["dropped"] = dropped
+            logs["load"] = load
+            self.routing.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        if (
-            (past := self.state.log_history[-1:])
-            and "eval_loss" in past[0]
-            and past[0]["step"] == self.state.global_step
-        ):
-            return past[0]  # the Trainer asks twice at the last step
+        """Log and return loss, EM and F1 on the validation rows, and EM and F1 on watched rows."""
+        if self.state.log_history:
+            last = self.state.log_history[-1]
+            if "eval_loss" in last and last["step"] == self.state.global_step:
+                return last  # the Trainer asks twice at the last step
         _, scores, loss = evaluate.score_rows(
             self.model, self.tokenizer, self.spec, self.eval_dataset
         )
-        found = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
+        logs = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
         if self.watched:
             _, scores, _ = evaluate.score_rows(self.model, self.tokenizer, self.spec, self.watched)
-            found |= {"eval_train_em": scores["exact_match"], "eval_train_f1": scores["f1"]}
-        self.log(found)
-        return found
+            logs |= {"eval_train_em": scores["exact_match"], "eval_train_f1": scores["f1"]}
+        self.log(logs)
+        return logs
 
     def _get_train_sampler(self, train_dataset=None):
+        """Return the sampler that gives the run's order of examples."""
         windows = self.train_dataset
         return BucketSampler(
             [len(ids) for ids in windows["input_ids"]],
@@ -112,44 +132,59 @@ class SpanTrainer(Trainer):
 
 
 class Keeper(TrainerCallback):
-    """Checkpoints by the clock, progress, and an end to a run whose loss is no number."""
+    """Checkpoints by the clock, progress, and an end to a run whose loss is not finite.
+
+    spent: seconds of training that led to the checkpoint from which the run goes on.
+    """
 
     def __init__(self, spec: Spec, progress: Callable[[str], None], spent: float):
-        self.spec, self.progress, self.spent = spec, progress, spent
+        self.spec = spec
+        self.progress = progress
+        self.spent = spent
         self.every = float(os.environ.get("QA_CHECKPOINT_SECONDS", 300))
         self.began = self.saved = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Report the step, and ask for a checkpoint where one is due."""
         self.progress(f"{self.spec.run}  step {state.global_step}/{state.max_steps}")
-        # only where the mean loss is logged, so that none is lost
+        # A checkpoint is saved only where the mean loss is logged, so that no loss is forgotten.
         if control.should_log and state.global_step < state.max_steps:
             due = torch.tensor(int(time.monotonic() - self.saved >= self.every), device=args.device)
-            if broadcast(due):  # of several processes the first one's clock decides for all
-                control.should_save, self.saved = True, time.monotonic()
+            if broadcast(due):  # the clock of the first process decides for all
+                control.should_save = True
+                self.saved = time.monotonic()
 
     def on_log(self, args, state, control, logs, **kwargs):
+        """Raise UserError where the loss is not finite."""
         if not math.isfinite(logs.get("loss", 0.0)):
             raise UserError(
-                f"{self.spec.run}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"
+                f"{self.spec.run}: the loss is {logs['loss']} at step {state.global_step}; "
+                "lower learning_rate"
             )
 
     def on_save(self, args, state, control, **kwargs):
-        # the mark that this checkpoint is whole, with the seconds that led to it: a kill while it was written leaves none
+        """Seal a checkpoint, with the seconds of training that led to it."""
+        # The seal marks the checkpoint as whole; a kill while it is written leaves none.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # each writes the state of its random numbers
-        if state.is_world_process_zero:  # which writes the mark
+            torch.distributed.barrier()  # each process writes the state of its random numbers
+        if state.is_world_process_zero:
             seconds = self.spent + time.monotonic() - self.began
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files.seal(folder, seconds=round(seconds, 1))
 
 
 def step_of(checkpoint: Path) -> int:
+    """Return the training step at which a checkpoint was taken."""
     return int(checkpoint.name.split("-")[1])
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is whole, as is the best one that it names; else None."""
-    whole = {p.name: p for p in folder.glob("checkpoint-*") if files.read_seal(p) is not None}
+    """Return the newest usable checkpoint in a folder, or None.
+
+    A checkpoint is usable where it is whole, and the best checkpoint that it names is whole too.
+    """
+    paths = folder.glob("checkpoint-*")
+    whole = {path.name: path for path in paths if files.read_seal(path) is not None}
     usable = []
     for path in whole.values():
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -160,44 +195,39 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable[[str], None]):
-    """Remove checkpoints from which the run cannot go on: the Trainer keeps two, whole or not.
+    """Remove checkpoints from which the run cannot go on.
 
-    resume: the one that the run goes on from. Older whole ones stay: one of them may be the best.
+    The Trainer would count them among the two that it keeps. resume: the checkpoint from which the
+    run goes on. Older whole ones stay, since one of them may be the best.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=step_of):
-        sealed = (path / files.SEAL).exists()  # else the run was killed while it was written
+        # Without a seal the run was killed while the checkpoint was written.
+        sealed = (path / files.SEAL).exists()
         older = resume is not None and step_of(path) <= step_of(resume)
         if older and files.read_seal(path) is not None:
             continue
         if sealed:
-            progress(
-                f"{folder.parent.name}  {path.name}, or the best one before it, is damaged; dropped"
-            )
+            run = folder.parent.name
+            progress(f"{run}  {path.name}, or the best one before it, is damaged; dropped")
         shutil.rmtree(path, ignore_errors=True)
 
 
 def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
-    # accelerate launch
-    total, processes = (
-        math.ceil(steps_per_epoch * spec.epochs),
-        int(os.environ.get("WORLD_SIZE", 1)),
-    )
+    """Return the Trainer's arguments for a run.
+
+    resume: whether the run goes on from a checkpoint. Raises UserError where a batch does not
+    divide among the processes of a distributed training.
+    """
+    steps = math.ceil(steps_per_epoch * spec.epochs)
+    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by accelerate launch
     if spec.batch_size % processes:
         raise UserError(
-            f"batch_size: {spec.batch_size} does not divide among {processes} processes; change one of them"
+            f"batch_size: {spec.batch_size} does not divide among {processes} processes; "
+            "change one of them"
         )
-    looks = {"eval_strategy": "epoch" if spec.validation_rows else "no", "save_strategy": "no"}
-    if spec.looks > 1:
-        looks |= {"eval_strategy": "steps", "eval_steps": max(1, steps_per_epoch // spec.looks)}
-    if spec.checkpoint == "best":
-        looks |= {
-            "save_strategy": "best",
-            "load_best_model_at_end": True,
-            "metric_for_best_model": "f1",
-        }
-    # a curve begins where training does: a mixture's not at 0
-    looks |= {"eval_on_start": spec.watched > 0 and not resume}
-    found = TrainingArguments(
+    # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone.
+    tf32 = True if spec.threads == "cuda" and spec.precision == "fp32" else None
+    arguments = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
         data_seed=spec.seed,
@@ -205,16 +235,15 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
         learning_rate=spec.learning_rate,
         num_train_epochs=spec.epochs,
         lr_scheduler_type=spec.schedule,
-        warmup_steps=round(spec.warmup * total),
+        warmup_steps=round(spec.warmup * steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.clip,
         optim="adamw_torch_fused",
         bf16=spec.precision == "bf16",
-        tf32=(spec.threads == "cuda" and spec.precision == "fp32")
-        or None,  # a bf16 run keeps in fp32 what must not be rounded
+        tf32=tf32,
         use_cpu=spec.threads != "cuda",
         save_total_limit=2,
-        **looks,
+        **evaluation_arguments(spec, steps_per_epoch, resume),
         logging_strategy="steps",
         logging_steps=max(1, steps_per_epoch // 10),
         logging_nan_inf_filter=False,
@@ -223,63 +252,93 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
         remove_unused_columns=False,
         dataloader_pin_memory=spec.threads == "cuda",
     )
-    # whatever ACCELERATE_MIXED_PRECISION says
-    found.mixed_precision = "bf16" if spec.precision == "bf16" else "no"
-    # or several visible GPUs make a batch of several times batch_size (DataParallel)
-    found._n_gpu = min(found.n_gpu, 1)
-    return found
+    # The environment's ACCELERATE_MIXED_PRECISION must not decide.
+    arguments.mixed_precision = "bf16" if spec.precision == "bf16" else "no"
+    # With several visible GPUs, DataParallel would make a batch of several times batch_size.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def evaluation_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> dict:
+    """Return the Trainer's arguments that say when to evaluate and which checkpoint to keep."""
+    arguments = {"eval_strategy": "no", "save_strategy": "no"}
+    if spec.validation_rows:
+        arguments["eval_strategy"] = "epoch"
+    if spec.looks > 1:
+        arguments["eval_strategy"] = "steps"
+        arguments["eval_steps"] = max(1, steps_per_epoch // spec.looks)
+    if spec.checkpoint == "best":
+        arguments["save_strategy"] = "best"
+        arguments["load_best_model_at_end"] = True
+        arguments["metric_for_best_model"] = "f1"
+    # The curve of a watched run begins before its first step.
+    arguments["eval_on_start"] = spec.watched > 0 and not resume
+    return arguments
+
+
+# ---- the Trainer's log ----
 
 
 def read_history(log: list[dict]) -> list[dict]:
-    """One row per look from the Trainer's log: mean training loss since the look before, validation loss, EM and F1."""
-    rows, losses, steps, at = [], [], [], 0
+    """Return a row for each evaluation in the Trainer's log.
+
+    train_loss is the mean over the steps since the evaluation before, or None where no loss was
+    logged since then.
+    """
+    rows = []
+    losses = []
+    steps = []  # that each loss is a mean over
+    last_step = 0
     for entry in log:
         if "loss" in entry:
             losses.append(entry["loss"])
-            steps.append(entry["step"] - at)
-            at = entry["step"]
+            steps.append(entry["step"] - last_step)
+            last_step = entry["step"]
         elif "eval_loss" in entry:
-            rows.append(
-                {
-                    "epoch": round(entry["epoch"], 4),
-                    "step": entry["step"],
-                    "train_loss": float(np.average(losses, weights=steps)) if losses else None,
-                    "validation_loss": entry["eval_loss"],
-                    "validation_em": entry["eval_em"],
-                    "validation_f1": entry["eval_f1"],
-                    **{
-                        k.removeprefix("eval_"): entry[k]
-                        for k in ("eval_train_em", "eval_train_f1")
-                        if k in entry
-                    },
-                }
-            )
-            losses, steps = [], []
+            row = {
+                "epoch": round(entry["epoch"], 4),
+                "step": entry["step"],
+                "train_loss": float(np.average(losses, weights=steps)) if losses else None,
+                "validation_loss": entry["eval_loss"],
+                "validation_em": entry["eval_em"],
+                "validation_f1": entry["eval_f1"],
+            }
+            for name in ("train_em", "train_f1"):
+                if f"eval_{name}" in entry:
+                    row[name] = entry[f"eval_{name}"]
+            rows.append(row)
+            losses = []
+            steps = []
     return rows
 
 
-def describe_curve(past: list[dict]) -> dict[str, float]:
-    """How fast training EM rises, from looks of which the first is before training: after a tenth of all steps, and the share of
-    steps (percent) after which it stays within 1 EM of its end."""
-    steps, em = ([row[k] for row in past] for k in ("step", "train_em"))
-    moving = [step for step, x in zip(steps, em, strict=True) if abs(x - em[-1]) > 1]
+def describe_curve(history: list[dict]) -> dict[str, float]:
+    """Return scores on watched training rows that say how fast training EM rises.
+
+    history: rows of `read_history`, the first of them before training. train_em_early is the EM
+    after a tenth of all steps. plateau is the share of steps, in percent, after which EM stays
+    within 1 of its last value.
+    """
+    steps = [row["step"] for row in history]
+    em = [row["train_em"] for row in history]
+    moving = [step for step, value in zip(steps, em, strict=True) if abs(value - em[-1]) > 1]
     flat = next(step for step in steps if step > max(moving, default=-1))
     return {
         "train_em_early": float(np.interp(0.1 * steps[-1], steps, em)),
         "plateau": 100 * flat / steps[-1],
         "train_em": em[-1],
-        "train_f1": past[-1]["train_f1"],
-        "n": len(past),
+        "train_f1": history[-1]["train_f1"],
+        "n": len(history),
     }
 
 
 def read_routing(log: list[dict]) -> list[dict]:
-    """What the router did, one row per logging step; none where the model has no router."""
-    return [
-        {k: entry[k] for k in ("step", "balance_loss", "z_loss", "dropped", "load")}
-        for entry in log
-        if "load" in entry
-    ]
+    """Return a row for each logged step with what the router did; none without a router."""
+    names = ("step", "balance_loss", "z_loss", "dropped", "load")
+    return [{name: entry[name] for name in names} for entry in log if "load" in entry]
+
+
+# ---- what made a run ----
 
 
 def ask_git(*words: str) -> str | None:
@@ -296,10 +355,10 @@ def ask_git(*words: str) -> str | None:
 
 
 def read_commit() -> tuple[str, bool | None]:
-    """(commit, dirty) of the checkout that holds qa_lib.
+    """Return (commit, dirty) of the checkout that holds qa_lib.
 
     Files without git of their own have the commit that QA_COMMIT says, or "unknown".
-    dirty: whether code or parameters differ from the commit; None where nobody knows.
+    dirty: whether code or parameters differ from the commit; None where that is not known.
     """
     told = os.environ.get("QA_COMMIT") or "unknown"
     top = ask_git("rev-parse", "--show-toplevel")
@@ -307,43 +366,53 @@ def read_commit() -> tuple[str, bool | None]:
         return told, None  # no repository, or one around this folder
     if not ask_git("rev-parse", "--verify", "--quiet", "HEAD:qa_lib"):
         return told, None  # one without a commit, or without this code
-    changes = ask_git(
-        "--no-optional-locks",
-        "status",
-        "--porcelain",
-        "--untracked-files=all",
-        "--",
-        "qa_lib",
-        "params",
-    )
+    status = ("--no-optional-locks", "status", "--porcelain", "--untracked-files=all")
+    changes = ask_git(*status, "--", "qa_lib", "params")
     dirty = None if changes is None else bool(changes)
     return ask_git("rev-parse", "HEAD"), dirty
 
 
 def describe_environment(spec: Spec) -> dict:
-    """What made a run: the machine, the versions, the commit. No host name or path."""
+    """Return what made a run: machine, versions, commit. Holds no host name and no path."""
     commit, dirty = read_commit()
-    cuda = spec.threads == "cuda"
-    model = []
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    packages = ("torch", "transformers", "accelerate", "tokenizers", "numpy")
     return {
-        "device": torch.cuda.get_device_name()
-        if cuda
-        else f"CPU, {spec.threads} thread" + "s" * (spec.threads > 1),
-        "processor": (model or [platform.processor() or platform.machine()])[0],
+        "device": device_name(spec),
+        "processor": processor_name(),
         "platform": platform.system(),
         "python": platform.python_version(),
         "precision": spec.precision,
         "commit": commit,
         "dirty": dirty,
-        **{p: version(p) for p in ("torch", "transformers", "accelerate", "tokenizers", "numpy")},
+        **{package: version(package) for package in packages},
     }
 
 
+def device_name(spec: Spec) -> str:
+    """Return the GPU's name, or the number of CPU threads."""
+    if spec.threads == "cuda":
+        return torch.cuda.get_device_name()
+    if spec.threads == 1:
+        return "CPU, 1 thread"
+    return f"CPU, {spec.threads} threads"
+
+
+def processor_name() -> str:
+    """Return the processor's model, from /proc/cpuinfo where there is one."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def now() -> str:
+    """Return the time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+# ---- one run ----
 
 
 def train(
@@ -351,140 +420,194 @@ def train(
 ) -> dict | None:
     """Train (or go on training) one run, score it on its test sets, and write its record.
 
-    keep_weights: leave model.safetensors beside the record, for children. Returns the record; None on the
-    processes of a distributed training that do not write.
+    keep_weights: leave model.safetensors beside the record, for children. Returns the record; None
+    on the processes of a distributed training that do not write.
     """
-    began, at = time.monotonic(), runs.run_folder(spec)
-    # trained again for its weights: its record keeps the scores it has
-    if old := runs.find_record(spec):
-        spec = spec.model_copy(update={"tests": old["spec"]["tests"]})
-    at.mkdir(parents=True, exist_ok=True)
-    made = describe_environment(spec)  # the checkout may be another when the run ends
-    before = torch.get_num_threads()
+    began = time.monotonic()
+    record = runs.find_record(spec)
+    if record:  # trained again for its weights: the new record has the scores of the old one
+        spec = spec.model_copy(update={"tests": record["spec"]["tests"]})
+    runs.run_folder(spec).mkdir(parents=True, exist_ok=True)
+    environment = describe_environment(spec)  # the checkout may be another when the run ends
+    threads = torch.get_num_threads()
+    prepare_device(spec)
+    try:
+        if evaluate.is_combined(spec):
+            results, examples = combine_experts(spec)
+        else:
+            results, examples = train_and_score(spec, progress, keep_weights)
+    finally:
+        torch.set_num_threads(threads)
+    if results is None:
+        return None
+    results["seconds"] += time.monotonic() - began
+    results |= {"environment": environment, "created": now()}
+    runs.save(spec, results, examples)
+    runs.discard(spec, "checkpoints")
+    return runs.find_record(spec)
+
+
+def prepare_device(spec: Spec):
+    """Set the threads of a run on CPU; forget the peak memory of the runs before it."""
     if spec.threads == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # of the runs before this one
+        torch.cuda.reset_peak_memory_stats()
     else:
         torch.set_num_threads(spec.threads)
         keep_freed_memory()
-    try:
-        if spec.gate and spec.gate.rule in evaluate.COMBINED:
-            scores, frame = evaluate.combine_expert_scores(spec)
-            nothing = dict.fromkeys(
-                (
-                    "parameters",
-                    "active_parameters",
-                    "tokens",
-                    "training_seconds",
-                    "tokens_per_second",
-                    "peak_memory_mb",
-                ),
-                0,
-            )
-            runs.save(
-                spec,
-                {
-                    "metrics": scores,
-                    "history": [],
-                    "load": {},
-                    "data": {},
-                    "environment": made,
-                    **nothing,
-                    "seconds": time.monotonic() - began,
-                    "created": now(),
-                },
-                frame,
-            )
-            return runs.find_record(spec)
-        model, tokenizer = build.build_model(spec)
-        rows, validation, counts = selection.draw_mixture(spec)
-        if spec.cluster:
-            rows, validation = clusters.select_cluster(spec, rows, validation)
-            counts["rows of the cluster"] = len(rows)
-        if spec.augment:
-            rows = rows + augment.make_copies(rows, spec.augment, spec.seed)
-        windows = features.load_windows(
-            rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE
+
+
+def combine_experts(spec: Spec) -> tuple[dict, pd.DataFrame]:
+    """Return the results and examples of a run that combines the scores of its experts."""
+    scores, examples = evaluate.combine_expert_scores(spec)
+    results = {
+        "metrics": scores,
+        "history": [],
+        "load": {},
+        "data": {},
+        "parameters": 0,
+        "active_parameters": 0,
+        "tokens": 0,
+        "training_seconds": 0,
+        "tokens_per_second": 0,
+        "peak_memory_mb": 0,
+        "seconds": 0.0,  # `train` adds its own
+    }
+    return results, examples
+
+
+def train_and_score(
+    spec: Spec, progress: Callable[[str], None], keep_weights: bool
+) -> tuple[dict | None, pd.DataFrame]:
+    """Train a run's model and score it; return its results and its examples.
+
+    The results are None on the processes of a distributed training that do not write.
+    """
+    model, tokenizer = build.build_model(spec)
+    rows, validation, counts = draw_rows(spec)
+    windows = load_training_windows(spec, tokenizer, rows, counts, progress)
+    checkpoints = runs.run_folder(spec) / "checkpoints"
+    resume = last_checkpoint(checkpoints)
+    spent = files.read_seal(resume)["seconds"] if resume else 0.0  # by the starts before this one
+    steps_per_epoch = math.ceil(len(windows) / spec.batch_size)
+    trainer = SpanTrainer(
+        spec,
+        rows,
+        tokenizer,
+        model=model,
+        train_dataset=model.prepare(windows, rows),
+        eval_dataset=validation,
+        args=training_arguments(spec, steps_per_epoch, bool(resume)),
+        data_collator=model.collate(tokenizer),
+        callbacks=[Keeper(spec, progress, spent)],
+    )
+    if trainer.is_world_process_zero():
+        drop_other_checkpoints(checkpoints, resume, progress)
+    if resume:
+        progress(f"{spec.run}  goes on from {resume.name}")
+    began = time.monotonic()
+    tokens = 0.0
+    # A mixture with fixed weights has nothing to learn.
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        tokens = sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
+    training_seconds = time.monotonic() - began + spent
+    if not trainer.is_world_process_zero():
+        return None, NO_EXAMPLES
+    history = read_history(trainer.state.log_history)
+    load = {"training": read_routing(trainer.state.log_history)}
+    scores, test_load, examples = score_test_sets(spec, model, tokenizer, progress, keep_weights)
+    if keep_weights:
+        save_weights(spec, model)
+    peak = peak_memory(spec)
+    if spec.watched and history:
+        scores["training"] = describe_curve(history)
+    parameters, active = build.count_parameters(model, spec)
+    results = {
+        "metrics": scores,
+        "history": history,
+        "load": load | test_load,
+        "data": dict(counts),
+        "parameters": parameters,
+        "active_parameters": active,
+        "chosen_step": trainer.state.best_global_step,
+        "tokens": tokens,
+        "training_seconds": training_seconds,
+        "tokens_per_second": tokens / training_seconds,
+        "peak_memory_mb": peak,
+        "seconds": spent,  # `train` adds its own
+    }
+    return results, examples
+
+
+def draw_rows(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
+    """Return a run's training rows, its validation rows, and counts of what was left out."""
+    rows, validation, counts = selection.draw_mixture(spec)
+    if spec.cluster:
+        rows, validation = clusters.select_cluster(spec, rows, validation)
+        counts["rows of the cluster"] = len(rows)
+    if spec.augment:
+        rows = rows + augment.make_copies(rows, spec.augment, spec.seed)
+    return rows, validation, counts
+
+
+def load_training_windows(
+    spec: Spec, tokenizer, rows: list[dict], counts: Counter, progress: Callable[[str], None]
+):
+    """Return the windows of the training rows; add counts of them to `counts`.
+
+    Reports answers that no window holds whole, since their rows teach a wrong label.
+    """
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
+    counts["windows"] = len(windows)
+    counts["further windows"] = len(windows) - len(rows)
+    unlabelled = span.count_unlabelled(rows, windows)
+    counts["answers whole in no window"] = unlabelled
+    if unlabelled:
+        progress(
+            f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window "
+            "holds whole: they teach “no answer”; a larger max_length or stride would keep them"
         )
-        counts["windows"], counts["further windows"] = len(windows), len(windows) - len(rows)
-        unlabelled = span.count_unlabelled(rows, windows)
-        counts["answers whole in no window"] = unlabelled
-        if unlabelled:
-            progress(
-                f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window holds whole: they teach "
-                "“no answer”; a larger max_length or stride would keep them"
-            )
-        resume = last_checkpoint(at / "checkpoints")
-        spent = files.read_seal(resume)["seconds"] if resume else 0.0  # by the starts before
-        trainer = SpanTrainer(
-            spec,
-            rows,
-            tokenizer,
-            model=model,
-            train_dataset=model.prepare(windows, rows),
-            eval_dataset=validation,
-            args=training_arguments(spec, math.ceil(len(windows) / spec.batch_size), bool(resume)),
-            data_collator=model.collate(tokenizer),
-            callbacks=[Keeper(spec, progress, spent)],
+    return windows
+
+
+def score_test_sets(
+    spec: Spec,
+    model: torch.nn.Module,
+    tokenizer,
+    progress: Callable[[str], None],
+    keep_weights: bool,
+) -> tuple[dict[str, dict], dict[str, list], pd.DataFrame]:
+    """Score a trained model; return its scores and its experts' load by test set, and its examples.
+
+    The load holds only the test sets on which the model has counted tokens per expert.
+    """
+    predict = evaluate.predict_spans
+    if keep_weights and not spec.gate:
+        predict = frozen.predict_and_store  # a mixture may ask for the same outputs again
+    frozen.drop_outputs(spec)
+    scores = {}
+    load = {}
+    frames = []
+    for name, (dataset, rows) in selection.load_test_sets(spec).items():
+        progress(f"{spec.run}  scoring {name}")
+        model.tally = 0
+        scores[name], examples = evaluate.evaluate_test_set(
+            model, tokenizer, spec, dataset, rows, predict
         )
-        trainer.model_accepts_loss_kwargs = False
-        trainer.remove_callback(PrinterCallback)  # its lines; ours come through Keeper
-        if trainer.is_world_process_zero():
-            drop_other_checkpoints(at / "checkpoints", resume, progress)
-        if resume:
-            progress(f"{spec.run}  goes on from {resume.name}")
-        fit = time.monotonic()
-        # a mixture with given weights has nothing to learn
-        if learns := any(p.requires_grad for p in model.parameters()):
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        fit = time.monotonic() - fit + spent
-        if not trainer.is_world_process_zero():
-            return None
-        past = read_history(trainer.state.log_history)
-        scores, load, frames = {}, {"training": read_routing(trainer.state.log_history)}, []
-        # a mixture may ask for the same again
-        said = evaluate.predict_spans if not keep_weights or spec.gate else frozen.predict_and_store
-        frozen.drop_outputs(spec)
-        for name, (d, test) in selection.load_test_sets(spec).items():
-            progress(f"{spec.run}  scoring {name}")
-            model.tally = 0
-            scores[name], frame = evaluate.evaluate_test_set(model, tokenizer, spec, d, test, said)
-            frames.append(frame.assign(set=name))
-            load |= {name: model.tally.tolist()} if torch.is_tensor(model.tally) else {}
-        if keep_weights:
-            runs.write(
-                at / "model.safetensors",
-                save({k: v.contiguous() for k, v in model.state_dict().items()}),
-            )
-        tokens = learns * sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
-        peak = (
-            torch.cuda.max_memory_allocated() / 2**20
-            if spec.threads == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        )
-        if spec.watched and past:
-            scores["training"] = describe_curve(past)
-        every, active = build.count_parameters(model, spec)
-        runs.save(
-            spec,
-            {
-                "metrics": scores,
-                "history": past,
-                "load": load,
-                "data": dict(counts),
-                "environment": made,
-                "parameters": every,
-                "active_parameters": active,
-                "chosen_step": trainer.state.best_global_step,
-                "tokens": tokens,
-                "training_seconds": fit,
-                "seconds": time.monotonic() - began + spent,
-                "tokens_per_second": tokens / fit,
-                "peak_memory_mb": peak,
-                "created": now(),
-            },
-            pd.concat(frames, ignore_index=True) if frames else EXAMPLES,
-        )
-        runs.discard(spec, "checkpoints")
-        return runs.find_record(spec)
-    finally:
-        torch.set_num_threads(before)
+        frames.append(examples.assign(set=name))
+        if torch.is_tensor(model.tally):
+            load[name] = model.tally.tolist()
+    return scores, load, pd.concat(frames, ignore_index=True) if frames else NO_EXAMPLES
+
+
+def save_weights(spec: Spec, model: torch.nn.Module):
+    """Write a model's weights beside the run's record."""
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    runs.write(runs.run_folder(spec) / "model.safetensors", save(weights))
+
+
+def peak_memory(spec: Spec) -> float:
+    """Peak memory of a run in MB: that of the GPU, or else that of the process."""
+    if spec.threads == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
