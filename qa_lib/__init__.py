@@ -1,4 +1,5 @@
-"""A library for a reproducible study of four reports on question answering and language understanding.
+"""A library for a reproducible study of four reports on question answering and language
+understanding.
 
 Reading order: README.md, "Where things are".
 """

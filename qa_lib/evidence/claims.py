@@ -1,4 +1,4 @@
-"""What a report says (params/claims/<slug>.yaml), each statement with the contrast of runs that tests it.
+"""What a report says (params/claims/<slug>.yaml), and the contrast that tests it.
 
 read_claims(slug)       the report's statements
 control_claim(claim)    the same statement against the control that could refute it
@@ -79,7 +79,7 @@ class Contrast(Strict):
 
 
 def pick_values(side: dict, at: dict[str, int]) -> dict:
-    """Return the columns of a side with one value, by its position, of each list that `at` names."""
+    """Return the columns of a side with one value of each list: the one at its position in `at`."""
     picked = dict(side)
     for column, position in at.items():
         if isinstance(side[column], list):
@@ -158,7 +158,7 @@ def spell_mixtures(value: Any, mixtures: list[float]) -> Any:
 
 
 def read_stances(slug: str) -> dict[str, str]:
-    """Return claim → result, hope or explanation, by the report's own word; of an unknown report nothing."""
+    """Return claim → result, hope or explanation, by the report's own word."""
     return params.read_yaml(ROOT / "params" / "claims" / "stances.yaml")[0].get(slug, {})
 
 
@@ -197,7 +197,7 @@ def read_claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> 
 
 
 def control_claim(claim: Claim) -> Claim:
-    """Return the claim against its control: does the effect outlast it? A superiority, never primary."""
+    """Return the claim against its control, as a superiority that is never primary."""
     contrast = claim.contrast
     other_side = contrast.ours if contrast.against is None else contrast.against
     against = {**other_side, "variant": claim.control}

@@ -19,7 +19,9 @@ PER_EXAMPLE = (
 
 
 def mean(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    r"""Return scores (B, R) of R runs when whole clusters are drawn again (Davison and Hinkley 1997, 3.8).
+    r"""Return scores (B, R) of R runs when whole clusters are drawn again.
+
+    Davison and Hinkley 1997, 3.8:
 
     $y_{br} = \sum_k w_{bk} S_{kr} / \sum_k w_{bk} m_{kr}$
 
@@ -69,7 +71,7 @@ def count_rows(name: str, rows: pd.DataFrame, recorded: pd.DataFrame) -> pd.Data
 
 
 def choose_columns(metric: str, rows: pd.DataFrame) -> list[str]:
-    """Return the columns of examples that a metric is computed from: one, or two for a correlation."""
+    """Return the columns of examples that a metric is computed from; a correlation has two."""
     has_pairs = "gold" in rows and rows["gold"].notna().all()
     if has_pairs and metric in ("pearson", "score"):
         return ["predicted", "gold"]
@@ -86,9 +88,9 @@ def redraw_metric(
 ) -> dict[tuple, np.ndarray]:
     """Return (run, set, metric) → the score of each run with the metric in each resample, (B,).
 
-    recorded: the ledger's rows of the set and metric. rows: examples of the set. count: of `count_rows`.
-    Raises UserError for a score of an example that is not a number, and where neither the mean over
-    rows nor the mean over clusters is what the ledger has.
+    recorded: the ledger's rows of the set and metric. rows: examples of the set. count: of
+    `count_rows`. Raises UserError for a score of an example that is not a number, and where neither
+    the mean over rows nor the mean over clusters is what the ledger has.
     """
     scored = rows[rows["run"].isin(recorded["run"])]  # not every run has every metric
     columns = choose_columns(metric, rows)
@@ -131,8 +133,8 @@ def resample(
     A set's resamples are the same for all runs, so that pairs stay pairs. K − 1 of K clusters are
     drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988).
 
-    examples: run, set, cluster, and of each row its score in a column of the metric's name; of a set
-    that is scored by a correlation `predicted` and `gold`. `score` is a set's own metric: that
+    examples: run, set, cluster, and of each row its score in a column of the metric's name; of a
+    set that is scored by a correlation `predicted` and `gold`. `score` is a set's own metric: that
     correlation, else accuracy. Raises UserError where ledger and examples do not fit.
     """
     rng = np.random.default_rng(seed)

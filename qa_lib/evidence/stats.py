@@ -1,18 +1,19 @@
-r"""Statistics: a report's claims (qa_lib/evidence/claims.py), estimated from what the ledger holds, and judged.
+r"""Claims of a report, estimated from what the ledger holds, and judged.
 
-    judge_claims(claims, ledger, examples, …)   a row for each claim: difference, interval, p, verdict, runs
-    curves(histories)                           ledger rows of losses and of the epoch with the lowest
+judge_claims(claims, ledger, examples, …)    a row for each claim: difference, p, verdict, runs
+curves(histories)                            ledger rows of losses and of the best epoch
 
 Seeds s = 1 … n are paired: $d_s$ is the contrast of the runs with seed s, in the direction that the
 claim says. Two things make its mean uncertain, and both are in its interval: other seeds ($s^2/n$)
 and other test questions ($v$).
 
 Where the design has $t_\nu\sqrt{s^2/n + v}$ with $\nu = \sum_c (n_c - 1)$ and v the variance of the
-seed mean, the interval counts shared runs once in ν, gives each variance its own quantile, and takes
-for v what two seeds have in common. Simulated, with s² estimated, n of 3 and 5, pools of 1 to 12
-contrasts on one baseline, exact match and normal scores: the design's 95 % interval holds the truth
-in 93 % (pool of 12, seeds alone) to 100 % (questions alone); with Welch and Satterthwaite's effective
-ν in its place in 92 to 96 %; this one in 94.8 to 97.7 % (tests/test_stats.py, -k coverage -s).
+seed mean, the interval counts shared runs once in ν, gives each variance its own quantile, and
+takes for v what two seeds have in common. Simulated, with s² estimated, n of 3 and 5, pools of 1 to
+12 contrasts on one baseline, exact match and normal scores: the design's 95 % interval holds the
+truth in 93 % (pool of 12, seeds alone) to 100 % (questions alone); with Welch and Satterthwaite's
+effective ν in its place in 92 to 96 %; this one in 94.8 to 97.7 % (tests/test_stats.py, -k coverage
+-s).
 """
 
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ SIGNS = (1, -1, -1, 1)  # of the sides of a contrast: ours, against, and both of
 def curves(histories: pd.DataFrame) -> pd.DataFrame:
     """Return ledger rows (set `validation`) of training curves, from runs.collect_histories.
 
-    The metrics are the lowest validation_loss and its best_epoch, validation_loss_<epoch>, and of the
-    last epoch train_loss and loss_gap (validation less training).
-    Raises UserError for a validation loss that is not a number.
+    The metrics are the lowest validation_loss and its best_epoch, validation_loss_<epoch>, and of
+    the last epoch train_loss and loss_gap (validation less training). Raises UserError for a
+    validation loss that is not a number.
     """
     no_labels = [
         "epoch",
@@ -96,7 +97,8 @@ class Lacking(Exception):
 def statistic(contrast: Contrast, sides: list[np.ndarray]) -> np.ndarray:
     r"""Return the contrast of its sides, one array a side, in the claim's direction.
 
-    $\pm(g(y_1, y_2) - g(y_3, y_4) - \text{target})$ with $g(a, b) = a - b$, or, relative, $100 (a/b - 1)$
+    $\pm(g(y_1, y_2) - g(y_3, y_4) - \text{target})$ with $g(a, b) = a - b$, or, relative,
+    $g(a, b) = 100 (a/b - 1)$
     """
 
     def g(a, b=0.0):
@@ -211,8 +213,9 @@ def estimate_part(
 ) -> Part:
     r"""Return the paired differences of one part, and their variance over test questions.
 
-    $v = \frac{1}{n(n-1)} \sum_{s \ne s'} \operatorname{cov}(d_s^*, d_{s'}^*)$ over the resamples: what
-    seeds do not average out (Obuchowski and Rockette 1995; their seeds are readers). A seed's own
+    $v = \frac{1}{n(n-1)} \sum_{s \ne s'} \operatorname{cov}(d_s^*, d_{s'}^*)$ over the resamples:
+    what seeds do not average out (Obuchowski and Rockette 1995; their seeds are readers). A seed's
+    own
     noise over questions is in $s^2$ already.
 
     draws: of `resample`. clusters: set → number of clusters of questions.
@@ -234,7 +237,7 @@ def estimate_part(
     times = len(next(iter(draws.values()), [0, 0]))
 
     def redraw(key: tuple) -> np.ndarray:
-        """The score in each resample, (B,); of a metric without questions always the score itself."""
+        """Return the score in each resample, (B,); without questions it is always the same."""
         return draws.get(key, np.full(times, value[key]))
 
     recorded, drawn = [], []
@@ -294,7 +297,10 @@ def describe_lack(lacks: list) -> str:
 
 
 def compare_variances(contrasts: list[Part]) -> float:
-    """Return p of Levene's test that the contrasts vary alike between seeds; 1 where it cannot tell."""
+    """Return p of Levene's test that contrasts vary alike between seeds.
+
+    It is 1 where too few contrasts have enough seeds.
+    """
     tested = [part.d for part in contrasts if len(part.d) >= ENOUGH]
     if len(tested) < 2 or not any(np.ptp(d) > 0 for d in tested):
         return 1.0
@@ -304,8 +310,8 @@ def compare_variances(contrasts: list[Part]) -> float:
 def pool_variance(pool: list[Part]) -> tuple[float, float]:
     r"""Return ($s^2$, ν) of contrasts c that share one variance between seeds.
 
-    $s^2 = \sum_c \sum_s (d_{cs} - \bar d_c)^2 / \sum_c (n_c - 1)$, and, counting what contrasts share
-    once (Satterthwaite 1946; Box 1954),
+    $s^2 = \sum_c \sum_s (d_{cs} - \bar d_c)^2 / \sum_c (n_c - 1)$, and, counting what contrasts
+    share once (Satterthwaite 1946; Box 1954),
     $\nu = \operatorname{tr}(ZZ^\top)^2 / \operatorname{tr}(ZZ^\top ZZ^\top)$: rows of Z are the
     weights of all runs in each $d_{cs} - \bar d_c$. For contrasts without a common run that is
     $\sum_c (n_c - 1)$. Of one seed alone ν is 0 and $s^2$ not a number.
@@ -325,9 +331,9 @@ def seed_variance(parts: list[Part]) -> dict[int, tuple[float, float, float]]:
 
     Contrasts of the same runs count once. Each has a variance of its own where Levene's test (from
     medians: Brown and Forsythe 1974; contrasts of at least three seeds) gives p < .01. Simulated:
-    where one contrast of six varies 10 times as much as the others, it fires in 0 % (n = 3) and 52 %
-    (n = 5); the pooled interval of one that varies twice as much covers 78 %, three times 69 %. Over
-    all contrasts of a pool it covers 93 % or more (log sd with an sd of up to 0.75).
+    where one contrast of six varies 10 times as much as the others, it fires in 0 % (n = 3) and 52
+    % (n = 5); the pooled interval of one that varies twice as much covers 78 %, three times 69 %.
+    Over all contrasts of a pool it covers 93 % or more (log sd with an sd of up to 0.75).
     """
     kinds: dict[tuple, dict[tuple, list[Part]]] = {}  # kind → runs → the parts that compare them
     for part in parts:
@@ -467,7 +473,10 @@ def raise_p_values(rows: list[dict], column: str):
 
 
 def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
-    """Return the columns of an estimated claim. Of several parts the one with the largest p is shown."""
+    """Return the columns of an estimated claim.
+
+    Of several parts the one with the largest p is shown.
+    """
     estimates = [x.estimate() for x in parts]
     p_values = [p_value(claim, *e) if e.nu else 1.0 for e in estimates]
     unpooled = [x.estimate_unpooled() for x in parts]
@@ -494,7 +503,7 @@ def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
 
 
 def describe_judgement(judgement: Judgement, parts: list[PartEstimate]) -> dict:
-    """Return the columns of a verdict. rule_…: of the part that fails, by the rule's own interval."""
+    """Return the columns of a verdict; rule_… are of the part that fails."""
     columns = {"verdict": judgement.verdict, "reason": str(judgement.reason)}
     if judgement.verdict is Verdict.NOT_REPRODUCED:
         part = parts[judgement.part].part

@@ -81,7 +81,8 @@ def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarra
     $\bar d \pm \sqrt{t_\nu^2\,s^2/n + t_{K-1}^2\,v}$
 
     The arguments are those of `Estimate`, numbers or arrays: $\bar d$ over n seeds, $s^2$ with ν
-    degrees of freedom, v, and K clusters. Each variance has the quantile of its own degrees of freedom.
+    degrees of freedom, v, and K clusters. Each variance has the quantile of its own degrees of
+    freedom.
     """
     t_seeds = t.isf(alpha / 2, nu)
     t_questions = t.isf(alpha / 2, np.subtract(clusters, 1))
@@ -92,8 +93,9 @@ def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarra
 def p_value(claim: Claim, d, *rest) -> float:
     r"""Return p of no effect in the claim's direction.
 
-    It is the largest α at which the interval leaves 0 out, and 1 where d lies in the other direction.
-    For an equivalence it is the α at which the 1 − 2α interval still lies in ±margin (Schuirmann 1987).
+    It is the largest α at which the interval leaves 0 out, and 1 where d lies in the other
+    direction. For an equivalence it is the α at which the 1 − 2α interval still lies in ±margin
+    (Schuirmann 1987).
     """
 
     def two_sided(difference: float) -> float:
@@ -148,7 +150,7 @@ def judge_part(claim: Claim, estimate: Estimate, factor: float, parts: int) -> V
 
 
 def explain_failure(claim: Claim, low: float, high: float) -> Meaning:
-    """Return what "not reproduced" means of a claim whose rule has the interval from low to high."""
+    """Return what "not reproduced" means, from the interval by which the rule fails."""
     if claim.kind == "equivalence":
         return Meaning.DIFFERENT
     if low > claim.range[1] and claim.kind == "magnitude":
@@ -163,7 +165,7 @@ def explain_failure(claim: Claim, low: float, high: float) -> Meaning:
 
 
 def count_seeds_needed(claim: Claim, estimate: Estimate, factor: float, parts: int) -> float:
-    """Return the fewest seeds that would decide a part if d, s² and v stayed; inf where none would."""
+    """Return the fewest seeds that would decide a part if d, s² and v stayed; inf: none."""
     if not estimate.nu:
         return ENOUGH
     d, s2, nu, v, n, clusters = estimate
@@ -174,7 +176,7 @@ def count_seeds_needed(claim: Claim, estimate: Estimate, factor: float, parts: i
 
 
 def explain_doubt(claim: Claim, undecided: list[Estimate], factor: float, parts: int) -> str:
-    """Return what keeps a claim undecided: its seeds, or its test questions where no seeds suffice."""
+    """Return what keeps a claim undecided: seeds, or test questions where no seeds suffice."""
     if not all(estimate.nu for estimate in undecided):
         return "seeds (one gives no interval)"
     needed = max(count_seeds_needed(claim, estimate, factor, parts) for estimate in undecided)
@@ -210,8 +212,9 @@ def judge(claim: Claim, estimates: list[Estimate], factor: float = 1.0) -> Judge
 def list_changes(slug: str) -> list[str]:
     """Return what is not as it was when the report's claims were frozen; nothing where all is.
 
-    params/claims/FROZEN has a line `# slug, slug, …` above what was frozen for these reports: files,
-    each as "sha256  file", whose line ends do not count, and `rules N`, the number that RULES had.
+    params/claims/FROZEN has a line `# slug, slug, …` above what was frozen for these reports:
+    files, each as "sha256  file", whose line ends do not count, and `rules N`, the number that
+    RULES had.
     """
     file = ROOT / "params" / "claims" / "FROZEN"
     if not file.exists():

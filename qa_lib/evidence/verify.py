@@ -2,7 +2,8 @@
 
     python -m qa_lib verify REPORT [--profile P] [--size S] [--data DIR]
 
-Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not what the records say.
+Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not what the records
+say.
 """
 
 import re
@@ -66,7 +67,7 @@ def name_part(label: str, domains: list[str]) -> str:
 
 
 def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> list[float]:
-    """Return (ours, low, high) of a difference in the claim's direction, in the unit of what is printed.
+    """Return (ours, low, high) of a difference, in the unit of what is printed.
 
     Where the claim names a score, ours is a score.
     """
@@ -115,11 +116,11 @@ def claims_table(P) -> pd.DataFrame:
     comparison: `claim`, or `control`: the claim's ours against the model that could refute it.
     ours, low, high: the effect and its 95 % interval, in the unit of `printed`: a difference in the
     claim's direction, or a score where the claim names one. part: of a claim about several sets or
-    metrics the one that ours is of, that with the largest p. n: seeds. seed_part: $\sqrt{s^2/n}$, what
-    other seeds add to the standard error of ours. verdict and reason: of a claim alone; a control has
-    none. rule_…: of a claim that is not reproduced the first part that fails, with the interval by which
-    it does; more: how many other parts fail. unpooled: the verdict if each comparison had the variance of
-    its own seeds, none pooled.
+    metrics the one that ours is of, that with the largest p. n: seeds. seed_part: $\sqrt{s^2/n}$,
+    what other seeds add to the standard error of ours. verdict and reason: of a claim alone; a
+    control has none. rule_…: of a claim that is not reproduced the first part that fails, with the
+    interval by which it does; more: how many other parts fail. unpooled: the verdict if each
+    comparison had the variance of its own seeds, none pooled.
     """
     specs = plans.plan(P)
     listed = claims.read_claims(P.report, P.mixtures)
@@ -204,7 +205,9 @@ def format_effect(row, digits: int = 1) -> str:
 
 
 def format_verdict(row, with_reason: bool = False) -> str:
-    """Return the verdict and its reason; of several parts the one that fails, by the rule's interval.
+    """Return the verdict and its reason.
+
+    Of several parts the first that fails is shown, by the rule's own interval.
 
     Why a claim is not tested stands there only with_reason: it may be long.
     """
@@ -225,7 +228,9 @@ def format_arm(row) -> str:
 
 
 def format_control(report: str, row, of_claim) -> str:
-    """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of 3.2 EM left [0.0, 0.8]".
+    """Return how much of a claim's effect its control leaves.
+
+    As "(a) …: 0.4 of 3.2 EM left [0.0, 0.8]".
 
     row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
     different parts, or where the claim is an equality, the difference to the control stands alone.
@@ -272,7 +277,8 @@ def describe_pooling(frame: pd.DataFrame) -> str:
         told.append(f"{row.claim} ({arm}{row.unpooled} instead of {row.verdict})")
     others = f"these would be judged otherwise: {'; '.join(told)}."
     return (
-        "The variance between seeds is pooled over comparisons of one kind, but where Levene's test "
+        "The variance between seeds is pooled over comparisons of one kind, but where Levene's "
+        "test "
         "finds them unlike, which with three seeds it hardly can. With the variance of each "
         "comparison's own seeds " + (others if told else "every verdict would be the same.")
     )
@@ -352,7 +358,10 @@ def claims_for_page(P, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def power_for_page(P) -> pd.DataFrame:
-    """The table of qa_lib/evidence/power.py with our own test sets, as a page shows it: rows, or clusters where those are averaged."""
+    """Return the table of power.py with our own test sets, as a page shows it.
+
+    A test set counts its rows, or its clusters where those are averaged.
+    """
     spec, record = next(
         (s, r) for s, r in runs.require_records(plans.plan(P)) if set(P.domains) <= set(s.tests)
     )
@@ -366,7 +375,10 @@ def power_for_page(P) -> pd.DataFrame:
 
 
 def find_disagreement(P) -> str:
-    """The first run about which results.csv on disk and the records differ; empty where none does, or no file is there."""
+    """Return the first run about which results.csv on disk and the records differ.
+
+    Empty where none does, or where there is no file.
+    """
     file = runs.page_folder(P) / "results.csv"
     if not file.exists():
         return ""

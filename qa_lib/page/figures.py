@@ -81,7 +81,7 @@ def draw_losses(history: pd.DataFrame, by: str, words: str):
         kind="line",
         markers=True,
         errorbar="sd",
-        palette=shades_of(model_of(history["variant"].iloc[0]), 2),
+        palette=colours,
         height=2.1,
         aspect=0.95,
     )

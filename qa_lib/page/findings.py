@@ -19,8 +19,10 @@ Paragraph = tuple[bool, str]  # whether the records bear it out, and the text
 
 
 def head(P) -> str:
-    """Return the sentence of a page's head, where all runs are there: the advice on own data, the
-    result on real data, and how the claims fare."""
+    """Return the sentence of a page's head, where all runs are there.
+
+    On own data it is the advice, on real data the result; then how the claims fare.
+    """
     if not all(runs.find_record(spec) for spec in plans.plan(P)):
         return ""
     if P.profile == "own":

@@ -11,19 +11,21 @@ from qa_lib.page.findings import Paragraph, join_paragraphs, rate, spread, state
 
 
 def result(claims: pd.DataFrame) -> tuple[str, int]:
-    """Return the central comparison in words, and the seeds that it rests on; empty where there is none."""
+    """Return the central comparison in words, and its seeds; empty where there is none."""
     rows = verify.select(claims)
     dev, test, reinit = (rows.loc[name] for name in ("moe-dev", "moe-test", "reinit-dev"))
     if not dev.n:
         return "", 0
     text = (
         f"the mixture of experts is {verify.format_effect(dev)} below one model of all the data on "
-        f"out-of-domain dev (printed: {dev.printed}) and {verify.format_effect(test)} below it on test "
+        f"out-of-domain dev (printed: {dev.printed}) and {verify.format_effect(test)} below it on "
+        "test "
         f"(printed: {test.printed})"
     )
     if reinit.n:
         text += (
-            f"; that model with four blocks started anew is {verify.format_effect(reinit)} below on "
+            f"; that model with four blocks started anew is {verify.format_effect(reinit)} below "
+            "on "
             f"dev (printed: {reinit.printed})"
         )
     text += ". Printed scores are by the starter code's rule, which knows no answer of one token."
@@ -68,7 +70,7 @@ class Numbers:
         return " and ".join(spread(self.select(model, on)) for on in sets or [self.dev])
 
     def say_starter_gap(self, model: str) -> str:
-        """Return how far below the baseline a model is by the starter code's rule, on the first pool."""
+        """Return how far below the baseline a model is by the starter code's rule."""
         baseline = self.select("baseline", self.dev, "em_starter")
         return spread(baseline - self.select(model, self.dev, "em_starter"))
 
@@ -105,19 +107,23 @@ def what_reproduces(x: Numbers) -> Paragraph:
         "data; the report finds that too. But there the others come close, and here they are far "
         f"below: on {x.dev} the baseline has an EM of {x.say('baseline')}, "
         + ", ".join(f"{name} {x.say(model)}" for name, model, _ in below)
-        + f" (printed, below the baseline: {', '.join(printed[claim] for *_, claim in below)}; by the "
-        "starter code's rule, under which these were made, ours are "
+        + f" (printed, below the baseline: {', '.join(printed[claim] for *_, claim in below)}; by "
+        "the starter code's rule, under which these were made, ours are "
         f"{', '.join(x.say_starter_gap(model) for _, model, _ in below)} below it)."
     )
     if x.have_verdict(["out-of-domain-harder", "pooling-generalises"], Verdict.REPRODUCED):
         inside = ", ".join(f"{x.say('baseline', domain)} on {domain}" for domain in x.P.domains)
         text += (
-            " Reproduced is that this model is much worse on new domains than on its own, and better "
+            " Reproduced is that this model is much worse on new domains than on its own, and "
+            "better "
             f"there than any expert. (These are other questions, too: it has {inside}, which it "
             f"learnt, and {x.say('baseline', x.test)} on {x.test}.)"
         )
         if x.have_verdict(["both-hurt", "reinit-declines"], Verdict.REPRODUCED):
-            text += " So is, as a mere direction, that the mixture and blocks started anew lower the score."
+            text += (
+                " So is, as a mere direction, that the mixture and blocks started anew lower the "
+                "score."
+            )
     return holds, text
 
 
@@ -130,14 +136,19 @@ def why_the_mixture_loses(x: Numbers) -> Paragraph:
         for domain in x.P.domains
     ]
     text = (
-        "**Why the mixture loses.** Each of its experts has a third of the baseline's rows at the same "
-        f"number of epochs, and at the report's rate ({rate(x.P.learning_rate)}, for a larger encoder) "
-        "each is best in its last epoch, still learning. Each answers even its own dataset worse than "
-        f"the baseline: {', '.join(own)}. An oracle that chooses of each question the best expert's "
+        "**Why the mixture loses.** Each of its experts has a third of the baseline's rows at the "
+        "same "
+        f"number of epochs, and at the report's rate ({rate(x.P.learning_rate)}, for a larger "
+        "encoder) "
+        "each is best in its last epoch, still learning. Each answers even its own dataset worse "
+        "than "
+        f"the baseline: {', '.join(own)}. An oracle that chooses of each question the best "
+        "expert's "
         f"answer has {x.say('oracle', x.dev, x.test)} on {x.dev} and {x.test}, the baseline "
         f"{x.say('baseline', x.dev, x.test)}, the mixture {x.say('moe', x.dev, x.test)}: choosing "
         "perfectly among the experts' answers would close most of the gap to one model, and lie "
-        f"{room.min():.1f} to {room.max():.1f} EM from it, by seed and set. Whether few rows and steps "
+        f"{room.min():.1f} to {room.max():.1f} EM from it, by seed and set. Whether few rows and "
+        "steps "
         "hold the experts back, or the single dataset, was not separated."
     )
     return holds, text
@@ -157,11 +168,15 @@ def has_the_gate_learnt(x: Numbers) -> Paragraph:
         "**Has the gate learnt anything?** Little that shows on new domains: "
         f"{x.say('moe', x.dev, x.test)} on {x.dev} and {x.test}, where equal weights give "
         f"{x.say('uniform-weights', x.dev, x.test)}, the one expert that is best on validation "
-        f"{x.say('best-single', x.dev, x.test)}, and one set of weights for each new dataset, fitted on "
-        f"its few examples, {x.say('told-dataset', x.dev, x.test)}. These seeds do not decide it: what "
-        f"the gate adds to equal weights is {verify.format_effect(x.claims.loc['gate-not-learned'])} on "
+        f"{x.say('best-single', x.dev, x.test)}, and one set of weights for each new dataset, "
+        "fitted on "
+        f"its few examples, {x.say('told-dataset', x.dev, x.test)}. These seeds do not decide it: "
+        "what "
+        "the gate adds to equal weights is "
+        f"{verify.format_effect(x.claims.loc['gate-not-learned'])} on "
         f"{x.dev}, what such a set of weights adds to the gate "
-        f"{verify.format_effect(x.claims.loc['gate-below-told'])} there and, by seed, {spread(told)} on "
+        f"{verify.format_effect(x.claims.loc['gate-below-told'])} there and, by seed, "
+        f"{spread(told)} on "
         f"{x.test}. In its own domains the mixture has {', '.join(inside)}."
     )
     return holds, text
@@ -170,9 +185,11 @@ def has_the_gate_learnt(x: Numbers) -> Paragraph:
 def starting_blocks_anew(x: Numbers) -> Paragraph:
     reload = f"reload-{x.P.reinit_blocks}"
     text = (
-        f"**Starting blocks anew.** With {x.P.reinit_blocks} top blocks at random weights the model has "
+        f"**Starting blocks anew.** With {x.P.reinit_blocks} top blocks at random weights the "
+        "model has "
         f"{x.say(x.reinit)} on {x.dev}, with the weights of lower blocks in their place "
-        f"{x.say(reload)}, untouched {x.say('baseline')}. What is lost is probably what the blocks had "
+        f"{x.say(reload)}, untouched {x.say('baseline')}. What is lost is probably what the blocks "
+        "had "
         "learnt before; so few rows and steps do not bring it back."
     )
     return x.em(x.reinit) < x.em(reload) < x.em("baseline"), text
@@ -187,8 +204,10 @@ def what_these_records_cannot_say(x: Numbers, claims: pd.DataFrame) -> Paragraph
     )
     curves = f", of two training curves {len(P.seeds + P.curve_seeds)}" if P.curve_seeds else ""
     text = (
-        f"**What these records cannot say.** They are of {P.train_rows:,} examples of each dataset (the "
-        "report: 50,000, each or together is not said), and of MiniLM, which is smaller than DistilBERT "
+        f"**What these records cannot say.** They are of {P.train_rows:,} examples of each dataset "
+        "(the "
+        "report: 50,000, each or together is not said), and of MiniLM, which is smaller than "
+        "DistilBERT "
         f"and has met two of the in-domain datasets (section Data). {arms}There are {len(P.seeds)} "
         f"seeds{curves}. {state(P, claims)}"
     )
@@ -197,10 +216,14 @@ def what_these_records_cannot_say(x: Numbers, claims: pd.DataFrame) -> Paragraph
 
 def advice_to_a_user(x: Numbers) -> Paragraph:
     text = (
-        "**To someone who wants to use the idea.** Train the experts first, each until its validation "
-        "score stops rising, at a rate chosen for it. Then, before building a gate, compute what the "
-        "best choice among their answers would score: it takes the experts' answers and the gold ones. "
-        "Where that is not clearly better than one model of all the data, as here, no gate that chooses "
+        "**To someone who wants to use the idea.** Train the experts first, each until its "
+        "validation "
+        "score stops rising, at a rate chosen for it. Then, before building a gate, compute what "
+        "the "
+        "best choice among their answers would score: it takes the experts' answers and the gold "
+        "ones. "
+        "Where that is not clearly better than one model of all the data, as here, no gate that "
+        "chooses "
         "among them will beat that model by more."
     )
     return x.experts_still_learn() and x.oracle_ahead().max() < 2, text

@@ -1,4 +1,4 @@
-"""What the plans of all reports share: the fields of every run, and the run that others go on from."""
+"""What all plans share: the fields of every run, and the run that others go on from."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,9 @@ def fingerprint_domains(params: Study, names: Iterable[str]) -> list[str]:
 
 
 def plan_start(params: Study, shared: dict, **fields) -> list[Spec]:
-    """Return the run on another dataset that all others go on from; nothing where `start` names none.
+    """Return the run on another dataset that all others go on from.
+
+    Nothing where parameter `start` names none.
 
     Profile quick has one, so that short runs can learn at all. fields: those of this run alone.
     """

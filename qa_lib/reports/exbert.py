@@ -1,8 +1,8 @@
 """Report 2, Bring in the ExBERT (Fan, Fan, Song; CS 7643): a DistilBERT with a sparse ST-MoE layer.
 
 Its parameters, its models, one function for each of its experiments, and the list of its runs:
-V-DB (the plain span model, models/heads.py), ExBERT (models/exbert.py), the controls that could explain
-its gain, sweeps, and equal tuning of all.
+V-DB (the plain span model, models/heads.py), ExBERT (models/exbert.py), the controls that could
+explain its gain, sweeps, and equal tuning of all.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ from qa_lib.settings.spec import Spec
 
 TITLE = "Bring in the ExBERT"
 
-# Variant: its name for readers, and its one colour everywhere, in the order of every figure. The colours
-# are after Okabe and Ito, dark enough on white.
+# Variant: its name for readers, and its one colour everywhere, in the order of every figure. The
+# colours are after Okabe and Ito, dark enough on white.
 MODELS = {
     "v-db": ("V-DB", "#0072b2"),
     "exbert": ("ExBERT", "#b87a00"),
@@ -124,7 +124,7 @@ class Parameters(Layer, Study):
 
 
 def list_models(params: Parameters) -> dict[str, dict]:
-    """Return model → the fields of its runs in which it differs from V-DB, at the report's settings."""
+    """Return model → the fields in which its runs differ from V-DB's, at the report's settings."""
     layer = Layer(**params.model_dump(include=set(Layer.model_fields)))
     final_layer = layer.model_copy(update={"dropout_at": params.tuned_dropout})
     final = {
@@ -138,7 +138,8 @@ def list_models(params: Parameters) -> dict[str, dict]:
         "exbert-tuned": final | {"layer": final_layer},
         # Control (a): all but the layer.
         "plain-tuned": final,
-        # Controls (b): a dense layer as wide as the experts a token meets, and as wide as all of them.
+        # Controls (b): a dense layer as wide as the experts a token meets, and as wide as all of
+        # them.
         "dense-compute": final | {"layer": final_layer, "dense": float(layer.top_n)},
         "dense-parameters": final | {"layer": final_layer, "dense": float(layer.experts)},
     }
@@ -155,7 +156,7 @@ class Arm:
     def train_mixtures(
         self, variant: str, ratios: list[float], seeds: list[int], rows: int | None = None, **fields
     ) -> list[Spec]:
-        """Return a run for each mixture and seed, of so many rows; by default of all training rows."""
+        """Return a run for each mixture and seed; rows: by default all training rows."""
         rows = rows or self.params.train_rows
         specs = []
         for ratio in ratios:
@@ -179,7 +180,9 @@ class Arm:
     def train_curve(
         self, blocks: int | None = None, rate: float | None = None, **layer
     ) -> list[Spec]:
-        """Return ExBERT at one point of a sweep, with losses after each epoch, the same schedule for all.
+        """Return ExBERT at one point of a sweep, with losses after each epoch.
+
+        The schedule is the same for all points.
 
         blocks, rate: None is the plain model's. layer: fields of the ST-MoE layer.
         """
@@ -198,7 +201,7 @@ class Arm:
 
 
 def round_rate(rate: float) -> float:
-    """Return a rate as one would write it: 3 × 1e-4 is 3e-4, so that runs of one rate are one run."""
+    """Return a rate without rounding errors: 3 × 1e-4 is 3e-4, so that it is one run."""
     return float(f"{rate:.6g}")
 
 
@@ -340,8 +343,8 @@ def rates_with_equal_tuning(arm: Arm) -> list[Spec]:
     return specs
 
 
-# The experiments that parameter `experiments` names, in the order of their runs; and those of them that
-# equal tuning has too.
+# The experiments that parameter `experiments` names, in the order of their runs; and those of them
+# that equal tuning has too.
 EXPERIMENTS = {
     "headline": headline,
     "dense": dense,

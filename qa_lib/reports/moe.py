@@ -1,8 +1,10 @@
-"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts, each fine-tuned on one dataset, mixed by a gate.
+"""Report 1, Sesame Street Ensemble (Consigny; CS224N): experts mixed by a gate.
+
+Each expert is fine-tuned on one dataset.
 
 Its parameters, its models, one function for each of its experiments, and the list of its runs. The
-experts are plain span models (models/heads.py), trained one by one and frozen. What they say of a window
-is computed once (training/frozen.py); a mixture (models/gated_mixture.py) weighs it.
+experts are plain span models (models/heads.py), trained one by one and frozen. What they say of a
+window is computed once (training/frozen.py); a mixture (models/gated_mixture.py) weighs it.
 """
 
 from dataclasses import dataclass
@@ -58,8 +60,8 @@ RULES = {
     "other-experts": "others",
     "oracle": "oracle",
 }
-# One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from equal
-# weights on (chosen).
+# One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from
+# equal weights on (chosen).
 TOLD = {"learning_rate": 0.1, "epochs": 50.0, "schedule": "linear"}
 # Too few rows to set any aside for validation.
 FEW = {"looks": 1, "watched": 0, "validation_rows": 0, "checkpoint": "last"}
@@ -123,7 +125,8 @@ class Parameters(Study):
         for name, epochs in shortest.items():
             if self.looks > 1 and epochs < 1 / self.looks:
                 raise ValueError(
-                    f"{name}: {epochs} ends before the first of {self.looks} looks an epoch; write at "
+                    f"{name}: {epochs} ends before the first of {self.looks} looks an epoch; write "
+                    "at "
                     f"least {1 / self.looks:.4g}, or looks=1"
                 )
         return self
@@ -195,7 +198,10 @@ class Arm:
         rows: dict[str, int] | None = None,
         **fields,
     ) -> Spec:
-        """Return a mixture of experts. Its gate learns on what the baseline learns on, or on `rows`."""
+        """Return a mixture of experts.
+
+        Its gate learns on what the baseline learns on, or on `rows`.
+        """
         params = self.params
         of_report = {
             "input": params.gate_input,
@@ -252,7 +258,7 @@ def mixture(arm: Arm) -> list[Spec]:
 
 
 def reinit(arm: Arm) -> list[Spec]:
-    """Top blocks that start anew: in the baseline, from lower blocks' weights, and in the experts."""
+    """Top blocks that start anew: in the baseline, from lower blocks, and in the experts."""
     top = arm.params.reinit_blocks
     specs = []
     for number in reversed(arm.params.sweep_reinit):
@@ -275,7 +281,7 @@ def last(arm: Arm) -> list[Spec]:
 
 
 def controls(arm: Arm) -> list[Spec]:
-    """What a learned gate is compared with: fixed weights, one expert, the oracle, a told dataset."""
+    """What a learned gate is compared with: fixed weights, one expert, an oracle."""
     experts = arm.train_experts("moe")
     specs = []
     for name, rule in RULES.items():
@@ -331,8 +337,8 @@ def clusters(arm: Arm) -> list[Spec]:
     return [*experts, arm.mix_experts("moe-clusters", experts)]
 
 
-# The experiments that parameter `experiments` names, in the order of their weight for the report: long
-# runs before the gates, which cost nothing.
+# The experiments that parameter `experiments` names, in the order of their weight for the report:
+# long runs before the gates, which cost nothing.
 EXPERIMENTS = {
     "mixture": mixture,
     "reinit": reinit,
@@ -350,7 +356,7 @@ EXPERIMENTS = {
 
 
 def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
-    """Return the runs at the report's rate and epochs: the baseline and the experiments, seed by seed."""
+    """Return the baseline and the experiments at the report's rate and epochs, seed by seed."""
     specs = []
     for seed in params.seeds:
         arm = Arm(params, shared | {"seed": seed})
@@ -358,8 +364,8 @@ def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
         for name, list_runs in EXPERIMENTS.items():
             if name in params.experiments:
                 specs += list_runs(arm)
-    # Further seeds of what Fig. 2 compares, for its curves alone: with test scores these two models would
-    # have other seeds than those beside them.
+    # Further seeds of what Fig. 2 compares, for its curves alone: with test scores these two models
+    # would have other seeds than those beside them.
     for seed in params.curve_seeds:
         arm = Arm(params, shared | {"seed": seed, "tests": []})
         specs += arm.train_model("baseline")

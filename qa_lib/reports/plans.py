@@ -1,4 +1,4 @@
-"""The reports that are built: a file each, with its parameters, its models and its plan; and their parameters as asked for."""
+"""The reports that are built: their files, their models, their plans and their parameters."""
 
 import argparse
 import importlib
@@ -12,7 +12,10 @@ from qa_lib.store import runs
 
 
 def find_report(slug: str) -> ModuleType:
-    """Return the file of a report: TITLE, MODELS, Parameters and plan. Raises UserError where there is none."""
+    """Return the file of a report: TITLE, MODELS, Parameters and plan.
+
+    Raises UserError where there is none.
+    """
     params.check_report(slug)
     return importlib.import_module(f"qa_lib.reports.{slug}")
 
@@ -26,7 +29,7 @@ def plan(P: Study) -> list[Spec]:
 
 
 def find_model(report: str, variant: str) -> str:
-    """Return the model behind a variant: v-db-full, v-db-curve … are V-DB on other rows or epochs."""
+    """Return the model behind a variant: v-db-full and v-db-curve are V-DB on other rows."""
     models = find_report(report).MODELS
     while variant not in models:
         variant = variant.rsplit("-", 1)[0]
@@ -96,7 +99,10 @@ def load_from_names(slug: str, names: dict[str, Any]) -> Any:
 
 
 def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
-    """Return the parameters that a parsed command line asks for; `size` is used where it names none."""
+    """Return the parameters that a parsed command line asks for.
+
+    size: used where the command line names none.
+    """
     profile = args.profile or params.default_profile()
     given = command_line.read_overrides(args)
     real_size = (args.size or size) if profile == "real" else None

@@ -1,4 +1,4 @@
-"""Equal tuning: the same trials for every model, learning rates × epochs, judged on validation rows."""
+"""Equal tuning: the same trials of rate and epochs for every model, judged on validation."""
 
 from collections.abc import Callable
 from itertools import product
@@ -32,9 +32,10 @@ def choose_by_trials(
 ) -> tuple[list[Spec], dict[str, tuple[float, float]]]:
     """Return all trials, and model → (rate, epochs) of its best trial by `validation_score`.
 
-    While a model's best rate lies at the edge of those tried, all models get the next rate too (half,
-    or twice), WIDER times at most. Epochs are not extended: they are the budget, the same for all,
-    and those that the reports' own models have. Nothing is chosen until every trial is recorded.
+    While a model's best rate lies at the edge of those tried, all models get the next rate too
+    (half, or twice), WIDER times at most. Epochs are not extended: they are the budget, the same
+    for all, and those that the reports' own models have. Nothing is chosen until every trial is
+    recorded.
 
     trial: gives the run of a model at a rate and epochs.
     """

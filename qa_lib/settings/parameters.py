@@ -53,9 +53,9 @@ class Strict(BaseModel):
 class Dataset(Strict):
     """One dataset: its sources, its splits, and the unit its examples repeat in.
 
-    Validation is carved from training by whole units. Without a test source the test split is carved
-    too: `train_rows` rows of whole units train, `validation_share` of the other units validate, and the
-    rest is the test set.
+    Validation is carved from training by whole units. Without a test source the test split is
+    carved too: `train_rows` rows of whole units train, `validation_share` of the other units
+    validate, and the rest is the test set.
     """
 
     train: list[str] = []  # register | files under DATA | hub "repo:split"
@@ -125,11 +125,13 @@ class Study(Strict):
     def _lengths(self):
         if "own" in (self.profile, self.source) and not (self.profile == self.source and self.data):
             raise ValueError(
-                "profile: own goes with source own and the file that `make own` writes; start it with make own NAME=…"
+                "profile: own goes with source own and the file that `make own` writes; start it "
+                "with make own NAME=…"
             )
         if self.source == "embedded" and self.profile != "quick":
             raise ValueError(
-                f"profile: generated text (source embedded) is profile quick; make … PROFILE={self.profile} has other "
+                "profile: generated text (source embedded) is profile quick; make … "
+                f"PROFILE={self.profile} has other "
                 "parameters"
             )
         if self.stride >= self.max_length // 2:
@@ -144,7 +146,8 @@ class Study(Strict):
             for name in names:
                 if name in TAKEN_NAMES or TAKEN_PATTERN.fullmatch(name):
                     raise ValueError(
-                        f"{field}: '{name}' cannot name a dataset, since run records and tables use "
+                        f"{field}: '{name}' cannot name a dataset, since run records and tables "
+                        "use "
                         "that word for something else; give it another name"
                     )
         return self

@@ -1,4 +1,6 @@
-"""Values of parameters: read from YAML files, validated, and what is wrong with them in one sentence."""
+"""Values of parameters: read from YAML files, validated, and what is wrong with them in one
+sentence.
+"""
 
 import datetime
 import difflib
