@@ -1,11 +1,13 @@
 """A report's notebook, executed with a profile's parameters, as one self-contained page.
 
-    python -m qa_lib render exbert --profile quick    figures/exbert/quick/report.html and all on it
-    python -m qa_lib render exbert --profile quick --only fig3_ratios           that figure alone
+    python -m qa_lib render exbert --profile quick
+        figures/exbert/quick/report.html and all tables and figures on it
+    python -m qa_lib render exbert --profile quick --only fig3_ratios
+        that figure alone
 
 The page makes no request: maths is MathML, images are embedded, and a content policy in its head
-refuses the rest. Its one script, page/sort.js, lets a reader sort the tables; the policy names it by its
-hash and refuses any other. A notebook that fails leaves the earlier page as it was.
+refuses the rest. Its one script, page/sort.js, lets a reader sort the tables. The policy names this
+script by its hash and refuses any other. A notebook that fails leaves the earlier page as it was.
 """
 
 import ast
@@ -36,7 +38,11 @@ SCRIPT = Path(__file__).with_name("sort.js")
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """LaTeX as MathML, with the space after log and the limits of a sum where LaTeX has them."""
+    """Return LaTeX as MathML.
+
+    The space after log and exp, and the limits of a sum or product, are where LaTeX has them.
+    display: "inline" or "block".
+    """
     text = convert(latex.strip(), display=display)
     text = re.sub(
         r"(<mi>(?:log|exp)</mi>)(?!<mo[^>]*>&#x00028;)", r'\1<mspace width="0.17em"/>', text
@@ -51,43 +57,60 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 class Renderer(IPythonRenderer):
-    """Markdown to HTML: maths as MathML, headings with an anchor, markup in the text escaped; what is wide scrolls."""
+    """A renderer of Markdown to HTML.
+
+    Maths becomes MathML, a heading gets an anchor, and markup in the text is escaped. Equations,
+    code and tables scroll where they are wide.
+    """
 
     def block_math(self, body):
-        return f'<div class="scroll" tabindex="0" role="group" aria-label="Equation">{mathml(body, "block")}</div>'
+        """Return an equation on a line of its own."""
+        return scrollable(mathml(body, "block"), "group", "Equation")
 
     def block_code(self, code, info=None):
-        return f'<div class="scroll" tabindex="0" role="group" aria-label="Code">{super().block_code(code, info)}</div>\n'
+        """Return a block of code."""
+        return scrollable(super().block_code(code, info), "group", "Code") + "\n"
 
     def inline_math(self, body):
+        """Return maths within a line."""
         return mathml(body)
 
     def latex_environment(self, name, body):
+        """Return an environment of LaTeX as an equation."""
         return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
 
     def heading(self, text, level, **attrs):
+        """Return a heading, whose anchor is made of its letters and digits."""
         anchor = re.sub(r"\W+", "-", re.sub(r"<[^>]*>|&\w+;", "", text).lower()).strip("-")
         return f'<h{level} id="{anchor}">{text}</h{level}>\n'
 
     def table(self, text):
-        return f'<div class="scroll" tabindex="0" role="region" aria-label="Table">\n<table>{text}</table></div>\n'
+        """Return a table."""
+        return scrollable(f"\n<table>{text}</table>", "region", "Table") + "\n"
 
     def table_cell(self, text, align=None, head=False):
+        """Return a cell of a table; cells aligned to the right hold numbers."""
         right = ' class="number"' if align == "right" else ""
         return f'<th scope="col"{right}>{text}</th>\n' if head else f"<td{right}>{text}</td>\n"
 
 
+def scrollable(html: str, role: str, label: str) -> str:
+    """Return HTML in a box that scrolls, with its role and label for screen readers."""
+    return f'<div class="scroll" tabindex="0" role="{role}" aria-label="{label}">{html}</div>'
+
+
 def markdown(source: str) -> str:
+    """Return Markdown as HTML."""
     renderer = Renderer(escape=True, allow_harmful_protocols=False)
     return MarkdownWithMath(renderer=renderer).render(source)
 
 
 @contextlib.contextmanager
 def clean_settings():
-    """Leave out the user's set-up of Jupyter, IPython and matplotlib.
+    """Leave out the user's settings of Jupyter, IPython and matplotlib.
 
-    A page is the same whoever draws it. The folders of these three are new and empty for as long as
-    this lasts, so no home folder is needed either.
+    A page is then the same whoever draws it. Inside of this context the folders of these three are
+    new and empty, so no home folder is needed either.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         ours = {"JUPYTER_NO_CONFIG": "1", "PYTHONUTF8": "1"}
@@ -100,7 +123,7 @@ def clean_settings():
         ):
             ours[name] = str(Path(folder) / name.lower())
             Path(ours[name]).mkdir()
-        # without MPLBACKEND the kernel chooses a backend that needs no screen
+        # Without MPLBACKEND the kernel chooses a backend that needs no screen.
         absent = (
             "JUPYTER_PATH",
             "JUPYTER_CONFIG_PATH",
@@ -123,123 +146,156 @@ def clean_settings():
 
 
 class Page(HTMLExporter):
-    """nbconvert with our template; resources["page"] holds tag, title, contents and script."""
+    """nbconvert's exporter with our template; resources["page"] holds what `page` puts there."""
 
     @pass_context
     def markdown2html(self, context, source):
+        """Return Markdown as HTML, by our renderer."""
         return markdown(source)
 
 
 @clean_settings()
 def page(nb, p) -> str:
-    """An executed notebook as HTML; its first cell is the title block."""
-    nb = (
-        present_own_data(copy.deepcopy(nb), Path(p.data).stem)
-        if p.profile == "own"
-        else merge_absent_notes(copy.deepcopy(nb))
-    )
+    """Return an executed notebook as HTML; its first cell is the title block."""
+    nb = copy.deepcopy(nb)
+    if p.profile == "own":
+        nb = present_own_data(nb, Path(p.data).stem)
+    else:
+        nb = merge_absent_notes(nb)
     title = nb.cells.pop(0).source
-    text = "".join(markdown(c.source) for c in nb.cells if c.cell_type == "markdown")
+    text = "".join(markdown(cell.source) for cell in nb.cells if cell.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
     script = SCRIPT.read_text(encoding="utf-8")
-    exporter = Page(
-        template_name="page", extra_template_basedirs=[str(Path(__file__).parent.parent)]
-    )
-    return exporter.from_notebook_node(
-        nb,
-        {
-            "page": {
-                "title": title,
-                "name": re.search(r"^# (.+)$", title, re.M)[1],
-                "tag": report.profile_tag(p),
-                "meaning": meaning,
-                "colour": colour,
-                "script": script,
-                "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-                "contents": re.findall(r'<h2 id="(.*?)">(.*?)</h2>', text),
-            }
-        },
-    )[0]
+    digest = hashlib.sha256(script.encode()).digest()
+    resources = {
+        "title": title,
+        "name": re.search(r"^# (.+)$", title, re.M)[1],
+        "tag": report.profile_tag(p),
+        "meaning": meaning,
+        "colour": colour,
+        "script": script,
+        "script_hash": base64.b64encode(digest).decode(),
+        "contents": re.findall(r'<h2 id="(.*?)">(.*?)</h2>', text),
+    }
+    templates = str(Path(__file__).parent.parent)
+    exporter = Page(template_name="page", extra_template_basedirs=[templates])
+    html, _ = exporter.from_notebook_node(nb, {"page": resources})
+    return html
 
 
 def tags(cell) -> list[str]:
+    """Return the tags of a cell."""
     return cell.metadata.get("tags", [])
 
 
 def check_drawn(nb, name: str):
     """Raise UserError for a table or figure that the notebook does not draw."""
-    names = [t for c in nb.cells for t in tags(c) if t.startswith(("table", "fig"))]
+    names = []
+    for cell in nb.cells:
+        names += [tag for tag in tags(cell) if tag.startswith(("table", "fig"))]
     if name not in names:
         raise UserError(f"there is no table or figure {name}; the page has {', '.join(names)}")
 
 
 def keep_only(nb, name: str):
-    """The notebook less every cell that the table or figure `name` does without."""
+    """Return the notebook with only the cells that the table or figure `name` needs.
+
+    These are the cells tagged with `name`, parameters or setup, and those that assign a name which
+    a later one of them uses.
+    """
     check_drawn(nb, name)
-    kept, need = [], set()
-    for cell in reversed([c for c in nb.cells if c.cell_type == "code"]):
-        used = [x for x in ast.walk(ast.parse(cell.source)) if isinstance(x, ast.Name)]
-        made = {x.id for x in used if isinstance(x.ctx, ast.Store)}
-        if {"parameters", "setup", name} & set(
-            tags(cell)
-        ) or made & need:  # cells that make what it names stay too
-            kept, need = [cell, *kept], need - made | {x.id for x in used} - made
-    nb.cells = kept
+    cells = []
+    needed: set[str] = set()
+    for cell in reversed(nb.cells):
+        if cell.cell_type != "code":
+            continue
+        tree = ast.walk(ast.parse(cell.source))
+        names = [node for node in tree if isinstance(node, ast.Name)]
+        assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        used = {node.id for node in names} - assigned
+        tagged = {"parameters", "setup", name} & set(tags(cell))
+        if tagged or assigned & needed:
+            cells.insert(0, cell)
+            needed = needed - assigned | used
+    nb.cells = cells
     return nb
 
 
 OWN = """# Are the experts worth it on {name}?
 
-One sparse mixture-of-experts layer on a small encoder (ExBERT) against the same model without it, on two domains of your own.
+One sparse mixture-of-experts layer on a small encoder (ExBERT) against the same model without it, \
+on two domains of your own.
 The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExBERT*.
 """
 
 
 def present_own_data(nb, name: str):
-    """The notebook as the page of own data: less the tables and figures that are not drawn, the sections and texts that only led to
-    them, and cells tagged study: a reader with data of their own asked for one comparison, not for the report."""
+    """Return the notebook as the page of own data.
 
-    def dead(group: list) -> bool:
-        code = [absent_part(c) for c in group if c.cell_type == "code"]
-        return bool(code) and all(code)
-
+    A reader with data of their own asked for one comparison, not for the report. So the page leaves
+    out tables and figures that are not drawn, the sections and texts that only lead to them, and
+    cells tagged study.
+    """
     nb.cells[0].source = OWN.format(name=name)
-    nb.cells = [c for c in nb.cells if "study" not in tags(c)]
-    for mark in ("##", ""):  # whole sections, then texts within the others
-        groups: list[list] = []
-        for cell in nb.cells:
-            if not groups or cell.cell_type == "markdown" and cell.source.startswith(mark):
-                groups.append([])
-            groups[-1].append(cell)
-        nb.cells = [
-            c for g in groups if not dead(g) or not mark and g[0].source.startswith("##") for c in g
-        ]
-    nb.cells = [c for c in nb.cells if not absent_part(c)]
+    nb.cells = [cell for cell in nb.cells if "study" not in tags(cell)]
+    in_sections = []
+    for section in group_cells(nb.cells, "##"):
+        if not is_absent(section):
+            in_sections += section
+    cells = []
+    for text in group_cells(in_sections, ""):  # a text and the cells that follow it
+        if not is_absent(text) or text[0].source.startswith("##"):
+            cells += [cell for cell in text if not absent_part(cell)]
+    nb.cells = cells
     return nb
 
 
+def group_cells(cells: list, mark: str) -> list[list]:
+    """Return cells in groups, each of which begins with a Markdown cell that begins with `mark`."""
+    groups: list[list] = []
+    for cell in cells:
+        begins = cell.cell_type == "markdown" and cell.source.startswith(mark)
+        if begins or not groups:
+            groups.append([])
+        groups[-1].append(cell)
+    return groups
+
+
+def is_absent(cells: list) -> bool:
+    """Return whether cells have code, and none of it draws its table or figure."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    return bool(code) and all(absent_part(cell) for cell in code)
+
+
 def absent_part(cell) -> str:
-    """What a table or figure is not drawn for; empty where it is drawn."""
-    found = [o.get("data", {}).get("text/html", "") for o in cell.get("outputs", [])]
-    return "".join(re.findall("“(.*?)”", text)[0] for text in found if report.ABSENT in text)
+    """Return the part of the study for which a cell draws nothing; "" where it draws."""
+    parts = []
+    for output in cell.get("outputs", []):
+        html = output.get("data", {}).get("text/html", "")
+        if report.ABSENT in html:
+            parts.append(re.findall("“(.*?)”", html)[0])
+    return "".join(parts)
 
 
 def merge_absent_notes(nb):
-    """The notebook with one sentence for neighbouring tables and figures that are not drawn."""
-    kept: list = []
+    """Return the notebook with one sentence for neighbouring parts that are not drawn."""
+    cells: list = []
     for cell in nb.cells:
-        if absent_part(cell) and kept and (before := absent_part(kept[-1])):
-            parts = dict.fromkeys(f"{before}, {absent_part(cell)}".split(", "))
-            kept[-1].outputs[-1].data["text/html"] = report.note_absent(", ".join(parts))
+        part = absent_part(cell)
+        before = absent_part(cells[-1]) if cells else ""
+        if part and before:
+            parts = dict.fromkeys(f"{before}, {part}".split(", "))
+            cells[-1].outputs[-1].data["text/html"] = report.note_absent(", ".join(parts))
         else:
-            kept.append(cell)
-    nb.cells = kept
+            cells.append(cell)
+    nb.cells = cells
     return nb
 
 
 def read_notes(source: str) -> dict[str, str]:
     """Return the comment behind each assignment of a cell, by the name that is assigned."""
-    notes, lines = {}, source.splitlines()
+    notes = {}
+    lines = source.splitlines()
     for statement in ast.parse(source).body:
         rest = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode()
         if isinstance(statement, ast.Assign) and rest.startswith("  # "):
@@ -248,10 +304,15 @@ def read_notes(source: str) -> dict[str, str]:
 
 
 def say_parameters_once(nb):
-    """Papermill puts a cell with the values used below the one with the defaults: keep the values
-    used, with the comments of the defaults."""
-    cells = {tag: cell for cell in nb.cells for tag in tags(cell)}
-    default, used = cells.get("parameters"), cells.get("injected-parameters")
+    """Merge the cell of default parameters with the cell of used ones that papermill adds below.
+
+    The values are those used, and the comments are those of the defaults.
+    """
+    cells = {}
+    for cell in nb.cells:
+        cells |= dict.fromkeys(tags(cell), cell)
+    default = cells.get("parameters")
+    used = cells.get("injected-parameters")
     if default is None or used is None:
         return
     notes = read_notes(default.source)
@@ -259,9 +320,9 @@ def say_parameters_once(nb):
     for line in used.source.splitlines():
         if line.startswith("#"):
             continue
-        # a path is the machine's, not the page's
-        shown = re.sub('^(data|encoder) = "/.*/', r'\1 = "…/', line)
-        lines.append(shown + notes.get(line.split(" = ")[0], ""))
+        # A page shows no path of the machine.
+        line = re.sub('^(data|encoder) = "/.*/', r'\1 = "…/', line)
+        lines.append(line + notes.get(line.split(" = ")[0], ""))
     used.source = "\n".join(lines)
     used.metadata.tags = ["parameters"]
     nb.cells.remove(default)
@@ -269,9 +330,11 @@ def say_parameters_once(nb):
 
 @clean_settings()
 def execute(nb, name: str, values: dict):
-    """Run a notebook. A UserError in a cell is raised again; other failures end in one sentence."""
+    """Run a notebook with the parameters `values`; return it with its outputs.
+
+    A UserError in a cell is raised again. Other failures exit with one sentence.
+    """
     try:
-        # the kernel's remarks on its own transport
         nb = papermill.execute_notebook(
             nb,
             None,
@@ -279,14 +342,14 @@ def execute(nb, name: str, values: dict):
             kernel_name="python3",
             language="python",
             progress_bar=sys.stderr.isatty(),
-            extra_arguments=["--log-level=50"],
+            extra_arguments=["--log-level=50"],  # else the kernel remarks on its own transport
         )
     except papermill.PapermillExecutionError as e:
         if e.ename == "UserError":
             raise UserError(e.evalue) from None
         cell = e.source.strip().splitlines()[0]
         sys.exit(f"error: {name}, cell `{cell} …`: {e.ename}: {' '.join(e.evalue.split())}")
-    except Exception as e:  # no kernel, or one that died: nothing of ours is on the stack
+    except Exception as e:  # there is no kernel, or it died: nothing of ours is on the stack
         sys.exit(f"error: {name}: {type(e).__name__}: {' '.join(str(e).split())}")
     say_parameters_once(nb)
     del nb.metadata["papermill"]  # paths and times of this machine
@@ -294,24 +357,31 @@ def execute(nb, name: str, values: dict):
 
 
 def find_notebook(slug: str) -> Path:
-    """The notebook of a report."""
+    """Return the path of a report's notebook."""
     return next((ROOT / "notebooks").glob(f"*_{slug}.ipynb"))
 
 
 def read_notebook(slug: str):
+    """Return a report's notebook."""
     return load_notebook_node(str(find_notebook(slug)))
 
 
 def render(p, name: str | None = None):
-    """Write a report's report.ipynb and report.html and all on it, or only the files of `name`."""
-    start, folder = time.time(), runs.page_folder(p)
+    """Write a report's report.ipynb, report.html, tables and figures.
+
+    name: a table or figure of which alone the files are written.
+    """
+    start = time.time()
+    folder = runs.page_folder(p)
     nb = read_notebook(p.report)
-    nb = execute(keep_only(nb, name) if name else nb, find_notebook(p.report).name, p.model_dump())
+    if name:
+        nb = keep_only(nb, name)
+    nb = execute(nb, find_notebook(p.report).name, p.model_dump())
     if not name:
         html = page(nb, p)
         runs.write(folder / "report.ipynb", nbformat.writes(nb))
         runs.write(folder / "report.html", html)
-    shown = folder / (name or "report.html")
-    if shown.is_relative_to(Path.cwd()):
-        shown = shown.relative_to(Path.cwd())
-    print(f"{shown}: {time.time() - start:.0f} s", flush=True)
+    path = folder / (name or "report.html")
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    print(f"{path}: {time.time() - start:.0f} s", flush=True)

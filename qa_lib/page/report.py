@@ -1,7 +1,7 @@
-"""Tables, figures and provenance of a page: drawn from run records, never from a number at hand.
+"""Tables, figures and provenance of a page, all of them drawn from run records.
 
 A frame to be drawn has a column `run`: the run, or a tuple of the runs, that a row comes from.
-Files go to figures/<report>/<profile>/; the same numbers give the same bytes. Text is never markup.
+Files go to figures/<report>/<profile>/. The same numbers give the same bytes. Text is never markup.
 """
 
 import base64
@@ -20,7 +20,8 @@ from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
-PROFILES = {  # what a page's numbers are worth, and the colour of its tag
+# What the numbers of a page are worth, and the colour of its tag.
+PROFILES = {
     "quick": (
         "generated text, small encoder: shows that the study works; no number here is a result",
         "#8a4b00",
@@ -28,10 +29,12 @@ PROFILES = {  # what a page's numbers are worth, and the colour of its tag
     "real": ("real data, small encoder: a result for this encoder and these sizes", "#00605a"),
     "paper": ("the encoder, data and sizes of the report itself", "#1d3f8f"),
     "own": (
-        "your own two domains: a result for them, this encoder and these sizes; the report's claims are not judged by it",
+        "your own two domains: a result for them, this encoder and these sizes; "
+        "the report's claims are not judged by it",
         "#6b2d73",
     ),
 }
+# Names of columns for readers; others are shown with blanks for underscores.
 NAMES = {
     "em": "EM",
     "f1": "F1",
@@ -48,15 +51,18 @@ MARKDOWN = re.compile(
     r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|\](?=\()"
     r"|:(?=//)|(?<=www)\.|(?<=\w)@(?=\w)"
 )
-# breaks of lines and pages, and control characters
+# Breaks of lines and pages, and control characters.
 BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
-plt.rcdefaults()  # a matplotlibrc of the user's does not count
+plt.rcdefaults()  # the user's matplotlibrc does not count
 plt.style.use(Path(__file__).with_name("paper.mplstyle"))
 
 
 class Html(str):
-    """HTML that a notebook displays; its plain form is short, so a notebook holds the text once."""
+    """HTML that a notebook displays.
+
+    Its plain form is short, so that a notebook holds the text once.
+    """
 
     _repr_html_ = str.__str__
     __repr__ = object.__repr__
@@ -79,89 +85,110 @@ def save_table(
 ) -> Html:
     """Write <name>.csv, .md and .tex; return the table for display.
 
-    Columns `x` and `x_sd` are shown as "mean ± sd"; `seeds` says where one seed means no spread. links: text of cells →
-    address.
+    Columns `x` and `x_sd` are shown as "mean ± sd", and `seeds` says where one seed has no spread.
+    digits: decimals of a number; links: address of each cell text that is a link.
     Raises UserError where a row names no run.
     """
-    ids, caption = require_runs(name, frame), f"{caption} {_seeds(frame)}".strip()
-    plain = frame.assign(run=[" ".join(_tuple(r)) for r in frame["run"]])
-    _write(P, f"{name}.csv", runs.format_csv(plain))
+    ids = require_runs(name, frame)
+    caption = f"{caption} {_describe_seeds(frame)}".strip()
+    evidence = [" ".join(_tuple(run)) for run in frame["run"]]
+    _write_file(P, f"{name}.csv", runs.format_csv(frame.assign(run=evidence)))
     shown = _format_frame(P, frame, digits)
-    # the caption says it
     if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():
-        shown = shown.drop(columns="seeds")
-    columns = {name: _markdown(name, quote=False) for name in shown}
-    rows = shown.map(_markdown).rename(columns=columns)
-    rows = rows.to_markdown(index=False, disable_numparse=True)
-    _write(P, f"{name}.md", f"**{profile_tag(P)}** {_markdown(caption)}\n\n{rows}\n")
-    tex = (
-        shown.drop(columns="runs")
-        .rename(columns=_tex)
-        .map(_tex)
-        .to_latex(index=False, caption=f"[{profile_tag(P)}] {_tex(caption)}", label=f"tab:{name}")
-    )
-    _write(P, f"{name}.tex", "".join(f"% run {r}\n" for r in ids) + tex)
-    looks = [
-        " class=number"
-        if all(re.fullmatch(r"-?[–\d][\d.,]*( ± [\d.]+)?", x) for x in shown[c])
-        else " class=words"
-        if any(len(x) > 60 for x in shown[c])
-        else " class=name" * any(len(x) > 15 for x in shown[c])
-        for c in shown
-    ]
-
-    def linked(cell: str) -> str:
-        text = escape(cell).replace("$", "<span>$</span>")  # JupyterLab reads $x$ as maths
-        return f'<a href="{escape(links[cell])}">{text}</a>' if links and cell in links else text
-
-    def row(cells, first: str, others: str) -> str:
-        kinds = [first] + [others] * (len(looks) - 1)
-        return (
-            "<tr>"
-            + "".join(
-                f"<{kind}{look}>{linked(cell)}</{kind[:2]}>"
-                for kind, look, cell in zip(kinds, looks, cells, strict=True)
-            )
-            + "</tr>\n"
-        )
-
-    head = row(shown, 'th scope="col"', 'th scope="col"')
-    body = "".join(row(r, 'th scope="row"', "td") for r in shown.itertuples(index=False))
+        shown = shown.drop(columns="seeds")  # the caption says it
+    _write_file(P, f"{name}.md", _format_markdown(shown, profile_tag(P), caption))
+    tex = _format_tex(shown, f"[{profile_tag(P)}] {_escape_tex(caption)}", f"tab:{name}")
+    _write_file(P, f"{name}.tex", "".join(f"% run {run}\n" for run in ids) + tex)
     title = f'aria-labelledby="{name}-title"'
     return Html(
         f'<figure id="{name}"><figcaption id="{name}-title">{_badge(P)} {escape(caption)}'
         f'</figcaption>\n<div class="scroll" tabindex="0" role="region" {title}>\n'
-        f"<table {title}><thead>{head}</thead><tbody>{body}</tbody></table></div>"
-        f"{_files(P, name, 'csv', 'md', 'tex')}{_list(ids)}</figure>"
+        f"<table {title}>{_format_html(shown, links or {})}</table></div>"
+        f"{_link_files(P, name, 'csv', 'md', 'tex')}{_list_runs(ids)}</figure>"
     )
+
+
+def _format_markdown(shown: pd.DataFrame, tag: str, caption: str) -> str:
+    """Return a frame of text as a Markdown table under its caption."""
+    columns = {name: _escape_markdown(name, quote=False) for name in shown}
+    rows = shown.map(_escape_markdown).rename(columns=columns)
+    table = rows.to_markdown(index=False, disable_numparse=True)
+    return f"**{tag}** {_escape_markdown(caption)}\n\n{table}\n"
+
+
+def _format_tex(shown: pd.DataFrame, caption: str, label: str) -> str:
+    """Return a frame of text as a LaTeX table."""
+    rows = shown.drop(columns="runs").rename(columns=_escape_tex).map(_escape_tex)
+    return rows.to_latex(index=False, caption=caption, label=label)
+
+
+def _format_html(shown: pd.DataFrame, links: dict[str, str]) -> str:
+    """Return the head and body of a frame of text as an HTML table."""
+    classes = [_cell_class(cells) for _, cells in shown.items()]
+
+    def format_row(cells, first: str, other: str) -> str:
+        """Return a row; first, other: the tag of its first cell, and that of the others."""
+        tags = [first] + [other] * (len(classes) - 1)
+        parts = []
+        for tag, css, cell in zip(tags, classes, cells, strict=True):
+            parts.append(f"<{tag}{css}>{_format_cell(cell, links)}</{tag[:2]}>")
+        return "<tr>" + "".join(parts) + "</tr>\n"
+
+    head = format_row(shown, 'th scope="col"', 'th scope="col"')
+    rows = shown.itertuples(index=False)
+    body = "".join(format_row(cells, 'th scope="row"', "td") for cells in rows)
+    return f"<thead>{head}</thead><tbody>{body}</tbody>"
+
+
+def _cell_class(cells: pd.Series) -> str:
+    """Return the class attribute of a column's cells, which decides how they are set."""
+    if all(re.fullmatch(r"-?[–\d][\d.,]*( ± [\d.]+)?", cell) for cell in cells):
+        return " class=number"
+    longest = max(len(cell) for cell in cells)
+    if longest > 60:
+        return " class=words"
+    return " class=name" if longest > 15 else ""
+
+
+def _format_cell(cell: str, links: dict[str, str]) -> str:
+    """Return a cell's text as HTML, as a link where it has an address."""
+    text = escape(cell).replace("$", "<span>$</span>")  # JupyterLab reads $x$ as maths
+    return f'<a href="{escape(links[cell])}">{text}</a>' if cell in links else text
 
 
 def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) -> Html:
     """Write <name>.png and .svg; return the figure for display, its image embedded.
 
-    fig: a figure, axes or seaborn grid. frame: what it was drawn from; every row names its run.
+    fig: a figure, axes or seaborn grid; frame: the data it was drawn from.
+    Raises UserError where a row of the frame names no run.
     """
-    ids, fig = require_runs(name, frame), getattr(fig, "figure", fig)
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        fig.savefig(file := io.BytesIO(), format=kind, metadata=metadata)
-        if kind == "png":  # 128 colours are enough and a third of the bytes
-            picture = Image.open(file).convert("RGB").quantize(128)
-            picture.save(file := io.BytesIO(), format=kind, optimize=True)
-        _write(P, f"{name}.{kind}", image := file.getvalue())
+    ids = require_runs(name, frame)
+    fig = getattr(fig, "figure", fig)
+    svg = io.BytesIO()
+    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    _write_file(P, f"{name}.svg", svg.getvalue())
+    drawn = io.BytesIO()
+    fig.savefig(drawn, format="png", metadata={"Software": None})
+    # 128 colours are enough, and take a third of the bytes.
+    picture = Image.open(drawn).convert("RGB").quantize(128)
+    png = io.BytesIO()
+    picture.save(png, format="png", optimize=True)
+    _write_file(P, f"{name}.png", png.getvalue())
     plt.close(fig)  # or JupyterLab draws it a second time
-    width, height = (n // 2 for n in picture.size)  # 2 pixels a dot
+    width, height = (pixels // 2 for pixels in picture.size)  # two pixels a dot
+    image = base64.b64encode(png.getvalue()).decode()
     return Html(
         f'<figure id="{name}"><div class="scroll" tabindex="0"><img width="{width}" '
-        f'height="{height}" alt="{escape(alt)}" src="data:image/png;base64,'
-        f'{base64.b64encode(image).decode()}"></div><figcaption>{_badge(P)} '
-        f"{escape(caption)} {_seeds(frame)}</figcaption>{_files(P, name, 'svg', 'png')}{_list(ids)}</figure>"
+        f'height="{height}" alt="{escape(alt)}" src="data:image/png;base64,{image}"></div>'
+        f"<figcaption>{_badge(P)} {escape(caption)} {_describe_seeds(frame)}</figcaption>"
+        f"{_link_files(P, name, 'svg', 'png')}{_list_runs(ids)}</figure>"
     )
 
 
 def show_source(thing) -> Markdown:
-    """The library's own lines of a function or class, and where they stand.
+    """Return the source of a function or class, with its file and line.
 
-    The file is named by its module: its path may lead through a link.
+    The file is named by its module, since its path may lead through a link.
     """
     lines, first = inspect.getsourcelines(thing)
     file = inspect.unwrap(thing).__module__.replace(".", "/") + ".py"
@@ -193,55 +220,71 @@ ABSENT = '<p class="absent">'
 
 
 def note_absent(part: str) -> Html:
-    """What stands in the place of a table or figure whose runs are not part of this page."""
+    """Return the note in place of a table or figure whose runs are not part of this page."""
     return Html(f"{ABSENT}Not part of the study at this profile and size: “{escape(part)}”.</p>")
 
 
 def show_provenance(P, specs: list[Spec]) -> Html:
-    """Commit, data, machine, versions, runs and time behind a page, from the runs' records."""
-    found, made = (
-        list({record["hash"]: record for _, record in runs.require_records(specs)}.values()),
-        {},
-    )
-    for record in found:
-        e = record["environment"]
-        how = (
-            f"at {_commit(e)}, on {e['device']} ({e['processor']}, "
-            f"{e['platform']}) in {e['precision']} with Python {e['python']}, torch {e['torch']} and transformers "
-            f"{e['transformers']}"
-        )
-        made.setdefault(how, []).append(record)
+    """Return what is behind a page: commit, data, machine, versions, runs and time.
+
+    All of it is read from the runs' records.
+    """
+    by_hash = {record["hash"]: record for _, record in runs.require_records(specs)}
+    records = list(by_hash.values())
+    groups: dict[str, list[dict]] = {}
+    for record in records:
+        groups.setdefault(_describe_machine(record["environment"]), []).append(record)
     text = [f"{profile_tag(P)}: {PROFILES[P.profile][0]}."]
-    for how, group in made.items():
-        days = sorted({r["created"][:10] for r in group})
-        minutes, seconds = divmod(round(sum(r["seconds"] for r in group)), 60)
+    for machine, group in groups.items():
+        text.append(_describe_group(group, machine))
+    more = []
+    for key, record in runs.read_committed(P.report).items():
+        if key not in by_hash and record["spec"]["profile"] == P.profile:
+            more.append(record)
+    if more:
         text.append(
-            f"{_count(group)}, {minutes // 60} h {minutes % 60} min {seconds} s of work, "
-            f"made {' to '.join(dict.fromkeys([days[0], days[-1]]))} {how}."
+            f"{_count(more)} more committed, of seeds or parts that are not whole yet: "
+            "no number here is of them."
         )
-    here = {r["hash"] for r in found}
-    if more := [
-        r
-        for h, r in runs.read_committed(P.report).items()
-        if h not in here and r["spec"]["profile"] == P.profile
-    ]:
-        text.append(
-            f"{_count(more)} more committed, of seeds or parts that are not whole yet: no number here is of them."
-        )
-    data, encoder = set(), set()
-    for s in (r["spec"] for r in found):
-        data |= {f"{d} {f[:12]}" for d, f in zip(s["domains"], s["fingerprints"], strict=True)}
-        encoder.add(f"{s['encoder']} {s['weights'][:12]}")
-    text += [
+    data = set()
+    encoders = set()
+    for spec in (record["spec"] for record in records):
+        encoders.add(f"{spec['encoder']} {spec['weights'][:12]}")
+        for domain, fingerprint in zip(spec["domains"], spec["fingerprints"], strict=True):
+            data.add(f"{domain} {fingerprint[:12]}")
+    text.append(
         f"Data and its fingerprint: {', '.join(sorted(data))}. "
-        f"Encoder and its hash: {', '.join(sorted(encoder))}."
-    ]
-    return Html("".join(f"<p>{escape(t)}</p>\n" for t in text) + _list([r["run"] for r in found]))
+        f"Encoder and its hash: {', '.join(sorted(encoders))}."
+    )
+    paragraphs = "".join(f"<p>{escape(paragraph)}</p>\n" for paragraph in text)
+    return Html(paragraphs + _list_runs([record["run"] for record in records]))
 
 
-def _commit(environment: dict) -> str:
-    """Which code made a run, as a page says it."""
-    commit, dirty = environment["commit"], environment["dirty"]
+def _describe_machine(environment: dict) -> str:
+    """Return the commit, machine and versions of a record's environment, as a page says them."""
+    return (
+        f"at {_describe_commit(environment)}, on {environment['device']} "
+        f"({environment['processor']}, {environment['platform']}) in {environment['precision']} "
+        f"with Python {environment['python']}, torch {environment['torch']} and transformers "
+        f"{environment['transformers']}"
+    )
+
+
+def _describe_group(records: list[dict], machine: str) -> str:
+    """Return the number, time and days of runs that were made in the same environment."""
+    minutes, seconds = divmod(round(sum(record["seconds"] for record in records)), 60)
+    days = sorted({record["created"][:10] for record in records})
+    period = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    return (
+        f"{_count(records)}, {minutes // 60} h {minutes % 60} min {seconds} s of work, "
+        f"made {period} {machine}."
+    )
+
+
+def _describe_commit(environment: dict) -> str:
+    """Return which code made a run, as a page says it."""
+    commit = environment["commit"]
+    dirty = environment["dirty"]
     if commit == "unknown":
         return "a commit that is not known, so nothing says which code it was"
     if dirty is None:
@@ -252,67 +295,94 @@ def _commit(environment: dict) -> str:
 
 
 def require_runs(name: str, frame: pd.DataFrame) -> list[str]:
-    """The runs that a frame comes from. Raises UserError where a row names none, unless it has no result: – under `ours`."""
-    ids = [_tuple(r) for r in frame["run"]] if "run" in frame else []
-    nothing = frame["ours"].eq("–") if "ours" in frame else [False] * len(frame)
-    if not ids or not all(
-        r and all(isinstance(x, str) and x for x in r) or (none and not r)
-        for r, none in zip(ids, nothing, strict=True)
-    ):
-        raise UserError(
-            f"{name} is not drawn: its frame, or a row of it, names no run; build it "
-            "from runs.collect_ledger(specs), so that every number has a record"
-        )
-    return list(dict.fromkeys(x for r in ids for x in r))
+    """Return the runs that a frame comes from, each once.
+
+    Raises UserError where a row names none. A row without a result, whose `ours` is –, needs none.
+    """
+    error = UserError(
+        f"{name} is not drawn: its frame, or a row of it, names no run; build it "
+        "from runs.collect_ledger(specs), so that every number has a record"
+    )
+    if "run" not in frame or len(frame) == 0:
+        raise error
+    without_result = [False] * len(frame)
+    if "ours" in frame:
+        without_result = frame["ours"].eq("–")
+    unique: dict[str, None] = {}
+    for run, no_result in zip(frame["run"], without_result, strict=True):
+        ids = _tuple(run)
+        if not ids and no_result:
+            continue
+        if not ids or not all(isinstance(run_id, str) and run_id for run_id in ids):
+            raise error
+        unique |= dict.fromkeys(ids)
+    return list(unique)
 
 
 def profile_tag(P) -> str:
-    """The profile's tag, e.g. QUICK; with the size where it has two."""
-    return P.profile.upper() + (f" {P.size}" if P.profile == "real" else "")
+    """Return the profile's tag, e.g. QUICK; with the size where the profile has two."""
+    if P.profile == "real":
+        return f"REAL {P.size}"
+    return P.profile.upper()
 
 
 def _badge(P) -> str:
+    """Return the profile's tag in its colour."""
     style = f"background:{PROFILES[P.profile][1]};color:#fff;padding:0 .4em;border-radius:.2em"
     return f'<strong style="{style}">{profile_tag(P)}</strong>'
 
 
 def _tuple(run) -> tuple:
+    """Return a row's evidence as a tuple: it may be one run or several."""
     return (run,) if isinstance(run, str) or not hasattr(run, "__len__") else tuple(run)
 
 
-def _count(found) -> str:
-    return f"{len(found)} run{'s' * (len(found) != 1)}"
+def _count(ids) -> str:
+    """Return "1 run", "2 runs" …"""
+    return "1 run" if len(ids) == 1 else f"{len(ids)} runs"
 
 
-def _files(P, name: str, *kinds: str) -> str:
-    """Links to the files beside the page, or in its folder `beside`; hidden in a notebook, which has none beside it."""
-    links = (
-        f'<a href="{getattr(P, "beside", "")}{name}.{kind}" aria-label="{name} as {kind}">{kind}</a>'
-        for kind in kinds
-    )
+def _link_files(P, name: str, *kinds: str) -> str:
+    """Return links to the files beside the page, or in its folder `beside`.
+
+    They are hidden in a notebook, which has no files beside it.
+    """
+    folder = getattr(P, "beside", "")
+    links = []
+    for kind in kinds:
+        address = f"{folder}{name}.{kind}"
+        links.append(f'<a href="{address}" aria-label="{name} as {kind}">{kind}</a>')
     return f'<span class="files" hidden>{" ".join(links)}</span>'
 
 
-def _list(ids: list[str]) -> str:
+def _list_runs(ids: list[str]) -> str:
+    """Return the names of runs, folded away under their number."""
     names = escape("  ".join(ids))
     return f"<details><summary>{_count(ids)}</summary><code>{names}</code></details>"
 
 
-def _seeds(frame: pd.DataFrame) -> str:
-    """How many seeds stand behind a frame; nothing for one whose rows are single runs."""
+def _describe_seeds(frame: pd.DataFrame) -> str:
+    """Return how many seeds a frame has, or "" for a frame whose rows are single runs."""
     if {"seed", "variant", "ratio"} <= set(frame):
-        frame = frame.assign(
-            seeds=frame.groupby(["variant", "ratio"], dropna=False)["seed"].transform("nunique")
-        )
+        groups = frame.groupby(["variant", "ratio"], dropna=False)
+        frame = frame.assign(seeds=groups["seed"].transform("nunique"))
     if "seeds" not in frame:
         return ""
-    n = frame["seeds"]
-    if n.max() == 1:
+    fewest = frame["seeds"].min()
+    most = frame["seeds"].max()
+    if most == 1:
         return "n = 1 seed: no spread."
-    most = n.groupby(frame["model"], sort=False).max() if "model" in frame else pd.Series(dtype=int)
-    # means over fewer seeds than another's beside it
-    few = "; ".join(most.index[most == n.min()]) if most.nunique() > 1 else ""
-    return f"n = {n.min()}{f' to {n.max()}' if n.max() > n.min() else ''} seeds{f' ({n.min()}: {few})' * bool(few)}."
+    text = f"n = {fewest}"
+    if most > fewest:
+        text += f" to {most}"
+    text += " seeds"
+    if "model" in frame:
+        of_model = frame.groupby("model", sort=False)["seeds"].max()
+        few = of_model.index[of_model == fewest]
+        # Name the models whose means are over fewer seeds than those of a model beside them.
+        if of_model.nunique() > 1 and len(few):
+            text += f" ({fewest}: {'; '.join(few)})"
+    return f"{text}."
 
 
 def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
@@ -345,28 +415,30 @@ def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
 
 
 def _one_line(text: str) -> str:
-    """The text with a space in place of line breaks and control characters, which end a row."""
+    """Return the text with a space in place of breaks and control characters, which end a row."""
     return BREAKS.sub(" ", text)
 
 
-def _markdown(text: str, quote: bool = True) -> str:
-    """The text such that Markdown shows it as it is; quote: quotation marks as references too.
+def _escape_markdown(text: str, quote: bool = True) -> str:
+    """Return the text such that Markdown shows it as it is.
 
-    Character references stand for what would be markup: no dialect reads them as such, where some
-    read a backslash as the beginning of maths.
+    quote: whether quotation marks become character references too. What would be markup becomes a
+    reference as well, and no backslash is used, since some dialects read that as maths.
     """
-    text = MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", escape(text, quote))
+    text = MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", escape(text, quote))
     return text.replace("|", "\\|")
 
 
-def _tex(text: str) -> str:
-    """The text such that LaTeX shows it as it is, less what it has no plain letter for.
+def _escape_tex(text: str) -> str:
+    """Return the text such that LaTeX shows it as it is; backslash, ~ and ^ become spaces.
 
     A row that begins with [ or * would be an argument of the line break before it.
     """
-    text = re.sub(r"([&%$#_{}])", r"\\\1", re.sub(r"[\\~^]", " ", text))
+    text = re.sub(r"[\\~^]", " ", text)
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text)
     return re.sub(r"^(?=\s*[\[*])", "{}", text)
 
 
-def _write(P, file: str, content: str | bytes):
+def _write_file(P, file: str, content: str | bytes):
+    """Write a file into the page's folder."""
     runs.write(runs.page_folder(P) / file, content)
