@@ -15,37 +15,36 @@ from qa_lib.store import runs
 
 
 def test_the_readme_has_the_verdicts_of_the_committed_pages():
-    block = (ROOT / "README.md").read_text().split(overview.MARKS[0])[1].split(overview.MARKS[1])[0]
+    begin, end = overview.MARKS
+    block = (ROOT / "README.md").read_text().split(begin)[1].split(end)[0]
     assert block == overview.readme_verdicts(), "make readme writes it"
 
 
 @pytest.mark.parametrize("report", sorted(f.parent.name for f in runs.RECORDS.glob("*/runs.jsonl")))
 def test_the_committed_ledger_is_what_the_records_say(report, monkeypatch):
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
-    p = plans.parameters_to_render(
-        argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
-    )
-    assert (runs.page_folder(p) / "results.csv").exists(), (
-        f"make train-{report} PROFILE=real writes it"
-    )
-    assert verify.find_disagreement(p) == "", f"make train-{report} PROFILE=real writes it"
+    args = argparse.Namespace(report=report, profile="real", size=None, data=None, p=[])
+    p = plans.parameters_to_render(args)
+    remedy = f"make train-{report} PROFILE=real writes it"
+    assert (runs.page_folder(p) / "results.csv").exists(), remedy
+    assert verify.find_disagreement(p) == "", remedy
 
 
 def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     frame = overview.collect_verdicts("real")
-    assert list(zip(frame["report"], frame["claim"], strict=True)) == [
-        (s, c.id) for s in overview.TITLES for c in claims.read_claims(s)
-    ]
+    expected = []
+    for report_name in overview.TITLES:
+        expected += [(report_name, c.id) for c in claims.read_claims(report_name)]
+    assert list(zip(frame["report"], frame["claim"], strict=True)) == expected
     assert set(frame["kind"]) == {"not tested"}
     assert set(overview.verdicts_for_page(frame)["ours"]) == {"–"}
     assert not frame["run"].map(len).any()
 
 
-def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    ids = [c.id for c in claims.read_claims("moe")]
-    (tmp_path / "moe" / "real").mkdir(parents=True)
+def write_page(folder, ids: list[str]) -> None:
+    """Write claims.csv and results.csv of a report of which only the first claim is tested."""
+    folder.mkdir(parents=True)
     shared = {
         "where": "1",
         "says": "x",
@@ -55,20 +54,22 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
         "part": "",
         "n": 3,
         "primary": False,
-        **dict.fromkeys(
-            ("tuned", "control", "tuned_part", "control_part", "confound", "unpooled", "judged"), ""
-        ),
     }
-    one = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
-    other, folder = (
-        {"verdict": "not tested at this profile: why", "run": ""},
-        tmp_path / "moe" / "real",
-    )
-    rows = [{"claim": i, **shared, **(one if i == ids[0] else other)} for i in ids]
+    empty = ("tuned", "control", "tuned_part", "control_part", "confound", "unpooled", "judged")
+    shared |= dict.fromkeys(empty, "")
+    tested = {"ours": 2.0, "low": 1.0, "high": 3.0, "verdict": "reproduced", "run": "a b"}
+    untested = {"verdict": "not tested at this profile: why", "run": ""}
+    rows = [{"claim": ids[0], **shared, **tested}]
+    rows += [{"claim": i, **shared, **untested} for i in ids[1:]]
     pd.DataFrame(rows).to_csv(folder / "claims.csv", index=False)
-    pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]}).to_csv(
-        folder / "results.csv", index=False
-    )
+    results = pd.DataFrame({"run": ["a", "a", "b"], "rows": [3000, 3000, 1000]})
+    results.to_csv(folder / "results.csv", index=False)
+
+
+def test_the_results_of_a_report_stand_on_the_board(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    ids = [c.id for c in claims.read_claims("moe")]
+    write_page(tmp_path / "moe" / "real", ids)
     frame = overview.collect_verdicts("real")
     first = overview.verdicts_for_page(frame).iloc[0]
     shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
@@ -76,31 +77,26 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     second = overview.verdicts_for_page(frame, whole=True).iloc[1]
     assert second["verdict"] == "not tested at this profile: why"
     assert second["to bear in mind"] == claims.read_claims("moe")[1].confound
-    count = overview.count_by_report(frame).set_index("report")
-    assert count.loc["moe", ["reproduced", "not tested", "claims"]].tolist() == [
-        1,
-        len(ids) - 1,
-        len(ids),
-    ]
-    assert (
-        "- **moe**, profile real, [page](figures/moe/real/report.html)"
-        in overview.readme_verdicts()
-    )
-    assert "| moe |" in overview.readme_verdicts()
-    assert "`exbert`, `road`, `smart`" in overview.readme_verdicts()
+    counts = overview.count_by_report(frame).set_index("report").loc["moe"]
+    assert counts["reproduced"] == 1
+    assert counts["not tested"] == len(ids) - 1
+    assert counts["claims"] == len(ids)
+    text = overview.readme_verdicts()
+    assert "- **moe**, profile real, [page](figures/moe/real/report.html)" in text
+    assert "| moe |" in text
+    assert "`exbert`, `road`, `smart`" in text
 
 
 def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch):
-    """As a start with other parameters that was not drawn to its end leaves them."""
-    (folder := tmp_path / "exbert" / "real").mkdir(parents=True)
+    """A start with other parameters leaves them so, if its page is not drawn to the end."""
+    folder = tmp_path / "exbert" / "real"
+    folder.mkdir(parents=True)
     pages = runs.FIGURES / "exbert" / "real"
     (folder / "claims.csv").write_bytes((pages / "claims.csv").read_bytes())
     pd.read_csv(pages / "results.csv").iloc[:9].to_csv(folder / "results.csv", index=False)
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
-    with pytest.raises(
-        UserError,
-        match="of exbert are of different runs; make report-exbert PROFILE=real draws both",
-    ):
+    words = "of exbert are of different runs; make report-exbert PROFILE=real draws both"
+    with pytest.raises(UserError, match=words):
         overview.collect_verdicts("real")
 
 
@@ -112,12 +108,11 @@ def test_rows_without_a_result_need_no_run_and_others_do():
 
 
 def test_a_profile_without_any_report_says_so(store, monkeypatch):
-    """The whole notebook, where nothing was run."""
+    """The whole notebook is executed where nothing was run."""
     monkeypatch.setenv("QA_FIGURES", str(store / "figures"))
     nb = nbformat.read(ROOT / "notebooks" / "00_overview.ipynb", nbformat.NO_CONVERT)
-    text = render.page(
-        render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper")
-    )
+    executed = render.execute(nb, "00_overview", {"profile": "paper"})
+    text = render.page(executed, overview.Page("paper"))
     assert "make reproduce-moe PROFILE=paper" in text
     assert "not built yet" in text
     assert "No run so far" in text
