@@ -1,5 +1,7 @@
 """Frames and shared figures of a page, from planted records."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -13,135 +15,105 @@ from qa_lib.tasks import metrics
 
 P = params.load_params("exbert", "quick")
 
-MADE = {"device": "CPU", "precision": "bf16"}
+ENVIRONMENT = {"device": "CPU", "precision": "bf16"}
 
 
-def examples(em: dict[str, list[int]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "run": run,
-                "set": name,
-                "id": f"q{i}",
-                "em": 100.0 * x,
-                "start": 4 * i,
-                "end": 4 * i + 3,
-                "tokens": 1,
-            }
-            for run, marks in em.items()
-            for name in P.domains
-            for i, x in enumerate(marks)
-        ]
-    )
+def make_examples(right: dict[str, list[int]]) -> pd.DataFrame:
+    """Return examples of runs on both domains. right: for each run, 1 or 0 for each question."""
+    rows = []
+    for run, marks in right.items():
+        for name in P.domains:
+            for i, x in enumerate(marks):
+                place = {"start": 4 * i, "end": 4 * i + 3, "tokens": 1}
+                rows.append({"run": run, "set": name, "id": f"q{i}", "em": 100.0 * x, **place})
+    return pd.DataFrame(rows)
 
 
 def test_answers_side_by_side_are_chosen_by_rule():
-    found = tables.contrasting_answers(
-        examples({"a": [1, 1, 1, 0, 0, 0, 1], "b": [0, 0, 0, 1, 0, 0, 1]}), "a", "b"
-    )
-    assert len(found) == 2 * (2 + 1 + 1)
-    one = found[found["set"] == P.domains[0]]
+    examples = make_examples({"a": [1, 1, 1, 0, 0, 0, 1], "b": [0, 0, 0, 1, 0, 0, 1]})
+    answers = tables.contrasting_answers(examples, "a", "b")
+    assert len(answers) == 2 * (2 + 1 + 1)
+    one = answers[answers["set"] == P.domains[0]]
     assert dict(zip(one["id"], one["case"], strict=True)) == {
         "q0": "only ours",
         "q1": "only ours",
         "q3": "only theirs",
         "q4": "neither",
     }
-    assert set(found["run"]) == {("a", "b")}
+    assert set(answers["run"]) == {("a", "b")}
 
 
 def test_answers_are_text_where_the_text_is_ours_and_spans_elsewhere(monkeypatch):
-    monkeypatch.setattr(
-        runs,
-        "collect_examples",
-        lambda specs: examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]}),
-    )
-    monkeypatch.setattr(
-        runs, "require_records", lambda specs: [(None, {"run": "a"}), (None, {"run": "b"})]
-    )
-    context, central = "one two six ten ant bee cat", {"exbert-tuned": None, "v-db": None}
-    rows = [
-        {"id": f"q{i}", "question": f"{i}?", "context": context, "answers": {"text": ["g"]}}
-        for i in (0, 3)
-    ]
-    text = tables.answers_table(
-        P, central, lambda spec: {P.domains[0]: (None, rows)}
-    )  # of the test rows that there are
-    spans = tables.answers_table(P.model_copy(update={"source": "folder"}), central, None)
-    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"}
-    assert set(spans["right"]) == {
-        "ExBERT",
-        "V-DB",
-        "neither",
-    }
+    examples = make_examples({"a": [1, 1, 1, 0, 0], "b": [0, 0, 0, 1, 0]})
+    records = [(None, {"run": "a"}), (None, {"run": "b"})]
+    monkeypatch.setattr(runs, "collect_examples", lambda specs: examples)
+    monkeypatch.setattr(runs, "require_records", lambda specs: records)
+    central = {"exbert-tuned": None, "v-db": None}
+    # text is shown of the test rows that there are
+    row = {"context": "one two six ten ant bee cat", "answers": {"text": ["g"]}}
+    rows = [row | {"id": f"q{i}", "question": f"{i}?"} for i in (0, 3)]
+    text = tables.answers_table(P, central, lambda spec: {P.domains[0]: (None, rows)})
     assert list(text["V-DB"]) == list(text["ExBERT, tuned"]) == ["one", "ten"]
     assert list(text["question"]) == ["0?", "3?"]
+    spans = tables.answers_table(P.model_copy(update={"source": "folder"}), central, None)
+    assert set(spans["V-DB"]) == {"0–3", "4–7", "12–15", "16–19"}
+    assert set(spans["right"]) == {"ExBERT", "V-DB", "neither"}
 
 
 def test_contains_is_whole_words_and_more_than_the_answer():
     assert metrics.contains("The torn ACL of the knee", ["torn ACL"])
-    assert not metrics.contains("a torn ACL", ["torn ACL"])  # exact, once articles are gone
+    # this answer is exact once the article is gone
+    assert not metrics.contains("a torn ACL", ["torn ACL"])
     assert not metrics.contains("acltorn", ["acl"])
     assert not metrics.contains("", ["x"])
     assert not metrics.contains("x", [""])
 
 
-def history() -> pd.DataFrame:
-    return tables.add_display_names(
-        pd.DataFrame(
-            [
-                {
-                    "run": f"r{rate}",
-                    "variant": "v-db-curve",
-                    "ratio": 0.6,
-                    "seed": 0,
-                    "learning_rate": rate,
-                    "epoch": e,
-                    "train_loss": 3.0 - e,
-                    "validation_loss": 2.0 - e / 10,
-                }
-                for rate in (3e-4, 2e-5)
-                for e in (1.0, 2.0)
-            ]
-        )
-    )
+def make_history() -> pd.DataFrame:
+    """Return losses of two learning rates over two epochs."""
+    rows = []
+    for rate in (3e-4, 2e-5):
+        for epoch in (1.0, 2.0):
+            row = {
+                "run": f"r{rate}",
+                "variant": "v-db-curve",
+                "ratio": 0.6,
+                "seed": 0,
+                "learning_rate": rate,
+                "epoch": epoch,
+                "train_loss": 3.0 - epoch,
+                "validation_loss": 2.0 - epoch / 10,
+            }
+            rows.append(row)
+    return tables.add_display_names(pd.DataFrame(rows))
 
 
-def test_names_of_models_mixtures_and_rates():
-    frame = history()
-    assert set(frame["model"]) == {"V-DB"} and set(frame["mixture"]) == {"60:40"}
-    assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]  # in the order of the numbers
+def test_models_mixtures_and_rates_have_display_names():
+    frame = make_history()
+    assert set(frame["model"]) == {"V-DB"}
+    assert set(frame["mixture"]) == {"60:40"}
+    # in the order of the numbers
+    assert list(frame["rate"].cat.categories) == ["2e-5", "3e-4"]
     assert catalogue.model_of("exbert-tuned") == "exbert-tuned"
     assert catalogue.model_of("exbert-full") == "exbert"
 
 
-def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
+def test_a_last_evaluation_soon_after_another_has_its_training_loss(monkeypatch):
     spec = next(s for s in plans.plan(P) if s.validation_rows)
-    past = [
-        {"epoch": e, "train_loss": x, "validation_loss": 1.0} for e, x in ((2.99, 1.5), (3.0, None))
-    ]
-    monkeypatch.setattr(
-        runs,
-        "require_records",
-        lambda specs: [(spec, {"run": "r", "history": past, "environment": MADE})],
-    )
-    assert list(runs.collect_histories([spec])["train_loss"]) == [1.5, 1.5]
-    past[:] = [
-        past[0] | {"train_loss": None},
-        past[0],
-    ]  # before training nothing was logged, whatever stands above
-    twice = [spec, spec.model_copy(update={"variant": "v-db-size"})]
-    monkeypatch.setattr(
-        runs,
-        "require_records",
-        lambda specs: [(s, {"run": "r", "history": past, "environment": MADE}) for s in specs],
-    )
-    assert runs.collect_histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
-    past.clear()
+    history = []
+    record = {"run": "r", "history": history, "environment": ENVIRONMENT}
+    monkeypatch.setattr(runs, "require_records", lambda specs: [(s, record) for s in specs])
     assert runs.collect_histories([spec]).empty
+    logged = {"epoch": 2.99, "train_loss": 1.5, "validation_loss": 1.0}
+    history[:] = [logged, {"epoch": 3.0, "train_loss": None, "validation_loss": 1.0}]
+    assert list(runs.collect_histories([spec])["train_loss"]) == [1.5, 1.5]
+    # before training nothing was logged, whatever run stands above
+    history[:] = [logged | {"train_loss": None}, logged]
+    twice = [spec, spec.model_copy(update={"variant": "v-db-size"})]
+    assert runs.collect_histories(twice)["train_loss"].isna().tolist() == [True, False] * 2
 
 
-def test_numbers_in_prose():
+def test_numbers_in_prose_are_means_with_their_spread_or_intervals():
     ledger = pd.DataFrame(
         {
             "variant": ["a", "a", "b", "a"],
@@ -155,7 +127,8 @@ def test_numbers_in_prose():
     assert findings.spread(tables.select_values(ledger, variant="a", set="x")) == "11.0 ± 1.4"
     assert [findings.spread(tables.select_values(ledger, variant=v)) for v in "bc"] == ["5.0", "–"]
     apart = tables.select_values(ledger, variant="a") - tables.select_values(ledger, variant="b")
-    assert findings.spread(apart) == "7.0"  # paired by seed
+    # paired by seed
+    assert findings.spread(apart) == "7.0"
     claims = pd.DataFrame(
         {
             "claim": ["c", "d"],
@@ -174,73 +147,50 @@ def test_numbers_in_prose():
 
 
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
-    grid = figures.draw_losses(history(), "rate", "rate")
-    assert [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat] == [
-        "rate 2e-5",
-        "rate 3e-4",
-    ]
-    ledger = tables.add_display_names(
-        pd.DataFrame(
-            [
-                {
-                    "run": f"{v}{r}",
-                    "variant": v,
-                    "ratio": r,
-                    "seed": 0,
-                    "set": d,
-                    "metric": "em",
-                    "value": 10 * r,
-                }
-                for v in ("v-db", "exbert")
-                for r in P.ratios
-                for d in P.domains
-            ]
-        )
-    )
-    grid = figures.draw_by_mixture(P, ledger)
+    grid = figures.draw_losses(make_history(), "rate", "rate")
+    titles = [a.get_title(loc="left") or a.get_title() for a in grid.axes.flat]
+    assert titles == ["rate 2e-5", "rate 3e-4"]
+    rows = []
+    for variant, ratio, domain in itertools.product(("v-db", "exbert"), P.ratios, P.domains):
+        labels = {"run": f"{variant}{ratio}", "variant": variant, "ratio": ratio, "seed": 0}
+        rows.append({**labels, "set": domain, "metric": "em", "value": 10 * ratio})
+    grid = figures.draw_by_mixture(P, tables.add_display_names(pd.DataFrame(rows)))
     assert len(grid.axes.flat) == 2
-    assert [t.get_text() for t in grid.legend.get_texts()] == [
-        "V-DB",
-        "ExBERT",
-    ]
-    assert (
-        len(figures.draw_stack([("a", "b", False), ("c", "d", True)], ["1", "2"]).axes[0].patches)
-        == 4
-    )
+    assert [t.get_text() for t in grid.legend.get_texts()] == ["V-DB", "ExBERT"]
+    stack = figures.draw_stack([("a", "b", False), ("c", "d", True)], ["1", "2"])
+    assert len(stack.axes[0].patches) == 4
     plt.close("all")
 
 
 @pytest.fixture
 def routed(monkeypatch):
+    """Return a run with a router, whose record has a planted routing."""
     p = P.model_copy(update={"experiments": ["untuned"], "ratios": [0.6], "start": None})
     spec = next(s for s in plans.plan(p) if s.layer)
+    step = {
+        "step": 1,
+        "balance_loss": 1.0,
+        "z_loss": 4.0,
+        "dropped": 0.25,
+        "load": [0.5, 0.25, 0.25, 0],
+    }
     load = {
-        "training": [
-            {
-                "step": 1,
-                "balance_loss": 1.0,
-                "z_loss": 4.0,
-                "dropped": 0.25,
-                "load": [0.5, 0.25, 0.25, 0],
-            }
-        ],
+        "training": [step],
         P.domains[0]: [30, 10, 0, 0],
         P.domains[1]: [10, 30, 0, 0],
     }
-    monkeypatch.setattr(
-        runs,
-        "require_records",
-        lambda specs: [(spec, {"run": "r", "load": load, "environment": MADE})],
-    )
+    record = {"run": "r", "load": load, "environment": ENVIRONMENT}
+    monkeypatch.setattr(runs, "require_records", lambda specs: [(spec, record)])
     return spec
 
 
-def test_routing_frames(routed):
+def test_routing_is_a_share_for_each_expert_and_a_load_for_each_step(routed):
     share = tables.collect_routing([routed])
     assert list(share[share["set"] == P.domains[0]]["share"]) == [0.75, 0.25, 0, 0]
     assert set(share["expert"]) == {1, 2, 3, 4}
     step = tables.collect_router_steps([routed]).iloc[0]
-    assert step["largest load"] == 2.0 and step["dropped"] == 0.25
+    assert step["largest load"] == 2.0
+    assert step["dropped"] == 0.25
 
 
 def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
@@ -281,52 +231,62 @@ def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
     assert shown["control"].iloc[0] == "0.5 [-1.0, 2.0] EM (squad), Equal weights: not reproduced"
 
 
-def test_a_part_is_named_as_a_reader_names_it():
-    assert [
-        verify.part(x, ["squad", "bioasq"])
-        for x in ("metric f1", "set second, metric em", "variant reinit-2", "")
-    ] == ["F1", "bioasq, EM", "reinit-2", ""]
-
-
-def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
-    """A gate that says 0.7 and is right in 7 of 10 has no calibration error; one that says 1.0 has 0.3."""
-    p = params.load_params("moe", "quick")
-    a, b = p.domains[:2]
-    experts = [Expert(f"e{d}", [d]) for d in (a, b)]
-
-    def examples(sure: float) -> dict[str, pd.DataFrame]:
-        sets = [a] * 7 + [b] * 3 + [p.pools[0]] * 10
-        base = pd.DataFrame({"set": sets, "id": [f"q{i}" for i in range(20)]})
-        said = base.assign(run="m", gate_1=sure, gate_2=1 - sure)
-        own = [base.assign(run=f"e{d}", em=[100.0 * (k == 0)] * 20) for k, d in enumerate((a, b))]
-        return {"m": said, "e": pd.concat(own)}
-
-    monkeypatch.setattr(runs, "find_record", lambda e: {"run": e.run})
-    for sure, error in ((0.7, 0.0), (1.0, 0.3)):
-        found = examples(sure)
-        monkeypatch.setattr(
-            runs,
-            "collect_examples",
-            lambda specs, found=found: found["m" if isinstance(specs[0], Mixed) else "e"],
-        )
-        bins = tables.calibration_bins(p.model_copy(update={"domains": [a, b]}), Mixed(experts))
-        inside = bins[bins["of"].str.startswith("in domain")]
-        assert tables.calibration_error(inside) == pytest.approx(error)
-        assert inside["pairs"].sum() == 20
-        far = bins[bins["of"].str.startswith(p.pools[0])].set_index("weight")["share"]
-        assert list(far) == [0.0, 1.0]  # the trusted expert is right, the other wrong
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("metric f1", "F1"),
+        ("set second, metric em", "bioasq, EM"),
+        ("variant reinit-2", "reinit-2"),
+        ("", ""),
+    ],
+)
+def test_a_part_is_named_as_a_reader_names_it(part, name):
+    assert verify.part(part, ["squad", "bioasq"]) == name
 
 
 class Expert:
+    """Stand-in for the run of an expert."""
+
     def __init__(self, run: str, domains: list[str]):
-        self.run, self.domains = run, domains
+        self.run = run
+        self.domains = domains
 
     def model_copy(self, update: dict) -> "Expert":
         return self
 
 
-class Mixed:
+class Mixture:
+    """Stand-in for the run of a mixture."""
+
     tests: list[str] = []
 
     def __init__(self, parents: list[Expert]):
         self.parents = parents
+
+
+@pytest.mark.parametrize("weight, error", [(0.7, 0.0), (1.0, 0.3)])
+def test_a_calibrated_gate_has_no_calibration_error(monkeypatch, weight, error):
+    """The gate gives its first expert this weight, which is right for 7 of 10 rows."""
+    p = params.load_params("moe", "quick")
+    a, b = p.domains[:2]
+    pool = p.pools[0]
+    ids = [f"q{i}" for i in range(20)]
+    rows = pd.DataFrame({"set": [a] * 7 + [b] * 3 + [pool] * 10, "id": ids})
+    mixture_examples = rows.assign(run="m", gate_1=weight, gate_2=1 - weight)
+    right = rows.assign(run="first", em=100.0)
+    wrong = rows.assign(run="second", em=0.0)
+    expert_examples = pd.concat([right, wrong])
+
+    def collect_examples(specs):
+        return mixture_examples if isinstance(specs[0], Mixture) else expert_examples
+
+    monkeypatch.setattr(runs, "find_record", lambda expert: {"run": expert.run})
+    monkeypatch.setattr(runs, "collect_examples", collect_examples)
+    mixture = Mixture([Expert("first", [a]), Expert("second", [b])])
+    bins = tables.calibration_bins(p.model_copy(update={"domains": [a, b]}), mixture)
+    in_domain = bins[bins["of"].str.startswith("in domain")]
+    assert tables.calibration_error(in_domain) == pytest.approx(error)
+    assert in_domain["pairs"].sum() == 20
+    out_of_domain = bins[bins["of"].str.startswith(pool)].set_index("weight")["share"]
+    # the trusted expert is right, and the other one wrong
+    assert list(out_of_domain) == [0.0, 1.0]
