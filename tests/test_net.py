@@ -1,8 +1,8 @@
-"""The net under every change: landed records keep their hashes, plans find them, and pages hold what they hold.
+"""Landed records keep their hashes, plans find them, and the results on the pages do not move.
 
-tests/net/ holds what the pages at `real` said when a change of them was last meant: a digest for each run in results.csv, and each
-claim's numbers. A test that fails here says that a change has moved a result; `python tests/test_net.py` writes the files anew, for
-a change that means to, and LOG.md says what moved and why.
+tests/net/ holds the results of the pages at `real`: a digest for each run in results.csv, and the
+numbers of each claim. A test that fails here says that a change has moved a result. If the change
+was meant to, `python tests/test_net.py` writes the files anew, and LOG.md says what moved and why.
 """
 
 import hashlib
@@ -33,10 +33,9 @@ def committed_records(monkeypatch):
 
 
 def rebuild(record: dict, records: dict[str, dict]) -> Spec:
-    """Return the specification of a landed record, from its stored fields and those of its parents."""
-    fields = {
-        name: value for name, value in record["spec"].items() if name != "model"
-    }  # a dead field
+    """Return the run of a landed record, from its stored fields and those of its parents."""
+    # `model` is a field that no longer exists
+    fields = {name: value for name, value in record["spec"].items() if name != "model"}
     parents = [rebuild(records[parent], records) for parent in record["parents"]]
     return Spec(**fields, parents=parents)
 
@@ -51,9 +50,9 @@ def test_every_landed_record_has_the_hash_of_its_fields(slug):
 
 @pytest.mark.parametrize("slug", LANDED)
 def test_todays_plan_of_real_finds_every_record(slug):
-    plan = plans.plan(params.load_params(slug, "real", size="small"))
-    found = {runs.find_record(spec)["hash"] for spec in plan}
-    assert found == set(runs.read_committed(slug))
+    specs = plans.plan(params.load_params(slug, "real", size="small"))
+    hashes = {runs.find_record(spec)["hash"] for spec in specs}
+    assert hashes == set(runs.read_committed(slug))
 
 
 @pytest.mark.parametrize("slug", LANDED)
@@ -66,7 +65,10 @@ def test_every_landed_record_has_todays_scoring(slug):
 
 
 def digest_runs(slug: str) -> pd.DataFrame:
-    """Return a row for each run in results.csv, with a digest of its scores; columns may be named or ordered anew."""
+    """Return a row for each run in results.csv, with a digest of its scores.
+
+    The digest stays the same if columns are renamed or reordered.
+    """
     ledger = pd.read_csv(
         ROOT / "figures" / slug / "real" / "results.csv", dtype=str, keep_default_na=False
     )
