@@ -169,14 +169,17 @@ def test_minilm_keeps_its_identity():
 
 
 def lose_one(weights: dict) -> dict:
+    """Return weights without one of them."""
     return {k: v for k, v in weights.items() if k != "encoder.layer.1.output.dense.bias"}
 
 
 def spoil_one(weights: dict) -> dict:
+    """Return weights of which one is not finite."""
     return weights | {"embeddings.LayerNorm.bias": torch.full((32,), torch.nan)}
 
 
 def prefix_all(prefix: str, weights: dict) -> dict:
+    """Return weights whose names have a prefix, as a wrapper of the encoder gives them."""
     return {prefix + k: v for k, v in weights.items()}
 
 

@@ -21,6 +21,7 @@ from qa_lib.training import frozen
 
 @pytest.fixture(scope="module")
 def tokenizer():
+    """Return the tokenizer of MiniLM."""
     return encoders.load_encoder("minilm", 1)[1]
 
 

@@ -55,11 +55,11 @@ def inputs(report: str) -> dict:
 
 def write_findings(report: str, monkeypatch, **changed) -> str:
     """Return a report's findings, with some of what they are written from changed."""
-    given = inputs(report) | changed
+    values = inputs(report) | changed
     monkeypatch.setattr(
-        advice, "estimates", lambda P, control="plain", arm="tuned": given[control.split("-")[0]]
+        advice, "estimates", lambda P, control="plain", arm="tuned": values[control.split("-")[0]]
     )
-    arguments = {k: v for k, v in given.items() if k not in ("plain", "dense")}
+    arguments = {k: v for k, v in values.items() if k not in ("plain", "dense")}
     return getattr(findings, report)(**arguments)
 
 

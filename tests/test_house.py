@@ -201,15 +201,15 @@ def lacks_encoding(call: ast.Call) -> bool:
     """Return whether a call reads or writes text in the encoding of the locale."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     owner = getattr(getattr(call.func, "value", None), "id", "")
-    given = {keyword.arg for keyword in call.keywords}
-    if "encoding" in given:
+    arguments = {keyword.arg for keyword in call.keywords}
+    if "encoding" in arguments:
         return False
     # gzip.open, Image.open and os.open open bytes
     if name == "open" and owner not in ("gzip", "Image", "os"):
         modes = {arg.value for arg in call.args if isinstance(arg, ast.Constant)}
         return not modes & {"rb", "wb"}
     if name in ("run", "Popen"):
-        return "text" in given
+        return "text" in arguments
     return name in ("read_text", "write_text")
 
 
@@ -387,14 +387,14 @@ def test_a_quoted_value_reaches_the_program():
 @pytest.mark.parametrize("text", ODD)
 def test_a_value_reaches_the_program_as_it_was_typed(python, text):
     _, starts = python
-    given = {name: text for name in ("DATA", "PARAMS", "SIZE", "WORKERS")}
+    values = {name: text for name in ("DATA", "PARAMS", "SIZE", "WORKERS")}
     flags = [f"--{name.lower()}={text}" for name in ("SIZE", "DATA", "PARAMS", "WORKERS")]
     expected = ["qa_lib", "study", "exbert", "--profile", "quick", *flags]
-    line = [f"{name}={value}" for name, value in given.items()]
+    line = [f"{name}={value}" for name, value in values.items()]
     [typed] = starts(
         "train-exbert", "PROFILE=quick", *line, f"QA_RUNS={text}", f"QA_FIGURES={text}"
     )
-    [exported] = starts("train-exbert", PROFILE="quick", QA_RUNS=text, QA_FIGURES=text, **given)
+    [exported] = starts("train-exbert", PROFILE="quick", QA_RUNS=text, QA_FIGURES=text, **values)
     assert typed == exported == [expected, text, text]
 
 
@@ -501,8 +501,10 @@ def test_help_lists_every_target():
     phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split())
     # steps of other targets, not for people
     phony -= {"FORCE", "environment", "browser", "own-defined"}
-    listed = {line.split()[0] for line in make("help").stdout.splitlines() if line.startswith("  ")}
-    assert {"reproduce-exbert", "test"} <= phony <= listed
+    targets = {
+        line.split()[0] for line in make("help").stdout.splitlines() if line.startswith("  ")
+    }
+    assert {"reproduce-exbert", "test"} <= phony <= targets
 
 
 @pytest.mark.parametrize("profile", ["quick", "real", "paper"])

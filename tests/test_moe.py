@@ -166,16 +166,16 @@ def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
 
 def test_weights_told_the_dataset_are_fitted(experts):
     """The fit leads from equal weights nearly to the lowest loss on the rows, found by L-BFGS."""
-    told = find_variant(plans.plan(load_tiny(experiments=["mixture", "controls"])), "told-dataset")
-    train.train(told, progress=lambda line: None, keep_weights=True)
-    mixture, tokenizer = build.build_model(told)
-    rows, _, _ = selection.draw_mixture(told)
-    windows = features.load_windows(rows, tokenizer, told.max_length, told.stride, evaluate.CACHE)
+    spec = find_variant(plans.plan(load_tiny(experiments=["mixture", "controls"])), "told-dataset")
+    train.train(spec, progress=lambda line: None, keep_weights=True)
+    mixture, tokenizer = build.build_model(spec)
+    rows, _, _ = selection.draw_mixture(spec)
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
     prepared = mixture.prepare(windows, rows)
     batch = gated_mixture.collate([prepared[i] for i in range(len(prepared))])
-    mixture.load_state_dict(build.load_weights(told))
+    mixture.load_state_dict(build.load_weights(spec))
     fitted = mixture(**batch).loss.item()
-    mixture, _ = build.build_model(told)
+    mixture, _ = build.build_model(spec)
     search = torch.optim.LBFGS(mixture.parameters(), max_iter=500, line_search_fn="strong_wolfe")
     equal = mixture(**batch).loss.item()
 
@@ -525,7 +525,7 @@ def check_history(record: dict) -> None:
     assert before["train_loss"] is None
 
 
-def test_a_small_study_to_the_end(store, monkeypatch):
+def test_a_small_study_runs_to_the_end(store, monkeypatch):
     """Experts, a gate and its controls are trained, scored on every test set, and recorded."""
     monkeypatch.setattr(evaluate, "CACHE", store / "cache")
     p = load_tiny(experiments=["mixture", "controls"])

@@ -25,6 +25,7 @@ LANDED = {"exbert": 175, "moe": 66}
 
 @pytest.fixture(autouse=True)
 def committed_records(monkeypatch):
+    """Let tests read the records and figures of the checkout."""
     monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
     monkeypatch.setattr(runs, "FIGURES", ROOT / "figures")
     runs.read_committed.cache_clear()

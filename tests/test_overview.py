@@ -72,8 +72,8 @@ def test_the_results_of_a_report_stand_on_the_board(tmp_path, monkeypatch):
     write_page(tmp_path / "moe" / "real", ids)
     frame = overview.collect_verdicts("real")
     first = overview.verdicts_for_page(frame).iloc[0]
-    shown = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
-    assert shown == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
+    cells = first[["ours", "n seeds", "training rows", "verdict"]].tolist()
+    assert cells == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
     second = overview.verdicts_for_page(frame, whole=True).iloc[1]
     assert second["verdict"] == "not tested at this profile: why"
     assert second["to bear in mind"] == claims.read_claims("moe")[1].confound

@@ -155,9 +155,9 @@ def check_contents(text: str, soup: bs4.BeautifulSoup) -> None:
 
 def test_parameters_are_said_once_with_their_comments(plant):
     text = (plant() / "report.html").read_text()
-    shown = bs4.BeautifulSoup(text, "html.parser").find("details", class_="code")
-    assert shown.summary.text.strip() == "Parameters"
-    assert "seeds = [0, 1]  # how many" in shown.pre.text
+    folded = bs4.BeautifulSoup(text, "html.parser").find("details", class_="code")
+    assert folded.summary.text.strip() == "Parameters"
+    assert "seeds = [0, 1]  # how many" in folded.pre.text
     assert text.count("how many") == 1
     assert "papermill" not in nbformat.read(plant() / "report.ipynb", 4).metadata
 

@@ -86,7 +86,7 @@ def test_the_same_numbers_give_the_same_bytes(folder):
 
 def test_mean_sd_seeds_and_runs_are_shown(folder):
     averages = tables.average_over_seeds(make_ledger(), ["ratio", "set"])
-    shown = report.save_table(P, "table_x", averages, "A caption.")
+    html = report.save_table(P, "table_x", averages, "A caption.")
     for text in (
         "QUICK",
         "n = 2 seeds.",
@@ -97,7 +97,7 @@ def test_mean_sd_seeds_and_runs_are_shown(folder):
         '<th scope="col" class=number>EM</th>',
         '<th scope="row" class=number>0.0</th>',
     ):
-        assert text in shown
+        assert text in html
     row = "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab"
     assert row in (folder / "table_x.csv").read_text()
     assert "QUICK" in (folder / "table_x.md").read_text()
@@ -106,10 +106,10 @@ def test_mean_sd_seeds_and_runs_are_shown(folder):
 
 def test_one_seed_is_marked():
     one = tables.average_over_seeds(make_ledger(seeds=[0]), ["ratio", "set"])
-    shown = report.save_table(P, "table_x", one, "A caption.")
-    assert "n = 1 seed: no spread." in shown
-    assert "<td>1 (no sd)</td>" in shown
-    assert "±" not in shown
+    html = report.save_table(P, "table_x", one, "A caption.")
+    assert "n = 1 seed: no spread." in html
+    assert "<td>1 (no sd)</td>" in html
+    assert "±" not in html
     assert "n = 1 seed: no spread." in draw_figure(make_ledger(seeds=[0]))
 
 
@@ -124,9 +124,9 @@ def test_missing_seeds_are_counted():
 def test_dataset_text_is_never_markup(folder):
     evil = "<script>alert('1|2')</script> & co_1 \\input{x}"
     frame = pd.DataFrame({"question": [evil], "run": "a-b"})
-    shown = report.save_table(P, "table_x", frame, evil)
-    assert "<script" not in shown
-    assert shown.count("&lt;script&gt;") == 2
+    html = report.save_table(P, "table_x", frame, evil)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 2
     assert "<script" not in (folder / "table_x.md").read_text()
     assert r"1\|2" in (folder / "table_x.md").read_text()
     assert r"\& co\_1  input\{x\}" in (folder / "table_x.tex").read_text()
@@ -180,9 +180,9 @@ EVIL = [
 def test_markup_in_a_cell_is_text_in_markdown(folder):
     frame = pd.DataFrame({"set": "one", "question": EVIL, "run": "a-b"})
     report.save_table(P, "table_x", frame, "A caption with *stars*.")
-    shown = Cells(markdown2html_mistune((folder / "table_x.md").read_text()))
-    assert [x.strip() for x in shown.texts[1::3]] == EVIL
-    assert not shown.tags & {"em", "code", "a", "img", "del", "b", "math", "h1", "li"}
+    cells = Cells(markdown2html_mistune((folder / "table_x.md").read_text()))
+    assert [x.strip() for x in cells.texts[1::3]] == EVIL
+    assert not cells.tags & {"em", "code", "a", "img", "del", "b", "math", "h1", "li"}
     assert "*stars*" not in (folder / "table_x.md").read_text()
 
 
@@ -192,12 +192,12 @@ def test_markup_in_a_cell_is_text_in_markdown(folder):
 )
 def test_a_cell_is_one_line(folder, end):
     frame = pd.DataFrame({"question": [f"When{end}| did it?"], "run": "a-b"})
-    shown = report.save_table(P, "table_x", frame, "A caption.")
+    html = report.save_table(P, "table_x", frame, "A caption.")
     lines = (folder / "table_x.md").read_text().splitlines()
     assert len(lines) == 5
     assert re.fullmatch(r"\| When \\\| did it\? +\| b +\|", lines[4])
     assert "\nWhen | did it? \\\\\n" in (folder / "table_x.tex").read_text()
-    assert "When | did it?" in shown
+    assert "When | did it?" in html
 
 
 def test_text_without_markup_is_not_escaped_in_markdown(folder):
@@ -219,12 +219,12 @@ def test_text_without_markup_is_not_escaped_in_markdown(folder):
 
 def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
     frame = pd.DataFrame({"question": ["[2pt] or", "* star", "$5 & $6"], "run": "a-b"})
-    shown = report.save_table(P, "table_x", frame, "A caption.")
+    html = report.save_table(P, "table_x", frame, "A caption.")
     lines = (folder / "table_x.tex").read_text().splitlines()
     # without {} the line break would take [2pt] as its argument
     assert {r"{}[2pt] or \\", r"{}* star \\", r"\$5 \& \$6 \\"} <= set(lines)
     # JupyterLab takes two dollar signs in one text for maths
-    assert "<span>$</span>5 &amp; <span>$</span>6" in shown
+    assert "<span>$</span>5 &amp; <span>$</span>6" in html
 
 
 def test_mixtures_stand_in_order():
@@ -247,14 +247,14 @@ def test_source_is_shown_of_a_library_that_is_imported_through_a_link(tmp_path):
     (folder / "qa_lib").symlink_to(params.ROOT / "qa_lib")
     for path in (checkout, folder):
         env = os.environ | {"PYTHONPATH": str(path)}
-        shown = subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-c", SHOW_SOURCE],
             cwd=tmp_path,
             env=env,
             capture_output=True,
             text=True,
         )
-        assert shown.stdout.startswith("`qa_lib/store/runs.py`, line "), shown.stderr
+        assert done.stdout.startswith("`qa_lib/store/runs.py`, line "), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_the_environment_may_name_the_place_of_the_runs(monkeypatch, value, plac
 
 
 def test_source_shows_the_librarys_lines():
-    shown = report.show_source(heads.SpanModel.forward)
-    assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", shown)
+    source = report.show_source(heads.SpanModel.forward)
+    assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", source)
 
 
 def make_record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
@@ -310,9 +310,9 @@ def make_record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
 
 def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
     assert findings.prose([(True, "A gains."), (True, "B does not.")]) == "A gains.\n\nB does not."
-    said = findings.prose([(True, "A gains."), (False, "B does not.")])
-    assert said.startswith("A gains.\n\n1 of 2 paragraphs")
-    assert "B does not" not in said
+    text = findings.prose([(True, "A gains."), (False, "B does not.")])
+    assert text.startswith("A gains.\n\n1 of 2 paragraphs")
+    assert "B does not" not in text
     assert findings.prose([(float("nan") > 0, "C is unknown.")]).startswith("1 of 1 paragraphs")
 
 
