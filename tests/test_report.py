@@ -327,14 +327,13 @@ def test_provenance_is_read_from_the_records(monkeypatch):
     pairs = [(None, r) for r in [*records, records[0]]]
     monkeypatch.setattr(runs, "require_records", lambda specs: pairs)
     text = report.show_provenance(P, [])
-    assert (
+    clean = (
         "2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
         "(Chip 1, Linux) in bf16 with Python 3.11.2, torch 2.13 and transformers 5.23."
-    ) in text
-    assert (
-        "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted"
-        in text
     )
+    assert clean in text
+    dirty = "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted"
+    assert dirty in text
     assert "one ffffffffffff, two eeeeeeeeeeee" in text
     assert "no number here is a result" in text
     assert "committed, of" not in text

@@ -532,10 +532,8 @@ def test_a_contrast_may_go_beyond_another_be_relative_or_have_a_target():
     relative = make_claim("magnitude", {"scale": "relative"}, printed=16, unit="percent relative")
     base = planted[0].query("variant == 'v-db' and ratio == 0.8 and set == 'squad'")["value"].mean()
     assert judge_claim(relative, planted)["d"] == pytest.approx(100 * 8 / base, abs=0.5)
-    assert (
-        judge_claim(make_claim(contrast={"direction": "lower"}), planted)["verdict"]
-        == "not reproduced"
-    )
+    lower = make_claim(contrast={"direction": "lower"})
+    assert judge_claim(lower, planted)["verdict"] == "not reproduced"
     value = judge_claim(make_claim("equivalence", {"against": None, "target": base + 8}), planted)
     assert value["verdict"] == "reproduced"
     # a score alone: its questions' whole variance
