@@ -1,4 +1,4 @@
-"""Tests run in a store of their own, offline, on one thread; the small encoder below stands for any other."""
+"""What all tests share. They run offline, each in a store of its own, with tiny parameters."""
 
 import os
 
@@ -24,7 +24,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
-    """An empty run store; the feature cache is shared by the tests of a session."""
+    """Return the folder of an empty run store. The tests of a session share the feature cache."""
     from qa_lib.store import runs
 
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
@@ -38,25 +38,26 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def few_test_rows(monkeypatch):
-    """Score on a few rows only (the test sample is no part of a run's identity)."""
+    """Score on 24 rows of each test set. The test sample is no part of a run's identity."""
     from qa_lib.data import selection
 
-    whole = selection.load_test_sets
-    monkeypatch.setattr(
-        selection,
-        "load_test_sets",
-        lambda spec: {k: (d, rows[:24]) for k, (d, rows) in whole(spec).items()},
-    )
+    load_whole = selection.load_test_sets
+
+    def load_few(spec):
+        return {name: (d, rows[:24]) for name, (d, rows) in load_whole(spec).items()}
+
+    monkeypatch.setattr(selection, "load_test_sets", load_few)
 
 
 @pytest.fixture
 def tiny():
-    """Parameters of a training that takes seconds; keyword arguments change them."""
+    """Return a function that loads parameters of trainings that take seconds, with changes."""
     from qa_lib.reports import plans
 
     def load(**changes):
-        p = TINY | changes
-        same = {"side_seeds": p["seeds"], "centre": p["ratios"][0], "control_ratios": p["ratios"]}
-        return plans.load_params("exbert", "quick", same | p)
+        values = TINY | changes
+        ratios = values["ratios"]
+        same = {"side_seeds": values["seeds"], "centre": ratios[0], "control_ratios": ratios}
+        return plans.load_params("exbert", "quick", same | values)
 
     return load

@@ -1,7 +1,9 @@
-"""Every rendered page in headless Chromium, on a phone and a desk, light and dark: no request, no console message,
-every image decoded and described, nothing wider than the window, tables that sort, nothing serious from axe-core.
+"""Every rendered page in headless Chromium, as wide as a phone and a desk, light and dark.
 
-`make test-browser` also installs axe-core; QA_SHOTS=folder keeps screenshots and a PDF to look at.
+A page requests nothing and writes nothing to the console. Every image is decoded and described,
+nothing is wider than the window, tables sort, and axe-core finds nothing serious.
+
+`make test-browser` also installs axe-core. QA_SHOTS=folder keeps screenshots and a PDF.
 """
 
 import base64
@@ -10,16 +12,15 @@ from pathlib import Path
 
 import pytest
 from devtools import CHROMIUM, Tab
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from qa_lib.page import render
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT
 from qa_lib.store import runs
 
-PAGES, INDEX = (
-    sorted(runs.FIGURES.glob("*/*/report.html")),
-    sorted(runs.FIGURES.glob("index-*.html")),
-)
+PAGES = sorted(runs.FIGURES.glob("*/*/report.html"))
+INDEX = sorted(runs.FIGURES.glob("index-*.html"))
 AXE = next((ROOT / ".cache" / "node").glob("*/node_modules/axe-core/axe.min.js"), None)
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))
 CHECK = """(() => { const look = getComputedStyle(document.body), window = document.documentElement;
@@ -28,7 +29,8 @@ return {
   images: [...document.images].filter(i => !i.complete || !i.naturalWidth || !i.alt).length,
   wider: window.scrollWidth - window.clientWidth,
   loose: [...document.querySelectorAll("table")].filter(t => !t.closest(".scroll")).length,
-  dead: [...document.querySelectorAll("a[href^='#']")].filter(a => !document.getElementById(a.hash.slice(1))).length,
+  dead: [...document.querySelectorAll("a[href^='#']")]
+    .filter(a => !document.getElementById(a.hash.slice(1))).length,
   contents: document.querySelectorAll("nav a").length,
   maths: document.querySelectorAll("math").length,
   ground: grey(look.backgroundColor), ink: grey(look.color),
@@ -38,7 +40,8 @@ const head = [...table.tHead.rows[0].cells].findIndex(h => h.classList.contains(
 return {table, head: table.tHead.rows[0].cells[head],
         column: [...table.tBodies[0].rows].map(r => r.cells[head].textContent)}; })()"""
 STATE = f"(() => {{ const t = {TABLE}; return [t.head.getAttribute('aria-sort'), t.column]; }})()"
-SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations.filter(v => ["serious", "critical"].includes(v.impact))
+SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations
+  .filter(v => ["serious", "critical"].includes(v.impact))
   .map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200)]))"""
 
 pytestmark = [
@@ -47,11 +50,20 @@ pytestmark = [
     pytest.mark.skipif(not PAGES, reason="no page yet; make reproduce-exbert"),
 ]
 each = pytest.mark.parametrize("page", PAGES, ids=lambda p: "-".join(p.parts[-3:-1]))
-FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href")).filter(h => !/^(#|https?:)/.test(h))"""
+FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))
+  .filter(h => !/^(#|https?:)/.test(h))"""
+BUTTON = f"""(() => {{ const b = {TABLE}.head.firstChild; b.scrollIntoView({{block: "center"}});
+const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+# Elements that are hidden in print, the mark beside a sorted heading, and elements cut off.
+HIDDEN = "[...document.querySelectorAll('nav, details, .skip')].every(e => !e.offsetParent)"
+MARK = "getComputedStyle(document.querySelector('th[aria-sort] button'), '::after').display"
+CUT_OFF = """[...document.querySelectorAll('table, img, math')]
+  .filter(e => e.getBoundingClientRect().right > 701).map(e => e.closest('[id]').id)"""
 
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
+    """Yield the tab of a browser that all tests share."""
     with Tab(tmp_path_factory.mktemp("chromium")) as tab:
         yield tab
 
@@ -59,28 +71,25 @@ def tab(tmp_path_factory):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("page", PAGES + INDEX, ids=lambda p: "-".join([*p.parts[-3:-1], p.stem]))
-def test_page(tab, page, width, scheme):
+def test_a_page_is_whole_and_accessible(tab, page, width, scheme):
     tab.open(page.as_uri(), width, scheme)
-    found = tab.value(CHECK)
+    state = tab.value(CHECK)
     if SHOTS.name:
-        tab.shot(
-            SHOTS / ("-".join([*page.parts[-3:-1], page.stem, str(width), scheme]) + ".png"),
-            width,
-            found["height"],
-        )
+        name = "-".join([*page.parts[-3:-1], page.stem, str(width), scheme])
+        tab.shot(SHOTS / f"{name}.png", width, state["height"])
     assert tab.requests() == {page.as_uri()}
     assert page.stat().st_size < 1_200_000
-    assert found["maths"] > 0 or page in INDEX
-    assert found["contents"] > 3
-    assert not [f for f in tab.value(FILES) if not (page.parent / f.split("#")[0]).is_file()], (
-        "links to files that are not there"
-    )
-    assert [found[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]
-    dark, light = sorted((found["ground"], found["ink"]))
+    assert state["maths"] > 0 or page in INDEX
+    assert state["contents"] > 3
+    for link in tab.value(FILES):
+        assert (page.parent / link.split("#")[0]).is_file(), link
+    assert [state[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]
+    dark, light = sorted((state["ground"], state["ink"]))
     assert dark < 40
     assert light > 220
-    assert (found["ground"] == dark) == (scheme == "dark")
-    if AXE:  # evaluated through DevTools, which the page's content policy does not bind
+    assert (state["ground"] == dark) == (scheme == "dark")
+    if AXE:
+        # the page's content policy does not bind what DevTools evaluates
         tab.value(AXE.read_text() + ";0")
         assert tab.value(SERIOUS) == []
     assert tab.seen("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled") == []
@@ -96,7 +105,8 @@ def test_axe_finds_a_planted_fault(tab, tmp_path):
     assert {"image-alt", "button-name", "html-has-lang"} <= {x[0] for x in tab.value(SERIOUS)}
 
 
-def number(text: str) -> float:
+def read_number(text: str) -> float:
+    """Return the number with which a cell of a table begins."""
     return float(text.split(" ")[0].replace(",", ""))
 
 
@@ -104,25 +114,23 @@ def number(text: str) -> float:
 def test_a_table_sorts_by_mouse_and_by_keyboard(tab, page):
     tab.open(page.as_uri(), 1400, "light")
     first, drawn = tab.value(STATE)
-    there = sorted((x for x in drawn if x != "–"), key=number)
+    there = sorted((x for x in drawn if x != "–"), key=read_number)
     missing = ["–"] * drawn.count("–")
-    assert first is None and len(drawn) > 1
-    x, y = (
-        tab.value(f"""(() => {{ const b = {TABLE}.head.firstChild; b.scrollIntoView({{block: "center"}});
-        const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
-    )
+    assert first is None
+    assert len(drawn) > 1
+    x, y = tab.value(BUTTON)
     for kind in ("mousePressed", "mouseReleased"):
         tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
     assert tab.value(STATE) == ["ascending", there + missing]
     if SHOTS.name:
-        tab.shot(
-            SHOTS / ("-".join(page.parts[-3:-1]) + "-sorted.png"), 1400, tab.value(CHECK)["height"]
-        )
+        name = "-".join(page.parts[-3:-1])
+        tab.shot(SHOTS / f"{name}-sorted.png", 1400, tab.value(CHECK)["height"])
     assert tab.value("document.activeElement.tagName") == "BUTTON"
     tab.press("Enter", 13, "\r")
     state, column = tab.value(STATE)
     assert state == "descending"
-    assert [*map(number, column[: len(there)])] == [*map(number, reversed(there))]
+    numbers = [read_number(x) for x in column[: len(there)]]
+    assert numbers == [read_number(x) for x in reversed(there)]
     assert column[len(there) :] == missing
     tab.press(" ", 32, " ")
     assert tab.value(STATE) == [None, drawn]
@@ -141,12 +149,11 @@ PLANTED = """# A title
 
 
 def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
-    from nbformat.v4 import new_markdown_cell, new_notebook
-
     nb = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell(PLANTED)])
     (tmp_path / "page.html").write_text(render.page(nb, plans.load_params("exbert", "quick")))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
-    sort = """(i => { const t = document.querySelector("table"); t.querySelectorAll("button")[i].click();
+    sort = """(i => { const t = document.querySelector("table");
+              t.querySelectorAll("button")[i].click();
               return [...t.tBodies[0].rows].map(r => r.cells[i].textContent); })"""
     assert tab.value(f"{sort}(1)") == ["-3", "5e-1", "12.3 ± 0.4", "1,234", "–"]
     assert tab.value(f"{sort}(1)") == ["1,234", "12.3 ± 0.4", "5e-1", "-3", "–"]
@@ -156,13 +163,13 @@ def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
 
 
 def test_a_script_of_the_text_does_not_run(tab, tmp_path):
-    """The policy names one script by its hash; another one, had it got past the escaping, is refused."""
-    from nbformat.v4 import new_markdown_cell, new_notebook
-
-    text = render.page(
-        new_notebook(cells=[new_markdown_cell("# Title")]), plans.load_params("exbert", "quick")
+    """The policy names one script by its hash. It refuses any other that escaping might miss."""
+    nb = new_notebook(cells=[new_markdown_cell("# Title")])
+    text = render.page(nb, plans.load_params("exbert", "quick"))
+    evil = (
+        "<script>document.title = 'run'</script>"
+        "<img src='data:,' onerror=\"document.title = 'run'\"></main>"
     )
-    evil = "<script>document.title = 'run'</script><img src='data:,' onerror=\"document.title = 'run'\"></main>"
     (tmp_path / "page.html").write_text(text.replace("</main>", evil))
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
     refused = [e["entry"]["text"] for e in tab.seen("Log.entryAdded")]
@@ -172,34 +179,22 @@ def test_a_script_of_the_text_does_not_run(tab, tmp_path):
 
 
 @each
-def test_paper(tab, page, tmp_path):
-    """In print: black on white even where the screen is dark, no contents, no code, no button, no table cut off."""
-    tab.open(page.as_uri(), 700, "dark")  # a sheet's width
+def test_a_printed_page_is_black_on_white_and_cuts_nothing_off(tab, page, tmp_path):
+    """That is so even if the screen is dark. Contents, code and buttons are left out."""
+    # the width is that of a sheet
+    tab.open(page.as_uri(), 700, "dark")
     tab.value(f"{TABLE}.head.firstChild.click()")
     tab.call(
         "Emulation.setEmulatedMedia",
         media="print",
         features=[{"name": "prefers-color-scheme", "value": "dark"}],
     )
-    found = tab.value(CHECK)
-    assert (found["ground"], found["ink"]) == (255, 0)
-    assert tab.value(
-        "[...document.querySelectorAll('nav, details, .skip')].every(e => !e.offsetParent)"
-    )
-    assert (
-        tab.value(
-            "getComputedStyle(document.querySelector('th[aria-sort] button'), '::after').display"
-        )
-        == "none"
-    )
-    assert (
-        tab.value(
-            "[...document.querySelectorAll('table, img, math')].filter(e => e.getBoundingClientRect().right > 701)"
-            ".map(e => e.closest('[id]').id)"
-        )
-        == []
-    )
+    state = tab.value(CHECK)
+    assert (state["ground"], state["ink"]) == (255, 0)
+    assert tab.value(HIDDEN)
+    assert tab.value(MARK) == "none"
+    assert tab.value(CUT_OFF) == []
     if SHOTS.name:
-        (SHOTS / ("-".join(page.parts[-3:-1]) + ".pdf")).write_bytes(
-            base64.b64decode(tab.call("Page.printToPDF", preferCSSPageSize=True)["data"])
-        )
+        pdf = tab.call("Page.printToPDF", preferCSSPageSize=True)["data"]
+        name = "-".join(page.parts[-3:-1])
+        (SHOTS / f"{name}.pdf").write_bytes(base64.b64decode(pdf))

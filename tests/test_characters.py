@@ -1,4 +1,7 @@
-"""Labels and predictions together, on text of any script: a model whose logits are right has an exact match of 100."""
+"""Labels and predictions together, on text of any script.
+
+A model whose logits are right has an exact match of 100.
+"""
 
 import unicodedata
 from functools import cache
@@ -16,9 +19,12 @@ from qa_lib.models import encoders
 from qa_lib.tasks import metrics, span
 from qa_lib.tasks.characters import trim_invisible, widen_to_characters
 
-WORDS = """Paris café naïve Zürich İstanbul Straße ﬁne Ελλάδα Ἀθῆναι Москва Йогурт العَرَبِيَّة עִבְרִית हिन्दी में किताब কলকাতা
-தமிழ் తెలుగు ಕನ್ನಡ മലയാളം ไทยกำลัง ລາວ မြန်မာ ខ្មែរ 한국어 조선 東京 がぎぐ パピプ 龍𠮷 Việt Nguyễn ṩ q̣̇ å ñ 1990s 3,837 U.S. (an) β-cell
-👍🏽 👩‍👩‍👧 🇫🇷 ❤️ 1️⃣ the The a""".split()
+WORDS = """
+Paris café naïve Zürich İstanbul Straße ﬁne Ελλάδα Ἀθῆναι Москва Йогурт العَرَبِيَّة עִבְרִית
+हिन्दी में किताब কলকাতা தமிழ் తెలుగు ಕನ್ನಡ മലയാളം ไทยกำลัง ລາວ မြန်မာ ខ្មែរ 한국어 조선 東京
+がぎぐ パピプ 龍𠮷 Việt Nguyễn ṩ q̣̇ å ñ 1990s 3,837 U.S. (an) β-cell
+👍🏽 👩‍👩‍👧 🇫🇷 ❤️ 1️⃣ the The a
+""".split()
 BETWEEN = [
     " ",
     "  ",
@@ -61,15 +67,14 @@ FORMS = ["NFC", "NFD", "NFKC", "NFKD"]
 
 @st.composite
 def contexts(draw) -> str:
-    """A text of words of many scripts, in some normal form, with blanks, marks and characters that show nothing anywhere."""
+    """Draw a text of words of many scripts, each in some normal form.
+
+    Blanks, marks and invisible characters stand anywhere between them.
+    """
+    any_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
     pieces = []
     for _ in range(draw(st.integers(1, 14))):
-        word = draw(
-            st.one_of(
-                st.sampled_from(WORDS),
-                st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4),
-            )
-        )
+        word = draw(st.one_of(st.sampled_from(WORDS), any_text))
         pieces.append(unicodedata.normalize(draw(st.sampled_from(FORMS)), word))
         pieces.append(draw(st.sampled_from([*BETWEEN, *NOTHING])))
     return draw(st.sampled_from(["", *BETWEEN, *NOTHING])) + "".join(pieces)
@@ -77,14 +82,12 @@ def contexts(draw) -> str:
 
 @cache
 def wordpiece():
+    """Tokenizer of MiniLM, like BERT's."""
     return encoders.load_encoder("minilm", 1)[1]
 
 
-def finish(tokenizer: Tokenizer, cls: str, sep: str) -> PreTrainedTokenizerFast:
-    ids = {name: tokenizer.token_to_id(name) for name in (cls, sep)}
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B {sep}", special_tokens=list(ids.items())
-    )
+def wrap_tokenizer(tokenizer: Tokenizer, cls: str, sep: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as transformers uses it, with the names of its special tokens."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         cls_token=cls,
@@ -96,7 +99,7 @@ def finish(tokenizer: Tokenizer, cls: str, sep: str) -> PreTrainedTokenizerFast:
 
 @cache
 def byte_level():
-    """A tokenizer of RoBERTa's kind: bytes, a blank belongs to the word behind it."""
+    """Tokenizer like RoBERTa's. It is made of bytes, and a blank belongs to the word behind it."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -111,18 +114,12 @@ def byte_level():
     tokenizer.post_processor = processors.RobertaProcessing(
         *ids, trim_offsets=True, add_prefix_space=False
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token="<s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-    )
+    return wrap_tokenizer(tokenizer, "<s>", "</s>")
 
 
 @cache
 def unigram():
-    """A tokenizer of ALBERT's kind: sentence pieces, each blank part of the piece behind it."""
+    """Tokenizer like ALBERT's. It has sentence pieces, and a blank belongs to the one behind it."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
@@ -132,14 +129,25 @@ def unigram():
         show_progress=False,
     )
     tokenizer.train_from_iterator(WORDS * 3, trainer)
-    return finish(tokenizer, "[CLS]", "[SEP]")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return wrap_tokenizer(tokenizer, "[CLS]", "[SEP]")
 
 
 TOKENIZERS = {"wordpiece": wordpiece, "byte level": byte_level, "unigram": unigram}
 
 
+def find_offsets(text: str, tokenizer) -> list[tuple[int, int]]:
+    """Return where each token of a text begins and ends, without special tokens."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return encoding["offset_mapping"]
+
+
 def list_borders(text: str, offsets: list[tuple[int, int]]) -> list[int]:
-    """Return the places at which an answer may begin or end: between characters, and inside no token."""
+    """Return where an answer may begin or end: between characters, and inside no token."""
     places = [m.start() for m in regex.finditer(r"\X", text)] + [len(text)]
     return [x for x in places if not any(a < x < b for a, b in offsets)]
 
@@ -147,18 +155,21 @@ def list_borders(text: str, offsets: list[tuple[int, int]]) -> list[int]:
 def answer_perfectly(
     rows: list[dict], tokenizer, max_length: int, stride: int
 ) -> tuple[list[dict], int]:
-    """Return answers, and how many rows have no label, of logits that are 10 at the labels and 0 elsewhere."""
+    """Return the answers of a perfect model, and how many rows have no label.
+
+    The model's logits are 10 at the labels and 0 elsewhere.
+    """
     windows = Dataset.from_dict(span.tokenise_rows(rows, tokenizer, max_length, stride))
     start = [np.zeros(len(ids), np.float32) for ids in windows["input_ids"]]
     end = [logits.copy() for logits in start]
-    for i, (first, last) in enumerate(
-        zip(windows["start_positions"], windows["end_positions"], strict=True)
-    ):
-        start[i][first] = end[i][last] = 10
+    for i in range(len(windows)):
+        start[i][windows["start_positions"][i]] = 10
+        end[i][windows["end_positions"][i]] = 10
     return span.predict_answers(rows, windows, start, end), span.count_unlabelled(rows, windows)
 
 
 def make_row(context: str, begin: int, end: int) -> dict:
+    """Return a row whose answer is context[begin:end]."""
     answers = {"text": [context[begin:end]], "answer_start": [begin]}
     return {
         "id": "a",
@@ -170,12 +181,14 @@ def make_row(context: str, begin: int, end: int) -> dict:
 
 
 def check_answer(context: str, begin: int, end: int, tokenizer, max_length: int, stride: int):
-    """Fail where right logits do not give the answer context[begin:end]."""
+    """Assert that right logits give the answer context[begin:end]."""
     rows = [make_row(context, begin, end)]
     answers, unlabelled = answer_perfectly(rows, tokenizer, max_length, stride)
     assert unlabelled == 0
-    gold, answer = context[begin:end], answers[0]["text"]
-    assert metrics.exact_match(answer, gold) == metrics.f1(answer, gold) == 100.0, (answer, gold)
+    gold = context[begin:end]
+    answer = answers[0]["text"]
+    assert metrics.exact_match(answer, gold) == 100.0, (answer, gold)
+    assert metrics.f1(answer, gold) == 100.0, (answer, gold)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -190,10 +203,7 @@ def check_answer(context: str, begin: int, end: int, tokenizer, max_length: int,
 @given(data=st.data(), context=contexts(), short=st.booleans())
 def test_right_logits_give_the_answer_in_any_script(name, data, context, short):
     tokenizer = TOKENIZERS[name]()
-    offsets = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)[
-        "offset_mapping"
-    ]
-    offsets = [(a, b) for a, b in offsets if b > a]
+    offsets = [(a, b) for a, b in find_offsets(context, tokenizer) if b > a]
     borders = list_borders(context, offsets)
     spans = []
     for i, begin in enumerate(borders):
@@ -236,13 +246,9 @@ def test_an_answer_at_an_edge_is_labelled_and_found(name, context, answer):
 
 
 def test_an_answer_at_a_windows_edge_is_labelled_in_that_window():
-    """Of several windows, each that holds all tokens of the answer is labelled, whatever blanks stand at its ends."""
+    """Each window that holds all tokens of an answer is labelled, with any blanks at its ends."""
     context = " ".join(f"word{i}\u200b " for i in range(60))
-    pieces = np.array(
-        wordpiece()(context, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-    )
+    pieces = np.array(find_offsets(context, wordpiece()))
     labelled = 0
     for begin, _ in pieces[5:-5:3]:
         end = context.index(" ", begin) + 1
@@ -302,5 +308,5 @@ def test_a_span_cuts_no_character(text, span, wider):
         ("“May”", "“May”"),
     ],
 )
-def test_what_shows_nothing_is_trimmed(text, visible):
+def test_invisible_characters_are_trimmed_at_both_ends(text, visible):
     assert trim_invisible(text) == visible

@@ -1,4 +1,4 @@
-"""Encoders: the architectures that are taken, files that are refused, and names that lead nowhere."""
+"""Encoders: architectures that are taken, files that are refused, names that lead nowhere."""
 
 import json
 import re
@@ -27,7 +27,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """MiniLM's tokenizer with 600 word pieces of its own."""
+    """Return MiniLM's tokenizer, trained anew to 600 word pieces."""
     large = AutoTokenizer.from_pretrained(encoder_files.find_folder("minilm"))
     texts = [row["context"] for row in corpora.qa("encyclopaedia", 200)]
     return large.train_new_from_iterator(texts, 600)
@@ -35,7 +35,10 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def small_encoder(tokenizer, tmp_path_factory):
-    """Makes the folder of an encoder with random weights: two blocks of width 32, 600 word pieces."""
+    """Return a function that makes the folder of an encoder with random weights.
+
+    The encoder has two blocks of width 32 and 600 word pieces, if nothing is changed.
+    """
 
     def make(architecture: str = "bert", model=None, **changes) -> Path:
         sizes = {
@@ -63,25 +66,37 @@ def small_encoder(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(small_encoder):
+    """Return the folder of a small encoder, from which tests only read."""
     return small_encoder()
 
 
 @pytest.fixture
 def copied(whole, tmp_path):
-    """A copy of a small encoder's folder, to break."""
+    """Return a copy of a small encoder's folder, which a test may break."""
     return Path(shutil.copytree(whole, tmp_path / "encoder"))
 
 
-def refusal(folder: Path) -> str:
-    """The one sentence with which an encoder folder is refused."""
-    with pytest.raises(UserError) as e:
+def read_refusal(folder: Path) -> str:
+    """Return the one sentence with which an encoder's folder is refused."""
+    with pytest.raises(UserError) as error:
         encoder_files.identify_weights(str(folder))
         encoders.load_encoder(str(folder))
-    sentence = str(e.value)
+    sentence = str(error.value)
     assert str(folder) in sentence
     assert "\n" not in sentence
     assert "; " in sentence
     return sentence
+
+
+def change_weights(folder: Path, change) -> None:
+    """Replace the weights in a folder by what a function makes of them."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def load_weights(encoder) -> dict:
+    """Return the weights of an encoder that its folder or its name on the hub identifies."""
+    return encoders.load_encoder(str(encoder))[0].state_dict()
 
 
 # ---- what is taken ----
@@ -89,15 +104,15 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("architecture", encoders.ARCHITECTURES)
 def test_every_architecture_that_is_taken_trains(architecture, small_encoder, tiny):
-    """The plain model, and the block after the encoder and inside its last block: one step each."""
+    """A step is trained plain, with a block after the encoder, and with one inside its last."""
     folder = small_encoder(architecture)
     shared = {"encoder": str(folder), "blocks": 1, "max_length": 96, "stride": 24}
     plain = plans.plan(tiny(**shared))[0]
     after = plans.plan(tiny(**shared, experiments=["untuned"], experts=4))[-1]
-    within = plans.plan(tiny(**shared, experiments=["untuned"], experts=4, place="feed_forward"))[
-        -1
-    ]
-    assert after.layer.place == "after" and within.layer.place == "feed_forward"
+    inside = tiny(**shared, experiments=["untuned"], experts=4, place="feed_forward")
+    within = plans.plan(inside)[-1]
+    assert after.layer.place == "after"
+    assert within.layer.place == "feed_forward"
     for spec in (plain, after, within):
         assert study.measure_speed(spec) > 0
     model, tokenizer = build.build_model(within)
@@ -132,9 +147,9 @@ def test_a_small_vocabulary_goes_all_the_way(whole, tiny):
     ],
 )
 def test_weights_that_are_whole_under_other_names_are_taken(copied, whole, change):
-    file = copied / "model.safetensors"
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
-    ours, theirs = (encoders.load_encoder(str(f))[0].state_dict() for f in (copied, whole))
+    change_weights(copied, change)
+    ours = load_weights(copied)
+    theirs = load_weights(whole)
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
 
 
@@ -144,37 +159,48 @@ def test_a_pretrained_head_is_left_out(small_encoder):
 
 
 def test_minilm_keeps_its_identity():
-    assert encoder_files.identify_weights("minilm") == hub.sha256(
-        encoder_files.find_folder("minilm") / "model.safetensors"
-    )
-    assert encoder_files.identify_weights("minilm").startswith("53aa51172d14")
+    identity = encoder_files.identify_weights("minilm")
+    file = encoder_files.find_folder("minilm") / "model.safetensors"
+    assert identity == hub.sha256(file)
+    assert identity.startswith("53aa51172d14")
 
 
 # ---- what is refused ----
 
 
 def lose_one(weights: dict) -> dict:
+    """Return weights without one of them."""
     return {k: v for k, v in weights.items() if k != "encoder.layer.1.output.dense.bias"}
 
 
 def spoil_one(weights: dict) -> dict:
+    """Return weights of which one is not finite."""
     return weights | {"embeddings.LayerNorm.bias": torch.full((32,), torch.nan)}
 
 
 def prefix_all(prefix: str, weights: dict) -> dict:
+    """Return weights whose names have a prefix, as a wrapper of the encoder gives them."""
     return {prefix + k: v for k, v in weights.items()}
+
+
+def assert_refused(folder: Path, words: str) -> None:
+    """Assert that an encoder is refused, with these words and in one sentence."""
+    with pytest.raises(UserError, match=words):
+        encoders.load_encoder(str(folder))
+    read_refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "model.", "encoder.", "bert.model.", "roberta."]
+)
+def test_weights_under_a_prefix_would_be_random_and_are_refused(copied, prefix):
+    change_weights(copied, partial(prefix_all, prefix))
+    assert_refused(copied, f"lacks 37 of 37 weights, .* called {prefix}.*inside the wrapper")
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        *[
-            (
-                partial(prefix_all, prefix),
-                f"lacks 37 of 37 weights, .* called {prefix}.*inside the wrapper",
-            )
-            for prefix in ("_orig_mod.", "module.", "model.", "encoder.", "bert.model.", "roberta.")
-        ],
         (
             lose_one,
             "lacks 1 of 37 weights, first encoder.layer.1.output.dense.bias; save encoder and",
@@ -185,12 +211,9 @@ def prefix_all(prefix: str, weights: dict) -> dict:
         ),
     ],
 )
-def test_weights_that_would_be_random_are_refused(copied, change, words):
-    file = copied / "model.safetensors"
-    save_file(change(load_file(file)), file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=words):
-        encoders.load_encoder(str(copied))
-    refusal(copied)
+def test_a_weight_that_is_missing_or_spoilt_is_refused(copied, change, words):
+    change_weights(copied, change)
+    assert_refused(copied, words)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +241,13 @@ def test_weights_that_would_be_random_are_refused(copied, change, words):
 )
 def test_a_broken_file_is_refused(copied, file, text, words):
     (copied / file).write_bytes(text)
-    assert re.search(words, refusal(copied))
+    assert re.search(words, read_refusal(copied))
 
 
 def test_a_file_that_is_cut_short_is_refused(copied):
     file = copied / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    assert "model.safetensors is cut short" in refusal(copied)
+    assert "model.safetensors is cut short" in read_refusal(copied)
 
 
 @pytest.mark.parametrize(
@@ -261,11 +284,11 @@ def test_a_file_that_is_cut_short_is_refused(copied):
 def test_a_config_of_another_encoder_is_refused(copied, changes, words):
     config = json.loads((copied / "config.json").read_text()) | changes
     (copied / "config.json").write_text(json.dumps(config))
-    assert words in refusal(copied)
+    assert words in read_refusal(copied)
 
 
 def test_no_code_of_a_folder_runs(copied):
-    """Neither is asked for it: the architecture is known, and its own code is the library's."""
+    """The architecture is known, and the library has the code for it."""
     (copied / "evil.py").write_text("raise SystemExit('ran')")
     config = json.loads((copied / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
@@ -294,7 +317,7 @@ def test_weights_in_another_form_are_refused(copied, beside, words):
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
 def test_a_missing_file_is_named(copied, file):
     (copied / file).unlink()
-    assert f"has no {file}; save the encoder" in refusal(copied)
+    assert f"has no {file}; save the encoder" in read_refusal(copied)
 
 
 # ---- tokenizers ----
@@ -302,33 +325,39 @@ def test_a_missing_file_is_named(copied, file):
 
 def test_a_tokenizer_with_more_pieces_than_the_encoder_is_refused(copied, small_encoder, tokenizer):
     AutoTokenizer.from_pretrained(encoder_files.find_folder("minilm")).save_pretrained(copied)
-    assert "its tokenizer has 30522 word pieces and the encoder embeds 600; " in refusal(copied)
-    larger = small_encoder(vocab_size=640)  # rows beyond the tokenizer's pieces are common
+    assert "its tokenizer has 30522 word pieces and the encoder embeds 600; " in read_refusal(
+        copied
+    )
+    # an encoder with more embeddings than word pieces is common
+    larger = small_encoder(vocab_size=640)
     assert len(encoders.load_encoder(str(larger))[1]) == 600
 
 
 @pytest.mark.parametrize("token", ["pad_token", "cls_token", "sep_token"])
 def test_a_tokenizer_without_a_special_token_is_refused(copied, token):
     change_tokenizer(copied, drop=token, padding=None)
-    assert f"its tokenizer has no {token}; name one in tokenizer_config.json" in refusal(copied)
-
-
-def test_a_tokenizer_that_adds_no_special_tokens_is_refused(copied):
-    change_tokenizer(copied, post_processor=None)
-    assert "its tokenizer does not put [CLS] before a question and [SEP] behind it" in refusal(
+    assert f"its tokenizer has no {token}; name one in tokenizer_config.json" in read_refusal(
         copied
     )
 
 
-def test_padding_counts_as_the_encoder_counts_it(small_encoder):
+def test_a_tokenizer_that_adds_no_special_tokens_is_refused(copied):
+    change_tokenizer(copied, post_processor=None)
+    words = "its tokenizer does not put [CLS] before a question and [SEP] behind it"
+    assert words in read_refusal(copied)
+
+
+def test_tokenizer_and_encoder_must_pad_with_the_same_token(small_encoder):
     other = small_encoder("roberta", pad_token_id=1)
-    assert "pads with token 0 and the encoder with 1 (pad_token_id in config.json)" in refusal(
-        other
-    )
+    words = "pads with token 0 and the encoder with 1 (pad_token_id in config.json)"
+    assert words in read_refusal(other)
 
 
 def change_tokenizer(folder: Path, drop: str = "", **changes):
-    """Rewrite parts of tokenizer.json, and read it as it is written, whatever the architecture."""
+    """Change parts of tokenizer.json and drop an entry of tokenizer_config.json.
+
+    The tokenizer is then read as it is written, whatever the architecture.
+    """
     rules = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(rules | changes))
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -340,15 +369,13 @@ def change_tokenizer(folder: Path, drop: str = "", **changes):
 # ---- lengths ----
 
 
-def test_few_positions_are_told_before_training(small_encoder, tiny):
+def test_windows_longer_than_the_encoder_s_positions_are_refused(small_encoder, tiny):
     few = {"encoder": str(small_encoder(max_position_embeddings=60))}
-    with pytest.raises(
-        UserError, match="reads 60 tokens, and windows of 64 are asked for; lower it"
-    ):
+    words = "reads 60 tokens, and windows of 64 are asked for; lower it"
+    with pytest.raises(UserError, match=words):
         study.run(tiny(**few, max_length=64, stride=16), plans.plan, live=False)
-    with pytest.raises(
-        UserError, match="windows of 60 are padded to a multiple of 8; lower it to 56"
-    ):
+    words = "windows of 60 are padded to a multiple of 8; lower it to 56"
+    with pytest.raises(UserError, match=words):
         study.run(tiny(**few, max_length=60, stride=16), plans.plan, live=False)
     spec = plans.plan(tiny(**few, max_length=56, stride=16))[0]
     assert study.measure_speed(spec) > 0
@@ -357,8 +384,7 @@ def test_few_positions_are_told_before_training(small_encoder, tiny):
 
 
 def test_an_encoder_that_is_refused_trains_nothing(copied, tiny, monkeypatch, tmp_path):
-    file = copied / "model.safetensors"
-    save_file(prefix_all("module.", load_file(file)), file, metadata={"format": "pt"})
+    change_weights(copied, partial(prefix_all, "module."))
     monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("it trains"))
     with pytest.raises(UserError, match="lacks 37 of 37 weights"):
         study.run(tiny(encoder=str(copied)), plans.plan, live=False)
@@ -376,9 +402,8 @@ def test_long_questions_leave_room_for_context_beside_four_special_tokens(tokeni
     assert pairs.num_special_tokens_to_add(pair=True) == 4
     rows = [row | {"question": " ".join([row["question"]] * 12)} for row in corpora.qa("news", 4)]
     for length, stride in ((32, 15), (64, 31), (100, 49), (132, 64)):
-        assert len(features.load_windows(rows, pairs, length, stride, tmp_path / "cache")) > len(
-            rows
-        )
+        windows = features.load_windows(rows, pairs, length, stride, tmp_path / "cache")
+        assert len(windows) > len(rows)
 
 
 ROBERTA_PAIRS = {
@@ -424,10 +449,11 @@ def test_a_name_that_leads_nowhere_says_what_would(whole, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     pair = "a.jsonl:b.jsonl"
     monkeypatch.setattr("sys.argv", ["own", "mine", pair, pair, "-p", f"encoder={name}"])
-    with pytest.raises(UserError, match=words) as e:
+    with pytest.raises(UserError, match=words) as error:
         run_verb(sys.argv)
-    sentence = str(e.value)
-    assert not any(x in sentence for x in ("\n", "make data", "PROFILE", "DATA="))
+    sentence = str(error.value)
+    for text in ("\n", "make data", "PROFILE", "DATA="):
+        assert text not in sentence
 
 
 def test_a_name_that_the_hub_does_not_know_gets_no_advice_about_the_network():
@@ -435,31 +461,34 @@ def test_a_name_that_the_hub_does_not_know_gets_no_advice_about_the_network():
 
     unknown = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
     sentence = str(hub.describe_offline("model", "some/encoder", unknown))
-    assert "it has no public repository of that name" in sentence and "with network" not in sentence
+    assert "it has no public repository of that name" in sentence
+    assert "with network" not in sentence
     sentence = str(hub.describe_offline("dataset", "some/data", unknown))
-    assert "mend its name in params/datasets.yaml" in sentence and "with network" not in sentence
+    assert "mend its name in params/datasets.yaml" in sentence
+    assert "with network" not in sentence
 
 
 def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, monkeypatch):
-    """From the hub's cache on disk, at the pinned revision."""
+    """It is read from the hub's cache on disk, at the pinned revision."""
     pinned = "0" * 40
     snapshot = tmp_path / "hub" / "models--some--encoder" / "snapshots" / pinned
     shutil.copytree(whole, snapshot)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")
     (tmp_path / "pins.yaml").write_text(f"some/encoder: '{pinned}'\n")
-    ours, theirs = (encoders.load_encoder(x)[0].state_dict() for x in ("some/encoder", str(whole)))
+    ours = load_weights("some/encoder")
+    theirs = load_weights(whole)
     assert encoder_files.identify_weights("some/encoder") == pinned
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     encoders.read_encoder.cache_clear()
     (snapshot / "model.safetensors").write_bytes(LFS)
-    with pytest.raises(
-        UserError, match="some/encoder, at the hub's revision 000000000000,.* Git LFS"
-    ):
+    words = "some/encoder, at the hub's revision 000000000000,.* Git LFS"
+    with pytest.raises(UserError, match=words):
         encoders.load_encoder("some/encoder")
 
 
 def test_parameters_of_a_plan_load_no_weights(tiny, copied):
-    """A page is drawn from records where the encoder's weights need not be read."""
+    """A page is drawn from records, for which the encoder's weights need not be readable."""
     (copied / "model.safetensors").write_bytes(b"of the same name")
-    assert plans.plan(tiny(encoder=str(copied))) and plans.load_params("exbert", "quick")
+    assert plans.plan(tiny(encoder=str(copied)))
+    assert plans.load_params("exbert", "quick")

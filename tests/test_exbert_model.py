@@ -1,5 +1,6 @@
-"""ExBERT whole: its block against st-moe-pytorch's, every kind of encoder, its losses, its record."""
+"""The ExBERT: its block against st-moe-pytorch's, every encoder, its losses and its record."""
 
+import pandas as pd
 import pytest
 import torch
 from st_moe_pytorch import MoE as PeerMoE
@@ -31,17 +32,19 @@ ENCODERS = {
 }
 
 
-def model(kind: str = "bert", dense: float | None = None, **changes) -> ExBERT:
+def make_model(kind: str = "bert", dense: float | None = None, **changes) -> ExBERT:
+    """Return a small ExBERT whose weights are the same each time."""
     torch.manual_seed(0)
-    return ExBERT(
-        AutoModel.from_config(ENCODERS[kind]), 0.1, Layer(**{"experts": 4} | changes), dense
-    )
+    encoder = AutoModel.from_config(ENCODERS[kind])
+    return ExBERT(encoder, 0.1, Layer(**{"experts": 4} | changes), dense)
 
 
-def batch(length: int = 24) -> dict:
+def draw_batch(length: int = 24) -> dict:
+    """Return three random windows, two of which have padding."""
     ids = torch.randint(50, (3, length), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
-    mask[1, 15:], mask[2, 9:] = 0, 0
+    mask[1, 15:] = 0
+    mask[2, 9:] = 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -49,125 +52,120 @@ LABELS = {"start_positions": torch.tensor([3, 2, 1]), "end_positions": torch.ten
 
 
 def test_the_block_equals_st_moe_pytorch_s(monkeypatch):
-    """Feed-forward before and after, norms and residuals: output and gradients, weights copied."""
+    """With the same weights the outputs and the gradients agree.
+
+    The block has norms, residuals, and a feed-forward layer before and after the experts.
+    """
     ours = Block(16, REPORT)
     peer = SparseMoEBlock(PeerMoE(dim=16, num_experts=4), add_ff_before=True, add_ff_after=True)
     with torch.no_grad():
-        for (mine, a), (theirs, b) in (
-            ((ours.before, 0), (peer.ff_before, 0)),
-            ((ours.after, 0), (peer.ff_after, 0)),
-        ):
-            copy(mine[1], theirs.net[b + 1 :])
-            theirs.net[b].gamma.copy_(mine[a].weight.uniform_(0.5, 1.5))
+        for mine, theirs in ((ours.before, peer.ff_before), (ours.after, peer.ff_after)):
+            copy_weights(mine[1], theirs.net[1:])
+            theirs.net[0].gamma.copy_(mine[0].weight.uniform_(0.5, 1.5))
         peer.moe_prenorm.gamma.copy_(ours.norm.weight.uniform_(0.5, 1.5))
         peer.moe.gate.to_gates.weight.copy_(ours.experts.router.weight)
         for mine, theirs in zip(ours.experts.experts, peer.moe.experts.experts, strict=True):
-            copy(mine, theirs.net)
+            copy_weights(mine, theirs.net)
     draws = torch.rand(2, 3, 24)
     monkeypatch.setattr(torch, "rand", lambda *size, **kw: draws)
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *a, **kw: self.copy_(draws))
-    a, b = (
-        torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        for _ in range(2)
-    )
+    states = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(2))
+    a = states.clone().requires_grad_()
+    b = states.clone().requires_grad_()
     ours.mask = torch.ones(3, 24)
-    mine, theirs = ours(a), peer(b).outputs
+    mine = ours(a)
+    theirs = peer(b).outputs
     torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-    mine.square().sum().backward(), theirs.square().sum().backward()
+    mine.square().sum().backward()
+    theirs.square().sum().backward()
     torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
 
 
-def copy(mine: st_moe.Expert, theirs):
-    (
-        theirs[0].weight.copy_(mine.w1.weight),
-        theirs[0].bias.copy_(mine.w1.bias),
-        theirs[1].mult_bias.copy_(mine.scale),
-    )
-    theirs[2].weight.copy_(mine.w2.weight), theirs[2].bias.copy_(mine.w2.bias)
+def copy_weights(mine: st_moe.Expert, theirs) -> None:
+    """Copy the weights of our expert to the same layers of st-moe-pytorch."""
+    theirs[0].weight.copy_(mine.w1.weight)
+    theirs[0].bias.copy_(mine.w1.bias)
+    theirs[1].mult_bias.copy_(mine.scale)
+    theirs[2].weight.copy_(mine.w2.weight)
+    theirs[2].bias.copy_(mine.w2.bias)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
 @pytest.mark.parametrize("place", ["after", "feed_forward"])
-def test_every_encoder_in_both_places(kind, place):
-    m, inputs = model(kind, place=place, dropout_at="both"), batch()
-    out = m(**LABELS, **inputs)
-    out.loss.backward()
+def test_every_encoder_takes_the_experts_in_both_places(kind, place):
+    m = make_model(kind, place=place, dropout_at="both")
+    inputs = draw_batch()
+    m(**LABELS, **inputs).loss.backward()
     assert m.layer.experts.router.weight.grad.any()
     assert encoders.blocks_of(m.encoder)[0].state_dict().keys()
     assert all(p.grad is not None and p.grad.any() for p in m.layer.experts.experts.parameters())
     m.eval()
+    out = m(**inputs)
+    # padding changes nothing
     cut = {k: v[1:2, :15] for k, v in inputs.items()}
-    torch.testing.assert_close(
-        m(**cut).start_logits, m(**inputs).start_logits[1:2, :15], atol=1e-5, rtol=1e-4
-    )
-    saved = m.state_dict()
-    other = model(kind, place=place, dropout_at="both")
-    other.load_state_dict(saved)
-    assert torch.equal(other.eval()(**inputs).end_logits, m(**inputs).end_logits)
+    start = out.start_logits[1:2, :15]
+    torch.testing.assert_close(m(**cut).start_logits, start, atol=1e-5, rtol=1e-4)
+    # saved weights give the same logits
+    other = make_model(kind, place=place, dropout_at="both")
+    other.load_state_dict(m.state_dict())
+    assert torch.equal(other.eval()(**inputs).end_logits, out.end_logits)
 
 
 def test_auxiliary_losses_are_for_training_only():
-    m, plain = (
-        model(balance=0.5, router_z=0.25, dropout_at="none"),
-        model(balance=0.0, router_z=0.0),
-    )
-    for dropout in (
-        x for net in (m, plain) for x in net.modules() if isinstance(x, torch.nn.Dropout)
-    ):
-        dropout.p = 0.0
+    m = make_model(balance=0.5, router_z=0.25, dropout_at="none")
+    plain = make_model(balance=0.0, router_z=0.0)
+    for module in (*m.modules(), *plain.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     torch.manual_seed(3)
-    whole = m(**LABELS, **batch()).loss
+    whole = m(**LABELS, **draw_batch()).loss
     torch.manual_seed(3)
-    bare = plain(**LABELS, **batch()).loss
-    torch.testing.assert_close(
-        whole - bare, 0.5 * m.routed.balance_loss + 0.25 * m.routed.z_loss, atol=1e-5, rtol=1e-5
-    )
-    torch.testing.assert_close(
-        m.eval()(**LABELS, **batch()).loss, plain.eval()(**LABELS, **batch()).loss
-    )
+    bare = plain(**LABELS, **draw_batch()).loss
+    auxiliary = 0.5 * m.routed.balance_loss + 0.25 * m.routed.z_loss
+    torch.testing.assert_close(whole - bare, auxiliary, atol=1e-5, rtol=1e-5)
+    whole = m.eval()(**LABELS, **draw_batch()).loss
+    bare = plain.eval()(**LABELS, **draw_batch()).loss
+    torch.testing.assert_close(whole, bare)
 
 
 def test_dense_controls_have_the_compute_and_the_weights_they_are_named_for():
-    sparse, compute, weights = model(), model(dense=2.0), model(dense=4.0)
+    sparse = make_model()
+    compute = make_model(dense=2.0)
+    weights = make_model(dense=4.0)
 
-    def size(m):
-        return sum(p.numel() for p in m.layer.experts.parameters())
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
 
-    one = sum(p.numel() for p in sparse.layer.experts.experts[0].parameters())
-    assert size(compute) == pytest.approx(2 * one, rel=0.02)
-    assert size(weights) == pytest.approx(4 * one, rel=0.02)
+    one = count(sparse.layer.experts.experts[0])
+    assert count(compute.layer.experts) == pytest.approx(2 * one, rel=0.02)
+    assert count(weights.layer.experts) == pytest.approx(4 * one, rel=0.02)
     assert compute.routed is None
-    assert compute.active_parameters() == sum(p.numel() for p in compute.parameters())
-    assert sparse.active_parameters() == sum(p.numel() for p in sparse.parameters()) - 2 * one
+    assert compute.active_parameters() == count(compute)
+    assert sparse.active_parameters() == count(sparse) - 2 * one
 
 
 def test_a_seed_gives_every_model_the_same_head(tiny):
     p = tiny(experiments=["headline", "dense"], tuned_blocks=1, tuned_epochs=1.0)
     heads = [build.build_model(s)[0].head.weight for s in plans.plan(p)]
-    assert len(heads) == 5 and all(torch.equal(h, heads[0]) for h in heads)
+    assert len(heads) == 5
+    assert all(torch.equal(h, heads[0]) for h in heads)
 
 
-def test_a_record_says_who_routed_where(tiny):
+def test_a_record_has_the_routing_of_training_and_of_each_test_set(tiny):
     p = tiny(experiments=["untuned"], train_rows=32)
     record = train.train(next(s for s in plans.plan(p) if s.layer), progress=lambda line: None)
     steps = record["load"]["training"]
     assert len(steps) >= 4
-    assert set(steps[0]) == {
-        "step",
-        "balance_loss",
-        "z_loss",
-        "dropped",
-        "load",
-    }
-    assert all(
-        abs(sum(s["load"]) - 1) < 1e-5 and 0 <= s["dropped"] < 1 and s["balance_loss"] > 0.9
-        for s in steps
-    )
-    assert all(
-        len(record["load"][d]) == p.experts and sum(record["load"][d]) > 0 for d in p.domains
-    )
+    assert set(steps[0]) == {"step", "balance_loss", "z_loss", "dropped", "load"}
+    for step in steps:
+        assert abs(sum(step["load"]) - 1) < 1e-5
+        assert 0 <= step["dropped"] < 1
+        assert step["balance_loss"] > 0.9
+    for domain in p.domains:
+        assert len(record["load"][domain]) == p.experts
+        assert sum(record["load"][domain]) > 0
+        assert 0 <= record["metrics"][domain]["contains"] <= 100
     assert record["active_parameters"] < record["parameters"]
-    assert all(0 <= record["metrics"][d]["contains"] <= 100 for d in p.domains)
 
 
 def test_going_on_from_fewer_blocks_is_refused(tiny):
@@ -178,20 +176,17 @@ def test_going_on_from_fewer_blocks_is_refused(tiny):
         build.build_model(child)
 
 
-def test_mutual_information():
-    import pandas as pd
-
-    def share(rows):
-        return pd.DataFrame(
-            [
-                {"set": s, "expert": e, "share": x}
-                for s, xs in zip("ab", rows, strict=True)
-                for e, x in enumerate(xs)
-            ]
-        )
-
-    assert tables.mutual_information(share([[0.5, 0.5, 0], [0.5, 0.5, 0]])) == 0
-    assert tables.mutual_information(share([[1, 0], [0, 1]])) == 1
-    assert tables.mutual_information(share([[0.75, 0.25], [0.25, 0.75]])) == pytest.approx(
-        1 - 0.811278, abs=1e-5
-    )
+@pytest.mark.parametrize(
+    "first, second, bits",
+    [
+        ([0.5, 0.5, 0], [0.5, 0.5, 0], 0),
+        ([1, 0], [0, 1], 1),
+        ([0.75, 0.25], [0.25, 0.75], pytest.approx(1 - 0.811278, abs=1e-5)),
+    ],
+)
+def test_experts_of_two_domains_have_their_mutual_information(first, second, bits):
+    """first, second: the share of each domain's tokens that goes to each expert."""
+    rows = []
+    for name, shares in (("a", first), ("b", second)):
+        rows += [{"set": name, "expert": e, "share": x} for e, x in enumerate(shares)]
+    assert tables.mutual_information(pd.DataFrame(rows)) == bits

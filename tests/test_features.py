@@ -1,5 +1,9 @@
-"""Windows and labels, the order of examples, and — where DATA points at it — all of real SQuAD."""
+"""Windows and labels, their cache, and the order of examples.
 
+If DATA names a folder with real data, the labels of all of SQuAD are checked too.
+"""
+
+import itertools
 import os
 from pathlib import Path
 
@@ -17,44 +21,63 @@ from qa_lib.training import frozen
 
 @pytest.fixture(scope="module")
 def tokenizer():
+    """Return the tokenizer of MiniLM."""
     return encoders.load_encoder("minilm", 1)[1]
 
 
-def folders(cache: Path) -> list[Path]:
+@pytest.fixture(scope="module")
+def train_rows():
+    """Return the generated training rows of one dataset."""
+    return selection.load_splits("encyclopaedia", "embedded").train
+
+
+def list_folders(cache: Path) -> list[Path]:
+    """Return the folders in a cache: one for each set of features or outputs."""
     return [path for path in cache.iterdir() if path.is_dir()]
 
 
-def smallest_cover(offsets: np.ndarray, begin: int, stop: int) -> tuple[int, int]:
-    """By definition, in a plain loop: the last token that starts no later than the answer …"""
+def find_smallest_cover(offsets: np.ndarray, begin: int, stop: int) -> tuple[int, int]:
+    """Return (first, last) of the fewest tokens that cover the characters begin to stop.
+
+    All pairs of tokens are tried. Without a cover the result is (0, 0).
+    """
     inside = [i for i in range(len(offsets)) if offsets[i, 1] > 0]
-    spans = [
-        (j - i, i, j)
-        for i in inside
-        for j in inside
-        if i <= j and offsets[i, 0] <= begin and offsets[j, 1] >= stop
-    ]
+    spans = []
+    for i, j in itertools.combinations_with_replacement(inside, 2):
+        if offsets[i, 0] <= begin and offsets[j, 1] >= stop:
+            spans.append((j - i, i, j))
     return min(spans)[1:] if spans else (0, 0)
 
 
-def check(rows, windows) -> tuple[int, list[str]]:
-    """Every labelled window: a cover of the gold characters that loses them when it is cut at either end, and equal
-    to the gold text but for the ends inside a word piece. Returns labelled windows and the ids of the exceptions."""
-    labelled, inside_piece = 0, []
+def check_labels(rows, windows) -> tuple[int, list[str]]:
+    """Assert that each labelled window's span is the smallest cover of the gold characters.
+
+    A span is longer than the gold text only if this begins or ends inside a word piece. Returns
+    the number of labelled windows and the ids of the rows with such longer spans.
+    """
+    labelled = 0
+    inside_piece = []
     columns = windows.with_format("numpy")
     for w in range(len(windows)):
         window = columns[w]
-        row, offsets = rows[int(window["row"])], window["offsets"].reshape(-1, 2)
-        first, last = int(window["start_positions"]), int(window["end_positions"])
-        begin, gold = row["answers"]["answer_start"][0], row["answers"]["text"][0]
+        row = rows[int(window["row"])]
+        offsets = window["offsets"].reshape(-1, 2)
+        first = int(window["start_positions"])
+        last = int(window["end_positions"])
+        begin = row["answers"]["answer_start"][0]
+        gold = row["answers"]["text"][0]
         stop = begin + len(gold)
         if first == 0:
             held = offsets[offsets[:, 1] > 0]
             assert not len(held) or held[0, 0] > begin or held[-1, 1] < stop, row["id"]
             continue
         labelled += 1
-        core = (begin + len(gold) - len(gold.lstrip()), stop - len(gold) + len(gold.rstrip()))
-        assert offsets[first, 0] <= core[0] and offsets[last, 1] >= core[1], row["id"]  # covers
-        assert offsets[first, 1] > begin and offsets[last, 0] < stop, row["id"]  # smallest
+        # the span covers the gold text without blanks at its ends
+        assert offsets[first, 0] <= begin + len(gold) - len(gold.lstrip()), row["id"]
+        assert offsets[last, 1] >= stop - len(gold) + len(gold.rstrip()), row["id"]
+        # no token at its ends is superfluous
+        assert offsets[first, 1] > begin, row["id"]
+        assert offsets[last, 0] < stop, row["id"]
         text = row["context"][offsets[first, 0] : offsets[last, 1]]
         if text != gold.strip():
             assert gold.strip() in text, row["id"]
@@ -63,80 +86,81 @@ def check(rows, windows) -> tuple[int, list[str]]:
     return labelled, inside_piece
 
 
-def test_labels_are_the_smallest_cover(tokenizer, tmp_path):
-    rows = selection.load_splits("encyclopaedia", "embedded").train[:300]
+def test_labels_are_the_smallest_cover(tokenizer, tmp_path, train_rows):
+    rows = train_rows[:300]
     windows = features.load_windows(rows, tokenizer, 96, 24, tmp_path)
-    assert len(windows) > len(rows)  # some overflow
-    labelled, inside_piece = check(rows, windows)
-    assert labelled >= len(rows)  # every answer stands in at least one window
+    # some rows have several windows
+    assert len(windows) > len(rows)
+    labelled, _ = check_labels(rows, windows)
+    # every answer stands in at least one window
+    assert labelled >= len(rows)
     columns = windows.with_format("numpy")
     for w in range(0, len(windows), 7):
         window = columns[w]
-        row, offsets = rows[int(window["row"])], window["offsets"].reshape(-1, 2)
+        row = rows[int(window["row"])]
         begin = row["answers"]["answer_start"][0]
-        assert smallest_cover(offsets, begin, begin + len(row["answers"]["text"][0])) == (
-            int(window["start_positions"]),
-            int(window["end_positions"]),
-        ), row["id"]
+        stop = begin + len(row["answers"]["text"][0])
+        label = (int(window["start_positions"]), int(window["end_positions"]))
+        cover = find_smallest_cover(window["offsets"].reshape(-1, 2), begin, stop)
+        assert cover == label, row["id"]
 
 
 @pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: make test DATA=path/to/data")
 def test_every_label_of_real_squad(tokenizer, tmp_path):
     rows = selection.load_splits("squad", "folder", str(Path(os.environ["DATA"]).resolve())).train
-    labelled, inside_piece = check(rows, features.load_windows(rows, tokenizer, 384, 128, tmp_path))
+    windows = features.load_windows(rows, tokenizer, 384, 128, tmp_path)
+    labelled, inside_piece = check_labels(rows, windows)
     print(
-        f"\n{labelled} labelled windows of {len(rows)} questions; {len(inside_piece)} answers begin or end inside a word "
-        f"piece: {', '.join(inside_piece)}"
+        f"\n{labelled} labelled windows of {len(rows)} questions; "
+        f"{len(inside_piece)} answers begin or end inside a word piece: {', '.join(inside_piece)}"
     )
     assert len(inside_piece) < 0.01 * len(rows)
 
 
 def test_unanswerable_rows_point_at_cls(tokenizer, tmp_path):
-    rows = [
-        {
-            "id": "a",
-            "title": "",
-            "domain": "d",
-            "is_impossible": True,
-            "context": "A short text.",
-            "question": "Who?",
-            "answers": {"text": [], "answer_start": []},
-        }
-    ]
-    window = features.load_windows(rows, tokenizer, 64, 16, tmp_path)[0]
+    row = {
+        "id": "a",
+        "title": "",
+        "domain": "d",
+        "is_impossible": True,
+        "context": "A short text.",
+        "question": "Who?",
+        "answers": {"text": [], "answer_start": []},
+    }
+    window = features.load_windows([row], tokenizer, 64, 16, tmp_path)[0]
     assert (window["start_positions"], window["end_positions"]) == (0, 0)
 
 
-def test_a_long_question_leaves_room_for_context(tokenizer, tmp_path):
-    rows = [
-        dict(selection.load_splits("encyclopaedia", "embedded").train[0], question="why " * 500)
-    ]
+def test_a_long_question_leaves_room_for_context(tokenizer, tmp_path, train_rows):
+    rows = [dict(train_rows[0], question="why " * 500)]
     for window in features.load_windows(rows, tokenizer, 128, 32, tmp_path):
         assert np.flatnonzero(window["offsets"][1::2])[0] <= span.MAX_QUESTION + 2
 
 
 @pytest.mark.parametrize("length, stride", [(32, 15), (64, 10), (96, 40), (128, 63)])
-def test_any_length_and_stride_that_are_taken_leave_room(tokenizer, tmp_path, length, stride):
-    rows = [
-        dict(selection.load_splits("encyclopaedia", "embedded").train[0], question="why " * 500)
-    ]
+def test_any_length_and_stride_that_are_taken_leave_room(
+    tokenizer, tmp_path, train_rows, length, stride
+):
+    rows = [dict(train_rows[0], question="why " * 500)]
     windows = features.load_windows(rows, tokenizer, length, stride, tmp_path)
-    assert len(windows) > 1 and all(len(ids) <= length for ids in windows["input_ids"])
+    assert len(windows) > 1
+    assert all(len(ids) <= length for ids in windows["input_ids"])
 
 
-def test_the_cache_is_read_again_and_follows_content_and_code(tokenizer, tmp_path, monkeypatch):
-    rows = selection.load_splits("encyclopaedia", "embedded").train[:20]
+def test_the_cache_is_read_again_and_follows_content_and_code(
+    tokenizer, tmp_path, train_rows, monkeypatch
+):
+    rows = train_rows[:20]
     features.load_windows(rows, tokenizer, 96, 24, tmp_path)
     features.load_windows(rows, tokenizer, 96, 24, tmp_path)
-    assert len(folders(tmp_path)) == 1
-    features.load_windows(
-        [dict(rows[0], question="Other?")] + rows[1:], tokenizer, 96, 24, tmp_path
-    )
+    assert len(list_folders(tmp_path)) == 1
+    other = [dict(rows[0], question="Other?"), *rows[1:]]
+    features.load_windows(other, tokenizer, 96, 24, tmp_path)
     features.load_windows(rows, tokenizer, 96, 16, tmp_path)
-    assert len(folders(tmp_path)) == 3
+    assert len(list_folders(tmp_path)) == 3
     monkeypatch.setattr(features, "digest_text", lambda file: "of other code")
     features.load_windows(rows, tokenizer, 96, 24, tmp_path)
-    assert len(folders(tmp_path)) == 4
+    assert len(list_folders(tmp_path)) == 4
 
 
 def damage_largest(folder: Path, pattern: str):
@@ -155,33 +179,34 @@ def damage_largest(folder: Path, pattern: str):
         lambda folder: [file.unlink() for file in folder.iterdir()],
     ],
 )
-def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, capsys, spoil):
-    rows = selection.load_splits("encyclopaedia", "embedded").train[:20]
+def test_a_damaged_cache_is_made_anew(tokenizer, tmp_path, train_rows, capsys, spoil):
+    rows = train_rows[:20]
     first = features.load_windows(rows, tokenizer, 96, 24, tmp_path)[:]
-    (folder,) = folders(tmp_path)
+    (folder,) = list_folders(tmp_path)
     spoil(folder)
     assert features.load_windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
-    said = f"cached features {folder.name} are damaged; made anew\n"
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == f"cached features {folder.name} are damaged; made anew\n"
     assert features.load_windows(rows, tokenizer, 96, 24, tmp_path)[:] == first
     assert capsys.readouterr().out == ""
 
 
-def test_a_damaged_store_of_frozen_outputs_is_made_anew(tokenizer, tmp_path, monkeypatch, capsys):
+def test_a_damaged_store_of_frozen_outputs_is_made_anew(
+    tokenizer, tmp_path, train_rows, monkeypatch, capsys
+):
     monkeypatch.setattr(frozen.evaluate, "CACHE", tmp_path)
-    rows = selection.load_splits("encyclopaedia", "embedded").train[:4]
-    windows = features.load_windows(rows, tokenizer, 96, 24, tmp_path)
+    windows = features.load_windows(train_rows[:4], tokenizer, 96, 24, tmp_path)
     model = heads.SpanModel(encoders.load_encoder("minilm", 1)[0])
 
-    def outputs():
-        return frozen.read_outputs("key", windows, tokenizer, lambda: model, "fp32")
+    def read_start():
+        return frozen.read_outputs("key", windows, tokenizer, lambda: model, "fp32").start
 
-    first = outputs().start.copy()
-    (folder,) = folders(tmp_path / "frozen")
+    first = read_start().copy()
+    (folder,) = list_folders(tmp_path / "frozen")
     damage_largest(folder, "mean.npy")
-    assert (outputs().start == first).all()
+    assert (read_start() == first).all()
     assert "stored outputs " in capsys.readouterr().out
-    assert (outputs().start == first).all() and capsys.readouterr().out == ""
+    assert (read_start() == first).all()
+    assert capsys.readouterr().out == ""
 
 
 def test_line_ends_of_the_code_do_not_make_the_cache_anew(tmp_path):
@@ -191,19 +216,21 @@ def test_line_ends_of_the_code_do_not_make_the_cache_anew(tmp_path):
 
 
 @pytest.mark.parametrize("order", ["trainer", "sequential", "shuffled"])
-def test_orders(order):
+def test_every_order_has_all_examples_once_and_little_padding(order):
     rng = np.random.default_rng(0)
-    lengths, domains = list(rng.integers(20, 300, 1000)), ["a"] * 600 + ["b"] * 400
+    lengths = list(rng.integers(20, 300, 1000))
+    domains = ["a"] * 600 + ["b"] * 400
     sampler = BucketSampler(lengths, domains, 16, order, seed=0)
     sampler.set_epoch(0)
     first = list(sampler)
-    assert sorted(first) == list(range(1000)) and list(sampler) == first
+    assert sorted(first) == list(range(1000))
+    assert list(sampler) == first
     sampler.set_epoch(1)
     assert (list(sampler) == first) == (order != "trainer")
     seen = [domains[i] for i in first]
     assert (seen == domains) == (order == "sequential")
     padded = sum(16 * max(lengths[i] for i in first[k : k + 16]) for k in range(0, 992, 16))
-    assert padded < 1.1 * sum(lengths)  # little padding
+    assert padded < 1.1 * sum(lengths)
     assert list(BucketSampler(lengths, domains, 16, order, seed=1)) != first
 
 
@@ -217,7 +244,10 @@ def test_encoder_errors_are_sentences(tmp_path):
 
 
 def label_by_earlier_rule(row: dict, offsets: np.ndarray) -> tuple[int, int]:
-    """The rule that the landed runs were trained by: blanks and marks at a window's edge counted as outside of it."""
+    """Return (first, last) by the rule that the landed runs were trained with.
+
+    It took blanks and marks at a window's edge to be outside of the window.
+    """
     answers = row["answers"]
     if row["is_impossible"] or not answers["text"]:
         return 0, 0

@@ -1,4 +1,7 @@
-"""MoE beyond the report: altered copies, out-of-domain experts, experts by clusters of questions, equal trials."""
+"""MoE beyond the report.
+
+Altered copies, out-of-domain experts, experts by clusters of questions, and equal trials.
+"""
 
 import random
 import re
@@ -12,100 +15,126 @@ from qa_lib.reports import plans
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.training import clusters
-from tests.test_moe import whole_plan
+from tests.test_moe import plan_moe
 
 
-def few() -> list[dict]:
-    return [
-        r
-        for name in ("plots", "exams", "dialogue")
-        for r in selection.load_splits(name, "embedded").train
-    ]
+def few_shot_rows() -> list[dict]:
+    """Return the training rows of the three datasets with few examples."""
+    rows = []
+    for name in ("plots", "exams", "dialogue"):
+        rows += selection.load_splits(name, "embedded").train
+    return rows
+
+
+def assert_answers_in_place(row: dict, message=None) -> None:
+    """Assert that each answer of a row stands at its place in the context."""
+    answers = row["answers"]
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        assert row["context"][start : start + len(text)] == text, message
 
 
 def test_altered_copies_keep_their_answers():
-    rows, copies = few(), augment.make_copies(few(), 3, seed=0)
-    assert len(copies) == 3 * len(rows) and len({r["id"] for r in rows + copies}) == 4 * len(rows)
-    assert copies == augment.make_copies(few(), 3, seed=0) != augment.make_copies(few(), 3, seed=1)
+    rows = few_shot_rows()
+    copies = augment.make_copies(rows, 3, seed=0)
+    assert len(copies) == 3 * len(rows)
+    assert len({r["id"] for r in rows + copies}) == 4 * len(rows)
+    assert copies == augment.make_copies(few_shot_rows(), 3, seed=0)
+    assert copies != augment.make_copies(few_shot_rows(), 3, seed=1)
     moved = 0
     for i, new in enumerate(copies):
         old = rows[i // 3]
-        for text, start in zip(new["answers"]["text"], new["answers"]["answer_start"], strict=True):
-            assert new["context"][start : start + len(text)] == text
-        assert new["answers"]["text"] == old["answers"]["text"] and new["domain"] == old["domain"]
-        parts = [Counter(augment.SENTENCE.split(r["context"])) for r in (old, new)]
-        assert parts[0] == parts[1]
-        words = [r["question"].split() for r in (old, new)]
-        assert not Counter(words[1]) - Counter(words[0])
-        assert words[0][0] == words[1][0]
-        assert len(words[1]) < len(words[0])
+        assert_answers_in_place(new)
+        assert new["answers"]["text"] == old["answers"]["text"]
+        assert new["domain"] == old["domain"]
+        # the same sentences, and a question with fewer words
+        split = augment.SENTENCE.split
+        assert Counter(split(new["context"])) == Counter(split(old["context"]))
+        old_words = old["question"].split()
+        new_words = new["question"].split()
+        assert not Counter(new_words) - Counter(old_words)
+        assert new_words[0] == old_words[0]
+        assert len(new_words) < len(old_words)
         moved += old["context"] != new["context"]
     assert moved > len(copies) / 2
 
 
 def test_answers_that_cross_or_repeat_stay():
-    """Over random texts: a sentence that holds any part of an answer keeps its place, whatever separates sentences."""
+    """A sentence that holds any part of an answer keeps its place, in 300 random texts.
+
+    That is so whatever separates the sentences.
+    """
     rng = random.Random(0)
     for _ in range(300):
-        text = "".join(
-            rng.choice(["ab", "c d", "e", "Mr. f"]) + rng.choice([". ", "! ", ".\n\n", " ", "?"])
-            for _ in range(8)
-        )
+        text = ""
+        for _ in range(8):
+            text += rng.choice(["ab", "c d", "e", "Mr. f"])
+            text += rng.choice([". ", "! ", ".\n\n", " ", "?"])
         spans = [sorted(rng.sample(range(len(text)), 2)) for _ in range(rng.randint(1, 3))]
-        row = {
-            "id": "x",
-            "context": text,
-            "question": "q",
-            "answers": {
-                "text": [text[a:b] for a, b in spans],
-                "answer_start": [a for a, _ in spans],
-            },
+        answers = {
+            "text": [text[a:b] for a, b in spans],
+            "answer_start": [a for a, _ in spans],
         }
+        row = {"id": "x", "context": text, "question": "q", "answers": answers}
         new = augment.shuffle_sentences(row, rng)
-        for said, start in zip(new["answers"]["text"], new["answers"]["answer_start"], strict=True):
-            assert new["context"][start : start + len(said)] == said, (text, spans)
+        assert_answers_in_place(new, (text, spans))
         assert sorted(re.sub(r"\s", "", new["context"])) == sorted(re.sub(r"\s", "", text))
 
 
 def test_clusters_share_out_the_rows():
-    specs = [s for s in whole_plan(experiments=["clusters"]) if s.cluster]
+    specs = [s for s in plan_moe(experiments=["clusters"]) if s.cluster]
     rows, validation, _ = selection.draw_mixture(specs[0])
-    found = [clusters.select_cluster(s, rows, validation) for s in specs]
-    assert len(specs) == 3 and len({s.hash for s in specs}) == 3
-    for k, whole in enumerate((rows, validation)):
-        ids = [r["id"] for part in found for r in part[k]]
-        assert sorted(ids) == sorted(r["id"] for r in whole)
-    for few in (found[1][1][:1], []):
-        assert clusters.select_cluster(specs[0], rows, few)[1] == few  # all rather than none
+    train_parts = []
+    validation_parts = []
+    for spec in specs:
+        train_part, validation_part = clusters.select_cluster(spec, rows, validation)
+        train_parts.append(train_part)
+        validation_parts.append(validation_part)
+    assert len(specs) == 3
+    assert len({s.hash for s in specs}) == 3
+    for parts, whole in ((train_parts, rows), (validation_parts, validation)):
+        assert sorted(r["id"] for r in sum(parts, [])) == sorted(r["id"] for r in whole)
+    # where a cluster has no validation row, it takes all rather than none
+    for few in (validation_parts[1][:1], []):
+        assert clusters.select_cluster(specs[0], rows, few)[1] == few
+
+
+def test_questions_belong_to_the_nearest_cluster():
+    """A question is nearest to the mean of its own cluster, as in k-means."""
+    specs = [s for s in plan_moe(experiments=["clusters"]) if s.cluster]
+    rows, validation, _ = selection.draw_mixture(specs[0])
     x = clusters.pool_states("minilm", [r["question"] for r in rows])
     assert np.allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
-    place = {r["id"]: i for i, r in enumerate(rows)}
-    means = [
-        x[[place[r["id"]] for r in part[0]]].mean(0) for part in found
-    ]  # k-means: nearest to the mean of one's own
-    nearest = [
-        np.argmin([np.linalg.norm(x[place[r["id"]]] - m) for m in means]) == k
-        for k, part in enumerate(found)
-        for r in part[0]
-    ]
+    states = dict(zip([r["id"] for r in rows], x, strict=True))
+    parts = []
+    for spec in specs:
+        part, _ = clusters.select_cluster(spec, rows, validation)
+        parts.append(np.stack([states[r["id"]] for r in part]))
+    means = np.stack([part.mean(0) for part in parts])
+    nearest = []
+    for k, part in enumerate(parts):
+        distances = np.linalg.norm(part[:, None] - means, axis=2)
+        nearest += list(distances.argmin(1) == k)
+    assert len(nearest) == len(rows)
     assert np.mean(nearest) > 0.98
 
 
 def test_altered_copies_get_as_many_steps():
-    by = {s.variant: s for s in whole_plan(experiments=["few-shot"])}
-    plain, more = by["few-shot"], by["few-shot-augmented"]
-    assert plain.parents == more.parents == [by["baseline"]]
-    assert plain.epochs * sum(plain.rows) == pytest.approx(
-        more.epochs * sum(more.rows) * (1 + more.augment)
-    )
+    specs = {s.variant: s for s in plan_moe(experiments=["few-shot"])}
+    plain = specs["few-shot"]
+    more = specs["few-shot-augmented"]
+    assert plain.parents == more.parents == [specs["baseline"]]
+    rows_of_more = sum(more.rows) * (1 + more.augment)
+    assert plain.epochs * sum(plain.rows) == pytest.approx(more.epochs * rows_of_more)
 
 
-def test_equal_trials(monkeypatch):
-    """Four models, each with every rate and epochs, experts at the trial's rate; then what the best of them say."""
+def test_equal_trials_choose_the_settings_of_every_model(monkeypatch):
+    """Four models are tried with every rate and every number of epochs.
+
+    The experts of a mixture are trained at the rate of its trial.
+    """
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
-    p = plans.load_params(
-        "moe", "real", {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}, "full"
-    )
+    changes = {"data": "data", "arms": ["tuned"], "seeds": [0, 1]}
+    p = plans.load_params("moe", "real", changes, "full")
     best = {
         "baseline": (1e-4, 3),
         "moe": (1e-4, 4),
@@ -113,24 +142,23 @@ def test_equal_trials(monkeypatch):
         "moe-reinit-4": (1e-4, 4),
     }
 
-    def at(spec: Spec) -> tuple[float, float]:
-        own = spec.parents[0] if spec.gate else spec
-        return own.learning_rate, own.epochs
+    def read_setting(spec: Spec) -> tuple[float, float]:
+        trained = spec.parents[0] if spec.gate else spec
+        return trained.learning_rate, trained.epochs
 
-    def find(spec, fresh=False):
+    def find_record(spec, fresh=False):
+        # whether experts are recorded changes no choice
         if spec.variant.startswith("expert"):
-            return None  # whether experts are recorded changes no choice
-        right = best[spec.variant.removesuffix("-trial")] == at(spec)
+            return None
+        is_best = best[spec.variant.removesuffix("-trial")] == read_setting(spec)
         kept = {
             "step": 3,
             "validation_f1": 60.0,
-            "validation_em": 40.0 + right,
+            "validation_em": 41.0 if is_best else 40.0,
             "validation_loss": 1.0,
         }
-        other = kept | {
-            "validation_f1": 50.0,
-            "validation_em": 90.0,
-        }  # a look whose weights were not kept
+        # an evaluation whose weights were not kept
+        other = kept | {"validation_f1": 50.0, "validation_em": 90.0}
         return {"history": [kept, other] if spec.checkpoint == "best" else [other, kept]}
 
     monkeypatch.setattr(runs, "find_record", lambda spec, fresh=False: None)
@@ -139,20 +167,23 @@ def test_equal_trials(monkeypatch):
     assert len(deciding) == 4 * 3 * 2
     assert not any(s.tests for s in trials)
     assert all(s.variant.endswith("-trial") for s in trials)
-    assert all(e.hash in {s.hash for s in trials} for s in deciding for e in s.parents)
-    monkeypatch.setattr(runs, "find_record", find)
+    hashes = {s.hash for s in trials}
+    for spec in deciding:
+        assert {parent.hash for parent in spec.parents} <= hashes
+    monkeypatch.setattr(runs, "find_record", find_record)
     specs = plans.plan(p)
-    # reinit-4's best lay on the edge
+    # the best rate of reinit-4 lay on the edge, so the grid goes on
     assert max(s.learning_rate for s in specs if not s.gate) == 6e-4
     final = [s for s in specs if not s.variant.endswith("-trial")]
-    assert {s.variant: at(s) for s in final if not s.variant.startswith("expert")} == best
-    assert {s.seed for s in final} == {0, 1} and all(s.arm == "tuned" and s.tests for s in final)
+    chosen = [s for s in final if not s.variant.startswith("expert")]
+    assert {s.variant: read_setting(s) for s in chosen} == best
+    assert {s.seed for s in final} == {0, 1}
+    assert all(s.arm == "tuned" and s.tests for s in final)
 
 
 def test_out_of_domain_experts_go_on_from_the_baseline():
-    specs = whole_plan(experiments=["outside"])
-    by = {s.variant: s for s in specs}
-    mixture = by["moe-outside"]
+    specs = plan_moe(experiments=["outside"])
+    mixture = {s.variant: s for s in specs}["moe-outside"]
     assert [e.domains for e in mixture.parents] == [[d] for d in mixture.domains]
     assert len(mixture.parents) == 6
     assert [e.parents[0].variant for e in mixture.parents] == ["start"] * 3 + ["baseline"] * 3

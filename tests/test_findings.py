@@ -21,7 +21,9 @@ from qa_lib.store import runs
 
 @cache
 def inputs(report: str) -> dict:
-    """What a report's findings are written of, from the committed records: once, since they are only read."""
+    """What a report's findings are written of, from the committed records: once, since they are
+    only read.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "RECORDS", ROOT / "records")
         runs.read_committed.cache_clear()

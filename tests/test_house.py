@@ -42,7 +42,8 @@ ROOMS = {
 }
 # Heavy, and looked for only where something is trained, tokenised or read from a hub.
 HEAVY = {"torch", "transformers", "datasets", "evaluate"}
-# In these rooms no module imports them at its top; but for the metric, which is a class of one of them.
+# In these rooms no module imports them at its top. The metric does: its class derives from one
+# of `evaluate`.
 LIGHT = ("settings", "tasks", "data", "store", "reports", "evidence", "own_data", "page")
 METRIC = "tasks/span_score.py"
 
@@ -65,35 +66,41 @@ IMAGE = {
     "huggingface_hub",
 }
 CARRIED = {"pydantic", "datasets", "evaluate"}
-EXTRA = {
-    "ray"
-}  # only where RAY_ADDRESS is set, and then said in one sentence if it is not installed
+# Imported only if RAY_ADDRESS is set; then one sentence says so if it is not installed.
+EXTRA = {"ray"}
 
 
 @cache
 def imports(module: str) -> frozenset[tuple[str, bool]]:
-    """(name, at top level?) of a module's imports; `from qa_lib.x import y` counts as qa_lib.x."""
-    tree, found = ast.parse(LIBRARY[module].read_text(encoding="utf-8")), set()
+    """Return a module's imports, each as (name, whether it stands at the top of the module).
+
+    `from qa_lib.x import y` counts as qa_lib.x.
+    """
+    tree = ast.parse(LIBRARY[module].read_text(encoding="utf-8"))
+    names = set()
     for node in ast.walk(tree):
         top = node in tree.body
         if isinstance(node, ast.Import):
-            found |= {(a.name, top) for a in node.names}
+            names |= {(a.name, top) for a in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"qa_lib/{module}: relative import"
-            found.add((node.module, top))
-    return frozenset(found)
+            names.add((node.module, top))
+    return frozenset(names)
 
 
 def room_of(module: str) -> str:
+    """Return the room of a module, or an empty string for a module outside the rooms."""
     return module.split("/")[0] if "/" in module else ""
 
 
 def imported_rooms(module: str) -> set[str]:
+    """Return the rooms that a module imports from."""
     names = {name for name, _ in imports(module) if name.startswith("qa_lib.")}
     return {name.split(".")[1] for name in names}
 
 
-def third_party(module: str) -> set[str]:
+def third_party_packages(module: str) -> set[str]:
+    """Return the packages that a module imports, without qa_lib and the standard library."""
     names = {name.split(".")[0] for name, _ in imports(module)}
     return names - sys.stdlib_module_names - {"qa_lib"}
 
@@ -103,7 +110,8 @@ def test_imports_run_one_way(module):
     room = room_of(module)
     if room:
         assert imported_rooms(module) <= ROOMS[room] | {room}
-    else:  # the command line hands one room's lists to another
+    else:
+        # the command line hands one room's lists to another
         assert module in ("__init__.py", "__main__.py")
 
 
@@ -149,7 +157,7 @@ def test_every_import_is_a_declared_dependency():
     declared = {canonical(Requirement(r).name) for r in PROJECT["dependencies"]}
     wheels = packages_distributions()
     for module in LIBRARY:
-        for name in third_party(module) - EXTRA:
+        for name in third_party_packages(module) - EXTRA:
             assert {canonical(d) for d in wheels[name]} & declared, f"{name}, in qa_lib/{module}"
 
 
@@ -157,23 +165,25 @@ def test_training_imports_only_what_a_bare_machine_gets():
     rooms = {"training", "reports"} | ROOMS["training"] | ROOMS["reports"]
     for module in LIBRARY:
         if room_of(module) in rooms or module == "__main__.py":
-            assert third_party(module) <= IMAGE | CARRIED | EXTRA, f"qa_lib/{module}"
+            assert third_party_packages(module) <= IMAGE | CARRIED | EXTRA, f"qa_lib/{module}"
     assert EXTRA <= set(PROJECT["optional-dependencies"])
 
 
 def test_the_tree_of_the_code_is_whole():
     """docs/code.md has a line for each module, under its room."""
     text = (ROOT / "docs" / "code.md").read_text(encoding="utf-8")
-    room, listed = "", []
+    room = ""
+    modules = []
     for line in text.splitlines():
-        if found := re.match(r"  (\w+)/  ", line):
-            room = found[1] + "/"
-        elif found := re.match(r"    (\w+\.py)  +\S", line):
-            listed.append(room + found[1])
-    assert sorted(listed) == sorted(
-        m for m in LIBRARY if not m.endswith("__init__.py") and m != "__main__.py"
-    )
-    assert set(ROOMS) == {room_of(m) for m in listed}
+        room_line = re.match(r"  (\w+)/  ", line)
+        module_line = re.match(r"    (\w+\.py)  +\S", line)
+        if room_line:
+            room = room_line[1]
+        elif module_line:
+            modules.append(f"{room}/{module_line[1]}")
+    expected = [m for m in LIBRARY if not m.endswith("__init__.py") and m != "__main__.py"]
+    assert sorted(modules) == sorted(expected)
+    assert set(ROOMS) == {room_of(m) for m in modules}
 
 
 UNSAFE = (
@@ -184,60 +194,61 @@ UNSAFE = (
 
 @pytest.mark.parametrize("file", [*LIBRARY.values(), *NOTEBOOKS], ids=lambda p: p.name)
 def test_nothing_unsafe_is_loaded(file):
-    found = re.findall(UNSAFE, file.read_text())
-    assert not found
+    assert not re.findall(UNSAFE, file.read_text())
 
 
 def lacks_encoding(call: ast.Call) -> bool:
-    """Does a call read or write text as the locale says?"""
+    """Return whether a call reads or writes text in the encoding of the locale."""
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     owner = getattr(getattr(call.func, "value", None), "id", "")
-    given = {keyword.arg for keyword in call.keywords}
-    if "encoding" in given:
+    arguments = {keyword.arg for keyword in call.keywords}
+    if "encoding" in arguments:
         return False
-    if name == "open" and owner not in ("gzip", "Image", "os"):  # these open bytes
+    # gzip.open, Image.open and os.open open bytes
+    if name == "open" and owner not in ("gzip", "Image", "os"):
         modes = {arg.value for arg in call.args if isinstance(arg, ast.Constant)}
         return not modes & {"rb", "wb"}
-    return name in ("read_text", "write_text") or "text" in given and name in ("run", "Popen")
+    if name in ("run", "Popen"):
+        return "text" in arguments
+    return name in ("read_text", "write_text")
+
+
+def read_sources(file: Path) -> list[str]:
+    """Return the text of a module, or that of each code cell of a notebook."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".ipynb":
+        return [text]
+    cells = json.loads(text)["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
 
 
 def test_text_has_its_encoding():
-    """Else a locale without UTF-8 reads other letters, or none."""
-    found = []
+    """Without one a locale that is not UTF-8 reads other letters, or none."""
+    places = []
     for file in [*LIBRARY.values(), *NOTEBOOKS]:
-        sources = [file.read_text(encoding="utf-8")]
-        if file.suffix == ".ipynb":
-            cells = json.loads(sources[0])["cells"]
-            sources = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-        calls = [
-            x for text in sources for x in ast.walk(ast.parse(text)) if isinstance(x, ast.Call)
-        ]
-        found += [f"{file.name}, line {x.lineno}" for x in calls if lacks_encoding(x)]
-    assert found == []
+        for source in read_sources(file):
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Call) and lacks_encoding(node):
+                    places.append(f"{file.name}, line {node.lineno}")
+    assert places == []
 
 
 def test_git_keeps_line_ends():
-    """Whatever core.autocrlf says: claims and rules are known by their sha256."""
-    told = subprocess.run(
-        [
-            "git",
-            "check-attr",
-            "text",
-            "eol",
-            "--",
-            "params/claims/FROZEN",
-            "qa_lib/evidence/claims.py",
-            "records/moe/examples-000.parquet",
-            "figures/moe/real/fig1_model.png",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout
-    if not told:
+    """They stay whatever core.autocrlf says, because claims and rules are known by their sha256."""
+    files = [
+        "params/claims/FROZEN",
+        "qa_lib/evidence/claims.py",
+        "records/moe/examples-000.parquet",
+        "figures/moe/real/fig1_model.png",
+    ]
+    command = ["git", "check-attr", "text", "eol", "--", *files]
+    attributes = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    if not attributes:
         pytest.skip("not a checkout of git")
-    assert "FROZEN: eol: lf" in told and "claims.py: eol: lf" in told
-    assert "parquet: text: unset" in told and "png: text: unset" in told
+    assert "FROZEN: eol: lf" in attributes
+    assert "claims.py: eol: lf" in attributes
+    assert "parquet: text: unset" in attributes
+    assert "png: text: unset" in attributes
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.name)
@@ -250,24 +261,27 @@ def test_notebooks_are_stripped(file):
 # ---- dependencies ----
 
 
-def pins() -> dict[str, str]:
+def read_pins() -> dict[str, str]:
+    """Return the version of each package in requirements.lock, by its canonical name."""
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     lines = [x for x in lines if not x.startswith("#")]
     for line in lines:
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), "name==version alone"
-    found = {canonical(x.split("==")[0]): x.split("==")[1] for x in lines}
-    assert len(found) == len(lines)
-    return found
+    pins = {canonical(x.split("==")[0]): x.split("==")[1] for x in lines}
+    assert len(pins) == len(lines)
+    return pins
 
 
 def test_the_lock_pins_what_pyproject_asks_for():
-    listed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-    for wanted in map(Requirement, listed):
-        assert wanted.specifier.contains(pins()[canonical(wanted.name)]), f"{wanted}: run make lock"
+    pins = read_pins()
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    for requirement in map(Requirement, wanted):
+        version = pins[canonical(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement}: run make lock"
 
 
 def test_the_lock_leaves_the_build_of_torch_open():
-    assert not [n for n in pins() if n.startswith(("nvidia-", "cuda-", "triton", "qa-study"))]
+    assert not [n for n in read_pins() if n.startswith(("nvidia-", "cuda-", "triton", "qa-study"))]
 
 
 def test_conda_uses_the_lock():
@@ -282,7 +296,10 @@ def test_conda_uses_the_lock():
 
 
 def make(*args: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
-    """make in a folder: this Python first on the path, nothing of an outer make inherited, more variables of the environment."""
+    """Run make in a folder, with more variables in the environment.
+
+    This Python comes first on the path. Nothing is inherited from an outer make.
+    """
     ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PROFILE", "VENV"}
     env = {k: v for k, v in os.environ.items() if k not in ours}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
@@ -291,7 +308,7 @@ def make(*args: str, folder: Path = ROOT, **variables: str) -> subprocess.Comple
     )
 
 
-# What a shell or make reads as something else than a letter, in the middle of a value and at its start.
+# A shell or make reads these as something else than letters, inside a value or at its start.
 ODD = [
     "a b",
     "a  b",
@@ -323,81 +340,76 @@ ODD = [
 
 @pytest.fixture
 def python(tmp_path):
-    """An environment whose Python writes down what it was started with, in a folder with an odd name; returns (folder, starts)."""
+    """Return an environment whose Python notes what it was started with, and a function.
+
+    The environment is a folder with an odd name. The function runs make with it and returns a
+    list for each start of Python: arguments, QA_RUNS and QA_FIGURES.
+    """
     folder = tmp_path / "my $env é"
     program = folder / "bin" / "python"
     program.parent.mkdir(parents=True)
     program.write_text(f"""#!{sys.executable}
 import json, os, sys
 if sys.argv[1] == "-c":
-    print(True)     # asked whether its packages are there
+    # make asks whether the packages are there
+    print(True)
 else:
+    start = [sys.argv[2:], os.environ.get("QA_RUNS"), os.environ.get("QA_FIGURES")]
     with open(os.environ["STARTS"], "a") as file:
-        file.write(json.dumps([sys.argv[2:], os.environ.get("QA_RUNS"), os.environ.get("QA_FIGURES")]) + "\\n")
+        file.write(json.dumps(start) + "\\n")
 """)
     program.chmod(0o755)
 
     def starts(*args: str, **variables: str) -> list[list]:
         file = tmp_path / "starts"
         file.write_text("")
-        told = make(*args, f"VENV={folder}", STARTS=str(file), **variables)
-        assert told.returncode == 0 and not told.stderr, told.stderr
+        done = make(*args, f"VENV={folder}", STARTS=str(file), **variables)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, done.stderr
         return [json.loads(line) for line in file.read_text().splitlines()]
 
     return folder, starts
 
 
 def test_a_switch_of_0_is_off():
-    lines = [
-        make("-n", "train-exbert", "VENV=", "PROFILE=quick", f"FRESH={x}", f"YES={x}").stdout
-        for x in (0, 1)
-    ]
-    assert ["--fresh --yes" in x for x in lines] == [False, True]
-    assert "--fresh" not in lines[0]
-    assert "--yes" not in lines[0]
+    recipe = ["-n", "train-exbert", "VENV=", "PROFILE=quick"]
+    off = make(*recipe, "FRESH=0", "YES=0").stdout
+    assert "--fresh" not in off
+    assert "--yes" not in off
+    assert "--fresh --yes" in make(*recipe, "FRESH=1", "YES=1").stdout
 
 
-def test_what_is_quoted_reaches_the_program():
-    told = make(
-        "-n", "train-exbert", "VENV=", "PROFILE=real", "DATA=/o'brien/x y"
-    ).stdout.splitlines()[-1]
-    assert shlex.split(told)[-1] == "--data=/o'brien/x y"
+def test_a_quoted_value_reaches_the_program():
+    recipe = make("-n", "train-exbert", "VENV=", "PROFILE=real", "DATA=/o'brien/x y").stdout
+    assert shlex.split(recipe.splitlines()[-1])[-1] == "--data=/o'brien/x y"
 
 
 @pytest.mark.parametrize("text", ODD)
 def test_a_value_reaches_the_program_as_it_was_typed(python, text):
     _, starts = python
-    given = {name: text for name in ("DATA", "PARAMS", "SIZE", "WORKERS")}
+    values = {name: text for name in ("DATA", "PARAMS", "SIZE", "WORKERS")}
     flags = [f"--{name.lower()}={text}" for name in ("SIZE", "DATA", "PARAMS", "WORKERS")]
     expected = ["qa_lib", "study", "exbert", "--profile", "quick", *flags]
-    line = [f"{name}={value}" for name, value in given.items()]
+    line = [f"{name}={value}" for name, value in values.items()]
     [typed] = starts(
         "train-exbert", "PROFILE=quick", *line, f"QA_RUNS={text}", f"QA_FIGURES={text}"
     )
-    [exported] = starts("train-exbert", PROFILE="quick", QA_RUNS=text, QA_FIGURES=text, **given)
+    [exported] = starts("train-exbert", PROFILE="quick", QA_RUNS=text, QA_FIGURES=text, **values)
     assert typed == exported == [expected, text, text]
 
 
 @pytest.mark.parametrize("text", ODD)
 def test_files_of_own_data_reach_the_program_as_they_were_typed(python, text):
     _, starts = python
-    own, study, *_ = starts(
-        "own", "NAME=mine", f"DOMAIN_A={text}:c", f"DOMAIN_B={text}", QA_RUNS=text
-    )
-    assert own[0] == [
-        "qa_lib",
-        "own",
-        "--params=domains=[mine-a,mine-b]",
-        "--",
-        "mine",
-        f"{text}:c",
-        text,
-    ]
+    values = ["NAME=mine", f"DOMAIN_A={text}:c", f"DOMAIN_B={text}"]
+    own, study, *_ = starts("own", *values, QA_RUNS=text)
+    options = ["--params=domains=[mine-a,mine-b]", "--"]
+    assert own[0] == ["qa_lib", "own", *options, "mine", f"{text}:c", text]
     assert f"--data={text}/own/mine.yaml" in study[0]
 
 
-def test_a_python_whose_path_holds_anything(python, tmp_path):
-    """The recipes of the set-up name it too; a ~ is the shell's to look up."""
+def test_the_path_of_python_may_hold_any_letters(python, tmp_path):
+    """The recipes of the set-up name that path too. The shell expands a ~ in it."""
     folder, _ = python
     home = make("-n", "power", "VENV=~/my $env é", HOME=str(tmp_path))
     assert home.returncode == 0
@@ -415,31 +427,35 @@ def test_a_python_whose_path_holds_anything(python, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a b$c", "it's", "a#b", "größe", "(a;b&c)", "-x", "%a"])
-def test_a_checkout_whose_path_holds_anything(tmp_path, name):
+def test_the_path_of_a_checkout_may_hold_any_letters(tmp_path, name):
     folder = tmp_path / name
     for part in ("qa_lib", "params", "notebooks"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Makefile", folder)
     for args in (["profile"], ["-n", "reproduce", "VENV=", "PROFILE=real"], ["help"]):
-        here, there = make(*args, folder=folder), make(*args, folder=tmp_path)
-        assert here.returncode == 0 and here.stdout == make(*args).stdout
-        assert there.returncode == 2
+        inside = make(*args, folder=folder)
+        assert inside.returncode == 0
+        assert inside.stdout == make(*args).stdout
+        assert make(*args, folder=tmp_path).returncode == 2
     outside = make("-f", str(folder / "Makefile"), folder=tmp_path)
-    assert outside.returncode == 0 and outside.stdout == make("help").stdout
+    assert outside.returncode == 0
+    assert outside.stdout == make("help").stdout
 
 
 def test_make_from_outside_is_one_sentence(tmp_path):
-    told = make("-f", str(ROOT / "Makefile"), "profile", folder=tmp_path)
-    assert told.returncode == 2 and len(told.stderr.splitlines()) == 1
-    assert f"cd to the folder of {ROOT}/Makefile first" in told.stderr
+    done = make("-f", str(ROOT / "Makefile"), "profile", folder=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"cd to the folder of {ROOT}/Makefile first" in done.stderr
     inside = make("-s", "--no-print-directory", "-C", str(ROOT), "profile", folder=tmp_path)
     assert inside.stdout == make("profile").stdout
 
 
-def test_make_included_from_another_makefile(tmp_path):
+def test_another_makefile_may_include_this_one(tmp_path):
     (tmp_path / "other.mk").write_text(f"include {ROOT}/Makefile\n")
-    told = make("-f", str(tmp_path / "other.mk"), "help", folder=tmp_path)
-    assert told.returncode == 0 and told.stdout == make("help").stdout
+    done = make("-f", str(tmp_path / "other.mk"), "help", folder=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout == make("help").stdout
 
 
 @pytest.mark.parametrize(
@@ -455,74 +471,65 @@ def test_no_variable_is_used_undefined(args):
     assert not make("--warn-undefined-variables", *args).stderr
 
 
-def test_help_for_a_reader_that_leaves():
-    told = subprocess.run(
-        ["bash", "-c", "make help | true"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert not told.stderr
+def test_help_is_silent_when_its_reader_leaves():
+    command = ["bash", "-c", "make help | true"]
+    assert not subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stderr
 
 
-def test_figures_elsewhere(python, tmp_path):
-    """QA_FIGURES=folder is where the page is, and what make tells of it."""
+def test_figures_may_lie_elsewhere(python, tmp_path):
+    """QA_FIGURES names the folder of the page, and make says so."""
     _, starts = python
     (tmp_path / "exbert" / "quick").mkdir(parents=True)
     (tmp_path / "exbert" / "quick" / "fig3_ratios.png").touch()
     programs = starts("figures/exbert/quick/fig3_ratios.png", QA_FIGURES=str(tmp_path))
     assert [start[0][1] for start in programs] == ["study", "render"]
-    told = make("-n", "reproduce-exbert", "VENV=", "PROFILE=quick", QA_FIGURES="/elsewhere").stdout
-    assert "echo 'page: /elsewhere/exbert/quick/report.html'" in told
+    output = make(
+        "-n", "reproduce-exbert", "VENV=", "PROFILE=quick", QA_FIGURES="/elsewhere"
+    ).stdout
+    assert "echo 'page: /elsewhere/exbert/quick/report.html'" in output
 
 
 def test_every_variable_that_make_tells_of_is_known():
-    told = set(re.findall(r"([A-Z_]+)=", make("help").stdout))
-    assert {"HOLD", "DATA", "DOMAIN_A"} <= told
-    assert (
-        make("-n", "profile", *[f"{name}=1" for name in told - {"PROFILE", "VENV"}]).returncode == 0
-    )
+    names = set(re.findall(r"([A-Z_]+)=", make("help").stdout))
+    assert {"HOLD", "DATA", "DOMAIN_A"} <= names
+    settings = [f"{name}=1" for name in names - {"PROFILE", "VENV"}]
+    assert make("-n", "profile", *settings).returncode == 0
 
 
 def test_help_lists_every_target():
     database = make("-npq", "VENV=", "help").stdout
-    phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split()) - {
-        "FORCE",
-        "environment",
-        "browser",
-        "own-defined",
+    phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split())
+    # steps of other targets, not for people
+    phony -= {"FORCE", "environment", "browser", "own-defined"}
+    targets = {
+        line.split()[0] for line in make("help").stdout.splitlines() if line.startswith("  ")
     }
-    listed = {line.split()[0] for line in make("help").stdout.splitlines() if line.startswith("  ")}
-    assert {"reproduce-exbert", "test"} <= phony <= listed
+    assert {"reproduce-exbert", "test"} <= phony <= targets
 
 
 @pytest.mark.parametrize("profile", ["quick", "real", "paper"])
 def test_the_recipe_reads_as_study_then_page(profile):
-    told = make(
-        "-n",
-        "reproduce-exbert",
-        "VENV=",
-        f"PROFILE={profile}",
-        "DATA=a b",
-        "PARAMS=seeds=[0,1] epochs=1",
-    )
-    study, page = [x for x in told.stdout.splitlines() if "qa_lib" in x]
+    values = [f"PROFILE={profile}", "DATA=a b", "PARAMS=seeds=[0,1] epochs=1"]
+    done = make("-n", "reproduce-exbert", "VENV=", *values)
+    study, page = [x for x in done.stdout.splitlines() if "qa_lib" in x]
     flags = f"exbert --profile {profile} --data='a b' --params='seeds=[0,1] epochs=1'"
     assert study == f"python -m qa_lib study {flags}"
     assert page == f"python -m qa_lib render {flags}"
-    assert told.stdout.startswith(f"echo 'profile {profile}: ")
+    assert done.stdout.startswith(f"echo 'profile {profile}: ")
 
 
-def test_one_figure_alone():
-    told = make("-n", "figures/exbert/real/fig3_ratios.png", "VENV=").stdout
-    assert "qa_lib render exbert --profile real --only fig3_ratios" in told
-    assert told.count("qa_lib render") == 1
+def test_one_figure_can_be_made_alone():
+    output = make("-n", "figures/exbert/real/fig3_ratios.png", "VENV=").stdout
+    assert "qa_lib render exbert --profile real --only fig3_ratios" in output
+    assert output.count("qa_lib render") == 1
 
 
 def test_every_file_on_a_page_can_be_made_alone():
     for file in (ROOT / "figures").glob("*/real/*.*"):
-        drawn = file.stem.startswith(("table", "fig"))
-        told = make("-n", str(file.relative_to(ROOT)), "VENV=")
-        assert (told.returncode == 0) == (drawn or file.name in ("report.html", "results.csv")), (
-            file.name
-        )
+        on_page = file.stem.startswith(("table", "fig"))
+        on_page = on_page or file.name in ("report.html", "results.csv")
+        done = make("-n", str(file.relative_to(ROOT)), "VENV=")
+        assert (done.returncode == 0) == on_page, file.name
 
 
 @pytest.mark.parametrize(
@@ -553,9 +560,10 @@ def test_every_file_on_a_page_can_be_made_alone():
     ],
 )
 def test_a_mistake_ends_in_one_sentence(args, says):
-    told = make(*args)
-    assert told.returncode == 2
-    assert len(told.stderr.splitlines()) == 1 and says in told.stderr
+    done = make(*args)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr
 
 
 # ---- DATA.md ----
@@ -567,7 +575,8 @@ def test_every_line_of_the_data_table_parses():
     for row in rows:
         path, n, sha, licence, source, change = [c.strip() for c in row.strip("|").split("|")]
         assert re.fullmatch(r"`(qa|nlu)/\w+/\w+\.jsonl\.gz`", path), row
-        assert int(n) > 0 and re.fullmatch(r"`[0-9a-f]{64}`", sha), row
+        assert int(n) > 0, row
+        assert re.fullmatch(r"`[0-9a-f]{64}`", sha), row
         assert licence, row
         assert change, row
         assert re.search(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}:", source), row
@@ -576,5 +585,6 @@ def test_every_line_of_the_data_table_parses():
 def test_every_folder_dataset_is_in_the_data_table():
     table = (ROOT / "DATA.md").read_text()
     folder = yaml.safe_load((ROOT / "params" / "datasets.yaml").read_text())["folder"]
-    for file in [f for d in folder.values() for f in d.get("train", []) + d.get("test", [])]:
-        assert f"| `{file}` |" in table
+    for dataset in folder.values():
+        for file in dataset.get("train", []) + dataset.get("test", []):
+            assert f"| `{file}` |" in table

@@ -1,7 +1,8 @@
-"""JupyterLab as a reader has it: the ExBERT notebook opened in Chromium, Run All, no error, every figure on the screen.
+"""JupyterLab as a reader has it. Run All of the ExBERT notebook shows every figure.
 
-`make test-browser`. The notebook trains with tiny parameters into an empty store (minutes); with QA_RUNS=folder it is untouched,
-and trains only what is missing there.
+`make test-browser` runs this in Chromium. The notebook trains with tiny parameters into an empty
+store, which takes minutes. With QA_RUNS=folder it is untouched, and trains only the runs that are
+missing there.
 """
 
 import json
@@ -20,7 +21,8 @@ from test_notebooks import NOTEBOOKS, TINY
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT
 
-RUNS = os.environ.get("QA_RUNS")  # before the store of each test takes its place
+# Read before the store of each test takes its place.
+RUNS = os.environ.get("QA_RUNS")
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))
 MINUTES = 30
 LAB = [
@@ -30,10 +32,8 @@ LAB = [
     "--LabApp.expose_app_in_browser=True",
     "--LabApp.extension_manager=readonly",
 ]
-QUIET = {
-    "fetchNews": "false",
-    "checkForUpdates": False,
-}  # so that the server asks nothing of the network
+# With these settings the server asks nothing of the network.
+QUIET = {"fetchNews": "false", "checkForUpdates": False}
 BOOK = "[...window.jupyterapp?.shell.widgets('main') ?? []].find(w => w.content?.widgets?.length)"
 READY = """jupyterapp.restored.then(() => book.revealed).then(() => book.sessionContext.ready)
   .then(() => { jupyterapp.shell.activateById(book.id); })"""
@@ -43,8 +43,10 @@ RUN = """jupyterapp.commands.execute("notebook:run-all-cells")
 SEEN = """book.content.scrollToItem(%d, "center").then(() => {
   const images = [...book.content.widgets[%d].node.querySelectorAll("img")];
   images[0]?.scrollIntoView();
-  return images.length > 0 && images.every(image => { const box = image.getBoundingClientRect();
-    return image.naturalWidth && image.checkVisibility() && box.width > 100 && box.bottom > 0 && box.top < innerHeight; }); })"""
+  return images.length > 0 && images.every(image => {
+    const box = image.getBoundingClientRect();
+    return image.naturalWidth && image.checkVisibility()
+      && box.width > 100 && box.bottom > 0 && box.top < innerHeight; }); })"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,7 +56,7 @@ pytestmark = [
 
 @pytest.fixture
 def notebook(tmp_path, monkeypatch):
-    """A copy of the notebook in a folder of its own; runs, records and figures of this test alone."""
+    """Return a copy of the notebook. Runs, records and figures are those of this test."""
     for name in ("QA_RUNS", "QA_RECORDS", "QA_FIGURES"):
         monkeypatch.setenv(name, str(tmp_path / name))
     nb = nbformat.read(NOTEBOOKS["exbert"], as_version=nbformat.NO_CONVERT)
@@ -70,17 +72,21 @@ def notebook(tmp_path, monkeypatch):
 
 @pytest.fixture
 def address(notebook, tmp_path, monkeypatch):
-    """Where a JupyterLab of our own shows the notebook; nothing of the user's settings is read or written."""
+    """Start a JupyterLab and yield the address at which it shows the notebook.
+
+    The user's settings are neither read nor written.
+    """
     for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
         monkeypatch.setenv(f"JUPYTER_{name}", str(tmp_path / name))
-    settings = (
-        tmp_path / "CONFIG_DIR" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    )
+    user_settings = tmp_path / "CONFIG_DIR" / "lab" / "user-settings"
+    settings = user_settings / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(json.dumps(QUIET))
-    monkeypatch.setenv("JUPYTER_TOKEN", token := secrets.token_hex())
+    token = secrets.token_hex()
+    monkeypatch.setenv("JUPYTER_TOKEN", token)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    with (tmp_path / "lab.log").open("w") as log:
+    log_file = tmp_path / "lab.log"
+    with log_file.open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *LAB, f"--ServerApp.root_dir={tmp_path}"],
             cwd=tmp_path,
@@ -89,31 +95,35 @@ def address(notebook, tmp_path, monkeypatch):
         )
     try:
         end = time.monotonic() + 120
-        while not (found := list((tmp_path / "RUNTIME_DIR").glob("jpserver-*.json"))):
-            assert server.poll() is None, (tmp_path / "lab.log").read_text()
-            assert time.monotonic() < end, (tmp_path / "lab.log").read_text()
+        servers = []
+        while not servers:
+            assert server.poll() is None, log_file.read_text()
+            assert time.monotonic() < end, log_file.read_text()
             time.sleep(0.5)
-        url = json.loads(found[0].read_text())["url"]
+            servers = list((tmp_path / "RUNTIME_DIR").glob("jpserver-*.json"))
+        url = json.loads(servers[0].read_text())["url"]
         yield f"{url}lab/tree/{notebook.relative_to(tmp_path)}?token={token}"
     finally:
-        server.terminate()  # and with it the kernel
+        # the kernel ends with the server
+        server.terminate()
         server.wait(60)
 
 
-def test_run_all(address, tmp_path):
+def test_run_all_shows_every_figure(address, tmp_path):
     with Tab(tmp_path / "chromium") as tab:
         tab.open(address, 1400, "light")
-        tab.call(
-            "Emulation.setFocusEmulationEnabled", enabled=True
-        )  # headless, no window has the focus
+        # in a headless browser no window has the focus
+        tab.call("Emulation.setFocusEmulationEnabled", enabled=True)
         tab.wait(f"!!(window.book = {BOOK})", 120)
         tab.value(READY)
         tab.value(RUN)
         assert tab.wait("window.ended", 60 * MINUTES) == "ended"
         cells = tab.value("book.content.model.toJSON().cells")
-        outputs = [o for c in cells for o in c.get("outputs", [])]
-        assert [o for o in outputs if o["output_type"] == "error"] == []
-        assert all(c["execution_count"] for c in cells if c["cell_type"] == "code" and c["source"])
+        for cell in cells:
+            outputs = cell.get("outputs", [])
+            assert [o for o in outputs if o["output_type"] == "error"] == []
+            if cell["cell_type"] == "code" and cell["source"]:
+                assert cell["execution_count"]
         drawn = [i for i, c in enumerate(cells) if "<img" in json.dumps(c.get("outputs", []))]
         assert len(drawn) >= 4
         for i in drawn:
@@ -121,6 +131,5 @@ def test_run_all(address, tmp_path):
         if SHOTS.name:
             tab.shot(SHOTS / "lab.png", 1400, 900)
         host = address.split("/lab/")[0]
-        assert {
-            u for u in tab.requests() if not u.startswith((host, host.replace("http", "ws")))
-        } == set()
+        own = (host, host.replace("http", "ws"))
+        assert [u for u in tab.requests() if not u.startswith(own)] == []

@@ -1,5 +1,6 @@
-"""EM and F1 against torchmetrics and the official rules on 500 written cases; span decoding against a plain loop."""
+"""EM and F1 against torchmetrics and the official rules; span decoding against a plain loop."""
 
+import itertools
 import random
 import re
 import string
@@ -50,9 +51,15 @@ WORDS = [
 ]
 
 
-def cases(n: int = 500) -> list[tuple[str, list[str]]]:
+def join_words(rng: random.Random, counts: list[int]) -> str:
+    """Return random words, as many as one of the counts says."""
+    return " ".join(rng.choices(WORDS, k=rng.choice(counts)))
+
+
+def draw_cases(n: int = 500) -> list[tuple[str, list[str]]]:
+    """Return n answers with their gold answers. Four of ten answers are gold answers."""
     rng = random.Random(0)
-    found = [
+    cases = [
         ("", [""]),
         ("", ["x"]),
         ("the", ["a"]),
@@ -60,74 +67,60 @@ def cases(n: int = 500) -> list[tuple[str, list[str]]]:
         ("x", ["x"]),
         ("x.", ["X"]),
     ]
-    while len(found) < n:
-        golds = [
-            " ".join(rng.choices(WORDS, k=rng.choice([1, 1, 2, 3, 5])))
-            for _ in range(rng.choice([1, 1, 2, 3]))
-        ]
+    while len(cases) < n:
+        golds = [join_words(rng, [1, 1, 2, 3, 5]) for _ in range(rng.choice([1, 1, 2, 3]))]
         kind = rng.random()
-        answer = (
-            rng.choice(golds)
-            if kind < 0.4
-            else " ".join(rng.choices(WORDS, k=rng.choice([0, 1, 2, 4])))
-        )
-        found.append((answer.upper() if kind < 0.1 else answer, golds))
-    return found
+        answer = rng.choice(golds) if kind < 0.4 else join_words(rng, [0, 1, 2, 4])
+        if kind < 0.1:
+            answer = answer.upper()
+        cases.append((answer, golds))
+    return cases
 
 
-def official(answer: str, golds: list[str]) -> tuple[float, float]:
-    """The rules of SQuAD v1.1, written once more from their description."""
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation and articles."""
+    text = "".join(c for c in text.lower() if c not in set(string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
-    def words(text):
-        text = "".join(c for c in text.lower() if c not in set(string.punctuation))
-        return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
-    def overlap(a, g):
-        common = sum((Counter(a) & Counter(g)).values())
-        if not common:
-            return 0.0
-        precision, recall = common / len(a), common / len(g)
-        return 2 * precision * recall / (precision + recall)
+def score_words(answer: list[str], gold: list[str]) -> tuple[float, float]:
+    """Return EM and F1 of an answer's words and a gold answer's, in percent."""
+    em = 100.0 if answer == gold else 0.0
+    if not answer or not gold:
+        return em, em
+    common = sum((Counter(answer) & Counter(gold)).values())
+    if not common:
+        return em, 0.0
+    precision = common / len(answer)
+    recall = common / len(gold)
+    return em, 100.0 * (2 * precision * recall / (precision + recall))
 
-    a = words(answer)
-    return (
-        max(100.0 * (" ".join(a) == " ".join(words(g))) for g in golds),
-        max(
-            100.0 * overlap(a, words(g)) if a and words(g) else 100.0 * (a == words(g))
-            for g in golds
-        ),
-    )
+
+def score_officially(answer: str, golds: list[str]) -> tuple[float, float]:
+    """Return EM and F1 by the rules of SQuAD v1.1, written once more from their description."""
+    scores = [score_words(split_words(answer), split_words(gold)) for gold in golds]
+    return max(em for em, _ in scores), max(f1 for _, f1 in scores)
 
 
 def test_scores_equal_torchmetrics_and_the_official_rules():
-    found = cases()
+    cases = draw_cases()
     scores = SpanScore(keep_in_memory=True).compute(
-        predictions=[a for a, _ in found], references=[g for _, g in found]
+        predictions=[answer for answer, _ in cases], references=[golds for _, golds in cases]
     )
-    for i, (answer, golds) in enumerate(found):
-        em, f1 = official(answer, golds)
-        assert scores["em_rows"][i] == em, (
-            answer,
-            golds,
-        )
-        assert scores["f1_rows"][i] == pytest.approx(f1), (
-            answer,
-            golds,
-        )
     peer = SQuAD()
-    for i, (answer, golds) in enumerate(found):
+    for i, (answer, golds) in enumerate(cases):
+        case = (answer, golds)
+        em, f1 = score_officially(answer, golds)
+        assert scores["em_rows"][i] == em, case
+        assert scores["f1_rows"][i] == pytest.approx(f1), case
         one = peer(
             [{"prediction_text": answer, "id": str(i)}],
             [{"answers": {"text": golds, "answer_start": [0] * len(golds)}, "id": str(i)}],
         )
-        assert float(one["exact_match"]) == scores["em_rows"][i], (answer, golds)
-        if metrics.normalise(answer) and any(
-            metrics.normalise(g) for g in golds
-        ):  # torchmetrics: 0 for two empty texts
-            assert float(one["f1"]) == pytest.approx(scores["f1_rows"][i], abs=1e-3), (
-                answer,
-                golds,
-            )
+        assert float(one["exact_match"]) == scores["em_rows"][i], case
+        # the F1 of torchmetrics is 0 for two empty texts
+        if metrics.normalise(answer) and any(metrics.normalise(g) for g in golds):
+            assert float(one["f1"]) == pytest.approx(scores["f1_rows"][i], abs=1e-3), case
     whole = peer.compute()
     assert float(whole["exact_match"]) == pytest.approx(scores["exact_match"], abs=1e-3)
 
@@ -143,59 +136,57 @@ def test_best_spans_equal_a_plain_loop(one_token):
     for w in range(40):
         starts = sorted(np.flatnonzero(context[w]), key=lambda i: -start[w, i])[: span.N_BEST]
         ends = sorted(np.flatnonzero(context[w]), key=lambda i: -end[w, i])[: span.N_BEST]
-        pairs = [
-            (start[w, i] + end[w, j], i, j)
-            for i in starts
-            for j in ends
-            if (j >= i if one_token else j > i) and j - i + 1 <= span.MAX_TOKENS
-        ]
+        shortest = 1 if one_token else 2
+        pairs = []
+        for i, j in itertools.product(starts, ends):
+            if shortest <= j - i + 1 <= span.MAX_TOKENS:
+                pairs.append((start[w, i] + end[w, j], i, j))
         if not pairs:
             assert score[w] == -np.inf
             continue
-        best = max(pairs)
-        assert (best[0], best[1], best[2]) == (pytest.approx(score[w]), first[w], last[w])
+        assert max(pairs) == (pytest.approx(score[w]), first[w], last[w])
 
 
-def windows_of(rows: list[int]) -> Dataset:
-    """Windows "[CLS] ice snow" of the given rows."""
+def make_windows(rows: list[int]) -> Dataset:
+    """Return a window "[CLS] ice snow" for each of some row numbers."""
     return Dataset.from_dict({"row": rows, "offsets": [[0, 0, 0, 3, 4, 8]] * len(rows)})
 
 
-def test_a_clustered_set_is_scored_by_means_of_means():
-    """As BioASQ: a question's rows first, then the questions."""
-    rows = [
-        {
-            "id": str(i),
-            "question": q,
-            "context": "ice snow",
-            "is_impossible": False,
-            "answers": {"text": ["ice"]},
-        }
-        for i, q in enumerate("aab")
-    ]
-    ends = [
-        np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])
-    ]  # ice, ice snow, ice
-    found = windows_of([0, 1, 2]), [np.array([0, 2, 1], np.float32)] * 3, ends, 0.0
-    model, spec = SimpleNamespace(window_details=lambda *_: {}), SimpleNamespace(starter=True)
-    for average, em, contains in (("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)):
-        d = parameters.Dataset(train=["x"], test=["y"], cluster="question", average=average)
-        scores, frame = evaluate.evaluate_test_set(model, None, spec, d, rows, lambda *_: found)
-        assert scores["em"] == pytest.approx(em) and scores["contains"] == pytest.approx(contains)
-        assert scores["em_starter"] == 0.0
-        assert scores["em_rows"] == pytest.approx(200 / 3)
-        assert scores["clusters"] == 2
-        assert frame["em"].tolist() == [100, 0, 100]
+@pytest.mark.parametrize(
+    "average, em, contains", [("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)]
+)
+def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains):
+    """As in BioASQ, scores are averaged over a question's rows and then over the questions."""
+    row = {"context": "ice snow", "is_impossible": False, "answers": {"text": ["ice"]}}
+    rows = [row | {"id": str(i), "question": question} for i, question in enumerate("aab")]
+    start = [np.array([0, 2, 1], np.float32)] * 3
+    # the answers are "ice", "ice snow" and "ice"
+    end = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])]
+    predicted = (make_windows([0, 1, 2]), start, end, 0.0)
+    model = SimpleNamespace(window_details=lambda *_: {})
+    spec = SimpleNamespace(starter=True)
+    dataset = parameters.Dataset(train=["x"], test=["y"], cluster="question", average=average)
+    scores, examples = evaluate.evaluate_test_set(
+        model, None, spec, dataset, rows, lambda *_: predicted
+    )
+    assert scores["em"] == pytest.approx(em)
+    assert scores["contains"] == pytest.approx(contains)
+    assert scores["em_starter"] == 0.0
+    assert scores["em_rows"] == pytest.approx(200 / 3)
+    assert scores["clusters"] == 2
+    assert examples["em"].tolist() == [100, 0, 100]
 
 
-def test_no_answer_wins_where_every_window_says_so():
-    """Of a question's windows the least score of [CLS] counts (SQuAD 2.0), the best span of any."""
-    rows, windows = [{"context": "ice snow"}] * 2, windows_of([0, 0, 1, 1])
+@pytest.mark.parametrize("null_answers, texts", [(True, ["ice", ""]), (False, ["ice", "snow"])])
+def test_no_answer_wins_where_every_window_says_so(null_answers, texts):
+    """The lowest score of [CLS] in a question's windows counts (SQuAD 2.0), and the best span."""
+    rows = [{"context": "ice snow"}] * 2
+    windows = make_windows([0, 0, 1, 1])
     start = [np.array(x, np.float32) for x in ([9, 1, 0], [0, 2, 0], [9, 1, 0], [8, 0, 2])]
-    for null, said in ((True, ["ice", ""]), (False, ["ice", "snow"])):
-        found = span.predict_answers(rows, windows, start, start, null_answers=null)
-        assert [a["text"] for a in found] == said
-    assert [a["window"] for a in found] == [1, 3]
+    answers = span.predict_answers(rows, windows, start, start, null_answers=null_answers)
+    assert [a["text"] for a in answers] == texts
+    if not null_answers:
+        assert [a["window"] for a in answers] == [1, 3]
 
 
 def test_an_average_of_nothing_or_of_nan_is_refused():
@@ -204,7 +195,6 @@ def test_an_average_of_nothing_or_of_nan_is_refused():
             metrics.average_scores(np.array(values))
 
 
-def test_average_within_clusters_first():
-    assert metrics.average_scores(
-        np.array([100.0, 0.0, 0.0, 100.0]), ["q", "q", "q", "r"]
-    ) == pytest.approx((100 / 3 + 100) / 2)
+def test_scores_are_averaged_within_clusters_first():
+    average = metrics.average_scores(np.array([100.0, 0.0, 0.0, 100.0]), ["q", "q", "q", "r"])
+    assert average == pytest.approx((100 / 3 + 100) / 2)

@@ -1,4 +1,4 @@
-"""The mixture of experts: gate, mixing, stored outputs, re-initialised blocks, the plan of its runs."""
+"""The mixture of experts: gate, mixing, stored outputs, re-initialised blocks, and its runs."""
 
 import hashlib
 
@@ -37,26 +37,35 @@ TINY = {
 }
 
 
-def load(**changes) -> moe.Parameters:
+def load_tiny(**changes) -> moe.Parameters:
+    """Return parameters of trainings that take seconds, with changes."""
     return plans.load_params("moe", "quick", TINY | changes)
 
 
-def whole_plan(profile="quick", size=None, **changes):
+def plan_moe(profile="quick", size=None, **changes):
+    """Return the runs of the report moe, with changed parameters."""
     return plans.plan(plans.load_params("moe", profile, changes, size))
+
+
+def find_variant(specs, variant: str):
+    """Return the first run of a variant."""
+    return next(s for s in specs if s.variant == variant)
 
 
 @pytest.fixture
 def experts(monkeypatch):
-    """Three experts with random heads that learn nothing, as build.load_trained_model gives them; the rows of all, and their windows."""
-    spec = next(s for s in plans.plan(load()) if s.variant == "moe")
+    """Return (run, models, rows, windows, tokenizer) of a mixture of three untrained experts.
+
+    `build.load_trained_model` returns these models, which have random heads. The rows are those
+    of all experts.
+    """
+    spec = find_variant(plans.plan(load_tiny()), "moe")
     models = {}
-    for e in spec.parents:
-        models[e.hash] = build.build_model(e)[0]
-        torch.nn.init.normal_(
-            models[e.hash].head.weight,
-            std=1.0,
-            generator=torch.Generator().manual_seed(int(e.hash[:8], 16)),
-        )
+    for expert in spec.parents:
+        model, _ = build.build_model(expert)
+        rng = torch.Generator().manual_seed(int(expert.hash[:8], 16))
+        torch.nn.init.normal_(model.head.weight, std=1.0, generator=rng)
+        models[expert.hash] = model
     monkeypatch.setattr(build, "load_trained_model", lambda e: models[e.hash])
     rows = selection.draw_mixture(spec)[0]
     _, tokenizer = encoders.load_encoder("minilm")
@@ -69,10 +78,15 @@ def test_gate_rows_sum_to_one(layers):
     gate = gated_mixture.MLP(8, 3, Gate(layers=layers, hidden=16))
     g = gate(torch.randn(10, 8))
     torch.testing.assert_close(g.sum(1), torch.ones(10))
-    assert sum(isinstance(m, torch.nn.Linear) for m in gate) == layers and (g > 0).all()
+    assert sum(isinstance(m, torch.nn.Linear) for m in gate) == layers
+    assert (g > 0).all()
 
 
-def batch(B=4, E=3, T=9, D=5, seed=0) -> dict:
+def draw_batch(B=4, E=3, T=9, D=5, seed=0) -> dict:
+    """Return a random batch of a mixture: B windows of T tokens, E experts, D inputs of the gate.
+
+    The first window has padding behind its sixth token.
+    """
     rng = torch.Generator().manual_seed(seed)
     mask = torch.ones(B, T, dtype=torch.long)
     mask[0, 6:] = 0
@@ -89,37 +103,28 @@ def batch(B=4, E=3, T=9, D=5, seed=0) -> dict:
 
 @pytest.mark.parametrize("mixed", ["logits", "probabilities"])
 def test_mixing_equals_a_float64_loop(mixed):
-    b = batch()
+    b = draw_batch()
     out = gated_mixture.Mixture(None, mixed, None)(**b)
     for i in range(4):
-        n, g = int(b["attention_mask"][i].sum()), b["weights"][i].double()
+        n = int(b["attention_mask"][i].sum())
+        g = b["weights"][i].double()
         z = b["starts"][i, :, :n].double()
+        ours = out.start_logits[i, :n].double()
         if mixed == "logits":
-            torch.testing.assert_close(
-                out.start_logits[i, :n].double(),
-                sum(g[k] * z[k] for k in range(3)),
-                atol=1e-6,
-                rtol=1e-5,
-            )
+            expected = sum(g[k] * z[k] for k in range(3))
         else:
-            p = sum(g[k] * torch.exp(z[k]) / torch.exp(z[k]).sum() for k in range(3))
-            torch.testing.assert_close(
-                out.start_logits[i, :n].double().exp(), p, atol=1e-6, rtol=1e-5
-            )
+            ours = ours.exp()
+            expected = sum(g[k] * torch.exp(z[k]) / torch.exp(z[k]).sum() for k in range(3))
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
         assert (out.start_logits[i, n:] == gated_mixture.LOWEST).all()
     at = torch.arange(4)
-    loss = (
-        -(
-            out.start_logits.log_softmax(1)[at, b["start_positions"]]
-            + out.end_logits.log_softmax(1)[at, b["end_positions"]]
-        )
-        / 2
-    )
-    torch.testing.assert_close(out.loss, loss.mean())
+    start = out.start_logits.log_softmax(1)[at, b["start_positions"]]
+    end = out.end_logits.log_softmax(1)[at, b["end_positions"]]
+    torch.testing.assert_close(out.loss, (-(start + end) / 2).mean())
 
 
 def test_one_expert_is_that_expert():
-    b = batch(E=1) | {"weights": torch.ones(4, 1)}
+    b = draw_batch(E=1) | {"weights": torch.ones(4, 1)}
     for mixed in ("logits", "probabilities"):
         start = gated_mixture.Mixture(None, mixed, None)(**b).start_logits
         alone = b["starts"][:, 0].masked_fill(b["attention_mask"] == 0, gated_mixture.LOWEST)
@@ -127,13 +132,12 @@ def test_one_expert_is_that_expert():
 
 
 def test_a_mixture_says_what_its_experts_say(experts):
-    """Weight 1 on one expert: its answers on every window, through the store, to half precision."""
+    """With weight 1 on one expert the logits are its own, stored in half precision."""
     spec, models, rows, windows, tokenizer = experts
     own = spec.model_copy(update={"gate": Gate(rule="own")})
     mixture, _ = build.build_model(own)
-    start, _, _ = evaluate.compute_logits(
-        mixture, mixture.prepare(windows, rows), mixture.collate(tokenizer), "fp32"
-    )
+    prepared = mixture.prepare(windows, rows)
+    start, _, _ = evaluate.compute_logits(mixture, prepared, mixture.collate(tokenizer), "fp32")
     for k, model in enumerate(models):
         mine = [i for i, r in enumerate(windows["row"]) if rows[r]["domain"] == spec.domains[k]]
         alone, _, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
@@ -144,122 +148,116 @@ def test_a_mixture_says_what_its_experts_say(experts):
 
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
     spec, models, *_ = experts
-    said = iter([10.0, 30.0, 20.0])  # of the three experts
-    monkeypatch.setattr(evaluate, "score_rows", lambda *_: (None, {"exact_match": next(said)}, 0.0))
+    em = iter([10.0, 30.0, 20.0])  # of the three experts
+    monkeypatch.setattr(evaluate, "score_rows", lambda *_: (None, {"exact_match": next(em)}, 0.0))
     mixture, _ = build.build_model(spec.model_copy(update={"gate": Gate(rule="best")}))
     assert mixture.prepare.keywords["best"] == 1
 
 
 def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):
-    """The device `meta` stands for a GPU: it refuses what lies elsewhere."""
+    """The device `meta` stands for a GPU, because it refuses tensors of another device."""
     spec, _, rows, windows, _ = experts
     mixture, _ = build.build_model(spec)
     mixture.prepare(windows, rows)
     monkeypatch.setattr(torch.Tensor, "cpu", lambda x: torch.zeros(x.shape))
-    assert {x.shape for x in mixture.to("meta").window_details(windows, rows).values()} == {
-        (len(windows),)
-    }
+    details = mixture.to("meta").window_details(windows, rows)
+    assert {x.shape for x in details.values()} == {(len(windows),)}
 
 
 def test_weights_told_the_dataset_are_fitted(experts):
-    """From equal weights to nearly the lowest loss there is on the few examples, as L-BFGS finds it."""
-    told = next(
-        s
-        for s in plans.plan(load(experiments=["mixture", "controls"]))
-        if s.variant == "told-dataset"
-    )
-    train.train(told, progress=lambda line: None, keep_weights=True)
-    mixture, tokenizer = build.build_model(told)
-    rows, _, _ = selection.draw_mixture(told)
-    made = mixture.prepare(
-        features.load_windows(rows, tokenizer, told.max_length, told.stride, evaluate.CACHE), rows
-    )
-    batch = gated_mixture.collate([made[i] for i in range(len(made))])
-    mixture.load_state_dict(build.load_weights(told))
+    """The fit leads from equal weights nearly to the lowest loss on the rows, found by L-BFGS."""
+    spec = find_variant(plans.plan(load_tiny(experiments=["mixture", "controls"])), "told-dataset")
+    train.train(spec, progress=lambda line: None, keep_weights=True)
+    mixture, tokenizer = build.build_model(spec)
+    rows, _, _ = selection.draw_mixture(spec)
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
+    prepared = mixture.prepare(windows, rows)
+    batch = gated_mixture.collate([prepared[i] for i in range(len(prepared))])
+    mixture.load_state_dict(build.load_weights(spec))
     fitted = mixture(**batch).loss.item()
-    mixture, _ = build.build_model(told)
+    mixture, _ = build.build_model(spec)
     search = torch.optim.LBFGS(mixture.parameters(), max_iter=500, line_search_fn="strong_wolfe")
     equal = mixture(**batch).loss.item()
 
-    def loss():
+    def backpropagate():
         search.zero_grad()
-        found = mixture(**batch).loss
-        found.backward()
-        return found
+        loss = mixture(**batch).loss
+        loss.backward()
+        return loss
 
-    search.step(loss)
+    search.step(backpropagate)
     best = mixture(**batch).loss.item()
-    assert best < equal - 0.01 and fitted - best < 0.05 * (equal - best)
+    assert best < equal - 0.01
+    assert fitted - best < 0.05 * (equal - best)
 
 
-def test_everything_is_fetched(capsys):
-    p = load(start="relations")
+def test_every_dataset_and_the_encoder_are_fetched(capsys):
+    p = load_tiny(start="relations")
     study.fetch_inputs(p)
-    shown = capsys.readouterr().out
-    assert all(
-        f"{name}: " in shown
-        for name in (*p.domains, *p.few_shot, *p.pools, p.start, "encoder minilm")
-    )
+    output = capsys.readouterr().out
+    for name in (*p.domains, *p.few_shot, *p.pools, p.start, "encoder minilm"):
+        assert f"{name}: " in output
 
 
 def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, monkeypatch):
-    """Byte by byte the scores without the store; afterwards no expert is run again."""
+    """The scores equal those without the store, and no expert is run again for a mixture."""
     monkeypatch.setattr(evaluate, "CACHE", store / "cache")
-    spec, models, rows, windows, tokenizer = experts
-    for model, e in zip(models, spec.parents, strict=True):
-        _, *plain, loss = evaluate.predict_spans(model, tokenizer, e, rows)
-        again, *kept, same = frozen.predict_and_store(model, tokenizer, e, rows)
+    spec, models, rows, _, tokenizer = experts
+
+    def run_again():
+        pytest.fail("run again")
+
+    for model, expert in zip(models, spec.parents, strict=True):
+        _, start, end, loss = evaluate.predict_spans(model, tokenizer, expert, rows)
+        windows, stored_start, stored_end, same = frozen.predict_and_store(
+            model, tokenizer, expert, rows
+        )
         assert loss == same
-        assert all(
-            np.array_equal(a, b)
-            for x, y in zip(plain, kept, strict=True)
-            for a, b in zip(x, y, strict=True)
-        )
-        read = frozen.read_outputs(
-            e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision
-        )
-        assert np.array_equal(read.start, np.concatenate(plain[0]).astype(np.float16))
-        frozen.drop_outputs(e)  # trained again: what earlier weights said does not count
+        for plain, stored in ((start, stored_start), (end, stored_end)):
+            for a, b in zip(plain, stored, strict=True):
+                assert np.array_equal(a, b)
+        read = frozen.read_outputs(expert.hash, windows, tokenizer, run_again, expert.precision)
+        assert np.array_equal(read.start, np.concatenate(start).astype(np.float16))
+        # outputs of earlier weights do not count once the expert is trained again
+        frozen.drop_outputs(expert)
         with pytest.raises(pytest.fail.Exception, match="run again"):
-            frozen.read_outputs(
-                e.hash, again, tokenizer, lambda: pytest.fail("run again"), e.precision
-            )
+            frozen.read_outputs(expert.hash, windows, tokenizer, run_again, expert.precision)
 
 
 def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkeypatch):
-    """Bit for bit, where the live ones are rounded to half precision too; and only the gate learns."""
+    """They are equal bit for bit if live outputs are rounded to half. Only the gate learns."""
     spec, models, rows, windows, tokenizer = experts
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
 
-    def weights() -> dict:
+    def train_gate() -> dict:
         mixture, _ = build.build_model(spec)
         assert {n.split(".")[0] for n, _ in mixture.named_parameters()} == {"gate"}
-        made = mixture.prepare(windows, rows)
+        prepared = mixture.prepare(windows, rows)
+        collate = mixture.collate(tokenizer)
         optimizer = torch.optim.AdamW(mixture.parameters(), lr=1e-2)
-        for at in range(0, 32, 8):
-            mixture(
-                **mixture.collate(tokenizer)([made[i] for i in range(at, at + 8)])
-            ).loss.backward()
+        for first in range(0, 32, 8):
+            batch = collate([prepared[i] for i in range(first, first + 8)])
+            mixture(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         return mixture.state_dict()
 
-    def live(key, windows, tokenizer, make, precision) -> frozen.Outputs:
-        now, _ = frozen.compute_outputs(make(), windows, tokenizer, precision)
-        return frozen.Outputs(**{k: v.astype(np.float16) for k, v in now.items()})
+    def compute_live(key, windows, tokenizer, make, precision) -> frozen.Outputs:
+        outputs, _ = frozen.compute_outputs(make(), windows, tokenizer, precision)
+        return frozen.Outputs(**{k: v.astype(np.float16) for k, v in outputs.items()})
 
-    stored = weights()
-    monkeypatch.setattr(frozen, "read_outputs", live)
-    again = weights()
-    start, _ = (build.build_model(spec)[0].state_dict(), None)
-    assert all(torch.equal(v, again[k]) for k, v in stored.items())
-    assert any(not torch.equal(v, start[k]) for k, v in stored.items())
-    for model, kept in zip(models, before, strict=True):
-        assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
+    stored = train_gate()
+    monkeypatch.setattr(frozen, "read_outputs", compute_live)
+    live = train_gate()
+    untrained = build.build_model(spec)[0].state_dict()
+    assert all(torch.equal(v, live[k]) for k, v in stored.items())
+    assert any(not torch.equal(v, untrained[k]) for k, v in stored.items())
+    for model, weights in zip(models, before, strict=True):
+        assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
         assert all(p.grad is None for p in model.parameters())
 
 
-def test_what_a_gate_can_see(experts):
+def test_a_gate_sees_the_input_that_it_names(experts):
     spec, _, rows, windows, tokenizer = experts
     seen = {}
     for name in ("mean", "cls", "experts", "dataset"):
@@ -277,10 +275,10 @@ def test_what_a_gate_can_see(experts):
 # ---- re-initialisation ----
 
 
-def digest(module) -> str:
-    return hashlib.sha256(
-        b"".join(v.numpy().tobytes() for v in module.state_dict().values())
-    ).hexdigest()
+def hash_weights(module) -> str:
+    """Return the sha256 of a module's weights."""
+    weights = b"".join(v.numpy().tobytes() for v in module.state_dict().values())
+    return hashlib.sha256(weights).hexdigest()
 
 
 @pytest.mark.parametrize("top", [1, 4])
@@ -289,30 +287,34 @@ def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
     plain, _ = encoders.load_encoder("minilm")
     again, _ = encoders.load_encoder("minilm")
     encoders.reinitialise(again, top, 0, source)
-    a, b = ([digest(x) for x in encoders.blocks_of(m)] for m in (plain, again))
+    a = [hash_weights(block) for block in encoders.blocks_of(plain)]
+    b = [hash_weights(block) for block in encoders.blocks_of(again)]
     assert a[: 6 - top] == b[: 6 - top]
     assert all(x != y for x, y in zip(a[6 - top :], b[6 - top :], strict=True))
-    assert digest(plain.embeddings) == digest(again.embeddings)
+    assert hash_weights(plain.embeddings) == hash_weights(again.embeddings)
     last = encoders.blocks_of(again)[-1]
     if source == "lower":
         assert b[6 - top :] == [b[i % (6 - top)] for i in range(top)]
     else:
-        dense, norm = last.intermediate.dense, last.output.LayerNorm
-        assert abs(dense.weight.std().item() - 0.02) < 1e-3 and not dense.bias.any()
-        assert torch.equal(norm.weight, torch.ones_like(norm.weight)) and not norm.bias.any()
+        dense = last.intermediate.dense
+        norm = last.output.LayerNorm
+        assert abs(dense.weight.std().item() - 0.02) < 1e-3
+        assert not dense.bias.any()
+        assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+        assert not norm.bias.any()
     with pytest.raises(UserError, match="reinit: 6 of 6 blocks"):
         encoders.reinitialise(again, 6, 0)
 
 
 def test_reinitialisation_leaves_head_and_draws_alone():
-    plain = next(s for s in plans.plan(load()) if s.variant == "baseline").model_copy(
-        update={"blocks": 3}
-    )
-    models, after = [], []
+    plain = find_variant(plans.plan(load_tiny()), "baseline").model_copy(update={"blocks": 3})
+    models = []
+    after = []
     for spec in (plain, plain.model_copy(update={"reinit": 2})):
         models.append(build.build_model(spec)[0])
         after.append(torch.rand(3))
-    assert torch.equal(models[0].head.weight, models[1].head.weight) and torch.equal(*after)
+    assert torch.equal(models[0].head.weight, models[1].head.weight)
+    assert torch.equal(*after)
 
 
 # ---- evaluation ----
@@ -320,23 +322,20 @@ def test_reinitialisation_leaves_head_and_draws_alone():
 
 def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
     _, models, rows, windows, tokenizer = experts
-    start, end, _ = evaluate.compute_logits(
-        models[0], windows, models[0].collate(tokenizer), "fp32"
-    )
-    free, starter = (
-        span.predict_answers(rows, windows, start, end, one_token=x) for x in (True, False)
-    )
-    differ = [a["tokens"] for a, b in zip(free, starter, strict=True) if a != b]
-    assert differ
-    assert set(differ) == {1}
+    model = models[0]
+    start, end, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
+    free = span.predict_answers(rows, windows, start, end, one_token=True)
+    starter = span.predict_answers(rows, windows, start, end, one_token=False)
+    # some answers differ, and all of these have one token
+    assert {a["tokens"] for a, b in zip(free, starter, strict=True) if a != b} == {1}
     assert all(b["tokens"] != 1 for b in starter)
 
 
 # ---- runs ----
 
 
-def test_the_quick_plan():
-    specs = whole_plan()
+def test_the_quick_plan_has_every_variant():
+    specs = plan_moe()
     trained = [s for s in specs if not s.gate or s.gate.rule == "learned"]
     assert len(trained) <= 24
     names = {s.variant for s in specs}
@@ -355,185 +354,200 @@ def test_the_quick_plan():
         "other-experts",
         "oracle",
     }
-    moe_run = next(s for s in specs if s.variant == "moe")
+    moe_run = find_variant(specs, "moe")
     assert [e.domains for e in moe_run.parents] == [[d] for d in moe_run.domains]
     assert moe_run.gate == Gate()
     assert {s.gate.layers for s in specs if s.gate and s.gate.rule == "learned"} >= {1, 3, 5}
     with pytest.raises(UserError, match="experiments: 'gate' is not known; known: 'mixture'"):
-        whole_plan(experiments=["gate"])
+        plan_moe(experiments=["gate"])
     for name in ("few_shot", "pools", "longer"):
         with pytest.raises(UserError, match=rf"{name}: .* write at least 1"):
-            whole_plan(**{name: []})
+            plan_moe(**{name: []})
 
 
 def test_training_curves_may_have_more_seeds():
-    """The same runs that these seeds would have among all others, but scored on no test set."""
-    more = [s for s in whole_plan(seeds=[0], curve_seeds=[1]) if s.seed == 1]
-    assert [s.variant for s in more if not s.gate] == [
-        "baseline",
-        *(f"expert-reinit-4-{d}" for d in more[0].domains),
-    ]
+    """They have the runs of other seeds with the same hashes, but are scored on no test set."""
+    more = [s for s in plan_moe(seeds=[0], curve_seeds=[1]) if s.seed == 1]
+    reinitialised = [f"expert-reinit-4-{d}" for d in more[0].domains]
+    assert [s.variant for s in more if not s.gate] == ["baseline", *reinitialised]
     assert [s.variant for s in more if s.gate] == ["moe-reinit-4"]
     assert not any(s.tests for s in more)
-    assert {s.hash for s in more} < {s.hash for s in whole_plan(seeds=[1])}
-    with pytest.raises(
-        UserError, match=r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"
-    ):
-        whole_plan(seeds=[0, 1], curve_seeds=[1])
-    with pytest.raises(
-        UserError,
-        match="curve_seeds: they are of the part reinit, which experiments lacks; name it there",
-    ):
-        whole_plan(curve_seeds=[1], experiments=["mixture"])
+    assert {s.hash for s in more} < {s.hash for s in plan_moe(seeds=[1])}
+    words = r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"
+    with pytest.raises(UserError, match=words):
+        plan_moe(seeds=[0, 1], curve_seeds=[1])
+    words = "curve_seeds: they are of the part reinit, which experiments lacks; name it there"
+    with pytest.raises(UserError, match=words):
+        plan_moe(curve_seeds=[1], experiments=["mixture"])
 
 
 def test_the_estimate_counts_what_experts_say_once():
-    """For the first of a seed's gates: a third of a training pass for each expert and for the plain encoder."""
-    specs = {s.variant: s for s in whole_plan(experiments=["mixture", "gates"])}
+    """The first gate of a seed costs a third of a training pass for each frozen model.
+
+    The frozen models are the experts and the plain encoder.
+    """
+    specs = {s.variant: s for s in plan_moe(experiments=["mixture", "gates"])}
     known = {}
-    plain, first, second = (
-        study.estimate_tokens(specs[v], known) for v in ("baseline", "moe", "moe-layers-1")
-    )
+    plain = study.estimate_tokens(specs["baseline"], known)
+    first = study.estimate_tokens(specs["moe"], known)
+    second = study.estimate_tokens(specs["moe-layers-1"], known)
     assert first > plain / 3 > plain / 9 > second > 0
 
 
-def test_the_report_s_settings():
+def test_profile_paper_has_the_report_s_settings():
     p = plans.load_params("moe", "paper")
-    assert (p.batch_size, p.epochs, p.learning_rate, p.max_length, p.stride) == (
-        16,
-        3,
-        3e-5,
-        384,
-        128,
-    )
-    assert (p.schedule, p.checkpoint, p.gate_layers, p.gate_hidden, p.reinit_blocks) == (
-        "constant",
-        "best",
-        3,
-        768,
-        4,
-    )
+    settings = {
+        "batch_size": 16,
+        "epochs": 3,
+        "learning_rate": 3e-5,
+        "max_length": 384,
+        "stride": 128,
+        "schedule": "constant",
+        "checkpoint": "best",
+        "gate_layers": 3,
+        "gate_hidden": 768,
+        "reinit_blocks": 4,
+    }
+    assert {name: getattr(p, name) for name in settings} == settings
 
 
 def test_the_real_plan_covers_the_claims():
-    """Every variant and set that a claim testable at real names has runs in the full plan."""
-    specs = whole_plan("real", "full", data="data")
-    names, sets = {s.variant for s in specs}, {t for s in specs for t in s.tests} | {"training"}
+    """The full plan has runs of each variant and set that a claim testable at real names."""
+    specs = plan_moe("real", "full", data="data")
+    names = {s.variant for s in specs}
+    sets = {"training"}.union(*[s.tests for s in specs])
     for c in read_claims("moe"):
-        for side in c.contrast.sides() if c.contrast and "real" in c.profiles else []:
+        assert not c.control or c.control in names, c.id
+        if not c.contrast or "real" not in c.profiles:
+            continue
+        for side in c.contrast.sides():
             assert set(np.ravel(side["variant"])) <= names, c.id
             assert set(np.ravel(side["set"])) <= sets, c.id
-        assert not c.control or c.control in names, c.id
+
+
+def is_drawn(spec) -> bool:
+    """Return whether rows are drawn for a run: it trains a plain model, an expert or a gate."""
+    return not spec.gate or spec.gate.rule == "learned"
 
 
 def test_an_expert_learns_the_rows_that_the_baseline_has_of_its_dataset():
-    """Drawn alone or with others, for training and for validation; so the gate meets every expert on rows it has learnt."""
-    specs = {
-        s.variant: s
-        for s in whole_plan(experiments=["mixture", "controls", "outside"])
-        if s.seed == 0
-    }
-    drawn = {
-        v: selection.draw_mixture(s)[:2]
-        for v, s in specs.items()
-        if not s.gate or s.gate.rule == "learned"
-    }
+    """That holds for training and validation rows, drawn alone or with others.
 
-    def ids(variant: str, part: int, name: str) -> list[str]:
-        return [r["id"] for r in drawn[variant][part] if r["domain"] == name]
+    So the gate meets every expert on rows that the expert has learnt.
+    """
+    planned = plan_moe(experiments=["mixture", "controls", "outside"])
+    specs = {s.variant: s for s in planned if s.seed == 0}
+    train_rows = {}
+    validation_rows = {}
+    for variant, spec in specs.items():
+        if is_drawn(spec):
+            train_rows[variant], validation_rows[variant], _ = selection.draw_mixture(spec)
+
+    def ids(rows: list[dict], name: str) -> list[str]:
+        return [r["id"] for r in rows if r["domain"] == name]
 
     for name in specs["baseline"].domains:
-        assert ids(f"expert-{name}", 0, name) == ids("baseline", 0, name) == ids("moe", 0, name)
-        for_all = ids("baseline", 1, name)
-        assert for_all and ids(f"expert-{name}", 1, name)[: len(for_all)] == for_all
+        expected = ids(train_rows["baseline"], name)
+        assert ids(train_rows[f"expert-{name}"], name) == expected
+        assert ids(train_rows["moe"], name) == expected
+        for_all = ids(validation_rows["baseline"], name)
+        assert for_all
+        assert ids(validation_rows[f"expert-{name}"], name)[: len(for_all)] == for_all
     for name in specs["told-dataset"].domains:
-        assert (
-            ids(f"outside-{name}", 0, name)
-            == ids("told-dataset", 0, name)
-            == ids("moe-outside", 0, name)
-        )
+        expected = ids(train_rows["told-dataset"], name)
+        assert ids(train_rows[f"outside-{name}"], name) == expected
+        assert ids(train_rows["moe-outside"], name) == expected
+
+
+def normalised_contexts(rows: list[dict]) -> set[str]:
+    """Return the contexts of rows as they are compared, without case and spaces."""
+    return {selection.normalise_text(r["context"]) for r in rows}
 
 
 def test_no_out_of_domain_test_text_is_ever_trained_on():
-    for spec in whole_plan(
-        experiments=moe.Parameters.model_json_schema()["properties"]["experiments"]["items"]["enum"]
-    ):
-        held = {
-            selection.normalise_text(r["context"])
-            for name in moe_tests(spec)
-            for r in selection.load_splits(name, spec.source).test
-        }
-        if not spec.gate or spec.gate.rule == "learned":
-            assert not held & {
-                selection.normalise_text(r["context"]) for r in selection.draw_mixture(spec)[0]
-            }, spec.run
-
-
-def moe_tests(spec) -> list[str]:
-    return [n for n in params.read_datasets(spec.source) if n.startswith("out-of-domain")]
+    experiments = moe.Parameters.model_json_schema()["properties"]["experiments"]["items"]["enum"]
+    for spec in filter(is_drawn, plan_moe(experiments=experiments)):
+        trained_on = normalised_contexts(selection.draw_mixture(spec)[0])
+        for name in params.read_datasets(spec.source):
+            if name.startswith("out-of-domain"):
+                tested_on = normalised_contexts(selection.load_splits(name, spec.source).test)
+                assert not tested_on & trained_on, spec.run
 
 
 def test_a_pool_is_its_members_together():
     whole = selection.load_splits("out-of-domain", "embedded").test
     parts = [selection.load_splits(n, "embedded").test for n in ("plots", "exams", "dialogue")]
     assert whole == sum(parts, [])
-    assert {r["domain"] for r in whole} == {
-        "plots",
-        "exams",
-        "dialogue",
-    }
-    later = selection.load_splits("plots-test", "embedded").test
-    assert {r["domain"] for r in later} == {"plots"}
-    assert not {selection.row_key(r) for r in later} & {selection.row_key(r) for r in parts[0]}
-    titles = [
-        {selection.normalise_text(r["title"]) for r in rows}
-        for rows in (later, selection.load_splits("plots", "embedded").train)
-    ]
-    assert not titles[0] & titles[1]
+    assert {r["domain"] for r in whole} == {"plots", "exams", "dialogue"}
 
 
-def test_a_small_study_to_the_end(store, monkeypatch):
-    """Experts, a gate, its controls: trained in order, with every test set, the best checkpoint and the training curve."""
-    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
-    p = load(experiments=["mixture", "controls"])
-    study.run(p, plans.plan, workers=1, live=False)
-    specs = plans.plan(p)
-    ledger = runs.collect_ledger(specs)
-    em = ledger[ledger["metric"] == "em"].pivot(index="variant", columns="set", values="value")
-    examples = runs.collect_examples(specs)
-    oracle, single = em.loc["oracle"], em.loc[[v for v in em.index if v.startswith("expert-")]]
-    assert (oracle >= single.max() - 1e-6).all() and set(em.columns) == {*p.domains, *p.pools}
+def test_a_second_test_set_shares_no_row_and_no_title():
+    first = selection.load_splits("plots", "embedded")
+    second = selection.load_splits("plots-test", "embedded").test
+    assert {r["domain"] for r in second} == {"plots"}
+    assert not {selection.row_key(r) for r in second} & {selection.row_key(r) for r in first.test}
+    titles = {selection.normalise_text(r["title"]) for r in second}
+    assert not titles & {selection.normalise_text(r["title"]) for r in first.train}
+
+
+def check_mixture_scores(em, p) -> None:
+    """Assert that mixtures with a fixed gate score as the experts that they consist of."""
+    experts = em.loc[[v for v in em.index if v.startswith("expert-")]]
+    assert (em.loc["oracle"] >= experts.max() - 1e-6).all()
+    assert set(em.columns) == {*p.domains, *p.pools}
     for name in p.domains:
-        own, others = em.loc["own-expert", name], em.loc["other-experts", name]
-        assert own == pytest.approx(em.loc[f"expert-{name}", name], abs=100 / 24)  # half precision
-        assert others == pytest.approx(
-            np.mean([em.loc[f"expert-{d}", name] for d in p.domains if d != name]), abs=1e-3
-        )
-    assert {"em_starter", "f1_starter"} <= set(ledger["metric"])
-    gates = examples[examples["variant"] == "moe"][["gate_1", "gate_2", "gate_3"]]
-    assert np.allclose(gates.sum(axis=1), 1, atol=1e-5) and gates.std().min() > 0
-    assert (
-        examples[examples["variant"] == "uniform-weights"][["gate_1", "gate_3"]]
-        == np.float32(1 / 3)
-    ).all(axis=None)
-    pooled = examples[(examples["set"] == "out-of-domain") & (examples["variant"] == "moe")]
-    assert pooled["part"].notna().all()
-    assert pooled["em"].mean() == pytest.approx(em.loc["moe", "out-of-domain"], abs=1e-3)
-    curves = ledger[ledger["set"] == "training"].pivot(
-        index="variant", columns="metric", values="value"
-    )
-    assert curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
-    assert "uniform-weights" not in curves.index
-    record = runs.find_record(next(s for s in specs if s.variant == "baseline"))
-    best = max(record["history"][1:], key=lambda h: (h["validation_f1"], -h["step"]))
+        # stored outputs have half precision, so one answer of 24 may differ
+        expert = em.loc[f"expert-{name}", name]
+        assert em.loc["own-expert", name] == pytest.approx(expert, abs=100 / 24)
+        others = [em.loc[f"expert-{d}", name] for d in p.domains if d != name]
+        assert em.loc["other-experts", name] == pytest.approx(np.mean(others), abs=1e-3)
+
+
+def check_gate_weights(examples) -> None:
+    """Assert that a gate's weights add up to one, and differ from row to row if it has learnt."""
+    weights = examples[examples["variant"] == "moe"][["gate_1", "gate_2", "gate_3"]]
+    assert np.allclose(weights.sum(axis=1), 1, atol=1e-5)
+    assert weights.std().min() > 0
+    uniform = examples[examples["variant"] == "uniform-weights"][["gate_1", "gate_3"]]
+    assert (uniform == np.float32(1 / 3)).all(axis=None)
+
+
+def check_history(record: dict) -> None:
+    """Assert that the best checkpoint was chosen and no step was evaluated twice."""
+    before, *history = record["history"]
+    best = max(history, key=lambda h: (h["validation_f1"], -h["step"]))
     assert record["chosen_step"] == best["step"]
     steps = [h["step"] for h in record["history"]]
     assert steps == sorted(set(steps))
-    # no look twice
-    assert all(h["train_loss"] for h in record["history"][1:])
-    assert steps[0] == 0 and record["history"][0]["train_loss"] is None  # and one before training
-    moe_run = runs.find_record(next(s for s in specs if s.variant == "moe"))
-    assert moe_run["parameters"] > 3 * record["parameters"]
+    assert all(h["train_loss"] for h in history)
+    # one evaluation comes before training
+    assert before["step"] == 0
+    assert before["train_loss"] is None
+
+
+def test_a_small_study_runs_to_the_end(store, monkeypatch):
+    """Experts, a gate and its controls are trained, scored on every test set, and recorded."""
+    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
+    p = load_tiny(experiments=["mixture", "controls"])
+    study.run(p, plans.plan, workers=1, live=False)
+    specs = plans.plan(p)
+    ledger = runs.collect_ledger(specs)
+    examples = runs.collect_examples(specs)
+    em = ledger[ledger["metric"] == "em"].pivot(index="variant", columns="set", values="value")
+    check_mixture_scores(em, p)
+    check_gate_weights(examples)
+    assert {"em_starter", "f1_starter"} <= set(ledger["metric"])
+    pooled = examples[(examples["set"] == "out-of-domain") & (examples["variant"] == "moe")]
+    assert pooled["part"].notna().all()
+    assert pooled["em"].mean() == pytest.approx(em.loc["moe", "out-of-domain"], abs=1e-3)
+    curves = ledger[ledger["set"] == "training"]
+    curves = curves.pivot(index="variant", columns="metric", values="value")
+    assert curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
+    assert "uniform-weights" not in curves.index
+    baseline = runs.find_record(find_variant(specs, "baseline"))
+    check_history(baseline)
+    mixture = runs.find_record(find_variant(specs, "moe"))
+    assert mixture["parameters"] > 3 * baseline["parameters"]
     table = study.run(p, plans.plan, workers=1, live=False)
     assert set(table["trained"]) == {"found"}
 
@@ -546,7 +560,7 @@ def test_a_small_study_to_the_end(store, monkeypatch):
         ([10, 20, 30, 40, 50], 14.0, 100.0),
     ],
 )
-def test_early_and_flat(em, early, flat):
+def test_a_curve_has_its_early_score_and_its_plateau(em, early, flat):
     past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
-    found = train.describe_curve(past)
-    assert (found["train_em_early"], found["plateau"]) == pytest.approx((early, flat))
+    curve = train.describe_curve(past)
+    assert (curve["train_em_early"], curve["plateau"]) == pytest.approx((early, flat))

@@ -1,8 +1,10 @@
-"""The net under every change: landed records keep their hashes, plans find them, and pages hold what they hold.
+"""The net under every change: landed records keep their hashes, plans find them, and pages hold
+what they hold.
 
-tests/net/ holds what the pages at `real` said when a change of them was last meant: a digest for each run in results.csv, and each
-claim's numbers. A test that fails here says that a change has moved a result; `python tests/test_net.py` writes the files anew, for
-a change that means to, and LOG.md says what moved and why.
+tests/net/ holds what the pages at `real` said when a change of them was last meant: a digest for
+each run in results.csv, and each claim's numbers. A test that fails here says that a change has
+moved a result; `python tests/test_net.py` writes the files anew, for a change that means to, and
+LOG.md says what moved and why.
 """
 
 import hashlib
@@ -32,7 +34,7 @@ def committed_records(monkeypatch):
 
 
 def rebuild(record: dict, records: dict[str, dict]) -> Spec:
-    """Return the specification of a landed record, from its stored fields and those of its parents."""
+    """Return the specification of a landed record, from its stored fields and its parents'."""
     fields = {
         name: value for name, value in record["spec"].items() if name != "model"
     }  # a dead field
@@ -65,7 +67,9 @@ def test_every_landed_record_has_todays_scoring(slug):
 
 
 def digest_runs(slug: str) -> pd.DataFrame:
-    """Return a row for each run in results.csv, with a digest of its scores; columns may be named or ordered anew."""
+    """Return a row for each run in results.csv, with a digest of its scores; columns may be named
+    or ordered anew.
+    """
     ledger = pd.read_csv(
         ROOT / "figures" / slug / "real" / "results.csv", dtype=str, keep_default_na=False
     )

@@ -21,7 +21,7 @@ SMALL = {
     "precision": "fp32",
     "start_rows": 16,
 }
-SMALL |= {"domains": ["search", "news"]}  # the shortest texts
+SMALL["domains"] = ["search", "news"]  # these have the shortest texts
 TINY = {
     "exbert": SMALL
     | {
@@ -56,82 +56,78 @@ TINY = {
         "sweep_inputs": ["cls"],
     },
 }
+# Parts of a study, an absent part, what is drawn, and the beginning of what is not drawn.
 FEW = {
-    "exbert": (
-        ["blocks", "balance"],
-        "headline",
-        "fig_balance",
-        "fig6",
-    ),  # parts, one absent, what is drawn, what is not
+    "exbert": (["blocks", "balance"], "headline", "fig_balance", "fig6"),
     "moe": (["mixture", "few-shot", "outside", "clusters"], "reinit", "table_future", "fig_reinit"),
 }
 each = pytest.mark.parametrize("slug", NOTEBOOKS)
 
 
-def read(slug: str):
+def read_notebook(slug: str):
+    """Return the notebook of a report."""
     return nbformat.read(NOTEBOOKS[slug], as_version=nbformat.NO_CONVERT)
 
 
-def cells(slug: str, kind: str):
-    return [c for c in read(slug).cells if c.cell_type == kind]
+def select_cells(slug: str, kind: str):
+    """Return the cells of one kind, code or markdown, of a report's notebook."""
+    return [c for c in read_notebook(slug).cells if c.cell_type == kind]
 
 
-def assigned(source: str) -> dict:
+def read_assignments(source: str) -> dict:
+    """Return the values that a cell assigns, by name."""
     return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source).body}
 
 
 @each
-def test_form(slug):
-    nb = read(slug)
+def test_a_notebook_is_stripped_and_has_no_loop_and_no_function(slug):
+    nb = read_notebook(slug)
     nbformat.validate(nb)
     assert (nb.nbformat, nb.nbformat_minor) == (4, 5)
     assert nb.metadata.kernelspec.name == "python3"
-    assert set(nb.metadata) <= {
-        "kernelspec",
-        "language_info",
-    }
-    for cell in cells(slug, "code"):
+    assert set(nb.metadata) <= {"kernelspec", "language_info"}
+    for cell in select_cells(slug, "code"):
         assert not cell.outputs
         assert cell.execution_count is None
         assert set(cell.metadata) <= {"tags"}
-        nodes = list(ast.walk(ast.parse(cell.source)))
-        assert not any(
-            isinstance(n, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While)) for n in nodes
-        )
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.For, ast.While))
         assert not re.search(r"""["'](/|~|[A-Z]:\\)""", cell.source), "an absolute path"
 
 
 @each
 def test_parameters_are_those_of_the_quick_profile(slug):
-    cell = read(slug).cells[1]
+    cell = read_notebook(slug).cells[1]
     assert render.tags(cell) == ["parameters"]
-    assert assigned(cell.source) == plans.load_params(slug, "quick").model_dump()
-    assert set(render.read_notes(cell.source)) == set(assigned(cell.source))
-    assert f'P = plans.load_from_names("{slug}", globals())' in read(slug).cells[2].source
+    assert read_assignments(cell.source) == plans.load_params(slug, "quick").model_dump()
+    assert set(render.read_notes(cell.source)) == set(read_assignments(cell.source))
+    assert f'P = plans.load_from_names("{slug}", globals())' in read_notebook(slug).cells[2].source
 
 
 @each
-def test_sections_and_names(slug):
-    text = "\n".join(c.source for c in cells(slug, "markdown"))
+def test_a_notebook_has_its_sections_and_no_typed_result(slug):
+    text = "\n".join(c.source for c in select_cells(slug, "markdown"))
     assert re.findall(r"^## (.+)$", text, re.M) == SECTIONS
-    for cell in cells(slug, "code"):
+    for cell in select_cells(slug, "code"):
         saved = re.findall(r'save_(?:table|figure)\(\s*P,\s*"(\w+)"', cell.source)
         assert [t for t in render.tags(cell) if t.startswith(("table", "fig"))] == saved
     prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|\d+:\d+|CS \d+", "", text, flags=re.S)
-    assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:EM|F1|points?|percent)", prose), (
-        "a result, typed in"
-    )
+    typed = re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:EM|F1|points?|percent)", prose)
+    assert not typed, "a result, typed in"
 
 
-def again(nb):
-    """The notebook, and its first two cells once more: nothing that a cell leaves behind is taken for a parameter."""
+def repeat_first_cells(nb):
+    """Append a notebook's first two code cells to it, and return it.
+
+    So a test fails where a name that some cell leaves behind is taken for a parameter.
+    """
     nb.cells += [nbformat.v4.new_code_cell(cell.source) for cell in nb.cells[1:3]]
     return nb
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """Runs, records and figures of this test alone; the kernel inherits the names."""
+    """Make runs, records and figures those of this test. The kernel inherits the names."""
     for name in ("QA_RUNS", "QA_RECORDS", "QA_FIGURES"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.chdir(ROOT)
@@ -140,24 +136,30 @@ def store(tmp_path, monkeypatch):
 
 @each
 def test_run_all_with_tiny_parameters(slug, store):
-    p = plans.load_params(
-        slug, "quick", TINY[slug] | ({"curve_seeds": [1]} if slug == "moe" else {})
-    )
-    nb = render.execute(again(read(slug)), slug, p.model_dump())
+    changes = dict(TINY[slug])
+    if slug == "moe":
+        changes["curve_seeds"] = [1]
+    p = plans.load_params(slug, "quick", changes)
+    nb = render.execute(repeat_first_cells(read_notebook(slug)), slug, p.model_dump())
     del nb.cells[-2:]
     page = render.page(nb, p)
-    assert "<math" in page and len(page) < 1_200_000
+    assert "<math" in page
+    assert len(page) < 1_200_000
     names = re.findall(r'<figure id="(\w+)">', page)
     files = {f.stem for f in (store / "QA_FIGURES" / slug / "quick").iterdir()}
-    assert files == {*names, "claims"} and len(names) >= 4
-    assert "n = 1 seed: no spread." in page and str(ROOT) not in page
+    assert files == {*names, "claims"}
+    assert len(names) >= 4
+    assert "n = 1 seed: no spread." in page
+    assert str(ROOT) not in page
 
 
 @each
 def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
     parts, absent, drawn, gone = FEW[slug]
     p = plans.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
-    page = render.page(render.execute(again(read(slug)), slug, p.model_dump()), p)
+    page = render.page(
+        render.execute(repeat_first_cells(read_notebook(slug)), slug, p.model_dump()), p
+    )
     assert re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page)
     assert f'<figure id="{drawn}">' in page
     assert f'<figure id="{gone}' not in page
@@ -165,16 +167,16 @@ def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
 
 @each
 def test_a_mistyped_parameter_is_one_sentence(slug, store):
-    with pytest.raises(
-        UserError, match="^notebook parameter seed is not a parameter; did you mean seeds"
-    ):
-        render.execute(read(slug), slug, {"seed": 0})
+    words = "^notebook parameter seed is not a parameter; did you mean seeds"
+    with pytest.raises(UserError, match=words):
+        render.execute(read_notebook(slug), slug, {"seed": 0})
     assert not (store / "QA_RUNS").exists()
 
 
 @each
 @pytest.mark.slow
 def test_run_all_untouched(slug, store, monkeypatch):
-    monkeypatch.delenv("QA_RUNS")  # what is trained already is not trained again
-    nb = render.execute(read(slug), slug, {})
+    # runs that are trained already are not trained again
+    monkeypatch.delenv("QA_RUNS")
+    nb = render.execute(read_notebook(slug), slug, {})
     assert all(c.execution_count for c in nb.cells if c.cell_type == "code")

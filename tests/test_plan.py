@@ -1,5 +1,7 @@
 """The plan of ExBERT's runs: what is listed, what is shared, what trials decide."""
 
+import itertools
+
 import pandas as pd
 import pytest
 
@@ -8,15 +10,16 @@ from qa_lib.reports import exbert, plans
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
-DATA = {"data": "data"}
 
-
-def load(profile="quick", size=None, **changes):
-    return plans.load_params("exbert", profile, (DATA if profile == "real" else {}) | changes, size)
+def load_exbert(profile="quick", size=None, **changes):
+    """Return parameters of the report exbert. Profile real reads its data from a folder `data`."""
+    if profile == "real":
+        changes["data"] = "data"
+    return plans.load_params("exbert", profile, changes, size)
 
 
 def test_the_quick_plan_is_small_and_whole():
-    specs = plans.plan(load())
+    specs = plans.plan(load_exbert())
     assert len({s.hash for s in specs}) <= 30
     assert {s.variant for s in specs} >= {
         *exbert.HEADLINE,
@@ -31,110 +34,117 @@ def test_the_quick_plan_is_small_and_whole():
         for s in specs
         if s.ratio == 0.6 and s.variant in exbert.HEADLINE and s.order == "trainer"
     ]
-    assert sorted(centre) == sorted((m, seed) for m in exbert.HEADLINE for seed in (0, 1))
-    frame = pd.DataFrame(
-        [
-            {"blocks": s.blocks, "rate": s.learning_rate, **s.layer.model_dump()}
-            for s in specs
-            if s.variant == "exbert-curve"
-        ]
-    )
+    assert sorted(centre) == sorted(itertools.product(exbert.HEADLINE, (0, 1)))
+    rows = []
+    for s in specs:
+        if s.variant == "exbert-curve":
+            rows.append({"blocks": s.blocks, "rate": s.learning_rate, **s.layer.model_dump()})
+    frame = pd.DataFrame(rows)
     for column in ("blocks", "rate", "experts", "dropout_at", "balance"):
         assert frame[column].nunique() >= 3, column
 
 
-def test_the_report_s_settings():
+def test_profile_paper_has_the_report_s_settings():
     models = exbert.list_models(plans.load_params("exbert", "paper"))
-    tuned, layer = models["exbert-tuned"], models["exbert"]["layer"]
+    tuned = models["exbert-tuned"]
     assert (tuned["blocks"], tuned["learning_rate"], tuned["epochs"]) == (4, 1e-4, 2)
-    assert (layer.top_n, layer.threshold, layer.capacity_train, layer.balance, layer.router_z) == (
-        2,
-        0.2,
-        1.25,
-        1e-2,
-        1e-3,
-    )
-    assert tuned["layer"].dropout_at == "before" and layer.dropout_at == "none"
-    assert "layer" not in models["plain-tuned"] and models["dense-parameters"]["dense"] == 16
+    assert tuned["layer"].dropout_at == "before"
+    layer = models["exbert"]["layer"]
+    assert layer.top_n == 2
+    assert layer.threshold == 0.2
+    assert layer.capacity_train == 1.25
+    assert layer.balance == 1e-2
+    assert layer.router_z == 1e-3
+    assert layer.dropout_at == "none"
+    assert "layer" not in models["plain-tuned"]
+    assert models["dense-parameters"]["dense"] == 16
 
 
 def test_the_dearest_controls_may_have_fewer_seeds(monkeypatch):
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     for few, seeds in ((None, {0, 1}), ([1], {1})):
-        given = {
+        changes = {
             "experiments": ["headline", "dense"],
             "arms": ["printed"],
             "side_seeds": [0, 1],
             "dense_seeds": few,
         }
-        specs = plans.plan(load("real", "small", **given))
-        assert all({s.seed for s in specs if s.variant == m} == seeds for m in exbert.DENSE)
+        specs = plans.plan(load_exbert("real", "small", **changes))
+        for model in exbert.DENSE:
+            assert {s.seed for s in specs if s.variant == model} == seeds
         assert {s.seed for s in specs if s.variant == "v-db" and s.ratio == 0.4} == {0, 1}
 
 
 @pytest.fixture
-def scored(monkeypatch):
-    """Plant the result of each trial: a function of (variant, rate, epochs) → validation EM."""
+def plant_trials(monkeypatch):
+    """Return a function that plants records of trials.
+
+    It takes a function of (variant, rate, epochs) that returns the validation EM of a trial, or
+    None for a trial without a record.
+    """
 
     def plant(em):
-        def find(spec, fresh=False):
+        def find_record(spec, fresh=False):
             value = em(spec.variant, spec.learning_rate, spec.epochs)
-            return (
-                None
-                if value is None
-                else {
-                    "history": [
-                        {"step": 3, "validation_em": 99.0, "validation_loss": 0.1},
-                        {"step": 6, "validation_em": value, "validation_loss": 1.0},
-                    ]
-                }
-            )
+            if value is None:
+                return None
+            first = {"step": 3, "validation_em": 99.0, "validation_loss": 0.1}
+            last = {"step": 6, "validation_em": value, "validation_loss": 1.0}
+            return {"history": [first, last]}
 
-        monkeypatch.setattr(runs, "find_record", find)
+        monkeypatch.setattr(runs, "find_record", find_record)
 
     return plant
 
 
 @pytest.fixture
 def real(monkeypatch):
+    """Return parameters of the tuned arm with profile real, for which no data are read."""
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
-    return lambda **changes: load(
-        "real", "full", arms=["tuned"], experiments=["headline"], **changes
-    )
+    return load_exbert("real", "full", arms=["tuned"], experiments=["headline"])
 
 
-def test_trials_come_first_then_what_they_chose(scored, real):
-    scored(lambda variant, rate, epochs: None)
-    specs = plans.plan(real())
+def is_trial(spec) -> bool:
+    """Return whether a run is a trial."""
+    return spec.variant.endswith("-trial")
+
+
+def test_trials_come_first_then_the_runs_that_they_choose(plant_trials, real):
+    plant_trials(lambda variant, rate, epochs: None)
+    specs = plans.plan(real)
     assert len(specs) == 3 * 4 * 2
-    assert all(s.variant.endswith("-trial") and not s.tests and s.ratio == 0.8 for s in specs)
+    assert all(is_trial(s) for s in specs)
+    assert not any(s.tests for s in specs)
+    assert {s.ratio for s in specs} == {0.8}
     best = {
         "v-db-trial": (2.5e-4, 3),
         "exbert-tuned-trial": (1e-4, 2),
         "plain-tuned-trial": (2.5e-4, 2),
     }
-    scored(lambda variant, rate, epochs: 50.0 + (best[variant] == (rate, epochs)))
-    final = [s for s in plans.plan(real()) if not s.variant.endswith("-trial")]
-    assert {(s.variant, s.learning_rate, s.epochs) for s in final} == {
-        (m.removesuffix("-trial"), *x) for m, x in best.items()
-    }
+    plant_trials(lambda variant, rate, epochs: 51.0 if best[variant] == (rate, epochs) else 50.0)
+    final = [s for s in plans.plan(real) if not is_trial(s)]
+    chosen = {(f"{s.variant}-trial", (s.learning_rate, s.epochs)) for s in final}
+    assert chosen == set(best.items())
     assert {s.blocks for s in final if s.variant != "v-db"} == {4}
     assert {s.arm for s in final} == {"tuned"}
 
 
-def test_an_optimum_on_the_edge_extends_the_grid_for_all(scored, real):
-    scored(lambda variant, rate, epochs: None if rate > 5e-4 else rate)
-    specs = plans.plan(real())
-    assert len(specs) == 3 * 5 * 2 and max(s.learning_rate for s in specs) == 1e-3
-    scored(
-        lambda variant, rate, epochs: 1 - abs(rate - (1e-3 if variant == "v-db-trial" else 1e-4))
-    )
-    final = {s.variant: s.learning_rate for s in plans.plan(real())}
-    assert final["v-db"] == 1e-3 and final["exbert-tuned"] == 1e-4
-    scored(lambda variant, rate, epochs: 1 - rate)  # lower is ever better: three times at most
-    assert {s.learning_rate for s in plans.plan(real()) if not s.variant.endswith("-trial")} == {
-        5e-5 / 8
-    }
+def test_an_optimum_on_the_edge_extends_the_grid_for_all(plant_trials, real):
+    plant_trials(lambda variant, rate, epochs: None if rate > 5e-4 else rate)
+    specs = plans.plan(real)
+    assert len(specs) == 3 * 5 * 2
+    assert max(s.learning_rate for s in specs) == 1e-3
+    optimum = {"v-db-trial": 1e-3, "exbert-tuned-trial": 1e-4, "plain-tuned-trial": 1e-4}
+    plant_trials(lambda variant, rate, epochs: 1 - abs(rate - optimum[variant]))
+    final = {s.variant: s.learning_rate for s in plans.plan(real)}
+    assert final["v-db"] == 1e-3
+    assert final["exbert-tuned"] == 1e-4
+
+
+def test_the_grid_is_extended_three_times_at_most(plant_trials, real):
+    plant_trials(lambda variant, rate, epochs: 1 - rate)
+    final = [s for s in plans.plan(real) if not is_trial(s)]
+    assert {s.learning_rate for s in final} == {5e-5 / 8}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +169,7 @@ def test_an_optimum_on_the_edge_extends_the_grid_for_all(scored, real):
     ],
 )
 def test_wrong_parameters_are_one_sentence(changes, words):
-    with pytest.raises(UserError) as e:
-        plans.plan(load(**changes))
-    assert words in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(UserError) as error:
+        plans.plan(load_exbert(**changes))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)

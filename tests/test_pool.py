@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: here one of this machine, where ray is installed (pip install ray)."""
+"""Runs on a Ray cluster: one of this machine alone, if ray is installed (pip install ray)."""
 
 import sys
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from qa_lib.training import pool, study, train
 
 @pytest.fixture
 def cluster(monkeypatch):
+    """Start a Ray cluster of this machine when it is asked for, and stop it after the test."""
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "local")
     yield
@@ -23,7 +24,8 @@ def cluster(monkeypatch):
 def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
     p = tiny(experiments=["untuned"], train_rows=16)
     table = study.run(p, plans.plan, workers=2, live=False)
-    assert list(table.trained) == ["now", "now"] and not list(runs.RUNS.glob(".cluster*"))
+    assert list(table.trained) == ["now", "now"]
+    assert not list(runs.RUNS.glob(".cluster*"))
     spec = plans.plan(p)[-1]
     record = runs.find_record(spec)
     (store / "runs").rename(store / "apart")
@@ -31,7 +33,7 @@ def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
     assert alone["history"] == record["history"]
 
 
-def test_what_is_wrong_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypatch):
+def test_a_mistake_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypatch):
     p = tiny(learning_rate=1e30, train_rows=16)
     with pytest.raises(UserError, match="the loss is .* lower learning_rate"):
         study.run(p, plans.plan, workers=2, live=False)
@@ -40,7 +42,7 @@ def test_what_is_wrong_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypat
         study.run(p, plans.plan, workers=2, live=False)
 
 
-def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypatch):
+def test_a_cluster_that_is_not_there_is_refused_before_any_training(tiny, monkeypatch):
     assert pool.cluster() is None
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -62,6 +64,7 @@ def test_a_cluster_that_is_not_there_is_said_before_any_training(tiny, monkeypat
     assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
 
 
-def test_a_cluster_takes_what_its_machines_hold():
+@pytest.mark.parametrize("threads, size", [(1, 24), (4, 6), (32, 1), ("cuda", 3)])
+def test_a_cluster_takes_as_many_runs_as_its_machines_hold(threads, size):
     ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 24.0, "GPU": 3.0})
-    assert [pool.size(ray, SimpleNamespace(threads=t)) for t in (1, 4, 32, "cuda")] == [24, 6, 1, 3]
+    assert pool.size(ray, SimpleNamespace(threads=threads)) == size

@@ -1,4 +1,4 @@
-"""A planted notebook as a page: self-contained, accessible, safe; failures; one table alone."""
+"""A planted notebook as a page, which is self-contained, accessible and safe."""
 
 import ast
 import base64
@@ -35,18 +35,24 @@ $$\\mathcal{L} = -\\sum_{i=1}^{T} \\log p_i$$
 DRAW = """import matplotlib.pyplot as plt, pandas as pd
 fig = plt.figure(figsize=(1, 1))
 page.save_figure(P, "fig_a", fig, "Caption <b>", "What it shows", pd.DataFrame({"run": ["a-b"]}))"""
-STREAM = r"print('\x1b[31mred\x1b[0m 1%\r\x1b[31mred\x1b[0m <b>100%'); import sys; print('/se' + 'cret', file=sys.stderr)"
+STREAM = r"""print('\x1b[31mred\x1b[0m 1%\r\x1b[31mred\x1b[0m <b>100%')
+import sys
+print('/se' + 'cret', file=sys.stderr)"""
 
 
 def code(source: str, *tags: str):
+    """Code cell with tags."""
     return new_code_cell(source, metadata={"tags": list(tags)})
 
 
 SETUP = [
     code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
     code(
-        "from qa_lib.settings import params\nfrom qa_lib.page import report as page\nfrom pathlib import Path\n"
-        "P = plans.load_params('exbert', 'quick'); page.runs.FIGURES = Path(data)",
+        "from pathlib import Path\n"
+        "from qa_lib.page import report as page\n"
+        "from qa_lib.settings import params\n"
+        "P = plans.load_params('exbert', 'quick')\n"
+        "page.runs.FIGURES = Path(data)",
         "setup",
     ),
 ]
@@ -55,9 +61,12 @@ WRITE = "page._write(P, '{0}.txt', 'drawn')"
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
-    """Render a notebook of these cells; everything goes to tmp_path/exbert/quick."""
+    """Return a function that renders a notebook of some cells and returns the page's folder.
 
-    def rendered(*cells, name=None) -> Path:
+    name: the one table or figure that is drawn.
+    """
+
+    def render_cells(*cells, name=None) -> Path:
         (tmp_path / "notebooks").mkdir(exist_ok=True)
         nb = new_notebook(cells=[new_markdown_cell(TITLE), *SETUP, *cells])
         nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
@@ -68,10 +77,10 @@ def plant(tmp_path, monkeypatch):
 
     folder = tmp_path / "exbert" / "quick"
     folder.mkdir(parents=True)
-    return rendered
+    return render_cells
 
 
-def test_page(plant):
+def test_a_page_is_safe_structured_and_whole(plant):
     folder = plant(
         new_markdown_cell(MATHS),
         code(DRAW, "fig_a"),
@@ -81,49 +90,62 @@ def test_page(plant):
     )
     text = (folder / "report.html").read_text()
     soup = bs4.BeautifulSoup(text, "html.parser")
-    # nothing is requested, nothing runs but the one script, as it stands in the library
+    check_safety(text, soup, folder)
+    check_structure(soup)
+    check_contents(text, soup)
+
+
+def check_safety(text: str, soup: bs4.BeautifulSoup, folder: Path) -> None:
+    """Assert that a page requests nothing and runs only the library's own script."""
     assert not soup.find_all(["iframe", "object", "embed"])
     assert not re.findall(r"<[^>]* on\w+=", text)
     script = Path(render.__file__).with_name("sort.js").read_text()
     assert [(s.attrs, s.text) for s in soup.find_all("script")] == [({}, script)]
-    addresses = [
-        e[a]
-        for e in soup.find_all(True)
-        for a in ("src", "href", "action", "data")
-        if e.has_attr(a)
-    ]
-    beside = [a for a in addresses if not a.startswith(("data:", "#"))]
-    assert beside == ["fig_a.svg", "fig_a.png"] and all((folder / a).is_file() for a in beside)
+    beside = []
+    for element in soup.find_all(True):
+        for attribute in ("src", "href", "action", "data"):
+            address = element.get(attribute, "#")
+            if not address.startswith(("data:", "#")):
+                beside.append(address)
+    assert beside == ["fig_a.svg", "fig_a.png"]
+    assert all((folder / a).is_file() for a in beside)
     assert "@import" not in text
     assert "url(" not in text
     assert "javascript:" not in text
-    policy = dict(
-        x.split(" ", 1)
-        for x in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"].split("; ")
-    )
+    meta = soup.find("meta", {"http-equiv": "Content-Security-Policy"})
+    policy = dict(rule.split(" ", 1) for rule in meta["content"].split("; "))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy["script-src"] == f"'sha256-{digest}'"
     assert {policy[x] for x in ("default-src", "base-uri", "form-action")} == {"'none'"}
-    # structure
-    assert soup.html["lang"] == "en" and len(soup.find_all("h1")) == 1
-    assert soup.find("header").strong.text == "QUICK" and "A study [QUICK]" == soup.title.text
+
+
+def check_structure(soup: bs4.BeautifulSoup) -> None:
+    """Assert that a page has a language, landmarks, a title and headings that links lead to."""
+    assert soup.html["lang"] == "en"
+    assert len(soup.find_all("h1")) == 1
+    assert soup.find("header").strong.text == "QUICK"
+    assert "A study [QUICK]" == soup.title.text
     assert [a["href"] for a in soup.nav.find_all("a")] == ["#the-idea", "#data-more"]
     assert all(soup.find(id=a["href"][1:]) for a in soup.nav.find_all("a"))
-    assert soup.find("a", class_="skip")["href"] == "#main" and soup.main["id"] == "main"
-    assert [e.name for e in soup.body.find_all(["header", "nav", "main", "footer"])] == [
-        "header",
-        "nav",
-        "main",
-        "footer",
-    ]
-    assert all(th["scope"] for th in soup.find_all("th")) and len(soup.find_all("th")) == 2
-    # maths, image, code, output
+    assert soup.find("a", class_="skip")["href"] == "#main"
+    assert soup.main["id"] == "main"
+    landmarks = ["header", "nav", "main", "footer"]
+    assert [e.name for e in soup.body.find_all(landmarks)] == landmarks
+    assert all(th["scope"] for th in soup.find_all("th"))
+    assert len(soup.find_all("th")) == 2
+
+
+def check_contents(text: str, soup: bs4.BeautifulSoup) -> None:
+    """Assert that a page has maths, an image, folded code, and output without markup."""
     assert {m.get("display") for m in soup.find_all("math")} == {"inline", "block"}
-    assert soup.munderover and "$" not in soup.main.text
+    assert soup.munderover
+    assert "$" not in soup.main.text
     image = soup.find("img")
-    assert image["src"].startswith("data:image/png;base64,") and image["alt"] == "What it shows"
+    assert image["src"].startswith("data:image/png;base64,")
+    assert image["alt"] == "What it shows"
     folded = soup.find_all("details", class_="code")
-    assert len(folded) == 5 and not any(d.has_attr("open") for d in folded)
+    assert len(folded) == 5
+    assert not any(d.has_attr("open") for d in folded)
     assert "Code of fig_a" in [d.summary.text.strip() for d in folded]
     assert [d.pre.text for d in soup.find_all("details", class_="log")] == ["red <b>100%\n"]
     assert "/secret" not in text
@@ -133,17 +155,17 @@ def test_page(plant):
 
 def test_parameters_are_said_once_with_their_comments(plant):
     text = (plant() / "report.html").read_text()
-    shown = bs4.BeautifulSoup(text, "html.parser").find("details", class_="code")
-    assert shown.summary.text.strip() == "Parameters"
-    assert "seeds = [0, 1]  # how many" in shown.pre.text and text.count("how many") == 1
+    folded = bs4.BeautifulSoup(text, "html.parser").find("details", class_="code")
+    assert folded.summary.text.strip() == "Parameters"
+    assert "seeds = [0, 1]  # how many" in folded.pre.text
+    assert text.count("how many") == 1
     assert "papermill" not in nbformat.read(plant() / "report.ipynb", 4).metadata
 
 
 def test_a_path_of_the_machine_is_not_on_the_page():
+    defaults = code('data = None  # the folder\nencoder = "minilm"', "parameters")
     used = code('data = "/somewhere/private/qa"\nencoder = "minilm"', "injected-parameters")
-    nb = nbformat.v4.new_notebook(
-        cells=[code('data = None  # the folder\nencoder = "minilm"', "parameters"), used]
-    )
+    nb = new_notebook(cells=[defaults, used])
     render.say_parameters_once(nb)
     assert nb.cells[0].source == 'data = "…/qa"  # the folder\nencoder = "minilm"'
 
@@ -151,14 +173,13 @@ def test_a_path_of_the_machine_is_not_on_the_page():
 def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_path, capsys):
     page = tmp_path / "exbert" / "quick" / "report.html"
     page.write_text("earlier")
+    mistake = code("raise params.UserError('seeds: say how many')")
     with pytest.raises(SystemExit) as stop:
-        command_line.run_and_exit(
-            lambda: plant(code("raise params.UserError('seeds: say how many')"))
-        )
-    assert stop.value.code == 2 and capsys.readouterr().err.endswith("error: seeds: say how many\n")
-    with pytest.raises(
-        SystemExit, match=r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"
-    ):
+        command_line.run_and_exit(lambda: plant(mistake))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("error: seeds: say how many\n")
+    words = r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"
+    with pytest.raises(SystemExit, match=words):
         plant(code("x = 1\nx / 0"))
     assert page.read_text() == "earlier"
     assert [f.name for f in page.parent.iterdir()] == ["report.html"]
@@ -177,18 +198,16 @@ def test_only_draws_one_thing(plant, tmp_path):
 
 def test_a_name_that_is_not_drawn_is_refused_before_runs_are_looked_up(monkeypatch):
     monkeypatch.setattr(plans, "parameters_to_render", None)
-    monkeypatch.setattr(
-        "sys.argv", ["render", "exbert", "--profile", "real", "--only", "fig9_none"]
-    )
-    with pytest.raises(
-        UserError, match="^there is no table or figure fig9_none; the page has table_data,"
-    ):
+    command = ["render", "exbert", "--profile", "real", "--only", "fig9_none"]
+    monkeypatch.setattr("sys.argv", command)
+    words = "^there is no table or figure fig9_none; the page has table_data,"
+    with pytest.raises(UserError, match=words):
         run_verb(sys.argv)
 
 
 @pytest.mark.parametrize("where", ["", "elsewhere"])
-def test_a_page_tells_where_it_is(plant, tmp_path, monkeypatch, capsys, where):
-    """Seen from the folder where it was started, else by its whole path."""
+def test_render_prints_where_the_page_is(plant, tmp_path, monkeypatch, capsys, where):
+    """The path is relative to the working folder if the page lies within, and whole otherwise."""
     (tmp_path / where).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / where)
     file = plant() / "report.html"
@@ -196,70 +215,69 @@ def test_a_page_tells_where_it_is(plant, tmp_path, monkeypatch, capsys, where):
 
 
 @pytest.mark.parametrize("slug", ["moe", "exbert"])
-def test_what_is_drawn_alone_keeps_the_cells_that_it_takes(slug):
+def test_a_table_or_figure_drawn_alone_keeps_the_cells_that_it_needs(slug):
     whole = nbformat.read(next((ROOT / "notebooks").glob(f"*_{slug}.ipynb")), 4)
-
-    def names(nb, kind: type) -> set[str]:
-        every = [
-            x for c in nb.cells if c.cell_type == "code" for x in ast.walk(ast.parse(c.source))
-        ]
-        of_lambdas = {x.arg for x in every if isinstance(x, ast.arg)}
-        return {
-            x.id for x in every if isinstance(x, ast.Name) and isinstance(x.ctx, kind)
-        } - of_lambdas
-
-    drawn = [t for c in whole.cells for t in render.tags(c) if t.startswith(("table", "fig"))]
+    drawn = []
+    for cell in whole.cells:
+        drawn += [tag for tag in render.tags(cell) if tag.startswith(("table", "fig"))]
+    assert len(drawn) > 15
     for name in drawn:
         alone = render.keep_only(copy.deepcopy(whole), name)
-        gone = names(whole, ast.Store) - names(alone, ast.Store)
-        assert not names(alone, ast.Load) & gone and len(alone.cells) <= 7, name
-    assert len(drawn) > 15
+        gone = find_names(whole, ast.Store) - find_names(alone, ast.Store)
+        assert not find_names(alone, ast.Load) & gone, name
+        assert len(alone.cells) <= 7, name
+
+
+def find_names(nb, context: type) -> set[str]:
+    """Return the names that a notebook's code stores or loads, without arguments of functions."""
+    names = set()
+    arguments = set()
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.arg):
+                arguments.add(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, context):
+                names.add(node.id)
+    return names - arguments
 
 
 def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
-    """make draws again what a page of fewer seeds overwrote: results.csv is then of other runs."""
+    """A page of fewer seeds has a results.csv of these runs, so make draws the page again."""
     monkeypatch.setattr(render.runs, "FIGURES", tmp_path)
     monkeypatch.setattr(render.runs, "RECORDS", ROOT / "records")
     render.runs.read_committed.cache_clear()
     monkeypatch.setattr(render, "render", lambda p, only: None)
-    seeds = [x for k in ("seeds", "side_seeds", "dense_seeds") for x in ("-p", f"{k}=[1]")]
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "render",
-            "exbert",
-            "--profile",
-            "real",
-            "--size",
-            "small",
-            *seeds,
-            "-p",
-            "arms=[printed]",
-        ],
-    )
+    command = ["render", "exbert", "--profile", "real", "--size", "small"]
+    for name in ("seeds", "side_seeds", "dense_seeds"):
+        command += ["-p", f"{name}=[1]"]
+    monkeypatch.setattr("sys.argv", [*command, "-p", "arms=[printed]"])
     run_verb(sys.argv)
     assert set(pd.read_csv(tmp_path / "exbert" / "real" / "results.csv")["seed"]) == {1}
 
 
 def luminance(colour: str) -> float:
+    """Relative luminance of a colour #rrggbb (WCAG 2)."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours (WCAG 2)."""
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
 
-def test_contrast():
+def test_text_and_lines_have_enough_contrast():
     css = Path(report.__file__).with_name("page.css").read_text()
-    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", css.split(":root {")[i])) for i in (1, 2))
-    for scheme in (light, dark):
+    _, light, dark, *_ = css.split(":root {")
+    for block in (light, dark):
+        scheme = dict(re.findall(r"--(\w+): (#\w{6})", block))
         for ink in set(scheme) - {"page", "box", "line"}:
-            assert (
-                min(contrast(scheme[ink], scheme[ground]) for ground in ("page", "box")) >= 4.5
-            ), ink
+            assert contrast(scheme[ink], scheme["page"]) >= 4.5, ink
+            assert contrast(scheme[ink], scheme["box"]) >= 4.5, ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
     assert all(contrast("#ffffff", colour) >= 3 for _, colour in exbert.MODELS.values())
 
@@ -276,18 +294,22 @@ def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
     assert re.findall("size: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
 
 
+# Settings of a user that would show on a page.
 START = "P = 5\nseeds = [9]\nimport pandas; pandas.options.display.precision = 1\n"
 MATPLOTLIBRC = "font.size: 30\ntext.usetex: True\naxes.facecolor: red\nbackend: TkAgg\n"
+KERNEL_CONFIG = (
+    "c.InlineBackend.rc = {'font.size': 30}\nc.InteractiveShellApp.exec_lines = ['x = 1']"
+)
 
 
 @pytest.fixture
 def hostile_home(tmp_path, monkeypatch):
-    """A home folder, a working folder and variables with settings that would show on a page."""
+    """Set up a home folder, a working folder and variables with settings that would show."""
     home = tmp_path / "home"
     kernel = '{"argv": ["false"], "display_name": "x", "language": "python"}'
     settings = {
         ".ipython/profile_default/startup/00.py": START,
-        ".ipython/profile_default/ipython_kernel_config.py": "c.InlineBackend.rc = {'font.size': 30}\nc.InteractiveShellApp.exec_lines = ['x = 1']",
+        ".ipython/profile_default/ipython_kernel_config.py": KERNEL_CONFIG,
         ".config/matplotlib/matplotlibrc": MATPLOTLIBRC,
         ".jupyter/jupyter_config.py": "c.HTMLExporter.exclude_input = True",
         ".local/share/jupyter/kernels/python3/kernel.json": kernel,
@@ -319,15 +341,21 @@ NAMES = code(
 )
 
 
+def read_page(folder: Path) -> dict[str, bytes]:
+    """Return the files of a page, without its notebook."""
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.suffix != ".ipynb"}
+
+
 def test_the_user_s_set_up_does_not_reach_a_page(plant, request):
-    """Start-up files, configuration, kernels and templates of the home folder, and a matplotlibrc."""
+    """The set-up has start-up files, configuration, kernels, templates and a matplotlibrc."""
     cells = [code("import pandas"), NAMES, code(LABELLED, "fig_a")]
-    first = {f.name: f.read_bytes() for f in plant(*cells).iterdir() if f.suffix != ".ipynb"}
+    first = read_page(plant(*cells))
     assert {"report.html", "fig_a.png", "fig_a.svg"} <= set(first)
     request.getfixturevalue("hostile_home")
     before = dict(os.environ)
-    again = {f.name: f.read_bytes() for f in plant(*cells).iterdir() if f.suffix != ".ipynb"}
-    assert [name for name in first if again[name] != first[name]] == [] and set(again) == set(first)
+    again = read_page(plant(*cells))
+    assert [name for name in first if again[name] != first[name]] == []
+    assert set(again) == set(first)
     assert dict(os.environ) == before
 
 
@@ -345,7 +373,8 @@ def test_a_page_needs_no_home(plant, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
-    assert (plant(code(DRAW, "fig_a")) / "fig_a.png").exists() and not (tmp_path / "~").exists()
+    assert (plant(code(DRAW, "fig_a")) / "fig_a.png").exists()
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
@@ -355,8 +384,6 @@ def test_a_figures_folder_that_cannot_be_written_is_one_sentence(tmp_path, monke
         plans, "parameters_to_render", lambda args: plans.load_params("exbert", "quick")
     )
     monkeypatch.setattr("sys.argv", ["render", "exbert", "--profile", "quick"])
-    with pytest.raises(
-        UserError,
-        match="figures/exbert/quick cannot be written .*; mend that, or set QA_FIGURES to a folder",
-    ):
+    words = "figures/exbert/quick cannot be written .*; mend that, or set QA_FIGURES to a folder"
+    with pytest.raises(UserError, match=words):
         run_verb(sys.argv)

@@ -24,38 +24,39 @@ P = plans.load_params("exbert", "quick")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
+    """Return the folder of the page, which does not exist yet."""
     monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
     return tmp_path / "exbert" / "quick"
 
 
-def ledger(seeds=(0, 1)) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "run": f"v-db-{r:.0%}-s{s}-{i}{s}ab",
+def make_ledger(seeds=(0, 1)) -> pd.DataFrame:
+    """Return a ledger of EM and F1 of one model at three ratios."""
+    rows = []
+    for i, ratio in enumerate((1.0, 0.0, 0.6)):
+        for seed in seeds:
+            labels = {
+                "run": f"v-db-{ratio:.0%}-s{seed}-{i}{seed}ab",
                 "variant": "v-db",
-                "ratio": r,
-                "seed": s,
+                "ratio": ratio,
+                "seed": seed,
                 "set": "one",
-                "metric": m,
-                "value": 40 + 20 * r + s + 5 * (m == "f1"),
                 "n": 1234,
             }
-            for i, r in enumerate((1.0, 0.0, 0.6))
-            for s in seeds
-            for m in ("em", "f1")
-        ]
-    )
+            em = 40 + 20 * ratio + seed
+            rows.append({**labels, "metric": "em", "value": em})
+            rows.append({**labels, "metric": "f1", "value": em + 5})
+    return pd.DataFrame(rows)
 
 
-def draw(frame: pd.DataFrame) -> str:
+def draw_figure(frame: pd.DataFrame) -> str:
+    """Save a figure of some line whose numbers are a frame's, and return its HTML."""
     _, axes = plt.subplots()
     axes.plot([0, 1], [1, 2])
     return report.save_figure(P, "fig_x", axes, "A caption.", "What it shows.", frame)
 
 
 def test_a_number_without_a_run_is_never_drawn(folder):
-    frame = ledger()
+    frame = make_ledger()
     for bare in (
         frame.drop(columns="run"),
         frame[:0],
@@ -66,30 +67,27 @@ def test_a_number_without_a_run_is_never_drawn(folder):
         with pytest.raises(UserError, match="names no run"):
             report.save_table(P, "table_x", bare, "A caption.")
         with pytest.raises(UserError, match="names no run"):
-            draw(bare)
+            draw_figure(bare)
     assert not folder.exists()
 
 
 def test_the_same_numbers_give_the_same_bytes(folder):
     def write() -> dict[str, bytes]:
-        report.save_table(
-            P, "table_x", tables.average_over_seeds(ledger(), ["ratio", "set"]), "A caption."
-        )
-        draw(ledger())
+        averages = tables.average_over_seeds(make_ledger(), ["ratio", "set"])
+        report.save_table(P, "table_x", averages, "A caption.")
+        draw_figure(make_ledger())
         return {f.name: f.read_bytes() for f in folder.iterdir()}
 
     first = write()
     assert set(first) == {"table_x.csv", "table_x.md", "table_x.tex", "fig_x.png", "fig_x.svg"}
     assert write() == first
-    assert not any(
-        re.search(rb"20\d\d-\d\d-\d\d|[Mm]atplotlib v", content) for content in first.values()
-    )
+    for content in first.values():
+        assert not re.search(rb"20\d\d-\d\d-\d\d|[Mm]atplotlib v", content)
 
 
 def test_mean_sd_seeds_and_runs_are_shown(folder):
-    shown = report.save_table(
-        P, "table_x", tables.average_over_seeds(ledger(), ["ratio", "set"]), "A caption."
-    )
+    averages = tables.average_over_seeds(make_ledger(), ["ratio", "set"])
+    html = report.save_table(P, "table_x", averages, "A caption.")
     for text in (
         "QUICK",
         "n = 2 seeds.",
@@ -100,27 +98,26 @@ def test_mean_sd_seeds_and_runs_are_shown(folder):
         '<th scope="col" class=number>EM</th>',
         '<th scope="row" class=number>0.0</th>',
     ):
-        assert text in shown
-    assert (
-        "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab"
-        in (folder / "table_x.csv").read_text()
-    )
+        assert text in html
+    row = "40.5,0.707107,45.5,0.707107,1234,2,v-db-0%-s0-10ab v-db-0%-s1-11ab"
+    assert row in (folder / "table_x.csv").read_text()
     assert "QUICK" in (folder / "table_x.md").read_text()
     assert r"% run v-db-0%-s0-10ab" in (folder / "table_x.tex").read_text()
 
 
 def test_one_seed_is_marked():
-    one = tables.average_over_seeds(ledger(seeds=[0]), ["ratio", "set"])
-    shown = report.save_table(P, "table_x", one, "A caption.")
-    assert "n = 1 seed: no spread." in shown and "<td>1 (no sd)</td>" in shown
-    assert "±" not in shown
-    assert "n = 1 seed: no spread." in draw(ledger(seeds=[0]))
+    one = tables.average_over_seeds(make_ledger(seeds=[0]), ["ratio", "set"])
+    html = report.save_table(P, "table_x", one, "A caption.")
+    assert "n = 1 seed: no spread." in html
+    assert "<td>1 (no sd)</td>" in html
+    assert "±" not in html
+    assert "n = 1 seed: no spread." in draw_figure(make_ledger(seeds=[0]))
 
 
 def test_missing_seeds_are_counted():
-    frame = ledger()
+    frame = make_ledger()
     frame = frame[(frame["ratio"] > 0) | (frame["seed"] == 0)]
-    assert "n = 1 to 2 seeds." in draw(frame)
+    assert "n = 1 to 2 seeds." in draw_figure(frame)
     several = pd.DataFrame({"model": ["a", "b", "b"], "seeds": [3, 6, 3], "run": "r"})
     assert "n = 3 to 6 seeds (3: a)." in report.save_table(P, "table_x", several, "A caption.")
 
@@ -128,13 +125,15 @@ def test_missing_seeds_are_counted():
 def test_dataset_text_is_never_markup(folder):
     evil = "<script>alert('1|2')</script> & co_1 \\input{x}"
     frame = pd.DataFrame({"question": [evil], "run": "a-b"})
-    shown = report.save_table(P, "table_x", frame, evil)
-    assert "<script" not in shown and shown.count("&lt;script&gt;") == 2
+    html = report.save_table(P, "table_x", frame, evil)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") == 2
     assert "<script" not in (folder / "table_x.md").read_text()
     assert r"1\|2" in (folder / "table_x.md").read_text()
     assert r"\& co\_1  input\{x\}" in (folder / "table_x.tex").read_text()
     fig = report.save_figure(P, "fig_x", plt.figure(), evil, f'{evil}" onload="x', frame)
-    assert "<script" not in fig and '" onload' not in fig
+    assert "<script" not in fig
+    assert '" onload' not in fig
 
 
 class Cells(HTMLParser):
@@ -142,7 +141,8 @@ class Cells(HTMLParser):
 
     def __init__(self, html: str):
         super().__init__()
-        self.texts, self.tags = [], set()
+        self.texts = []
+        self.tags = set()
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
@@ -179,15 +179,11 @@ EVIL = [
 
 
 def test_markup_in_a_cell_is_text_in_markdown(folder):
-    report.save_table(
-        P,
-        "table_x",
-        pd.DataFrame({"set": "one", "question": EVIL, "run": "a-b"}),
-        "A caption with *stars*.",
-    )
-    shown = Cells(markdown2html_mistune((folder / "table_x.md").read_text()))
-    assert [x.strip() for x in shown.texts[1::3]] == EVIL
-    assert not shown.tags & {"em", "code", "a", "img", "del", "b", "math", "h1", "li"}
+    frame = pd.DataFrame({"set": "one", "question": EVIL, "run": "a-b"})
+    report.save_table(P, "table_x", frame, "A caption with *stars*.")
+    cells = Cells(markdown2html_mistune((folder / "table_x.md").read_text()))
+    assert [x.strip() for x in cells.texts[1::3]] == EVIL
+    assert not cells.tags & {"em", "code", "a", "img", "del", "b", "math", "h1", "li"}
     assert "*stars*" not in (folder / "table_x.md").read_text()
 
 
@@ -196,19 +192,16 @@ def test_markup_in_a_cell_is_text_in_markdown(folder):
     ["\n", "\r", "\r\n", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x00", "\x1b", "\n\n\n"],
 )
 def test_a_cell_is_one_line(folder, end):
-    shown = report.save_table(
-        P,
-        "table_x",
-        pd.DataFrame({"question": [f"When{end}| did it?"], "run": "a-b"}),
-        "A caption.",
-    )
+    frame = pd.DataFrame({"question": [f"When{end}| did it?"], "run": "a-b"})
+    html = report.save_table(P, "table_x", frame, "A caption.")
     lines = (folder / "table_x.md").read_text().splitlines()
-    assert len(lines) == 5 and re.fullmatch(r"\| When \\\| did it\? +\| b +\|", lines[4])
+    assert len(lines) == 5
+    assert re.fullmatch(r"\| When \\\| did it\? +\| b +\|", lines[4])
     assert "\nWhen | did it? \\\\\n" in (folder / "table_x.tex").read_text()
-    assert "When | did it?" in shown
+    assert "When | did it?" in html
 
 
-def test_what_is_fine_in_markdown_stays(folder):
+def test_text_without_markup_is_not_escaped_in_markdown(folder):
     plain = [
         "58eb99f3_000",
         "qa_lib/evidence/claims.py",
@@ -218,45 +211,51 @@ def test_what_is_fine_in_markdown_stays(folder):
         "50 % #1!",
         "10:30",
     ]
-    report.save_table(
-        P, "table_x", pd.DataFrame({"set": plain, "run": "a-b"}), "It's qa_lib/evidence/claims.py."
-    )
+    frame = pd.DataFrame({"set": plain, "run": "a-b"})
+    report.save_table(P, "table_x", frame, "It's qa_lib/evidence/claims.py.")
     text = (folder / "table_x.md").read_text()
-    assert all(f"| {x} " in text for x in plain) and "It&#x27;s qa_lib/evidence/claims.py." in text
+    assert all(f"| {x} " in text for x in plain)
+    assert "It&#x27;s qa_lib/evidence/claims.py." in text
 
 
 def test_markup_in_a_cell_is_text_in_latex_and_html(folder):
     frame = pd.DataFrame({"question": ["[2pt] or", "* star", "$5 & $6"], "run": "a-b"})
-    shown = report.save_table(P, "table_x", frame, "A caption.")
+    html = report.save_table(P, "table_x", frame, "A caption.")
     lines = (folder / "table_x.tex").read_text().splitlines()
-    # [2pt] would be the break's argument
+    # without {} the line break would take [2pt] as its argument
     assert {r"{}[2pt] or \\", r"{}* star \\", r"\$5 \& \$6 \\"} <= set(lines)
-    # two in one text are maths in JupyterLab
-    assert "<span>$</span>5 &amp; <span>$</span>6" in shown
+    # JupyterLab takes two dollar signs in one text for maths
+    assert "<span>$</span>5 &amp; <span>$</span>6" in html
 
 
 def test_mixtures_stand_in_order():
-    assert list(
-        tables.add_display_names(ledger().assign(report="exbert"))["mixture"].cat.categories
-    ) == [
-        "0:100",
-        "60:40",
-        "100:0",
-    ]
+    mixtures = tables.add_display_names(make_ledger().assign(report="exbert"))["mixture"]
+    assert list(mixtures.cat.categories) == ["0:100", "60:40", "100:0"]
 
 
-def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
-    checkout, folder = tmp_path / "link", tmp_path / "folder"
+SHOW_SOURCE = """
+from qa_lib.page import report
+from qa_lib.store import runs
+print(report.show_source(runs.checksum))
+"""
+
+
+def test_source_is_shown_of_a_library_that_is_imported_through_a_link(tmp_path):
+    checkout = tmp_path / "link"
     checkout.symlink_to(params.ROOT)
+    folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "qa_lib").symlink_to(params.ROOT / "qa_lib")
     for path in (checkout, folder):
-        code = "from qa_lib.page import report; from qa_lib.store import runs; print(report.show_source(runs.checksum))"
         env = os.environ | {"PYTHONPATH": str(path)}
-        shown = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW_SOURCE],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
         )
-        assert shown.stdout.startswith("`qa_lib/store/runs.py`, line "), shown.stderr
+        assert done.stdout.startswith("`qa_lib/store/runs.py`, line "), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -268,7 +267,7 @@ def test_source_of_a_library_that_is_found_through_a_link(tmp_path):
         ("a/~", Path("a/~")),
     ],
 )
-def test_a_place_that_the_environment_names(monkeypatch, value, place):
+def test_the_environment_may_name_the_place_of_the_runs(monkeypatch, value, place):
     monkeypatch.setenv("HOME", "/home/x")
     if value is None:
         monkeypatch.delenv("QA_RUNS")
@@ -278,11 +277,12 @@ def test_a_place_that_the_environment_names(monkeypatch, value, place):
 
 
 def test_source_shows_the_librarys_lines():
-    shown = report.show_source(heads.SpanModel.forward)
-    assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", shown)
+    source = report.show_source(heads.SpanModel.forward)
+    assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", source)
 
 
-def record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
+def make_record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
+    """Return a record with only what provenance is written from, and some fields changed."""
     environment = {
         "commit": commit,
         "dirty": dirty,
@@ -314,33 +314,38 @@ def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
         findings.join_paragraphs([(True, "A gains."), (True, "B does not.")])
         == "A gains.\n\nB does not."
     )
-    said = findings.join_paragraphs([(True, "A gains."), (False, "B does not.")])
-    assert said.startswith("A gains.\n\n1 of 2 paragraphs") and "B does not" not in said
+    text = findings.join_paragraphs([(True, "A gains."), (False, "B does not.")])
+    assert text.startswith("A gains.\n\n1 of 2 paragraphs")
+    assert "B does not" not in text
     assert findings.join_paragraphs([(float("nan") > 0, "C is unknown.")]).startswith(
         "1 of 1 paragraphs"
     )
 
 
 def test_provenance_is_read_from_the_records(monkeypatch):
-    found = [record(), record(), record(dirty=True, created="2026-11-22T10:00:00+00:00")]
-    found = [r | {"hash": str(i)} for i, r in enumerate(found)]
-    monkeypatch.setattr(
-        runs, "require_records", lambda specs: [(None, r) for r in [*found, found[0]]]
-    )  # one under two names
+    records = [
+        make_record(),
+        make_record(),
+        make_record(dirty=True, created="2026-11-22T10:00:00+00:00"),
+    ]
+    records = [r | {"hash": str(i)} for i, r in enumerate(records)]
+    # one record is that of two runs
+    pairs = [(None, r) for r in [*records, records[0]]]
+    monkeypatch.setattr(runs, "require_records", lambda specs: pairs)
     text = report.show_provenance(P, [])
-    assert (
+    clean = (
         "2 runs, 0 h 3 min 21 s of work, made 2026-11-20 at commit 0123456789ab, on CPU, 1 thread "
         "(Chip 1, Linux) in bf16 with Python 3.11.2, torch 2.13 and transformers 5.23."
-    ) in text
-    assert (
-        "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted"
-        in text
     )
+    assert clean in text
+    dirty = "1 run, 0 h 1 min 40 s of work, made 2026-11-22 at commit 0123456789ab with uncommitted"
+    assert dirty in text
     assert "one ffffffffffff, two eeeeeeeeeeee" in text
     assert "no number here is a result" in text
     assert "committed, of" not in text
-    later = [record() | {"spec": record()["spec"] | {"profile": x}} for x in ("quick", "real")]
-    monkeypatch.setattr(
-        runs, "read_committed", lambda report: {"0": found[0], "7": later[0], "8": later[1]}
-    )
+    spec = make_record()["spec"]
+    quick = make_record(spec=spec | {"profile": "quick"})
+    real = make_record(spec=spec | {"profile": "real"})
+    committed = {"0": records[0], "7": quick, "8": real}
+    monkeypatch.setattr(runs, "read_committed", lambda report: committed)
     assert "1 run more committed, of seeds or parts" in report.show_provenance(P, [])

@@ -1,4 +1,4 @@
-"""Stored answers scored again: what changes, what does not, and that scores of two versions never meet."""
+"""Stored answers are scored again. Scores of two versions are never put together."""
 
 import sys
 
@@ -21,21 +21,21 @@ ROWS = [
     },
     {"id": "b", "context": "Tea in May", "question": "?", "answers": {"text": ["May"]}},
 ]
-SPANS = [(9, 13), (7, 10)]  # the first lacks the accent, as scoring of version 1 cut it
+# The first span lacks the accent, because scoring of version 1 cut it off.
+SPANS = [(9, 13), (7, 10)]
 
 
 @pytest.fixture
 def old_run(tiny, monkeypatch):
-    """A run of the store with scores of version 1, and its plan."""
-    p = tiny()
-    spec = exbert.plan(p)[0].model_copy(update={"tests": ["encyclopaedia"]})
-    d = parameters.Dataset(train=["x"], test=["y"])
+    """Return a run whose record has scores of version 1, and which is all that is planned."""
+    spec = exbert.plan(tiny())[0].model_copy(update={"tests": ["encyclopaedia"]})
+    dataset = parameters.Dataset(train=["x"], test=["y"])
     monkeypatch.setattr(plans, "plan", lambda p: [spec])
     monkeypatch.setattr(
-        selection, "load_test_sets", lambda spec: {name: (d, ROWS) for name in spec.tests}
+        selection, "load_test_sets", lambda spec: {name: (dataset, ROWS) for name in spec.tests}
     )
     spans = pd.DataFrame(SPANS, columns=["start", "end"]).astype("int32")
-    frame = spans.assign(
+    examples = spans.assign(
         set="encyclopaedia", id=["a", "b"], cluster=["x", "y"], em=[0.0, 100.0], f1=[0.0, 100.0]
     )
     scores = {
@@ -55,11 +55,12 @@ def old_run(tiny, monkeypatch):
         "environment": environment,
         "scoring": 1,
     }
-    runs.save(spec, record, frame)
+    runs.save(spec, record, examples)
     return spec
 
 
 def score_again(monkeypatch):
+    """Run `python -m qa_lib rescore exbert`."""
     monkeypatch.setattr(sys, "argv", ["rescore", "exbert", "--profile", "quick"])
     run_verb(sys.argv)
 
@@ -74,7 +75,8 @@ def test_scores_of_an_earlier_version_are_refused_and_scored_again(old_run, monk
     scores = record["metrics"]["encyclopaedia"]
     assert (scores["em"], scores["f1"], scores["loss"], scores["n"]) == (100.0, 100.0, 3.5, 2)
     frame = runs.collect_examples([old_run])
-    assert frame["em"].tolist() == [100.0, 100.0] and frame["end"].tolist() == [14, 10]
+    assert frame["em"].tolist() == [100.0, 100.0]
+    assert frame["end"].tolist() == [14, 10]
     assert len(list(record["folder"].glob("examples*.parquet"))) == 1
 
 
@@ -94,7 +96,8 @@ def test_committed_records_are_rescored_in_place(old_run, monkeypatch):
     monkeypatch.setattr(runs, "SCORING", 2)
     score_again(monkeypatch)
     record = runs.read_committed("exbert")[old_run.hash]
-    assert record["scoring"] == 2 and record["metrics"]["encyclopaedia"]["em"] == 100.0
+    assert record["scoring"] == 2
+    assert record["metrics"]["encyclopaedia"]["em"] == 100.0
     assert runs.collect_examples([old_run])["em"].tolist() == [100.0, 100.0]
 
 
@@ -105,7 +108,7 @@ def test_scores_of_an_earlier_version_are_not_landed(old_run):
 
 def test_every_report_sets_its_recipe():
     for slug in ("exbert", "moe"):
-        plan = plans.plan(plans.load_params(slug, "quick"))
-        assert {spec.recipe for spec in plan} == {1}
-        other = plan[0].model_copy(update={"recipe": 2})
-        assert other.hash != plan[0].hash
+        specs = plans.plan(plans.load_params(slug, "quick"))
+        assert {spec.recipe for spec in specs} == {1}
+        other = specs[0].model_copy(update={"recipe": 2})
+        assert other.hash != specs[0].hash

@@ -229,16 +229,16 @@ def make_record(spec: Spec, rows=30) -> tuple[dict, pd.DataFrame]:
 
 def test_every_contrast_finds_its_planned_runs_and_no_others(planned, monkeypatch):
     p, specs = planned("paper", arms=["printed"])
-    made = {s.hash: make_record(s) for s in specs}
+    records = {s.hash: make_record(s) for s in specs}
     monkeypatch.setattr(
         runs,
         "require_records",
-        lambda specs: [(s, {"run": s.run} | made[s.hash][0]) for s in specs],
+        lambda specs: [(s, {"run": s.run} | records[s.hash][0]) for s in specs],
     )
     scores = runs.collect_ledger(specs)
     losses = stats.curves(runs.collect_histories(specs))
     ledger = pd.concat([scores, losses], ignore_index=True)
-    examples = pd.concat([made[s.hash][1].assign(run=s.run) for s in specs])
+    examples = pd.concat([records[s.hash][1].assign(run=s.run) for s in specs])
     table = stats.judge_claims("exbert", ledger, examples, "paper", p.domains, times=50)
     table = table.set_index("id")
     for c in read_claims("exbert"):
@@ -580,10 +580,8 @@ def test_a_contrast_may_go_beyond_another_be_relative_or_have_a_target():
     relative = make_claim("magnitude", {"scale": "relative"}, printed=16, unit="percent relative")
     base = planted[0].query("variant == 'v-db' and ratio == 0.8 and set == 'squad'")["value"].mean()
     assert judge_claim(relative, planted)["d"] == pytest.approx(100 * 8 / base, abs=0.5)
-    assert (
-        judge_claim(make_claim(contrast={"direction": "lower"}), planted)["verdict"]
-        == "not reproduced"
-    )
+    lower = make_claim(contrast={"direction": "lower"})
+    assert judge_claim(lower, planted)["verdict"] == "not reproduced"
     value = judge_claim(make_claim("equivalence", {"against": None, "target": base + 8}), planted)
     assert value["verdict"] == "reproduced"
     # a score alone: its questions' whole variance
@@ -920,7 +918,7 @@ def test_one_score_of_one_run_has_the_binomial_error():
     assert np.sqrt(own + common) == pytest.approx(100 * (1 - 0.7**2) / np.sqrt(863))
 
 
-def test_power_against_simulated_studies():
+def test_power_is_that_of_simulated_studies():
     """About 80 % of simulated studies detect the smallest effect.
 
     Models and seeds share as much of the questions' variance as `spread` assumes.
@@ -1010,7 +1008,7 @@ def test_power_is_computed_for_every_claim_about_scores(report, capsys, monkeypa
         run_verb(sys.argv)
 
 
-def test_what_changed_since_the_freeze(tmp_path, monkeypatch):
+def test_changes_since_the_freeze_are_listed(tmp_path, monkeypatch):
     """A file that is gone or edited is a change, and so are other rules. Line ends are none."""
     monkeypatch.setattr(verdicts, "ROOT", tmp_path)
     monkeypatch.setattr(verdicts, "RULES", 2)
@@ -1145,7 +1143,7 @@ def simulate_coverage(
         (5, 1, 1.0, 1.0, 1.0),
     ],
 )
-def test_coverage_with_the_seed_variance_estimated(
+def test_coverage_is_nominal_with_an_estimated_seed_variance(
     n, contrasts, seed_sd, question_sd, noise, record_property
 ):
     covered, wrong = simulate_coverage(n, contrasts, seed_sd, question_sd, noise)

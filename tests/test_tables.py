@@ -334,7 +334,9 @@ def test_a_part_is_named_as_a_reader_names_it():
 
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):
-    """A gate that says 0.7 and is right in 7 of 10 has no calibration error; one that says 1.0 has 0.3."""
+    """A gate that says 0.7 and is right in 7 of 10 has no calibration error; one that says 1.0 has
+    0.3.
+    """
     p = plans.load_params("moe", "quick")
     a, b = p.domains[:2]
     experts = [Expert(f"e{d}", [d]) for d in (a, b)]

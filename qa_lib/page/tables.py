@@ -324,6 +324,12 @@ def calibration_error(bins: pd.DataFrame) -> float:
     return float(np.average((bins["share"] - bins["weight"]).abs(), weights=bins["pairs"]))
 
 
+def equal_weights_error(bins: pd.DataFrame, experts: int) -> float:
+    """Return the calibration error that equal weights of so many experts would have on these pairs."""
+    share = np.average(bins["share"], weights=bins["pairs"])
+    return float(abs(share - 1 / experts))
+
+
 def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
     """Return Table 3 and a sentence with its counts, both about the first pool.
 

@@ -1,6 +1,8 @@
-"""Training with `train.keep_freed_memory` beside training without, each in processes of its own, alternated.
+"""Training speed and memory with `train.keep_freed_memory` and without.
 
-MiniLM, batch 16, windows of 112 to 384 tokens in turn, one thread. Tokens a second, the most memory, and the ratio.
+Each run is a process of its own, and the two kinds alternate. MiniLM is trained on one thread with
+batches of 16 windows, whose lengths take turns. Printed are tokens a second, the most memory in
+use, and the ratio of the speeds.
 """
 
 import resource
@@ -14,19 +16,19 @@ import torch
 from qa_lib.models import encoders, heads
 from qa_lib.training import train
 
-LENGTHS, ROUNDS = (
-    (120, 384, 144, 200, 176, 136, 260, 160, 384, 128, 152, 320, 184, 168, 384, 112),
-    3,
-)
+LENGTHS = (120, 384, 144, 200, 176, 136, 260, 160, 384, 128, 152, 320, 184, 168, 384, 112)
+ROUNDS = 3
 
 
-def child(keep: bool):
+def train_in_this_process(keep: bool) -> None:
+    """Train, and print tokens a second and the most memory in MB."""
     torch.set_num_threads(1)
     if keep:
         train.keep_freed_memory()
     model = heads.SpanModel(encoders.load_encoder("minilm")[0]).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    for _ in range(2):  # the first warms up
+    # the first of two passes warms up
+    for _ in range(2):
         began = time.monotonic()
         for length in LENGTHS:
             ids = torch.randint(1000, 2000, (16, length))
@@ -44,21 +46,30 @@ def child(keep: bool):
     print(16 * sum(LENGTHS) / seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def main():
-    def run(keep: str) -> list[float]:
-        return [
-            float(x)
-            for x in subprocess.run(
-                [sys.executable, __file__, keep], capture_output=True, text=True, check=True
-            ).stdout.split()
-        ]
+def measure(kind: str) -> tuple[float, float]:
+    """Return (tokens a second, MB of memory) of a process that trains."""
+    command = [sys.executable, __file__, kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    speed, memory = done.stdout.split()
+    return float(speed), float(memory)
 
-    found = [(run("keep"), run("give back")) for _ in range(ROUNDS)]
-    for name, column in zip(("kept", "given back"), zip(*found, strict=True), strict=True):
-        speed, memory = (statistics.median(x) for x in zip(*column, strict=True))
+
+def main():
+    kept = []
+    given_back = []
+    for _ in range(ROUNDS):
+        kept.append(measure("keep"))
+        given_back.append(measure("give back"))
+    for name, rounds in (("kept", kept), ("given back", given_back)):
+        speed = statistics.median(speed for speed, _ in rounds)
+        memory = statistics.median(memory for _, memory in rounds)
         print(f"memory {name}: {speed:.0f} tokens/s, {memory:.0f} MB")
-    print(f"median ratio {statistics.median(a[0] / b[0] for a, b in found):.2f}")
+    ratios = [a / b for (a, _), (b, _) in zip(kept, given_back, strict=True)]
+    print(f"median ratio {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":
-    child(sys.argv[1] == "keep") if len(sys.argv) > 1 else main()
+    if len(sys.argv) > 1:
+        train_in_this_process(sys.argv[1] == "keep")
+    else:
+        main()

@@ -1,10 +1,14 @@
-"""Training speed of our loop beside the padded fp32 recipe that people use, alternated in one run.
+"""Training speed of our loop beside the usual recipe, which pads every window and trains in fp32.
 
-Both train the same MiniLM span model on windows of the same lengths, batch 16, two threads. The recipe (the Hugging Face
-question answering notebook): every window padded to 384, fp32. Ours: the library's sampler, batches, precision
-and optimizer. Lengths follow SQuAD v1.1 (deciles of its training windows under this tokenizer); DATA=folder takes the real ones.
+    make bench
 
-    make bench            prints examples/s, tokens/s, the ratio (median of five) and the share of the matmul rate
+Both train the same MiniLM span model on windows of the same lengths, in batches of 16 on two
+threads. The recipe is that of the Hugging Face question answering notebook: every window is padded
+to 384 tokens, in fp32. Ours has the library's sampler, batches, precision and optimizer. Lengths
+follow the deciles of SQuAD v1.1's training windows; DATA=folder takes the real windows.
+
+The two alternate in one run. Printed are examples and tokens a second, the median ratio of five
+rounds, and our share of the rate of a matrix product.
 """
 
 import os
@@ -13,6 +17,7 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import torch
 
@@ -23,60 +28,74 @@ from qa_lib.tasks import span
 from qa_lib.training import train
 
 DECILES = [61, 107, 122, 134, 146, 158, 172, 188, 209, 246, 384]
-ROUNDS, BATCH = 5, 16
+ROUNDS = 5
+BATCH = 16
 
 
-def lengths(n: int) -> list[int]:
-    if "DATA" in os.environ:
-        from pathlib import Path
-
-        rows = random.Random(0).sample(
-            selection.load_splits("squad", "folder", os.environ["DATA"]).train, n
-        )
-        found = features.load_windows(
-            rows, encoders.load_encoder("minilm")[1], 384, 128, Path("runs/cache")
-        )
-        return [len(ids) for ids in found["input_ids"]][:n]
+def draw_lengths(n: int) -> list[int]:
+    """Return the lengths of n windows, drawn from SQuAD's training rows or from its deciles."""
     rng = random.Random(0)
-    return [rng.randint(DECILES[k], DECILES[k + 1]) for k in (rng.randrange(10) for _ in range(n))]
+    if "DATA" in os.environ:
+        splits = selection.load_splits("squad", "folder", os.environ["DATA"])
+        rows = rng.sample(splits.train, n)
+        tokenizer = encoders.load_encoder("minilm")[1]
+        windows = features.load_windows(rows, tokenizer, 384, 128, Path("runs/cache"))
+        return [len(ids) for ids in windows["input_ids"]][:n]
+    lengths = []
+    for _ in range(n):
+        k = rng.randrange(10)
+        lengths.append(rng.randint(DECILES[k], DECILES[k + 1]))
+    return lengths
 
 
-def windows(sizes: list[int]) -> list[dict]:
+def draw_windows(lengths: list[int]) -> list[dict]:
+    """Return windows of random tokens. The question and its marks take 12 of them."""
     rng = random.Random(1)
-    return [
-        {
+    windows = []
+    for n in lengths:
+        window = {
             "input_ids": [101, *(rng.randrange(1000, 20000) for _ in range(n - 2)), 102],
             "type_ids": [0] * 12 + [1] * (n - 12),
             "start_positions": rng.randrange(12, n),
             "end_positions": n - 1,
         }
-        for n in sizes
-    ]
+        windows.append(window)
+    return windows
+
+
+def pad_windows(batch: dict) -> dict:
+    """Return a batch whose windows are padded to 384 tokens."""
+    width = 384 - batch["input_ids"].shape[1]
+    padded = {}
+    for name, values in batch.items():
+        # labels have one number a window
+        is_sequence = values.dim() == 2
+        padded[name] = torch.nn.functional.pad(values, (0, width)) if is_sequence else values
+    return padded
 
 
 class Loop:
     """One training loop: the recipe's or ours."""
 
-    def __init__(self, ours: bool, found: list[dict]):
-        self.ours, self.found, self.collate = ours, found, span.Collate(0, True)
+    def __init__(self, ours: bool, windows: list[dict]):
+        self.ours = ours
+        self.windows = windows
+        self.collate = span.Collate(0, True)
         self.model = heads.SpanModel(encoders.load_encoder("minilm")[0]).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=ours)
-        order = BucketSampler(
-            [len(w["input_ids"]) for w in found], ["d"] * len(found), BATCH, "trainer", 0
-        )
-        self.order = list(order) if ours else list(range(len(found)))
+        self.order = list(range(len(windows)))
+        if ours:
+            lengths = [len(w["input_ids"]) for w in windows]
+            self.order = list(BucketSampler(lengths, ["d"] * len(windows), BATCH, "trainer", 0))
         self.at = 0
 
     def step(self) -> tuple[int, int]:
-        part = [self.found[i] for i in self.order[self.at : self.at + BATCH]]
+        """Train on the next batch. Returns its examples and its tokens without padding."""
+        part = [self.windows[i] for i in self.order[self.at : self.at + BATCH]]
         self.at = (self.at + BATCH) % (len(self.order) - BATCH)
         batch = self.collate(part)
         if not self.ours:
-            width = 384 - batch["input_ids"].shape[1]
-            batch = {
-                k: torch.nn.functional.pad(v, (0, width)) if v.dim() == 2 else v
-                for k, v in batch.items()
-            }
+            batch = pad_windows(batch)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.ours):
             loss = self.model(**batch).loss
         loss.backward()
@@ -85,22 +104,23 @@ class Loop:
         self.optimizer.zero_grad()
         return len(part), sum(len(w["input_ids"]) for w in part)
 
-    def rate(self, steps: int) -> tuple[float, float]:
-        """(examples, real tokens) a second over some steps."""
-        began, examples, tokens = time.monotonic(), 0, 0
+    def measure_rate(self, steps: int) -> tuple[float, float]:
+        """Return (examples, tokens without padding) a second over some steps."""
+        began = time.monotonic()
+        examples = 0
+        tokens = 0
         for _ in range(steps):
-            e, t = self.step()
-            examples, tokens = examples + e, tokens + t
+            more_examples, more_tokens = self.step()
+            examples += more_examples
+            tokens += more_tokens
         seconds = time.monotonic() - began
         return examples / seconds, tokens / seconds
 
 
 def matmul_rate() -> float:
-    """bf16 GFLOP/s of a product of the encoder's own shape."""
-    a, b = (
-        torch.randn(2816, 384, dtype=torch.bfloat16),
-        torch.randn(384, 1536, dtype=torch.bfloat16),
-    )
+    """Rate in GFLOP/s of a bf16 matrix product that is shaped as the encoder's are."""
+    a = torch.randn(2816, 384, dtype=torch.bfloat16)
+    b = torch.randn(384, 1536, dtype=torch.bfloat16)
     for _ in range(5):
         a @ b
     began = time.monotonic()
@@ -109,74 +129,87 @@ def matmul_rate() -> float:
     return 40 * 2 * 2816 * 384 * 1536 / (time.monotonic() - began) / 1e9
 
 
+# The loop of a process that start_process has started.
 LOOP = None
 
 
-def start(ours: bool, threads: int, sizes: list[int]):
-    """Make this process the home of one loop, so that neither changes the other's allocator."""
+def start_loop(ours: bool, threads: int, lengths: list[int]) -> None:
+    """Make a loop in this process alone, so that no loop changes another's allocator."""
     global LOOP
     torch.set_num_threads(threads)
     if ours:
         train.keep_freed_memory()
-    LOOP = Loop(ours, windows(sizes))
-    LOOP.rate(2)
+    LOOP = Loop(ours, draw_windows(lengths))
+    LOOP.measure_rate(2)
 
 
-def rate(steps: int) -> tuple[float, float]:
-    return LOOP.rate(steps)
+def measure_rate(steps: int) -> tuple[float, float]:
+    """Return (examples, tokens without padding) a second of this process's loop."""
+    return LOOP.measure_rate(steps)
 
 
-def process(*arguments) -> ProcessPoolExecutor:
+def start_process(*arguments) -> ProcessPoolExecutor:
+    """Return a process with a loop of its own; the arguments are those of start_loop."""
     pool = ProcessPoolExecutor(
-        1, mp_context=get_context("spawn"), initializer=start, initargs=arguments
+        1, mp_context=get_context("spawn"), initializer=start_loop, initargs=arguments
     )
-    pool.submit(rate, 1).result()
+    pool.submit(measure_rate, 1).result()
     return pool
+
+
+def compare_with_recipe() -> None:
+    """Print the rates of the recipe and of ours, and our share of a matrix product's rate."""
+    lengths = draw_lengths(640)
+    ratios = []
+    token_rates = []
+    with start_process(False, 2, lengths) as recipe, start_process(True, 2, lengths) as own:
+        for _ in range(ROUNDS):
+            theirs, _ = recipe.submit(measure_rate, 2).result()
+            ours, tokens = own.submit(measure_rate, 12).result()
+            ratios.append(ours / theirs)
+            token_rates.append(tokens)
+            print(
+                f"recipe {theirs:.2f} examples/s, ours {ours:.2f}, ratio {ratios[-1]:.2f}",
+                flush=True,
+            )
+    tokens = statistics.median(token_rates)
+    blocks = encoders.blocks_of(encoders.load_encoder("minilm")[0])
+    gflops = 6 * sum(p.numel() for p in blocks.parameters()) * tokens / 1e9
+    peak = matmul_rate()
+    print(
+        f"median ratio {statistics.median(ratios):.2f}; ours {tokens:.0f} tokens/s, "
+        f"{gflops:.0f} of {peak:.0f} GFLOP/s "
+        f"({100 * gflops / peak:.0f} % of the measured bf16 matmul rate)"
+    )
+
+
+def compare_threads() -> None:
+    """Print the rates of one run with two threads and of two runs with one thread each."""
+    lengths = [64] * 256
+    alone = []
+    together = []
+    with (
+        start_process(True, 2, lengths) as one,
+        start_process(True, 1, lengths) as left,
+        start_process(True, 1, lengths) as right,
+    ):
+        for _ in range(ROUNDS):
+            alone.append(one.submit(measure_rate, 12).result()[0])
+            pair = [p.submit(measure_rate, 12) for p in (left, right)]
+            together.append(sum(f.result()[0] for f in pair))
+    ratios = [b / a for a, b in zip(alone, together, strict=True)]
+    print(
+        "many small runs at 64 tokens: "
+        f"one run with two threads {statistics.median(alone):.1f} examples/s, "
+        f"two runs with one thread each {statistics.median(together):.1f} together; "
+        f"median ratio {statistics.median(ratios):.2f}"
+    )
 
 
 def main():
     torch.set_num_threads(2)
-    sizes, rows = lengths(640), []
-    with process(False, 2, sizes) as recipe, process(True, 2, sizes) as own:
-        for _ in range(ROUNDS):
-            rows.append((recipe.submit(rate, 2).result(), own.submit(rate, 12).result()))
-            theirs, ours = rows[-1]
-            print(
-                f"recipe {theirs[0]:.2f} examples/s, ours {ours[0]:.2f}, ratio {ours[0] / theirs[0]:.2f}",
-                flush=True,
-            )
-    ratio = statistics.median(o[0] / r[0] for r, o in rows)
-    tokens = statistics.median(o[1] for _, o in rows)
-    gflops = (
-        6
-        * sum(
-            p.numel() for p in encoders.blocks_of(encoders.load_encoder("minilm")[0]).parameters()
-        )
-        * tokens
-        / 1e9
-    )
-    peak = matmul_rate()
-    print(
-        f"median ratio {ratio:.2f}; ours {tokens:.0f} tokens/s, {gflops:.0f} of {peak:.0f} GFLOP/s "
-        f"({100 * gflops / peak:.0f} % of the measured bf16 matmul rate)"
-    )
-    rows = []
-    with (
-        process(True, 2, [64] * 256) as one,
-        process(True, 1, [64] * 256) as left,
-        process(True, 1, [64] * 256) as right,
-    ):
-        for _ in range(ROUNDS):
-            alone = one.submit(rate, 12).result()[0]
-            pair = [p.submit(rate, 12) for p in (left, right)]
-            rows.append((alone, sum(f.result()[0] for f in pair)))
-    alone, both, ratio = (
-        statistics.median(x) for x in (*zip(*rows, strict=True), [b / a for a, b in rows])
-    )
-    print(
-        f"many small runs at 64 tokens: one run with two threads {alone:.1f} examples/s, two runs with one thread each "
-        f"{both:.1f} together; median ratio {ratio:.2f}"
-    )
+    compare_with_recipe()
+    compare_threads()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
-"""The sparse layer beside dense ones that do as many token–expert products, forward and backward, bf16 on CPU.
+"""Time of the sparse layer beside dense ones that do as many token–expert products.
 
-    python tests/benchmarks/stmoe_layer.py [threads]     2 unless told; with 1 it counts CPU time, free of other programs
+    python tests/benchmarks/stmoe_layer.py [threads]
 
-sparse: stmoe.MoE; routes B·T tokens to at most 2 of 16 experts, K products in all.
-dense:  one gated feed-forward layer, of one expert's size, applied to K rows: as many products with 1/16 of the parameters.
-split:  the same 16 experts on K rows that are split evenly beforehand: as many products and parameters, nothing routed.
+Forward and backward pass in bf16 on CPU, with 2 threads unless told. With 1 thread CPU time is
+counted, which other programs do not change.
 
-dense to split is what 16 weight matrices cost (cast to bf16, gradients cast back, products of K/16 rows); split to sparse is what
-routing and dispatch cost. The three alternate in one run; the ratios are medians over the rounds. Gradients are dropped before
-each step, as a trainer drops them.
+sparse: st_moe.MoE routes B·T tokens to at most 2 of 16 experts, which makes K products.
+dense:  one gated feed-forward layer of one expert's size is applied to K rows. These are as many
+        products with 1/16 of the parameters.
+split:  the same 16 experts are applied to K rows that are split evenly beforehand. These are as
+        many products and parameters, and nothing is routed.
+
+The step from dense to split is the cost of 16 weight matrices: they are cast to bf16, their
+gradients are cast back, and a product has K/16 rows. The step from split to sparse is the cost of
+routing and dispatch. The three alternate in one run, and the ratios are medians over the rounds.
+Gradients are dropped before each step, as a trainer drops them.
 """
 
 import statistics
@@ -24,14 +30,12 @@ from qa_lib.training import train
 D, E = 384, 16
 THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
 CLOCK = time.process_time if THREADS == 1 else time.monotonic
-SIZES = (
-    (8, 150, 13, 8),
-    (16, 176, 13, 4),
-    (64, 176, 7, 1),
-)  # sequences, tokens, rounds, steps a round
+# Sequences, tokens of each, rounds, steps a round.
+SIZES = ((8, 150, 13, 8), (16, 176, 13, 4), (64, 176, 7, 1))
 
 
-def seconds(module: torch.nn.Module, inputs: torch.Tensor, step, times: int) -> float:
+def measure_step(module: torch.nn.Module, inputs: torch.Tensor, step, times: int) -> float:
+    """Return the seconds of one forward and backward pass, averaged over some."""
     began = CLOCK()
     for _ in range(times):
         module.zero_grad()
@@ -42,40 +46,50 @@ def seconds(module: torch.nn.Module, inputs: torch.Tensor, step, times: int) -> 
     return (CLOCK() - began) / times
 
 
+def measure_size(b: int, t: int, rounds: int, times: int) -> None:
+    """Print how long the three take on b sequences of t tokens."""
+    torch.manual_seed(0)
+    moe = st_moe.MoE(D, int(D * 8 / 3), Layer(experts=E))
+    dense = st_moe.Expert(D, int(D * 8 / 3))
+    x = torch.randn(b, t, D, requires_grad=True)
+    mask = torch.ones(b, t)
+    moe(x, mask)
+    products = int((moe.routed.gate > 0).sum())
+    y = torch.randn(products, D, requires_grad=True)
+
+    def apply_sparse(x):
+        return moe(x, mask)
+
+    def apply_split(y):
+        parts = zip(moe.experts, y.tensor_split(E), strict=True)
+        return torch.cat([expert(part) for expert, part in parts])
+
+    seconds = []
+    for _ in range(rounds + 1):
+        sparse = measure_step(moe, x, apply_sparse, times)
+        flat = measure_step(dense, y, dense, times)
+        split = measure_step(moe, y, apply_split, times)
+        seconds.append((sparse, flat, split))
+    # the first round warms up
+    seconds = seconds[1:]
+    sparse, flat, split = (
+        1000 * statistics.median(column) for column in zip(*seconds, strict=True)
+    )
+    print(
+        f"{b}×{t} tokens, {products} products: "
+        f"sparse {sparse:.0f} ms, dense {flat:.0f} ms, split {split:.0f} ms; "
+        f"sparse/dense {statistics.median(s / d for s, d, _ in seconds):.2f}, "
+        f"sparse/split {statistics.median(s / p for s, _, p in seconds):.2f}, "
+        f"split/dense {statistics.median(p / d for _, d, p in seconds):.2f}",
+        flush=True,
+    )
+
+
 def main():
     torch.set_num_threads(THREADS)
     train.keep_freed_memory()
-    for b, t, rounds, times in SIZES:
-        torch.manual_seed(0)
-        moe, dense = (
-            st_moe.MoE(D, int(D * 8 / 3), Layer(experts=E)),
-            st_moe.Expert(D, int(D * 8 / 3)),
-        )
-        x, mask = torch.randn(b, t, D, requires_grad=True), torch.ones(b, t)
-        moe(x, mask)
-        y = torch.randn(int((moe.routed.gate > 0).sum()), D, requires_grad=True)
-        steps = (
-            (moe, x, lambda x, m=moe, k=mask: m(x, k)),
-            (dense, y, dense),
-            (
-                moe,
-                y,
-                lambda y, m=moe: torch.cat(
-                    [f(v) for f, v in zip(m.experts, y.tensor_split(E), strict=True)]
-                ),
-            ),
-        )
-        found = [[seconds(*step, times) for step in steps] for _ in range(rounds + 1)][
-            1:
-        ]  # the first warms up
-        sparse, flat, split = (1000 * statistics.median(c) for c in zip(*found, strict=True))
-        print(
-            f"{b}×{t} tokens, {len(y)} products: sparse {sparse:.0f} ms, dense {flat:.0f} ms, split {split:.0f} ms; "
-            f"sparse/dense {statistics.median(s / d for s, d, _ in found):.2f}, "
-            f"sparse/split {statistics.median(s / p for s, _, p in found):.2f}, "
-            f"split/dense {statistics.median(p / d for _, d, p in found):.2f}",
-            flush=True,
-        )
+    for size in SIZES:
+        measure_size(*size)
 
 
 if __name__ == "__main__":
