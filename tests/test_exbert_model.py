@@ -121,7 +121,7 @@ def test_auxiliary_losses_are_for_training_only():
     whole = m(**LABELS, **draw_batch()).loss
     torch.manual_seed(3)
     bare = plain(**LABELS, **draw_batch()).loss
-    auxiliary = 0.5 * m.routed.balance_loss + 0.25 * m.routed.z_loss
+    auxiliary = 0.5 * m.routing.balance_loss + 0.25 * m.routing.z_loss
     torch.testing.assert_close(whole - bare, auxiliary, atol=1e-5, rtol=1e-5)
     whole = m.eval()(**LABELS, **draw_batch()).loss
     bare = plain.eval()(**LABELS, **draw_batch()).loss
@@ -139,7 +139,7 @@ def test_dense_controls_have_the_compute_and_the_weights_they_are_named_for():
     one = count(sparse.layer.experts.experts[0])
     assert count(compute.layer.experts) == pytest.approx(2 * one, rel=0.02)
     assert count(weights.layer.experts) == pytest.approx(4 * one, rel=0.02)
-    assert compute.routed is None
+    assert compute.routing is None
     assert compute.active_parameters() == count(compute)
     assert sparse.active_parameters() == count(sparse) - 2 * one
 

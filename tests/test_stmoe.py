@@ -73,7 +73,7 @@ def test_parity_with_st_moe_pytorch(top_n, train, monkeypatch):
     our_loss = mine.square().sum()
     peer_loss = theirs.outputs.square().sum()
     if train:
-        routed = ours.routed
+        routed = ours.routing
         torch.testing.assert_close(routed.balance_loss, theirs.balance_loss, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(routed.z_loss, theirs.router_z_loss, atol=1e-5, rtol=1e-5)
         auxiliary = 1e-2 * routed.balance_loss + 1e-3 * routed.z_loss
@@ -125,7 +125,7 @@ def test_the_output_equals_that_of_a_float64_loop(factor):
     mask[2, 5:] = 0
     expected = route_by_loop(moe, draw_tokens(), mask).float()
     torch.testing.assert_close(moe(draw_tokens(), mask), expected, atol=1e-5, rtol=1e-5)
-    assert (moe.routed.dropped > 0) == (factor < 1)
+    assert (moe.routing.dropped > 0) == (factor < 1)
 
 
 def test_padding_changes_no_output_and_no_loss():
@@ -137,13 +137,13 @@ def test_padding_changes_no_output_and_no_loss():
     for train in (True, False):
         moe.train(train)
         whole = moe(x, mask)
-        losses = moe.routed[2:4]
+        losses = moe.routing[2:4]
         assert not whole[:, 30:].any()
         other = x.clone()
         other[:, 30:] = 100.0
         torch.testing.assert_close(moe(other, mask)[:, :30], whole[:, :30])
         torch.testing.assert_close(moe(x[:, :30], mask[:, :30]), whole[:, :30])
-        torch.testing.assert_close(moe.routed[2:4], losses)
+        torch.testing.assert_close(moe.routing[2:4], losses)
     # the report's variant routes padding
     assert make_layer(threshold=1e-6, **REPORT)(x, mask)[:, 30:].any()
 
@@ -151,7 +151,9 @@ def test_padding_changes_no_output_and_no_loss():
 def test_gradients_reach_the_router_and_every_expert():
     moe = make_layer()
     loss = (
-        moe(draw_tokens(), full_mask()).square().sum() + moe.routed.balance_loss + moe.routed.z_loss
+        moe(draw_tokens(), full_mask()).square().sum()
+        + moe.routing.balance_loss
+        + moe.routing.z_loss
     )
     loss.backward()
     assert moe.router.weight.grad.abs().sum(1).all()
@@ -173,7 +175,7 @@ def test_bf16_autocast_changes_only_the_rounding():
             moe.router.weight[0] = -1.0
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             out = moe(x, full_mask())
-        assert not moe.routed.load[0]
+        assert not moe.routing.load[0]
         out.square().sum().backward()
         results.append([out.detach(), x.grad, *(p.grad for p in moe.parameters())])
     for full, half in zip(*results, strict=True):
@@ -184,7 +186,7 @@ def test_bf16_autocast_changes_only_the_rounding():
 def test_one_expert_with_room_is_the_dense_layer():
     moe = make_layer(experts=1, top_n=1, capacity_train=1.0)
     torch.testing.assert_close(moe(draw_tokens(), full_mask()), moe.experts[0](draw_tokens()))
-    torch.testing.assert_close(moe.routed.balance_loss, torch.tensor(1.0))
+    torch.testing.assert_close(moe.routing.balance_loss, torch.tensor(1.0))
 
 
 def test_a_full_expert_drops_the_later_tokens():
@@ -199,14 +201,14 @@ def test_a_full_expert_drops_the_later_tokens():
     capacity = int(T * 1.25 / E)
     assert out[:, :capacity].any(-1).all()
     assert not out[:, capacity:].any()
-    torch.testing.assert_close(moe.routed.dropped, torch.tensor(1 - capacity / T))
-    torch.testing.assert_close(moe.routed.load, torch.tensor([1.0, 0, 0, 0]))
+    torch.testing.assert_close(moe.routing.dropped, torch.tensor(1 - capacity / T))
+    torch.testing.assert_close(moe.routing.load, torch.tensor([1.0, 0, 0, 0]))
     # the balance loss is E times share times mean probability, of expert 0 alone
     p = (x @ moe.router.weight.T).softmax(-1)[..., 0].mean()
     for density, share in (("wanted", 1.0), ("kept", capacity / T)):
         moe.router.layer = moe.router.layer.model_copy(update={"density": density})
         moe(x, full_mask())
-        torch.testing.assert_close(moe.routed.balance_loss, E * share * p)
+        torch.testing.assert_close(moe.routing.balance_loss, E * share * p)
 
 
 def test_evaluation_is_deterministic_unless_the_report_s_routing_is_asked_for():

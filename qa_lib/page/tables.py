@@ -325,7 +325,7 @@ def calibration_error(bins: pd.DataFrame) -> float:
 
 
 def equal_weights_error(bins: pd.DataFrame, experts: int) -> float:
-    """Return the calibration error that equal weights of so many experts would have on these pairs."""
+    """Return the calibration error that equal weights of so many experts would have here."""
     share = np.average(bins["share"], weights=bins["pairs"])
     return float(abs(share - 1 / experts))
 

@@ -83,10 +83,10 @@ class SpanTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the model's own loss, and keep what its router did, where it has one."""
         out = model(**inputs)
-        routed = getattr(self.accelerator.unwrap_model(model), "routed", None)
-        if routed is not None:
-            losses = torch.stack([routed.balance_loss, routed.z_loss, routed.dropped])
-            self.routing.append(torch.cat([losses, routed.load]).detach())
+        routing = getattr(self.accelerator.unwrap_model(model), "routing", None)
+        if routing is not None:
+            losses = torch.stack([routing.balance_loss, routing.z_loss, routing.dropped])
+            self.routing.append(torch.cat([losses, routing.load]).detach())
         return (out.loss, out) if return_outputs else out.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):

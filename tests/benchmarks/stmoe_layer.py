@@ -54,7 +54,7 @@ def measure_size(b: int, t: int, rounds: int, times: int) -> None:
     x = torch.randn(b, t, D, requires_grad=True)
     mask = torch.ones(b, t)
     moe(x, mask)
-    products = int((moe.routed.gate > 0).sum())
+    products = int((moe.routing.gate > 0).sum())
     y = torch.randn(products, D, requires_grad=True)
 
     def apply_sparse(x):
