@@ -56,7 +56,7 @@ SETUP = [
         "setup",
     ),
 ]
-WRITE = "page._write(P, '{0}.txt', 'drawn')"
+WRITE = "page._write_file(P, '{0}.txt', 'drawn')"
 
 
 @pytest.fixture

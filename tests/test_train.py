@@ -265,11 +265,11 @@ def test_where_git_refuses_the_commit_is_unknown(checkout, tmp_path, monkeypatch
 def test_a_page_does_not_call_unknown_code_clean():
     told = {"commit": "0123456789abcdef", "dirty": None}
     as_told = "commit 0123456789ab, as the machine was told, with or without changes"
-    assert report._commit(told) == as_told
-    assert report._commit(told | {"dirty": False}) == "commit 0123456789ab"
-    assert "not exactly that code" in report._commit(told | {"dirty": True})
+    assert report._describe_commit(told) == as_told
+    assert report._describe_commit(told | {"dirty": False}) == "commit 0123456789ab"
+    assert "not exactly that code" in report._describe_commit(told | {"dirty": True})
     for dirty in (None, False):
-        assert "is not known" in report._commit({"commit": "unknown", "dirty": dirty})
+        assert "is not known" in report._describe_commit({"commit": "unknown", "dirty": dirty})
 
 
 def test_trials_on_a_gpu_are_scored_at_once(tiny, monkeypatch):
