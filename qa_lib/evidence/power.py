@@ -17,8 +17,8 @@ question. q and Q come from params/questions.yaml; ρ, ρ' and σ are assumed.
 
 An effect can be seen if 80 % of repetitions would show it at the two-sided 5 % level. An
 equivalence can be seen if 80 % of repetitions would show it within its margin. A magnitude is
-decided if an effect measured at the middle of the printed range would lie above half of that
-middle.
+decided if an effect measured at the middle of the printed range would lie above half of the
+range's low end.
 """
 
 from math import inf
@@ -120,6 +120,7 @@ def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float
 
     own, common: from `spread`. points: how many points one unit of the claim is.
     """
+    # the middle of the range, less half of its low end, is half of its high end
     effect = claim.range[1] / 2 if claim.kind == "magnitude" else claim.effect
     numbers = np.arange(ENOUGH, MOST + 1)
     decided = smallest(claim, own, common, numbers) <= points * effect
