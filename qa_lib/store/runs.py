@@ -56,7 +56,10 @@ COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and
 
 
 def run_folder(spec: Spec) -> Path:
-    """Return the folder of a run. One that carries the run's hash serves under any variant."""
+    """Return the folder that a run has, or will have.
+
+    A folder with the run's hash serves, whatever variant is in its name.
+    """
     folders = sorted((RUNS / spec.report).glob(f"*-{spec.hash[:8]}"))
     if folders:
         return folders[0]
@@ -240,10 +243,10 @@ def find_record(spec: Spec, fresh: bool = False) -> dict | None:
     A record from another kind of machine serves too: one with a GPU, or one without bf16.
     fresh: leave out the committed records.
     """
-    for variant in spec.machine_variants():
-        records = [read_stored(run_folder(variant))]
+    for candidate in spec.machine_variants():
+        records = [read_stored(run_folder(candidate))]
         if not fresh:
-            records.append(read_committed(variant.report).get(variant.hash))
+            records.append(read_committed(candidate.report).get(candidate.hash))
         for record in records:
             if record and set(spec.tests) <= set(record["metrics"]):
                 return record
@@ -453,9 +456,9 @@ def land(report: str, specs: list[Spec]) -> int:
     committed = read_committed(report)
     new = {}
     for spec in specs:
-        variants = spec.machine_variants()
-        record = find_stored(variants)
-        if record and not is_committed(record, variants, committed):
+        candidates = spec.machine_variants()
+        record = find_stored(candidates)
+        if record and not is_committed(record, candidates, committed):
             new[record["hash"]] = record
     for record in new.values():
         version = scoring_version(record)
@@ -471,24 +474,25 @@ def land(report: str, specs: list[Spec]) -> int:
     return len(new)
 
 
-def find_stored(variants: list[Spec]) -> dict | None:
-    """Return the first record in the store of the same training on different machines."""
-    for variant in variants:
-        record = read_stored(run_folder(variant))
+def find_stored(candidates: list[Spec]) -> dict | None:
+    """Return the first record in the store of one training on different kinds of machine."""
+    for candidate in candidates:
+        record = read_stored(run_folder(candidate))
         if record:
             return record
     return None
 
 
-def is_committed(record: dict, variants: list[Spec], committed: dict[str, dict]) -> bool:
-    """Return whether a committed record of one of the variants has all test sets of this record.
+def is_committed(record: dict, candidates: list[Spec], committed: dict[str, dict]) -> bool:
+    """Return whether the committed record of a candidate has all test sets of this record.
 
-    It may have fewer: a trial, which validation rows alone score, may be trained again as a run
-    that is scored on the test sets too.
+    It may have fewer: a trial, which is scored on validation rows alone, may be trained again as a
+    run that is scored on test sets too.
     """
     test_sets = set(record["metrics"])
-    for variant in variants:
-        if variant.hash in committed and test_sets <= set(committed[variant.hash]["metrics"]):
+    for candidate in candidates:
+        known = committed.get(candidate.hash)
+        if known and test_sets <= set(known["metrics"]):
             return True
     return False
 
