@@ -1,16 +1,24 @@
-r"""Which claims could ever be decided: by a report's own run and test questions, by more seeds, by more questions.
+r"""Statistical power: which claims of a report could be decided, and with how many seeds.
 
-    python -m qa_lib power [REPORT …]     a table for each report; needs no runs
+    python -m qa_lib power [REPORT …]     print a table for each report; needs no runs
 
-Of k sides with a share q of right answers on one test set, of which two models have the correlation ρ and two seeds of one model
-ρ', one question has the variance $k\,q(1-q)(1-\rho)$. On Q independent questions n paired seeds leave of it (`stats.estimate_part`)
+A claim compares k sides on one test set. Let q be their share of right answers, ρ the correlation
+between two models' right answers, and ρ' that between two seeds of one model. One question then
+contributes the variance $k\,q(1-q)(1-\rho)$. With n paired seeds on Q independent questions, the
+variances that `stats.estimate_part` estimates are
 
-$$v = k\,q(1-q)\,\frac{\rho' - \rho}{Q}, \qquad \frac{s^2}{n} = \frac{1}{n} \left( k\,q(1-q)\,\frac{1-\rho'}{Q} + \sigma^2 \right)$$
+$$v = k\,q(1-q)\,\frac{\rho' - \rho}{Q}$$
 
-with σ for what seeds differ by on endless questions. For a Pearson correlation r, $(1-r^2)^2$ stands for $q(1-q)$. A single score
-has ρ = 0; sides on different sets share no question. q and Q are in params/questions.yaml. An effect is seen if 80 % of
-repetitions would show it at the two-sided 5 % level, equality if 80 % would show it within the margin. A magnitude is decided if,
-measured at the middle of what is printed, it would also lie above half of it.
+$$\frac{s^2}{n} = \frac{1}{n} \left( k\,q(1-q)\,\frac{1-\rho'}{Q} + \sigma^2 \right)$$
+
+where σ is the standard deviation between seeds with endless questions. A Pearson correlation r has
+$(1-r^2)^2$ in place of $q(1-q)$. A single score has ρ = 0. Sides on different test sets share no
+question. q and Q come from params/questions.yaml; ρ, ρ' and σ are assumed.
+
+An effect can be seen if 80 % of repetitions would show it at the two-sided 5 % level. An
+equivalence can be seen if 80 % of repetitions would show it within its margin. A magnitude is
+decided if an effect measured at the middle of the printed range would lie above half of the
+range's low end.
 """
 
 from math import inf
@@ -24,63 +32,101 @@ from qa_lib.evidence.verdicts import ENOUGH, MOST
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
 
-ALIKE, ALIKE_SEEDS, SEED_SD = 0.5, 0.75, 1.0  # ρ, ρ', and σ in points: assumed
-CORRELATED = ("sts",)  # sets that are scored by r
+ALIKE = 0.5  # ρ
+ALIKE_SEEDS = 0.75  # ρ'
+SEED_SD = 1.0  # σ, in points
+CORRELATED = ("sts",)  # test sets whose score is Pearson's r
 SCORES = ("em", "f1", "em_starter", "f1_starter", "accuracy", "pearson", "score")
+ENDLESS = 10**9  # test questions
+
+# By test set: the number of its questions, or None where it is unknown, and the score in percent
+# about which the report's models lie.
+Questions = dict[str, tuple[int | None, float]]
 
 
-def sets(report: str) -> dict[str, tuple[int | None, float]]:
-    """Set → (test questions of the report, score about which its models lie), from params/questions.yaml."""
+def read_questions(report: str) -> Questions:
+    """Return the test sets of a report from params/questions.yaml."""
     return params.read_yaml(ROOT / "params" / "questions.yaml")[0][report]
 
 
-def spread(
-    claim: Claim, questions: dict[str, tuple[int | None, float]]
-) -> tuple[float, float] | None:
-    """(what more seeds average out, what they do not) of the claim's variance over test questions, in points²; None where its
-    metric is no score of questions, or a set's number is unknown. Of several parts the widest counts. questions: as of `sets`."""
-    if claim.contrast is None or not set(np.ravel(claim.contrast.metric)) <= set(SCORES):
+def score_variance(test_set: str, n: int, level: float) -> float:
+    """Variance of a score near `level` percent on n test questions, in points²."""
+    q = level / 100
+    one_question = (1 - q * q) ** 2 if test_set in CORRELATED else q * (1 - q)
+    return 1e4 * one_question / n
+
+
+def part_variance(sides: list[dict], questions: Questions) -> tuple[float, float] | None:
+    """Variances of an effect over test questions, as `spread` returns them, for a claim's part.
+
+    sides: as of `Contrast.sides`. None: the size of a test set is unknown.
+    """
+    weights = {}  # by test set: the weight of each side's score in the effect
+    for sign, side in zip((1, -1, -1, 1), sides, strict=False):
+        test_sets = np.ravel(side["set"])
+        for test_set in test_sets:  # a side's score is the mean over its test sets
+            weights.setdefault(test_set, []).append(sign / len(test_sets))
+    own = 0.0
+    common = 0.0
+    for test_set, w in weights.items():
+        n, level = questions.get(test_set, (None, 0))
+        if n is None:
+            return None
+        variance = score_variance(test_set, n, level)
+        squares = np.square(w).sum()
+        own += variance * squares * (1 - ALIKE_SEEDS)
+        common += variance * (squares * ALIKE_SEEDS + (sum(w) ** 2 - squares) * ALIKE)
+    return own, common
+
+
+def spread(claim: Claim, questions: Questions) -> tuple[float, float] | None:
+    """Variance of a claim's effect over test questions, in points².
+
+    Returns (own, common): more seeds average out `own`, and leave `common` as it is. Of several
+    parts the one with the largest variance counts. None: the claim's metric is no score of
+    questions, or the size of a test set is unknown.
+    """
+    if claim.contrast is None:
         return None
-    found = []
+    if not set(np.ravel(claim.contrast.metric)) <= set(SCORES):
+        return None
+    variances = []
     for _, sides in claim.contrast.parts():
-        shares, own, common = {}, 0.0, 0.0
-        for sign, side in zip((1, -1, -1, 1), sides, strict=False):
-            # a side's score is the mean over its sets
-            for name in (names := np.ravel(side["set"])):
-                shares.setdefault(name, []).append(sign / len(names))
-        for name, share in shares.items():
-            n, level = questions.get(name, (None, 0))
-            if n is None:
-                return None
-            q, each = level / 100, np.square(share).sum()
-            one = 1e4 * ((1 - q * q) ** 2 if name in CORRELATED else q * (1 - q)) / n
-            own += one * each * (1 - ALIKE_SEEDS)
-            common += one * (each * ALIKE_SEEDS + (sum(share) ** 2 - each) * ALIKE)
-        found.append((own, common))
-    return max(found)
+        variance = part_variance(sides, questions)
+        if variance is None:
+            return None
+        variances.append(variance)
+    return max(variances)
 
 
 def smallest(claim: Claim, own: float, common: float, n):
-    """The smallest effect (of an equivalence: margin) that n seeds can see, in points, from `spread`; n: a number, or several.
+    """Smallest effect that n seeds can see, or smallest margin of an equivalence, in points.
 
-    Each variance has its own quantile, as in `verdicts.interval`. σ counts from two seeds on: one cannot know of another.
+    own, common: from `spread`. n: a number, or an array of numbers.
+
+    As in `verdicts.interval`, each variance has the quantile of its own degrees of freedom. A
+    single seed shows nothing of σ, so that σ counts from two seeds on.
     """
+    # the quantiles of the test's level and of the power
     levels = (0.95, 0.9) if claim.kind == "equivalence" else (0.975, 0.8)
-    z = sum(norm.ppf(levels)) ** 2
-    few = np.where(
-        np.equal(n, 1),
-        z * own,
-        sum(t.ppf(x, np.subtract(n, 1)) for x in levels) ** 2 * (own + SEED_SD**2) / n,
-    )
-    return np.sqrt(few + z * common)
+    normal = sum(norm.ppf(levels)) ** 2
+    student = sum(t.ppf(level, np.subtract(n, 1)) for level in levels) ** 2
+    of_seeds = np.where(np.equal(n, 1), normal * own, student * (own + SEED_SD**2) / n)
+    return np.sqrt(of_seeds + normal * common)
 
 
 def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float:
-    """Fewest seeds, at least three, that decide the claim; inf where no number does. points: in a unit of the claim."""
-    enough = points * (claim.range[1] / 2 if claim.kind == "magnitude" else claim.effect)
-    more = np.arange(ENOUGH, MOST + 1)
-    decided = smallest(claim, own, common, more) <= enough
-    return float(more[decided.argmax()]) if decided.any() else inf
+    """Fewest seeds, at least three, that decide a claim; inf where no number of seeds does.
+
+    own, common: from `spread`. points: how many points one unit of the claim is.
+    """
+    # the middle of the range, less half of its low end, is half of its high end
+    effect = claim.range[1] / 2 if claim.kind == "magnitude" else claim.effect
+    numbers = np.arange(ENOUGH, MOST + 1)
+    decided = smallest(claim, own, common, numbers) <= points * effect
+    if not decided.any():
+        return inf
+    return float(numbers[decided.argmax()])
 
 
 def power_table(
@@ -88,58 +134,68 @@ def power_table(
     ours: dict[str, int] | None = None,
     ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
 ) -> pd.DataFrame:
-    """One row for each claim about scores: what one run a side, as in the report, sees on the report's test questions, and how
-    many seeds would decide the claim there, on `ours` (set → questions), and on endless ones. NaN: unknown; inf: none."""
-    theirs, rows = sets(report), []
-    mine = {
-        name: (ours[name], level) for name, (_, level) in theirs.items() if name in (ours or {})
-    }
-    endless = {name: (10**9, level) for name, (_, level) in theirs.items()}
-    for c in read_claims(report, ratios):
-        if not spread(c, endless):
+    """Return a row for each claim about scores.
+
+    A row says which effect one run a side, as in the report, sees on the report's test questions,
+    and how many seeds would decide the claim on these, on our own, and on endless questions. NaN is
+    unknown; inf is no number of seeds.
+
+    ours: the number of our test questions by test set. ratios: of the mixtures that claims name.
+    """
+    theirs = read_questions(report)
+    endless = {name: (ENDLESS, level) for name, (_, level) in theirs.items()}
+    tests = {"the report's questions": theirs}
+    if ours:
+        tests["ours"] = {name: (ours[name], theirs[name][1]) for name in theirs if name in ours}
+    tests["endless questions"] = endless
+    rows = []
+    for claim in read_claims(report, ratios):
+        if spread(claim, endless) is None:
             continue
-        level = np.mean([theirs[x][1] for x in np.ravel(c.contrast.sides()[0]["set"])])
-        points = level / 100 if c.contrast.scale == "relative" else 1.0
-        row, v = (
-            {"claim": c.id, "kind": c.kind + ", primary" * c.primary, "effect": points * c.effect},
-            spread(c, theirs),
-        )
-        row["one run sees"] = float(smallest(c, *v, 1)) if v else np.nan
-        row["could see it"] = (
-            ("yes" if row["one run sees"] <= row["effect"] else "no") if v else "–"
-        )
-        asked = (
-            {"the report's questions": theirs}
-            | ({"ours": mine} if ours else {})
-            | {"endless questions": endless}
-        )
-        for name, of in asked.items():
-            row[f"seeds, {name}"] = seeds(c, *v, points) if (v := spread(c, of)) else np.nan
+        levels = [theirs[name][1] for name in np.ravel(claim.contrast.sides()[0]["set"])]
+        points = np.mean(levels) / 100 if claim.contrast.scale == "relative" else 1.0
+        row = {
+            "claim": claim.id,
+            "kind": f"{claim.kind}, primary" if claim.primary else claim.kind,
+            "effect": points * claim.effect,
+            "one run sees": np.nan,
+            "could see it": "–",
+        }
+        variances = spread(claim, theirs)
+        if variances is not None:
+            row["one run sees"] = float(smallest(claim, *variances, 1))
+            row["could see it"] = "yes" if row["one run sees"] <= row["effect"] else "no"
+        for name, questions in tests.items():
+            variances = spread(claim, questions)
+            row[f"seeds, {name}"] = np.nan
+            if variances is not None:
+                row[f"seeds, {name}"] = seeds(claim, *variances, points)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def format_seeds(n: float) -> str:
+    """Return a number of seeds as text."""
+    if np.isnan(n):
+        return "–"
+    return "no number" if n == inf else f"{n:.0f}"
+
+
 def format_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with its numbers as text."""
-
-    def text(n: float) -> str:
-        return "–" if np.isnan(n) else "no number" if n == inf else f"{n:.0f}"
-
-    return frame.assign(
-        **{c: frame[c].map(text) for c in frame if c.startswith("seeds")},
-        **{
-            c: frame[c].map("{:.2f}".format).replace("nan", "–") for c in ("effect", "one run sees")
-        },
-    )
+    """Return a power table with its numbers as text."""
+    columns = {name: frame[name].map(format_seeds) for name in frame if name.startswith("seeds")}
+    for name in ("effect", "one run sees"):
+        columns[name] = frame[name].map("{:.2f}".format).replace("nan", "–")
+    return frame.assign(**columns)
 
 
 def describe(report: str) -> str:
-    """The table of a report as text, with a sentence above it that counts."""
+    """Return a report's power table as text, with a sentence above it that counts the claims."""
     frame = power_table(report)
     seen = (frame["could see it"] == "yes").sum()
     more = (frame["seeds, the report's questions"] < inf).sum()
     return (
-        f"== {report}: of {len(read_claims(report))} claims {len(frame)} are about scores; one run could "
-        f"see {seen} of them, more seeds on the same questions could decide {more}\n"
+        f"== {report}: of {len(read_claims(report))} claims {len(frame)} are about scores; one run "
+        f"could see {seen} of them, more seeds on the same questions could decide {more}\n"
         f"{format_table(frame).to_markdown(index=False)}\n"
     )

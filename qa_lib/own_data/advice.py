@@ -1,13 +1,16 @@
-r"""Own data: are the experts worth it? What the page of `make own` advises, from which numbers and by which rule.
+"""The advice on own data: are the experts worth it? Its numbers and its rule.
 
     advise(low, high)      the advice, from the ends of the intervals
-    advice_table(P)        a row a domain: EM with and without the ST-MoE block, their difference and its interval
-    describe_advice(P)     the advice in words, with what would decide it where nothing does yet
+    advice_table(P)        EM with and without the ST-MoE block and their difference, by domain
+    describe_advice(P)     the advice in words; an open one with what would decide it
 
-The difference is ExBERT less its encoder blocks alone, without the ST-MoE block (control a), at the centre mixture, in the arm in
-which both had the same trials of rate and epochs. Its interval is that of the claims (qa_lib/evidence/stats.py): over seeds and over test
-questions; differences at the other mixtures count in the variance between seeds.
+The difference is that of ExBERT and control (a), its encoder blocks without the ST-MoE block. Both
+are trained on the centre mixture with equal tuning. The interval is that of the claims
+(qa_lib/evidence/stats.py), over seeds and over test questions. Differences at the other mixtures
+count in the variance between seeds.
 """
+
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -16,199 +19,285 @@ from qa_lib.evidence import claims, stats, verdicts
 from qa_lib.reports import plans
 from qa_lib.reports.exbert import MODELS
 from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
-OURS, CONTROL, PLAIN = "exbert-tuned", "plain-tuned", "v-db"
-ROOM = 1.0  # EM, the gain that counts and the loss that is borne
-LEARNT = 10.0  # EM below which nothing is compared but beginners
-STEADY = 5.0  # EM, sd of the difference between seeds above which more seeds are no cure
-MOST = 100  # seeds beyond which nobody goes
-WORTH, NOT, OPEN = "worth it", "not worth it", "needs more data or seeds"
+OURS = "exbert-tuned"
+CONTROL = "plain-tuned"
+PLAIN = "v-db"
+ROOM = 1.0  # EM: a larger gain is worth the experts, a smaller loss is borne
+LEARNT = 10.0  # EM: below it the best model has learnt too little for a comparison
+STEADY = 5.0  # EM: above this sd between seeds more seeds are no remedy
+MOST = 100  # the most seeds that are proposed
+WORTH = "worth it"
+NOT = "not worth it"
+OPEN = "needs more data or seeds"
+REASONS = {
+    WORTH: (
+        "a gain above 1 EM is certain on one domain at least, and a loss above 1 EM is ruled out "
+        "on both"
+    ),
+    NOT: "a gain above 1 EM is ruled out on both domains, or a loss above 1 EM is certain on one",
+    OPEN: "that allows a gain above 1 EM and also none",
+}
+
+
+# ---- the rule ----
 
 
 def advise(low, high) -> str:
-    """The advice, from the ends (D,) of the 95 % intervals of the difference on D domains, in EM.
+    """Return the advice for the 95 % intervals of the difference on D domains.
 
-    Worth it: a gain above 1 EM on one domain at least (lower end above +1), and no loss above 1 EM on any (all lower ends above
-    −1). Not worth it: that is refuted, by gains below 1 EM on all domains (all upper ends below +1) or by a loss above 1 EM on
-    one (an upper end below −1). Anything else needs more data or seeds, and so does an end that is not a number.
-    Each end errs in 2.5 % of studies, so that with two domains at most 5 % are told "worth it" where it is not.
+    Worth it: a gain above 1 EM on at least one domain (its lower end is above +1), and on none a
+    loss above 1 EM (all lower ends are above −1).
+
+    Not worth it: the contrary is shown. Either all gains are below 1 EM (all upper ends are below
+    +1), or there is a loss above 1 EM on one domain (its upper end is below −1).
+
+    Everything else needs more data or seeds. So does an end that is not a number.
+
+    An end errs in 2.5 % of studies. With two domains at most 5 % of the studies in which the
+    experts are not worth it say that they are.
+
+    low, high: the ends of the intervals (D,), in EM.
     """
-    low, high = np.asarray(low, float), np.asarray(high, float)
+    low = np.asarray(low, float)
+    high = np.asarray(high, float)
     if np.isnan([low, high]).any():
         return OPEN
     if (low > ROOM).any() and (low > -ROOM).all():
         return WORTH
-    return NOT if (high < ROOM).all() or (high < -ROOM).any() else OPEN
+    if (high < ROOM).all() or (high < -ROOM).any():
+        return NOT
+    return OPEN
+
+
+# ---- the numbers ----
+
+
+def scored_runs(P, arm: str) -> list[Spec]:
+    """Return the runs of the plan that belong to an arm and have test sets."""
+    return [spec for spec in plans.plan(P) if spec.arm == arm and spec.tests]
+
+
+def list_contrasts(P, control: str, ratios: list[float]) -> list[claims.Claim]:
+    """Return a claim for each mixture and domain: ExBERT scores more than the control."""
+    listed = []
+    for ratio in ratios:
+        for domain in P.domains:
+            contrast = claims.Contrast(
+                ours={"variant": OURS},
+                against={"variant": control},
+                both={"ratio": ratio},
+                set=domain,
+                metric="em",
+            )
+            claim = claims.Claim(
+                id=f"{domain} {ratio}",
+                where="own data",
+                says="the experts help",
+                printed=None,
+                unit="EM",
+                kind="superiority",
+                profiles=["real", "paper"],
+                contrast=contrast,
+            )
+            listed.append(claim)
+    return listed
 
 
 def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
-    """ExBERT less a control: stats.judge_claims' row of each domain: d, low, high, s2, nu, v, n, clusters, run. Empty where a side has
-    no run at the centre.
+    """Estimate the difference between ExBERT and a control at the centre mixture.
 
-    Below three seeds the ends are not numbers, as nothing is decided there.
+    Returns a row for each domain, with the columns of stats.judge_claims: d, low, high, s2, nu, v,
+    n, clusters and run. The frame is empty where one of the two has no run at the centre. Below
+    three seeds low and high are NaN, since nothing is decided there.
     """
+    compared = {OURS, control}
     specs = [
-        s
-        for s in plans.plan(P)
-        if s.arm == arm and s.variant in (OURS, control) and s.ratio is not None and s.tests
+        spec for spec in scored_runs(P, arm) if spec.variant in compared and spec.ratio is not None
     ]
-    at = sorted({s.ratio for s in specs})
-    if {s.variant for s in specs if s.ratio == P.centre} != {OURS, control}:
+    if {spec.variant for spec in specs if spec.ratio == P.centre} != compared:
         return pd.DataFrame(columns=["domain", "d", "low", "high"])
-    listed = [
-        claims.Claim(
-            id=f"{name} {r}",
-            where="own data",
-            says="the experts help",
-            printed=None,
-            unit="EM",
-            kind="superiority",
-            profiles=["real", "paper"],
-            contrast=claims.Contrast(
-                ours={"variant": OURS},
-                against={"variant": control},
-                both={"ratio": r},
-                set=name,
-                metric="em",
-            ),
-        )
-        for r in at
-        for name in P.domains
-    ]
-    found = stats.judge_claims(
-        listed, runs.collect_ledger(specs), runs.collect_examples(specs), "real", P.domains, arm
+    ratios = sorted({spec.ratio for spec in specs})
+    judged = stats.judge_claims(
+        list_contrasts(P, control, ratios),
+        runs.collect_ledger(specs),
+        runs.collect_examples(specs),
+        "real",
+        P.domains,
+        arm,
     ).set_index("id")
-    found = found.loc[[f"{name} {P.centre}" for name in P.domains]].assign(domain=P.domains)
-    found.loc[found["n"] < verdicts.ENOUGH, ["low", "high"]] = np.nan
-    return found
+    rows = judged.loc[[f"{domain} {P.centre}" for domain in P.domains]].assign(domain=P.domains)
+    rows.loc[rows["n"] < verdicts.ENOUGH, ["low", "high"]] = np.nan
+    return rows
 
 
-def scores(P) -> pd.DataFrame:
-    """(domain, variant) → mean EM over seeds, test rows n, runs: at the centre mixture, in the arm with equal trials."""
-    ledger = runs.collect_ledger(
-        [s for s in plans.plan(P) if s.arm == "tuned" and s.ratio == P.centre and s.tests]
-    )
-    return (
-        ledger[ledger["metric"] == "em"]
-        .groupby(["set", "variant"])
-        .agg(value=("value", "mean"), n=("n", "first"), run=("run", lambda r: tuple(r.unique())))
-    )
+def mean_scores(P) -> pd.DataFrame:
+    """Return the mean EM over seeds at the centre mixture, with equal tuning.
 
-
-def advice_table(P) -> pd.DataFrame:
-    """A row a domain, as a page shows it. Raises UserError where there is nothing to compare."""
-    if not len(found := estimates(P)):
-        raise UserError(describe_advice(P))
-    em = scores(P)
-    ends = [
-        "–" if np.isnan(x.low) else f"{format_signed(x.low)} to {format_signed(x.high)}"
-        for x in found.itertuples()
-    ]
-    return pd.DataFrame(
-        {
-            "tested on": found["domain"],
-            "test rows": [int(em["n"][d, OURS]) for d in P.domains],
-            **{
-                MODELS[m][0]: [em["value"][d, m] for d in P.domains] for m in (OURS, CONTROL, PLAIN)
-            },
-            "difference, (a)": [format_signed(x) for x in found["d"]],
-            "its 95 % interval": ends,
-            "seeds": found["n"].astype(int),
-            "run": [tuple(dict.fromkeys(sum(em["run"][d], ()))) for d in P.domains],
-        }
+    The index is (domain, variant). Columns: value, n (test rows) and run (all runs).
+    """
+    specs = [spec for spec in scored_runs(P, "tuned") if spec.ratio == P.centre]
+    ledger = runs.collect_ledger(specs)
+    groups = ledger[ledger["metric"] == "em"].groupby(["set", "variant"])
+    return groups.agg(
+        value=("value", "mean"), n=("n", "first"), run=("run", lambda names: tuple(names.unique()))
     )
 
 
-def lacks(found: pd.DataFrame, best: float) -> str:
-    """What an open advice wants for: seeds to begin with, scores at all (best: the highest), steadier training, the seeds that
-    would decide it if d, s² and v stayed as they are, or test questions."""
-    if (found["n"] < verdicts.ENOUGH).any() or not (found["nu"] > 0).all():
-        return f'Nothing is decided below {verdicts.ENOUGH} seeds at the centre mixture: PARAMS="seeds=[0,1,2]".'
-    if best < LEARNT:
-        return (
-            f"No model answers more than {best:.1f} % of a test set, so little was learnt: first more training rows, or more "
-            "epochs."
-        )
-    seeds, questions = (float(np.sqrt(found[x].max())) for x in ("s2", "v"))
-    text = f"The difference varies by {seeds:.1f} EM between seeds and by {questions:.1f} with other test questions (sd). "
-    if seeds > STEADY:
-        return (
-            text
-            + "Models that differ so much by seed alone are hardly trained: first more training rows, or more epochs."
-        )
-    for n in range(int(found["n"].max()) + 1, MOST + 1):
-        ends = verdicts.interval(
-            found["d"], found["s2"], found["nu"] + n - found["n"], found["v"], n, found["clusters"]
-        )
-        if advise(*ends) != OPEN:
-            return (
-                f'{text}About {n} seeds (PARAMS="seeds=[0,1,…]") would decide it if it stayed so; from so few that is a rough '
-                "guess."
-            )
-    return (
-        text + "More seeds alone would hardly decide it: more test questions, from other contexts."
-    )
-
-
-def edge(P) -> str:
-    """A sentence where the best trials have the most epochs that were tried; empty where none has."""
-    kept = [
-        s.epochs
-        for s in plans.plan(P)
-        if s.arm == "tuned" and s.tests and s.variant in (OURS, CONTROL, PLAIN)
-    ]
-    most = max(P.trial_epochs)
-    return (
-        f'The best trials had the most epochs tried: PARAMS="trial_epochs=[{most:g},{2 * most:g}]" tries more. '
-        if most in kept
-        else ""
-    )
+# ---- what a reader sees ----
 
 
 def format_signed(x: float) -> str:
+    """Return a number with its sign and one decimal."""
     return f"{x:+.1f}".replace("-", "−")
 
 
+def format_interval(row) -> str:
+    """Return both ends of the interval in a row of `estimates`, or "" where it has none."""
+    if np.isnan(row.low):
+        return ""
+    return f"{format_signed(row.low)} to {format_signed(row.high)}"
+
+
+def advice_table(P) -> pd.DataFrame:
+    """Return a row for each domain, as a page shows it.
+
+    Raises UserError where there is nothing to compare.
+    """
+    differences = estimates(P)
+    if not len(differences):
+        raise UserError(describe_advice(P))
+    em = mean_scores(P)
+    columns = {
+        "tested on": differences["domain"],
+        "test rows": [int(em["n"][domain, OURS]) for domain in P.domains],
+    }
+    for model in (OURS, CONTROL, PLAIN):
+        columns[MODELS[model][0]] = [em["value"][domain, model] for domain in P.domains]
+    columns["difference, (a)"] = [format_signed(d) for d in differences["d"]]
+    columns["its 95 % interval"] = [format_interval(row) or "–" for row in differences.itertuples()]
+    columns["seeds"] = differences["n"].astype(int)
+    columns["run"] = [
+        tuple(dict.fromkeys(chain.from_iterable(em["run"][domain]))) for domain in P.domains
+    ]
+    return pd.DataFrame(columns)
+
+
+def explain_open_advice(differences: pd.DataFrame, best: float) -> str:
+    """Return what an open advice needs.
+
+    It may need more seeds to begin with, models that have learnt something, steadier training, as
+    many seeds as would decide it if d, s2 and v stayed as they are, or more test questions.
+
+    differences: from `estimates`. best: the highest EM of any model.
+    """
+    if (differences["n"] < verdicts.ENOUGH).any() or not (differences["nu"] > 0).all():
+        return (
+            f"Nothing is decided below {verdicts.ENOUGH} seeds at the centre mixture: "
+            'PARAMS="seeds=[0,1,2]".'
+        )
+    if best < LEARNT:
+        return (
+            f"No model answers more than {best:.1f} % of a test set, so little was learnt: first "
+            "more training rows, or more epochs."
+        )
+    between_seeds = float(np.sqrt(differences["s2"].max()))
+    between_questions = float(np.sqrt(differences["v"].max()))
+    text = (
+        f"The difference varies by {between_seeds:.1f} EM between seeds and by "
+        f"{between_questions:.1f} with other test questions (sd). "
+    )
+    if between_seeds > STEADY:
+        return (
+            f"{text}Models that differ so much by seed alone are hardly trained: first more "
+            "training rows, or more epochs."
+        )
+    seeds = count_deciding_seeds(differences)
+    if seeds is None:
+        return (
+            f"{text}More seeds alone would hardly decide it: more test questions, from other "
+            "contexts."
+        )
+    return (
+        f'{text}About {seeds} seeds (PARAMS="seeds=[0,1,…]") would decide it if it stayed so; from '
+        "so few that is a rough guess."
+    )
+
+
+def count_deciding_seeds(differences: pd.DataFrame) -> int | None:
+    """Count the seeds that would give an advice if d, s2 and v stayed as they are.
+
+    Returns None where MOST seeds would not.
+    """
+    for n in range(int(differences["n"].max()) + 1, MOST + 1):
+        low, high = verdicts.interval(
+            differences["d"],
+            differences["s2"],
+            differences["nu"] + n - differences["n"],
+            differences["v"],
+            n,
+            differences["clusters"],
+        )
+        if advise(low, high) != OPEN:
+            return n
+    return None
+
+
+def epochs_hint(P) -> str:
+    """Return a sentence where the trials chose the most epochs that were tried, else ""."""
+    most = max(P.trial_epochs)
+    for spec in scored_runs(P, "tuned"):
+        if spec.variant in (OURS, CONTROL, PLAIN) and spec.epochs == most:
+            return (
+                "The best trials had the most epochs tried: "
+                f'PARAMS="trial_epochs=[{most:g},{2 * most:g}]" tries more. '
+            )
+    return ""
+
+
+def describe_differences(differences: pd.DataFrame) -> str:
+    """Return the difference on each domain, with its interval where there is one."""
+    parts = []
+    for row in differences.itertuples():
+        part = f"{format_signed(row.d)} EM on {row.domain}"
+        interval = format_interval(row)
+        if interval:
+            part += f" (95 % interval {interval})"
+        parts.append(part)
+    return " and ".join(parts)
+
+
 def describe_advice(P) -> str:
-    """The advice in words."""
-    found = estimates(P)
-    if not len(found):
+    """Return the advice in words, with its reason and the models' scores."""
+    differences = estimates(P)
+    if not len(differences):
         return (
             "There is no advice: it takes experiment headline and arm tuned, "
             'PARAMS="experiments=[headline] arms=[tuned]".'
         )
-    advice = advise(found["low"], found["high"])
-    ends = [
-        ""
-        if np.isnan(x.low)
-        else f" (95 % interval {format_signed(x.low)} to {format_signed(x.high)})"
-        for x in found.itertuples()
-    ]
-    parts = [
-        f"{format_signed(x.d)} EM on {x.domain}{end}"
-        for x, end in zip(found.itertuples(), ends, strict=True)
-    ]
-    why = {
-        WORTH: "a gain above 1 EM is certain on one domain at least, and a loss above 1 EM is ruled out on both",
-        NOT: "a gain above 1 EM is ruled out on both domains, or a loss above 1 EM is certain on one",
-        OPEN: "that allows a gain above 1 EM and also none",
-    }[advice]
-    seeds, em = int(found["n"].min()), scores(P)["value"]
+    advice = advise(differences["low"], differences["high"])
+    em = mean_scores(P)["value"]
+    n = int(differences["n"].min())
+    seeds = "1 seed" if n == 1 else f"{n} seeds"
     text = (
-        f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the ST-MoE block changes the score by "
-        f"{' and '.join(parts)} against the same encoder blocks without it, both with the same trials, over "
-        f"{seeds} seed{'s' * (seeds > 1)}: {why}. "
-        + f"{lacks(found, em.max())} {edge(P)}"
-        * (advice == OPEN)
+        f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the ST-MoE block "
+        f"changes the score by {describe_differences(differences)} against the same encoder blocks "
+        f"without it, both with equal tuning, over {seeds}: {REASONS[advice]}. "
     )
+    if advice == OPEN:
+        text += f"{explain_open_advice(differences, em.max())} {epochs_hint(P)}"
     if advice == WORTH and "dense" not in P.experiments:
         text += (
             "Before the experts get the credit, put a dense layer of the same cost beside them: "
             'PARAMS="experiments=[headline,dense]". '
         )
-    each = [" and ".join(f"{em[d, m]:.1f}" for d in P.domains) for m in (OURS, CONTROL, PLAIN)]
+    scores = {}
+    for model in (OURS, CONTROL, PLAIN):
+        scores[model] = " and ".join(f"{em[domain, model]:.1f}" for domain in P.domains)
     return (
-        f"{text}EM on the two: with the ST-MoE block {each[0]}, without {each[1]} (both of {P.tuned_blocks} encoder "
-        f"blocks), the plain span model of {P.blocks} blocks, V-DB, {each[2]}."
+        f"{text}EM on the two: with the ST-MoE block {scores[OURS]}, without {scores[CONTROL]} "
+        f"(both of {P.tuned_blocks} encoder blocks), the plain span model of {P.blocks} blocks, "
+        f"V-DB, {scores[PLAIN]}."
     )

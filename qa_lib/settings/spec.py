@@ -1,4 +1,7 @@
-"""One training with one seed: everything that decides its numbers, and the hash it is looked up by."""
+"""One training with one seed: the settings that decide its numbers, and their hash.
+
+A run's record is looked up by this hash.
+"""
 
 import hashlib
 import json
@@ -11,43 +14,43 @@ from qa_lib.settings.parameters import Gate, Layer, Strict
 
 
 class Spec(Strict):
-    """One training with one seed. Fields marked `label` do not change its numbers and are not hashed."""
+    """The specification of one training with one seed.
+
+    Fields marked `label` do not change the training's numbers and are not hashed.
+    """
 
     report: str
     variant: str  # label
     profile: str  # label
     size: str  # label
-    arm: str = "printed"  # label: whose rate and epochs, the report's or those that trials found
+    # Label: whose learning rate and epochs, the report's (printed) or those of trials (tuned).
+    arm: str = "printed"
     ratio: float | None = None  # label: share of the first domain
     seed: int
     source: str  # label
     folder: str | None = None  # label
     domains: list[str]  # label
-    fingerprints: list[str]  # of the domains: their definition and their files
+    fingerprints: list[str]  # of each domain's definition and files
     rows: list[int]  # training rows of each domain
-    places: list[int] | None = (
-        None  # which permutation each domain's rows are the start of; None: 0, 1, …
-    )
+    # Beside the seed, the number that each domain's rows are shuffled by. None: 0, 1, …
+    places: list[int] | None = None
     validation_rows: int
-    tests: list[str]  # label: a run may be scored on more sets later
+    tests: list[str]  # label, since a run may be scored on more test sets later
     order: Literal["trainer", "sequential", "shuffled"] = "trainer"
     bad_rows: Literal["stop", "skip"] = "stop"
     encoder: str  # label
     weights: str  # the encoder's hash
     blocks: int | None = None
     layer: Layer | None = None  # between encoder and head
-    dense: float | None = (
-        None  # width of a dense layer in place of the experts, in multiples of an expert's
-    )
-    reinit: int = 0  # top blocks that start anew
-    reinit_from: Literal["random", "lower"] = (
-        "random"  # from random weights, or from those of lower blocks
-    )
+    # Width of a dense layer in place of the experts, in multiples of an expert's width.
+    dense: float | None = None
+    reinit: int = 0  # top blocks that are re-initialised
+    # Re-initialised with random weights, or with the weights of lower blocks.
+    reinit_from: Literal["random", "lower"] = "random"
     augment: int = 0  # altered copies of each training row (qa_lib/data/augment.py)
-    cluster: list[int] | None = (
-        None  # [k, n]: of n clusters of questions the k-th trains (qa_lib/training/clusters.py)
-    )
-    gate: Gate | None = None  # a mixture of the parents, which stay as they are
+    # [k, n]: train on the k-th of n clusters of questions (qa_lib/training/clusters.py).
+    cluster: list[int] | None = None
+    gate: Gate | None = None  # a mixture of the parents, which stay frozen
     head_dropout: float = 0.1
     max_length: int
     stride: int
@@ -55,20 +58,19 @@ class Spec(Strict):
     learning_rate: float
     epochs: float
     schedule: Literal["linear", "constant"] = "linear"
-    checkpoint: Literal["last", "best"] = (
-        "last"  # best: by F1 on validation, looked at `looks` times an epoch
-    )
-    looks: int = 1
-    watched: int = 0  # label: training rows whose EM is measured at each look
-    starter: bool = (
-        False  # label: scored by the starter code's rule too, which knows no answer of one token
-    )
+    # Best: the checkpoint with the highest F1 on validation rows.
+    checkpoint: Literal["last", "best"] = "last"
+    looks: int = 1  # evaluations on validation rows in an epoch
+    watched: int = 0  # label: training rows that each of these evaluations scores too
+    # Label: also scored by the starter code's rule, which cannot answer with a single token.
+    starter: bool = False
     warmup: float
     weight_decay: float
     clip: float
     precision: Literal["fp32", "bf16"]
     threads: int | Literal["cuda"]
-    # Raised by a report's plan for the variants whose training changes in a way that no parameter shows. Always hashed.
+    # A report's plan raises it for variants whose training changes in a way that no other field
+    # shows. It is always hashed.
     recipe: int = Field(1, ge=1)
     parents: list["Spec"] = []
 
@@ -92,61 +94,64 @@ class Spec(Strict):
 
     @property
     def hash(self) -> str:
-        """sha256 over what changes the numbers; fields at their default are left out, so that a new
-        field orphans no record."""
+        """The sha256 of the fields that change the training's numbers, and of the parents' hashes.
+
+        Fields at their default are left out, so that old records keep their hash when a field is
+        added.
+        """
         fields = self.model_dump(exclude=set(self.LABELS), exclude_defaults=True)
-        fields |= {"recipe": self.recipe, "parents": [p.hash for p in self.parents]}
+        fields["recipe"] = self.recipe
+        fields["parents"] = [parent.hash for parent in self.parents]
         return hashlib.sha256(canonical(fields).encode()).hexdigest()
 
     @property
     def run(self) -> str:
-        """The run's name: variant, mixture, seed and eight digits of the hash."""
-        mix = (
-            ""
-            if self.ratio is None
-            else f"-{round(100 * self.ratio)}-{100 - round(100 * self.ratio)}"
-        )
-        return f"{self.variant}{mix}-s{self.seed}-{self.hash[:8]}"
+        """The run's name: variant, mixture, seed and the first eight digits of the hash."""
+        mixture = ""
+        if self.ratio is not None:
+            percent = round(100 * self.ratio)
+            mixture = f"-{percent}-{100 - percent}"
+        return f"{self.variant}{mixture}-s{self.seed}-{self.hash[:8]}"
 
     def on_gpu(self) -> "Spec":
-        """The same training on a GPU, where the thread count plays no part."""
-        return self.model_copy(
-            update={"threads": "cuda", "parents": [p.on_gpu() for p in self.parents]}
-        )
+        """Return the same training on a GPU, where the number of threads plays no part."""
+        parents = [parent.on_gpu() for parent in self.parents]
+        return self.model_copy(update={"threads": "cuda", "parents": parents})
 
     def in_fp32(self) -> "Spec":
-        """The same training without bf16, which a processor or GPU that has no instructions for it imitates, many times slower."""
-        return self.model_copy(
-            update={"precision": "fp32", "parents": [p.in_fp32() for p in self.parents]}
-        )
+        """Return the same training without bf16.
+
+        A processor or GPU that lacks bf16 instructions can only emulate them, many times slower.
+        """
+        parents = [parent.in_fp32() for parent in self.parents]
+        return self.model_copy(update={"precision": "fp32", "parents": parents})
 
     def machine_variants(self) -> list["Spec"]:
-        """The same training as one machine or another does it."""
+        """Return the same training for each kind of machine: with or without a GPU, and bf16."""
         return [self.on_gpu(), self, self.on_gpu().in_fp32(), self.in_fp32()]
 
     def for_this_machine(self) -> "Spec":
-        """The same training as this machine does it."""
-        import torch  # only training looks at the machine
+        """Return the same training for the machine that this process runs on."""
+        import torch  # here, because importing it is slow and only training needs it
 
         if torch.cuda.is_available():
-            found, native = self.on_gpu(), torch.cuda.is_bf16_supported(including_emulation=False)
+            spec = self.on_gpu()
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            found, native = (
-                self,
-                torch.backends.mkldnn.is_available()
-                and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-            )
-        return found if native else found.in_fp32()
+            spec = self
+            onednn = torch.backends.mkldnn.is_available()
+            has_bf16 = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return spec if has_bf16 else spec.in_fp32()
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces; NaN is refused."""
+    """Return a value as JSON with sorted keys and no spaces. Raises ValueError for NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def digest_file(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

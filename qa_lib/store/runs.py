@@ -1,13 +1,17 @@
-"""The run store: look up, write, verify, collect. One folder a run, one JSON record as its mark of completion.
+"""The run store: a folder for each run, with a JSON record that marks the run as complete.
 
-    runs/<report>/<run>/metrics.json        the record, written last; `checksum` covers it, `files` the files beside it
-                        examples.parquet    per example: set, id, cluster (hashed), em, f1, start, end, tokens; never text
-                        model.safetensors   only while a child may need it
+    runs/<report>/<run>/metrics.json        the record, written last
+                        examples.parquet    a row for each example that was scored; never its text
+                        model.safetensors   only while another run may need the weights
                         checkpoints/        only while the run is going on
-    records/<report>/runs.jsonl, examples-*.parquet     the same, committed
+    records/<report>/runs.jsonl, examples-*.parquet     the same, committed to git
 
-Lookup is by hash (spec.Spec.hash); the variant is a label that the plan gives. Records are portable: copied to
-another machine they give every table, figure and page without a GPU and without data.
+In a record, `checksum` covers the record and `files` holds the sha256 of the files beside it. The
+columns of examples are set, id, cluster (hashed), em, f1, start, end and tokens.
+
+A record is looked up by hash (spec.Spec.hash); the variant is a label that the plan gives. Records
+are portable: copied to another machine they give every table, figure and page, without a GPU and
+without data.
 """
 
 import hashlib
@@ -27,394 +31,133 @@ from qa_lib.settings.spec import Spec, canonical, digest_file
 
 
 def find_place(variable: str, name: str) -> Path:
-    """The folder that a variable of the environment names; of the checkout where it is unset or empty."""
+    """Return the folder that an environment variable names.
+
+    Where the variable is unset or empty, this is the folder `name` of the checkout.
+    """
     given = os.environ.get(variable)
-    return Path(os.path.expanduser(given)) if given else ROOT / name
+    if given:
+        return Path(os.path.expanduser(given))
+    return ROOT / name
 
 
 RUNS = find_place("QA_RUNS", "runs")
 RECORDS = find_place("QA_RECORDS", "records")
 FIGURES = find_place("QA_FIGURES", "figures")
-LIMIT = 4 * 1024 * 1024  # bytes a committed file may have
-# The version of scoring (metrics.py, scoring.py): raised when the same answers would get other scores; records hold theirs.
-# 2: an answer keeps the accent of its last letter, and what shows nothing at an answer's ends is no part of it.
+LIMIT = 4 * 1024 * 1024  # bytes that a committed file may have
+# The version of scoring (tasks/metrics.py, training/evaluate.py). It is raised when the same
+# answers would get other scores, and each record holds the version that it was scored by.
+# 2: an answer keeps the accent of its last letter, and loses invisible characters at its ends.
 SCORING = 2
+COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and are no scores
+
+
+# ---- places and names ----
 
 
 def run_folder(spec: Spec) -> Path:
-    """The run's folder: the one that carries its hash, whatever variant named it first."""
-    found = sorted((RUNS / spec.report).glob(f"*-{spec.hash[:8]}"))
-    return found[0] if found else RUNS / spec.report / spec.run
+    """Return the folder that a run has, or will have.
+
+    A folder with the run's hash serves, whatever variant is in its name.
+    """
+    folders = sorted((RUNS / spec.report).glob(f"*-{spec.hash[:8]}"))
+    if folders:
+        return folders[0]
+    return RUNS / spec.report / spec.run
+
+
+def page_folder(P) -> Path:
+    """Return the folder of a page, its tables and its figures.
+
+    It is figures/<report>/<profile>, or figures/<report>/own-<name> for own data.
+    """
+    name = f"own-{Path(P.data).stem}" if P.profile == "own" else P.profile
+    return FIGURES / P.report / name
 
 
 def readable_name(path: str) -> str:
-    """A file's name as text, also of a locale that reads letters beyond ASCII as single bytes."""
+    """Return a file name as text, with a mark for bytes that the locale could not decode."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def encoder_display_name(encoder: str) -> str:
-    """An encoder's name in records and on pages: of a folder its own name, since its path is the machine's."""
-    name = Path(encoder).name if encoder.startswith((".", "/", "~")) else encoder
-    return readable_name(name)
+    """Return an encoder's name for records and pages.
+
+    A folder is named without its path, which differs between machines.
+    """
+    is_folder = encoder.startswith((".", "/", "~"))
+    return readable_name(Path(encoder).name if is_folder else encoder)
 
 
-def page_folder(P) -> Path:
-    """The folder of a page and all on it: figures/<report>/<profile>, of own data figures/<report>/own-<name>."""
-    return FIGURES / P.report / (f"own-{Path(P.data).stem}" if P.profile == "own" else P.profile)
-
-
-def checksum(record: dict) -> str:
-    return hashlib.sha256(
-        canonical({k: v for k, v in record.items() if k != "checksum"}).encode()
-    ).hexdigest()
+def command_for(settings) -> str:
+    """Return the command that makes the missing runs of a page's parameters, or of a Spec."""
+    if settings.profile == "own":
+        return "make own NAME=…"
+    return f"make train-{settings.report} PROFILE={settings.profile}"
 
 
 def check_store():
-    """Raises UserError where no run can be written."""
+    """Raise UserError where no run can be written."""
     check_writable(RUNS, "QA_RUNS")
 
 
 def check_page(P):
-    """Raises UserError where a page, or results.csv beside it, cannot be written."""
+    """Raise UserError where a page, or results.csv beside it, cannot be written."""
     check_writable(page_folder(P), "QA_FIGURES")
 
 
+# ---- write a run ----
+
+
 def format_csv(frame: pd.DataFrame) -> str:
-    """A frame as a .csv file: the same numbers give the same bytes."""
+    """Return a frame as a .csv file. The same numbers give the same bytes."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def format_parquet(frame: pd.DataFrame) -> bytes:
-    """A frame as a .parquet file."""
+    """Return a frame as a .parquet file."""
     return frame.to_parquet(None, compression="zstd", index=False)
 
 
-def save(spec: Spec, record: dict, examples: pd.DataFrame):
-    """Write a run's record; metrics.json comes last and marks completion.
+def checksum(record: dict) -> str:
+    """Return the sha256 of a record without its field `checksum`."""
+    content = {name: value for name, value in record.items() if name != "checksum"}
+    return hashlib.sha256(canonical(content).encode()).hexdigest()
 
-    Raises ValueError for a number that is none: NaN is an error, never a score.
+
+def save(spec: Spec, record: dict, examples: pd.DataFrame):
+    """Write a run's record and its examples.
+
+    metrics.json is written last, since it marks the run as complete. Raises ValueError for a score
+    that is not finite.
     """
-    for name, scores in record["metrics"].items():
-        if bad := [k for k, v in scores.items() if not math.isfinite(v)]:
-            raise ValueError(f"{spec.run}: {bad[0]} on {name} is {scores[bad[0]]}")
-    at = run_folder(spec)
-    at.mkdir(parents=True, exist_ok=True)
-    write(at / "examples.parquet", format_parquet(examples))
+    for test_set, scores in record["metrics"].items():
+        for metric, value in scores.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{spec.run}: {metric} on {test_set} is {value}")
+    folder = run_folder(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "examples.parquet", format_parquet(examples))
+    settings = spec.model_dump(exclude={"parents", "folder"})
+    settings["encoder"] = encoder_display_name(spec.encoder)
     record = {
         "run": spec.run,
         "hash": spec.hash,
         "report": spec.report,
         "variant": spec.variant,
         "seed": spec.seed,
-        "spec": spec.model_dump(exclude={"parents", "folder"})
-        | {"encoder": encoder_display_name(spec.encoder)},
-        "parents": [p.hash for p in spec.parents],
+        "spec": settings,
+        "parents": [parent.hash for parent in spec.parents],
         "scoring": SCORING,
         **record,
-        "files": {"examples.parquet": digest_file(at / "examples.parquet")},
+        "files": {"examples.parquet": digest_file(folder / "examples.parquet")},
     }
     record["checksum"] = checksum(record)
-    write(at / "metrics.json", canonical(record))
-
-
-def _read(at: Path) -> dict | None:
-    """The record in a run's folder, verified; None where there is none or it is damaged."""
-    if not (at / "metrics.json").exists():
-        return None
-    try:
-        record = json.loads((at / "metrics.json").read_text(encoding="utf-8"))
-        if record["checksum"] != checksum(record) or any(
-            digest_file(at / f) != sha for f, sha in record["files"].items()
-        ):
-            raise ValueError("its checksum does not fit")
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
-        print(f"the record {at.name} is damaged ({e}) and does not count", flush=True)
-        return None
-    return {**record, "folder": at}
-
-
-@cache
-def read_committed(report: str) -> dict[str, dict]:
-    """Committed records by hash. Raises UserError for a damaged line."""
-    file = RECORDS / report / "runs.jsonl"
-    found = {}
-    for n, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
-        try:
-            record = json.loads(line)
-            if record["checksum"] != checksum(record):
-                raise ValueError("its checksum does not fit")
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(
-                f"{file}, line {n}: damaged record ({e}); restore the file from git"
-            ) from None
-        found[record["hash"]] = {**record, "folder": None}
-    return found
-
-
-def read_all(report: str) -> list[dict]:
-    """Every complete record of a report, committed or in the store."""
-    found = dict(read_committed(report))
-    for at in sorted((RUNS / report).glob("*/metrics.json")):
-        if record := _read(at.parent):
-            found.setdefault(record["hash"], record)
-    return list(found.values())
-
-
-def find_record(spec: Spec, fresh: bool = False) -> dict | None:
-    """The complete record of a training, or None.
-
-    A record from another kind of machine (a GPU, one without bf16) serves too. Complete: it holds every test set the plan
-    asks for. fresh: committed records do not count.
-    """
-    for s in spec.machine_variants():
-        for record in (
-            _read(run_folder(s)),
-            None if fresh else read_committed(s.report).get(s.hash),
-        ):
-            if record and set(spec.tests) <= set(record["metrics"]):
-                return record
-    return None
-
-
-def command_for(x) -> str:
-    """What makes the runs of a page's parameters, or a run."""
-    return "make own NAME=…" if x.profile == "own" else f"make train-{x.report} PROFILE={x.profile}"
-
-
-def require_records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
-    """Each training with its record. Raises UserError where one is missing: no number without evidence."""
-    found = [(s, find_record(s)) for s in specs]
-    if missing := {s.hash: s.run for s, r in found if r is None}:
-        more = f" SIZE={specs[0].size} DATA=folder" * (specs[0].profile == "real")
-        raise UserError(
-            f"{len(missing)} of {len({s.hash for s in specs})} runs have no record, first "
-            f"{next(iter(missing.values()))}; {command_for(specs[0])}{more} makes them"
-        )
-    for _, record in found:  # scores of two versions are never pooled
-        if (version := scoring_version(record)) != SCORING:
-            raise UserError(
-                f"{record['run']} has scores of version {version} and this code scores by version {SCORING}; python -m "
-                f"qa_lib rescore {record['report']} with the profile and data of the run scores its answers again"
-            )
-    return found
-
-
-def scoring_version(record: dict) -> int:
-    """Return the version of scoring that a record's scores are of; the first records do not say theirs."""
-    return record.get("scoring", 1)
-
-
-def label_columns(spec: Spec, record: dict) -> dict:
-    """The columns that every frame begins with: what was trained, under the plan's labels."""
-    apart = {
-        "parents",
-        "folder",
-        "fingerprints",
-        "places",
-        "tests",
-        "weights",
-        "layer",
-        "gate",
-        "recipe",
-    }
-    fields = {k: v for k, v in spec.model_dump(exclude=apart).items() if not isinstance(v, list)}
-    layer = spec.layer.model_dump() if spec.layer and spec.dense is None else {}
-    gate = spec.gate.model_dump() if spec.gate else {}
-    return {
-        "run": record["run"],
-        **fields,
-        **layer,
-        **gate,
-        "rows": sum(spec.rows),
-        "encoder": encoder_display_name(spec.encoder),
-        "device": record["environment"]["device"],
-        "precision": record["environment"]["precision"],
-    }
-
-
-def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
-    """One row per run × test set × metric: the labels, set, metric, value (percent), n (rows scored)."""
-    return pd.DataFrame(
-        [
-            {
-                **label_columns(s, r),
-                "set": name,
-                "metric": metric,
-                "value": value,
-                "n": int(scores["n"]),
-            }
-            for s, r in require_records(specs)
-            for name in [*s.tests, *{"training"} & set(r["metrics"])]
-            for scores in [r["metrics"][name]]
-            for metric, value in scores.items()
-            if metric not in ("n", "clusters", "overflowed")
-        ]
-    )
-
-
-def collect_histories(specs: list[Spec]) -> pd.DataFrame:
-    """One row per run × look: the labels, epoch, train_loss (mean since the look before; of a last look a few steps after another
-    nothing was logged, and it has that one's), validation_loss, validation_em …"""
-    frame = pd.DataFrame(
-        [{**label_columns(s, r), **row} for s, r in require_records(specs) for row in r["history"]]
-    )
-    if len(frame):
-        frame["train_loss"] = (
-            frame.astype({"train_loss": float})
-            .groupby(["run", "variant", "arm"])["train_loss"]
-            .ffill()
-        )
-    return frame
-
-
-def collect_examples(specs: list[Spec]) -> pd.DataFrame:
-    """One row per run × test example: run, variant, seed, ratio, set, id, cluster, em, f1, start, end, tokens."""
-    frames = []
-    for spec, record in require_records([s for s in specs if s.tests]):  # a trial has none
-        frame = read_examples(record)
-        frame = frame[frame["set"].isin(spec.tests)]
-        frames.append(
-            frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio)
-        )
-    return pd.concat(frames, ignore_index=True)
-
-
-def read_examples(record: dict) -> pd.DataFrame:
-    """Return the examples of a record, from the store or from the committed ones. Raises UserError where they are gone."""
-    if record["folder"]:
-        return pd.read_parquet(record["folder"] / examples_file(record))
-    report, run = record["report"], record["run"]
-    if any(
-        set(scores) >= {"em"} for scores in record["metrics"].values()
-    ) and run not in _read_committed_examples(report):
-        raise UserError(
-            f"{RECORDS / report}: the examples of {run} are in no examples-*.parquet; restore them from git"
-        )
-    return _read_committed_examples(report).get(run, pd.DataFrame({"set": [], "id": []}))
-
-
-def examples_file(record: dict) -> str:
-    """Return the name of the file beside a record that holds its examples; rescored ones have a name of their own."""
-    return next(name for name in record["files"] if name.startswith("examples"))
-
-
-def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
-    """The examples of a mixture's experts on its own test sets; `expert`: the dataset that each learnt."""
-    learners = [e.model_copy(update={"tests": mixture.tests}) for e in mixture.parents]
-    learnt, rows = (
-        {find_record(e)["run"]: e.domains[0] for e in learners},
-        collect_examples(learners),
-    )
-    return rows.assign(expert=rows["run"].map(learnt))
-
-
-@cache
-def _read_committed_examples(report: str) -> dict[str, pd.DataFrame]:
-    """Run → its committed examples; of a landing that was cut short and made again the later ones."""
-    parts = []
-    for file in sorted((RECORDS / report).glob("examples-*.parquet")):
-        try:
-            parts.append(pd.read_parquet(file))
-        except (OSError, ValueError) as e:
-            raise UserError(
-                f"{file} cannot be read ({' '.join(str(e).split())[:80]}); restore the file from git"
-            ) from None
-    return (
-        dict(
-            iter(pd.concat(parts).drop_duplicates(["run", "set", "id"], keep="last").groupby("run"))
-        )
-        if parts
-        else {}
-    )
-
-
-def write_ledger(p, specs: list[Spec]) -> Path:
-    """results.csv of a profile, touched only if its content changed (make renders what is newer)."""
-    file, text = page_folder(p) / "results.csv", format_csv(collect_ledger(specs))
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write(file, text)
-    return file
-
-
-def land(report: str, specs: list[Spec]) -> int:
-    """Append completed runs to the committed records; returns how many were new.
-
-    A run that a committed record of any machine serves (one trained again, FRESH=1) stays out: two would be one result twice.
-    """
-    known, new = read_committed(report), {}
-    for same in (s.machine_variants() for s in specs):
-        found = next(filter(None, map(_read, map(run_folder, same))), None)
-        # a trial, scored on validation alone, may be trained again as a run that is scored on the test sets too
-        if found and not any(
-            set(found["metrics"]) <= set(known[s.hash]["metrics"]) for s in same if s.hash in known
-        ):
-            new[found["hash"]] = found
-    for record in new.values():
-        if scoring_version(record) != SCORING:
-            raise UserError(
-                f"{record['run']} has scores of version {scoring_version(record)}, and version {SCORING} is landed; "
-                f"python -m qa_lib rescore {report} with the profile and data of the run scores its answers again"
-            )
-    if new:
-        commit(report, new, {h: read_examples(r) for h, r in new.items()})
-    return len(new)
-
-
-def commit(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame]):
-    """Write records, by hash, among the committed ones, and examples of theirs into further files.
-
-    An earlier record of the same hash is replaced, and of examples of a run the later ones count.
-    """
-    target, known = RECORDS / report, read_committed(report)
-    target.mkdir(parents=True, exist_ok=True)
-    read = [frame.assign(run=new[h]["run"]) for h, frame in examples.items()]
-    frames = [f for f in read if len(f)]  # a trial has no examples, and its empty columns no types
-    part = 1 + max(
-        (int(f.stem.split("-")[1]) for f in target.glob("examples-*.parquet")), default=-1
-    )
-    while frames:  # files of at most LIMIT bytes, a whole number of runs in each
-        for size in range(len(frames), 0, -1):
-            content = format_parquet(pd.concat(frames[:size]))
-            if len(content) <= LIMIT:
-                break
-        write(target / f"examples-{part:03d}.parquet", content)
-        frames, part = frames[size:], part + 1
-    records = [{k: v for k, v in r.items() if k != "folder"} for r in (known | new).values()]
-    records.sort(key=lambda r: r["run"])
-    write(target / "runs.jsonl", "".join(canonical(r) + "\n" for r in records))
-    read_committed.cache_clear()
-    _read_committed_examples.cache_clear()
-
-
-def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
-    """Write rescored records in the place they were read from, the store or the committed ones.
-
-    changed: hash → (record, its examples, how many of them differ); examples that do not differ are not written again.
-    """
-    landed, landed_examples = {}, {}
-    for h, (record, frame, moved) in changed.items():
-        at = record["folder"]
-        record = {k: v for k, v in record.items() if k not in ("folder", "checksum")}
-        old = examples_file(record)
-        if at and moved:  # under another name: until the record names it, the old pair is whole
-            name = f"examples-scoring-{SCORING}.parquet"
-            write(at / name, format_parquet(frame))
-            record["files"] = {name: digest_file(at / name)}
-        record["checksum"] = checksum(record)
-        if at:
-            write(at / "metrics.json", canonical(record))
-            if old not in record["files"]:
-                (at / old).unlink()
-            continue
-        landed[h] = record
-        if moved:
-            landed_examples[h] = frame
-    if landed:
-        commit(report, landed, landed_examples)
+    write(folder / "metrics.json", canonical(record))
 
 
 def has_weights(spec: Spec) -> bool:
-    """Are a run's weights there, and whole? Those that a power cut has truncated are removed."""
+    """Return whether a run's weights are there and whole. Truncated weights are removed."""
     file = run_folder(spec) / "model.safetensors"
     if not file.exists():
         return False
@@ -428,6 +171,404 @@ def has_weights(spec: Spec) -> bool:
 
 
 def discard(spec: Spec, what: str):
-    """Remove a run's checkpoints or weights."""
+    """Remove a run's checkpoints or weights. what: the name of the folder or file."""
     path = run_folder(spec) / what
-    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ---- look up records ----
+
+
+def check_checksum(record: dict):
+    """Raise ValueError where a record does not fit its checksum."""
+    if record["checksum"] != checksum(record):
+        raise ValueError("its checksum does not fit")
+
+
+def read_stored(folder: Path) -> dict | None:
+    """Return the record in a run's folder, or None where there is none or it is damaged.
+
+    The record gets a field `folder`.
+    """
+    file = folder / "metrics.json"
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        check_checksum(record)
+        for name, sha in record["files"].items():
+            if digest_file(folder / name) != sha:
+                raise ValueError("its checksum does not fit")
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
+        print(f"the record {folder.name} is damaged ({e}) and does not count", flush=True)
+        return None
+    return {**record, "folder": folder}
+
+
+@cache
+def read_committed(report: str) -> dict[str, dict]:
+    """Return the committed records of a report by hash. Raises UserError for a damaged line."""
+    file = RECORDS / report / "runs.jsonl"
+    if not file.exists():
+        return {}
+    records = {}
+    for n, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            record = json.loads(line)
+            check_checksum(record)
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{file}, line {n}: damaged record ({e}); restore the file from git"
+            ) from None
+        records[record["hash"]] = {**record, "folder": None}
+    return records
+
+
+def read_all(report: str) -> list[dict]:
+    """Return every complete record of a report, from the committed ones and from the store."""
+    records = dict(read_committed(report))
+    for file in sorted((RUNS / report).glob("*/metrics.json")):
+        record = read_stored(file.parent)
+        if record:
+            records.setdefault(record["hash"], record)
+    return list(records.values())
+
+
+def find_record(spec: Spec, fresh: bool = False) -> dict | None:
+    """Return the record of a training, or None where there is none with every test set of `spec`.
+
+    A record from another kind of machine serves too: one with a GPU, or one without bf16.
+    fresh: leave out the committed records.
+    """
+    for candidate in spec.machine_variants():
+        records = [read_stored(run_folder(candidate))]
+        if not fresh:
+            records.append(read_committed(candidate.report).get(candidate.hash))
+        for record in records:
+            if record and set(spec.tests) <= set(record["metrics"]):
+                return record
+    return None
+
+
+def require_records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
+    """Return each training with its record, so that no number is without evidence.
+
+    Raises UserError where a record is missing or has scores of another version.
+    """
+    records = [(spec, find_record(spec)) for spec in specs]
+    missing = {spec.hash: spec.run for spec, record in records if record is None}
+    if missing:
+        hashes = {spec.hash for spec in specs}
+        command = command_for(specs[0])
+        if specs[0].profile == "real":
+            command += f" SIZE={specs[0].size} DATA=folder"
+        raise UserError(
+            f"{len(missing)} of {len(hashes)} runs have no record, first "
+            f"{next(iter(missing.values()))}; {command} makes them"
+        )
+    for _, record in records:
+        version = scoring_version(record)
+        if version != SCORING:  # scores of two versions are never pooled
+            raise UserError(
+                f"{record['run']} has scores of version {version} and this code scores by version "
+                f"{SCORING}; python -m qa_lib rescore {record['report']} with the profile and data "
+                "of the run scores its answers again"
+            )
+    return records
+
+
+def scoring_version(record: dict) -> int:
+    """Return the version of scoring of a record. The first records lack the field."""
+    return record.get("scoring", 1)
+
+
+# ---- collect records into frames ----
+
+
+def label_columns(spec: Spec, record: dict) -> dict:
+    """Return the columns that every frame begins with.
+
+    They say what was trained, under the plan's labels.
+    """
+    not_shown = {
+        "parents",
+        "folder",
+        "fingerprints",
+        "places",
+        "tests",
+        "weights",
+        "layer",
+        "gate",
+        "recipe",
+    }
+    settings = spec.model_dump(exclude=not_shown)
+    columns = {"run": record["run"]}
+    columns |= {name: value for name, value in settings.items() if not isinstance(value, list)}
+    if spec.layer and spec.dense is None:
+        columns |= spec.layer.model_dump()
+    if spec.gate:
+        columns |= spec.gate.model_dump()
+    columns["rows"] = sum(spec.rows)
+    columns["encoder"] = encoder_display_name(spec.encoder)
+    columns["device"] = record["environment"]["device"]
+    columns["precision"] = record["environment"]["precision"]
+    return columns
+
+
+def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
+    """Return a row for each run, test set and metric.
+
+    Columns: the labels, set, metric, value (scores in percent), and n, the rows that were scored.
+    The set "training" holds what was measured while a run trained.
+    """
+    rows = []
+    for spec, record in require_records(specs):
+        labels = label_columns(spec, record)
+        metrics = record["metrics"]
+        test_sets = list(spec.tests)
+        if "training" in metrics:
+            test_sets.append("training")
+        for test_set in test_sets:
+            scores = metrics[test_set]
+            n = int(scores["n"])
+            for metric, value in scores.items():
+                if metric not in COUNTS:
+                    rows.append(
+                        {**labels, "set": test_set, "metric": metric, "value": value, "n": n}
+                    )
+    return pd.DataFrame(rows)
+
+
+def collect_histories(specs: list[Spec]) -> pd.DataFrame:
+    """Return a row for each run and evaluation during training.
+
+    Columns: the labels, epoch, train_loss, validation_loss, validation_em and so on. train_loss is
+    the mean since the evaluation before. Where the last evaluation comes so soon that no loss was
+    logged, it takes that of the evaluation before.
+    """
+    rows = []
+    for spec, record in require_records(specs):
+        labels = label_columns(spec, record)
+        rows.extend({**labels, **evaluation} for evaluation in record["history"])
+    frame = pd.DataFrame(rows)
+    if len(frame):
+        by_run = frame.astype({"train_loss": float}).groupby(["run", "variant", "arm"])
+        frame["train_loss"] = by_run["train_loss"].ffill()
+    return frame
+
+
+def collect_examples(specs: list[Spec]) -> pd.DataFrame:
+    """Return a row for each run and test example.
+
+    Columns: those of the stored examples, and run, variant, seed, ratio.
+    """
+    scored = [spec for spec in specs if spec.tests]  # a trial has no test sets
+    frames = []
+    for spec, record in require_records(scored):
+        frame = read_examples(record)
+        frame = frame[frame["set"].isin(spec.tests)]
+        frames.append(
+            frame.assign(run=record["run"], variant=spec.variant, seed=spec.seed, ratio=spec.ratio)
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
+    """Return the examples of a mixture's experts on the mixture's own test sets.
+
+    The column `expert` names the dataset that each expert was trained on.
+    """
+    experts = [parent.model_copy(update={"tests": mixture.tests}) for parent in mixture.parents]
+    datasets = {find_record(expert)["run"]: expert.domains[0] for expert in experts}
+    examples = collect_examples(experts)
+    return examples.assign(expert=examples["run"].map(datasets))
+
+
+def examples_file(record: dict) -> str:
+    """Return the name of the file with a record's examples. Rescored examples have another name."""
+    return next(name for name in record["files"] if name.startswith("examples"))
+
+
+def read_examples(record: dict) -> pd.DataFrame:
+    """Return the examples of a record, from the store or from the committed ones.
+
+    Raises UserError where they are gone.
+    """
+    if record["folder"]:
+        return pd.read_parquet(record["folder"] / examples_file(record))
+    run = record["run"]
+    committed = _read_committed_examples(record["report"])
+    if run in committed:
+        return committed[run]
+    if any("em" in scores for scores in record["metrics"].values()):
+        raise UserError(
+            f"{RECORDS / record['report']}: the examples of {run} are in no examples-*.parquet; "
+            "restore them from git"
+        )
+    return pd.DataFrame({"set": [], "id": []})  # of a trial, which has none
+
+
+@cache
+def _read_committed_examples(report: str) -> dict[str, pd.DataFrame]:
+    """Return the committed examples of each run.
+
+    A landing that was cut short and repeated has written examples twice; the later ones count.
+    """
+    frames = []
+    for file in sorted((RECORDS / report).glob("examples-*.parquet")):
+        try:
+            frames.append(pd.read_parquet(file))
+        except (OSError, ValueError) as e:
+            reason = " ".join(str(e).split())[:80]
+            raise UserError(
+                f"{file} cannot be read ({reason}); restore the file from git"
+            ) from None
+    if not frames:
+        return {}
+    examples = pd.concat(frames).drop_duplicates(["run", "set", "id"], keep="last")
+    return dict(iter(examples.groupby("run")))
+
+
+def write_ledger(p, specs: list[Spec]) -> Path:
+    """Write results.csv of a profile and return its path.
+
+    A file that would not change is left alone, since make renders a page when its file is newer.
+    """
+    file = page_folder(p) / "results.csv"
+    text = format_csv(collect_ledger(specs))
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        write(file, text)
+    return file
+
+
+# ---- commit records ----
+
+
+def land(report: str, specs: list[Spec]) -> int:
+    """Append complete runs to the committed records. Returns how many were new.
+
+    A run stays out where a committed record of any kind of machine serves (it was trained again
+    with FRESH=1): with two records one result would count twice.
+    """
+    committed = read_committed(report)
+    new = {}
+    for spec in specs:
+        candidates = spec.machine_variants()
+        record = find_stored(candidates)
+        if record and not is_committed(record, candidates, committed):
+            new[record["hash"]] = record
+    for record in new.values():
+        version = scoring_version(record)
+        if version != SCORING:
+            raise UserError(
+                f"{record['run']} has scores of version {version}, and version {SCORING} is "
+                f"landed; python -m qa_lib rescore {report} with the profile and data of the run "
+                "scores its answers again"
+            )
+    if new:
+        examples = {hash_: read_examples(record) for hash_, record in new.items()}
+        write_committed(report, new, examples)
+    return len(new)
+
+
+def find_stored(candidates: list[Spec]) -> dict | None:
+    """Return the first record in the store of one training on different kinds of machine."""
+    for candidate in candidates:
+        record = read_stored(run_folder(candidate))
+        if record:
+            return record
+    return None
+
+
+def is_committed(record: dict, candidates: list[Spec], committed: dict[str, dict]) -> bool:
+    """Return whether the committed record of a candidate has all test sets of this record.
+
+    It may have fewer: a trial, which is scored on validation rows alone, may be trained again as a
+    run that is scored on test sets too.
+    """
+    test_sets = set(record["metrics"])
+    for candidate in candidates:
+        known = committed.get(candidate.hash)
+        if known and test_sets <= set(known["metrics"]):
+            return True
+    return False
+
+
+def write_committed(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame]):
+    """Write records among the committed ones, and their examples into further files.
+
+    new, examples: by hash. A record replaces an earlier one of the same hash. Examples are only
+    added, and the later ones of a run count.
+    """
+    folder = RECORDS / report
+    records = list((read_committed(report) | new).values())
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = [frame.assign(run=new[hash_]["run"]) for hash_, frame in examples.items()]
+    # a trial has no examples, and its empty columns have no types
+    write_committed_examples(folder, [frame for frame in frames if len(frame)])
+    lines = []
+    for record in sorted(records, key=lambda record: record["run"]):
+        content = {name: value for name, value in record.items() if name != "folder"}
+        lines.append(canonical(content) + "\n")
+    write(folder / "runs.jsonl", "".join(lines))
+    read_committed.cache_clear()
+    _read_committed_examples.cache_clear()
+
+
+def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
+    """Write a frame for each run into further files of at most LIMIT bytes.
+
+    A run is never cut in two.
+    """
+    numbers = [int(file.stem.split("-")[1]) for file in folder.glob("examples-*.parquet")]
+    number = max(numbers, default=-1) + 1
+    while frames:
+        for size in range(len(frames), 0, -1):
+            content = format_parquet(pd.concat(frames[:size]))
+            if len(content) <= LIMIT:
+                break
+        write(folder / f"examples-{number:03d}.parquet", content)
+        frames = frames[size:]
+        number += 1
+
+
+def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
+    """Write rescored records where they were read from, the store or the committed ones.
+
+    changed: for each hash the record, its examples, and how many examples differ. Examples that do
+    not differ are not written again.
+    """
+    committed = {}
+    committed_examples = {}
+    for hash_, (record, examples, differing) in changed.items():
+        folder = record["folder"]
+        record = {k: v for k, v in record.items() if k not in ("folder", "checksum")}
+        if folder:
+            replace_stored(folder, record, examples if differing else None)
+            continue
+        record["checksum"] = checksum(record)
+        committed[hash_] = record
+        if differing:
+            committed_examples[hash_] = examples
+    if committed:
+        write_committed(report, committed, committed_examples)
+
+
+def replace_stored(folder: Path, record: dict, examples: pd.DataFrame | None):
+    """Write a rescored record into its run's folder, with its examples unless they are None.
+
+    The examples get another name, so that the old record and its examples stay whole until the new
+    record is written.
+    """
+    old = examples_file(record)
+    if examples is not None:
+        name = f"examples-scoring-{SCORING}.parquet"
+        write(folder / name, format_parquet(examples))
+        record["files"] = {name: digest_file(folder / name)}
+    record["checksum"] = checksum(record)
+    write(folder / "metrics.json", canonical(record))
+    if old not in record["files"]:
+        (folder / old).unlink()
