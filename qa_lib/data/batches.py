@@ -1,59 +1,71 @@
 """The order of training examples, in batches of like length."""
 
 import random
+from collections.abc import Iterator
 
 
 class BucketSampler:
-    """Indices in an order in which neighbours have like lengths, so that batches hold little padding.
+    """Sampler of indices whose neighbours have like lengths, so that batches hold little padding.
 
-    order  trainer     everything shuffled anew each epoch, as the Trainer's own sampler does
+    order  trainer     everything is shuffled anew each epoch, as by the Trainer's own sampler
            sequential  domain after domain, as concatenated; shuffled once within each domain
-           shuffled    shuffled once, the same order in every epoch
-    Buckets of `batch_size` × 32 neighbours are sorted by length, cut into batches, and the batches shuffled;
-    no bucket crosses a domain boundary when the order is sequential.
+           shuffled    shuffled once; every epoch has the same order
+
+    Buckets of 32 × `batch_size` neighbours are sorted by length and cut into batches. The batches
+    are then shuffled. With the order sequential no bucket crosses the border of two domains.
     """
 
     def __init__(
         self, lengths: list[int], domains: list[str], batch_size: int, order: str, seed: int
     ):
-        self.lengths, self.domains, self.batch_size, self.order, self.seed = (
-            lengths,
-            domains,
-            batch_size,
-            order,
-            seed,
-        )
+        self.lengths = lengths
+        self.domains = domains
+        self.batch_size = batch_size
+        self.order = order
+        self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def set_epoch(self, epoch: int):
-        """Called by the Trainer's data loader at the start of each epoch, and when it resumes."""
+        """Set the epoch. The Trainer's data loader calls this as an epoch starts or resumes."""
         self.epoch = epoch
 
-    def __iter__(self):
-        rng = random.Random(f"{self.seed}/{self.epoch if self.order == 'trainer' else 0}")
-        groups = [list(range(len(self)))]
-        if self.order == "sequential":
-            groups = [
-                [i for i, d in enumerate(self.domains) if d == name]
-                for name in dict.fromkeys(self.domains)
-            ]
-        given, size = 0, 32 * self.batch_size
-        for group in groups:
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.epoch if self.order == "trainer" else 0
+        rng = random.Random(f"{self.seed}/{epoch}")
+        done = 0
+        for group in self.group_indices():
             rng.shuffle(group)
-            fill = -given % self.batch_size  # completes the batch the last domain left short
+            fill = -done % self.batch_size  # completes the batch that the last group left short
+            done += len(group)
             yield from group[:fill]
-            given, group = given + len(group), group[fill:]
-            batches = []
-            for bucket in (group[i : i + size] for i in range(0, len(group), size)):
-                bucket.sort(key=lambda i: -self.lengths[i])
-                batches += [
-                    bucket[i : i + self.batch_size] for i in range(0, len(bucket), self.batch_size)
-                ]
-            # stays last
-            short = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
-            rng.shuffle(batches)
-            for batch in batches + short:
+            for batch in self.shuffle_batches(group[fill:], rng):
                 yield from batch
+
+    def group_indices(self) -> list[list[int]]:
+        """Return the indices of each domain; those of all domains together unless sequential."""
+        if self.order != "sequential":
+            return [list(range(len(self)))]
+        groups: dict[str, list[int]] = {}
+        for i, domain in enumerate(self.domains):
+            groups.setdefault(domain, []).append(i)
+        return list(groups.values())
+
+    def shuffle_batches(self, group: list[int], rng: random.Random) -> list[list[int]]:
+        """Cut a group into batches of like length and shuffle them.
+
+        A batch that is not full stays last.
+        """
+        size = 32 * self.batch_size
+        batches = []
+        for begin in range(0, len(group), size):
+            bucket = sorted(group[begin : begin + size], key=lambda i: -self.lengths[i])
+            for at in range(0, len(bucket), self.batch_size):
+                batches.append(bucket[at : at + self.batch_size])
+        short = []
+        if batches and len(batches[-1]) < self.batch_size:
+            short = [batches.pop()]
+        rng.shuffle(batches)
+        return batches + short

@@ -1,12 +1,14 @@
-"""The embedded corpora: generated question answering data, no network needed.
+"""The embedded corpora: generated question answering data; no network is needed.
 
-`qa` gives question rows in eight registers: facts about a main entity among rivals of its kind. How hard they are is stated,
-without any model, in tests/test_corpora.py. `sentences.py` draws its sentence tasks from the same world.
+`qa` returns question rows in eight registers. A passage states facts about a main entity and about
+rivals of the same kind. tests/test_corpora.py states, without any model, how hard the questions
+are. sentences.py draws its sentence tasks from the same world.
 
-Names, facts and sentences are invented (words and templates: `corpora.yaml`); no number made with
-them is a result, they show that a study works. Every passage has facts of its own and is a function
-of register, seed and its number alone: row n is the same however many rows are asked for, and a
-split by title shares no text (titles repeat after some thousand passages of a register).
+Names, facts and sentences are invented; corpora.yaml holds the words and templates. No number made
+with them is a result. They show that a study works. Every passage has facts of its own, and it is a
+function of register, seed and its number alone. Row n is therefore the same however many rows are
+asked for, and a split by title shares no text. Titles repeat after some thousand passages of a
+register.
 """
 
 import math
@@ -34,46 +36,50 @@ FACTS = 5  # facts about the main entity of a passage
 RIVALS = (2, 2, 2, 3)  # entities of the same kind beside it
 SHARED = (1, 2, 2)  # facts of each rival, of relations that the main entity has too
 DESCRIBED = 0.35  # share of questions that name their entity by another of its facts
-LONG = 0.03  # share of passages with 400 words and more, where a register has them
+LONG = 0.03  # share of long passages, where a register has them
+LONG_WORDS = 400  # words of a long passage at least
 MANY = 1_000_003  # a prime: steps through the names so that neighbours do not look alike
 
 
+def _split_alternatives(node):
+    """Return a part of corpora.yaml with every text `a | b | c` as a list."""
+    if isinstance(node, dict):
+        return {key: _split_alternatives(value) for key, value in node.items()}
+    if isinstance(node, str):
+        return ["" if part == "''" else part for part in re.split(r"\s+\|\s+", node.strip())]
+    return node
+
+
 @cache
-def _load():
-    """corpora.yaml with every `a | b | c` as a list and every name part split."""
-
-    def split(node):
-        if isinstance(node, dict):
-            return {key: split(value) for key, value in node.items()}
-        if isinstance(node, str):
-            return ["" if part == "''" else part for part in re.split(r"\s+\|\s+", node.strip())]
-        return node
-
+def _load() -> dict:
+    """Return corpora.yaml with every `a | b | c` as a list and every part of a name split."""
     text = Path(__file__).with_name("corpora.yaml").read_text(encoding="utf-8")
-    book = split(yaml.safe_load(text))
-    book["names"] = {
-        kind: [[x.replace("''", "") for x in part.split()] for part in parts]
-        for kind, parts in book["names"].items()
-    }
-    book["women"], book["stop"] = set(book["women"][0].split()), set(book["stop"][0].split())
-    book["relations"] = {
-        kind: [key for key in spec if key not in ("name", "noun", "short")]
-        for kind, spec in book["kinds"].items()
-    }
+    book = _split_alternatives(yaml.safe_load(text))
+    for kind, parts in book["names"].items():
+        split_parts = []
+        for part in parts:
+            split_parts.append(["" if item == "''" else item for item in part.split()])
+        book["names"][kind] = split_parts
+    for name in ("women", "stop"):
+        book[name] = set(book[name][0].split())
+    book["relations"] = {}
+    for kind, spec in book["kinds"].items():
+        book["relations"][kind] = [key for key in spec if key not in ("name", "noun", "short")]
     return book
 
 
-def _name(kind, number):
-    """The number-th name of a kind: mixed radix over its parts."""
-    parts, out = _load()["names"][kind], ""
+def _name(kind: str, number: int) -> str:
+    """Return the number-th name of a kind; the number counts its parts in mixed radix."""
+    parts = _load()["names"][kind]
     number = number * MANY % math.prod(map(len, parts))
+    name = ""
     for part in parts:
         number, k = divmod(number, len(part))
-        out += part[k]
-    return out.replace("_", " ")
+        name += part[k]
+    return name.replace("_", " ")
 
 
-def _expand(text, rng):
+def _expand(text: str, rng: random.Random) -> str:
     """Fill {type} and [low-high] in a template; braces that are no type stay."""
     book = _load()
 
@@ -82,12 +88,15 @@ def _expand(text, rng):
         if kind in book["names"]:
             name = _name(kind, rng.randrange(MANY))
             return name if kind == match[1] else name.upper()
-        return _expand(rng.choice(book["words"][kind]), rng) if kind in book["words"] else match[0]
+        if kind in book["words"]:
+            return _expand(rng.choice(book["words"][kind]), rng)
+        return match[0]
 
     def number(match):
         low, high, comma = match.groups()
         if "." in low:
-            return f"{rng.randint(int(float(low) * 10), int(float(high) * 10)) / 10:.1f}"
+            tenths = rng.randint(int(float(low) * 10), int(float(high) * 10))
+            return f"{tenths / 10:.1f}"
         return f"{rng.randint(int(low), int(high)):{comma}}"
 
     text = re.sub(r"\{(\w+)\}", word, text)
@@ -95,17 +104,22 @@ def _expand(text, rng):
     return re.sub(r"\b([Aa]) (?=[aeiouAEIO])(?!one)", r"\1n ", text)
 
 
-def _upper(text):
-    """The sentence with a capital at its start, also behind a quotation mark."""
-    return re.sub(r'^("?)([a-z])', lambda m: m[1] + m[2].upper(), text)
+def _upper(text: str) -> str:
+    """Return a sentence with a capital at its start, also behind a quotation mark."""
+    return re.sub(r'^("?)([a-z])', lambda match: match[1] + match[2].upper(), text)
 
 
-def _entity(kind, name, relations, rng, used):
-    """An entity and its facts; no value occurs twice in a passage: a question has one answer."""
+def _entity(kind: str, name: str, relations: list, rng: random.Random, used: set[str]) -> dict:
+    """Return an entity with its facts: {kind, name, facts: {relation: value}}.
+
+    used: the names and values of the passage; it grows. No value contains another of them or is
+    contained in one, so that a question has one answer.
+    """
     facts = {}
     for relation in relations:
+        value_type = _load()["kinds"][kind][relation]["of"][0]
         for _ in range(40):
-            value = _expand(f"{{{_load()['kinds'][kind][relation]['of'][0]}}}", rng)
+            value = _expand(f"{{{value_type}}}", rng)
             if not any(value in other or other in value for other in used):
                 used.add(value)
                 facts[relation] = value
@@ -113,112 +127,163 @@ def _entity(kind, name, relations, rng, used):
     return {"kind": kind, "name": name, "facts": facts}
 
 
-def _sentence(style, entity, relations, rng, full=True):
-    """One sentence with one or two facts of an entity; `full`: call it by its whole name."""
-    spec, facts, name = _load()["kinds"][entity["kind"]], entity["facts"], entity["name"]
-    whole = len(relations) == 1 and "full" in spec[relations[0]] and rng.random() < 0.4
-    form = (
-        rng.choice(spec[relations[0]]["full"])
-        if whole
-        else _expand(rng.choice(style["one" if len(relations) == 1 else "two"]), rng)
-    )
-    noun, she = "the " + spec["noun"][0], "it"
+def _say(spec: dict, relation: str, value: str, rng: random.Random) -> str:
+    """Return a verb phrase that states a fact."""
+    return rng.choice(spec[relation]["say"]).replace("{v}", value)
+
+
+def _sentence(style: dict, entity: dict, relations: list, rng: random.Random, full=True) -> str:
+    """Return a sentence with one or two facts of an entity.
+
+    full: call the entity by its whole name; without it often by its kind or a pronoun.
+    """
+    spec = _load()["kinds"][entity["kind"]]
+    facts = entity["facts"]
+    name = entity["name"]
+    first = relations[0]
+    one = len(relations) == 1
+    # Some relations have whole sentences of their own, which need no template of the register.
+    whole = one and "full" in spec[first] and rng.random() < 0.4
+    if whole:
+        form = rng.choice(spec[first]["full"])
+    else:
+        form = _expand(rng.choice(style["one" if one else "two"]), rng)
+    noun = "the " + spec["noun"][0]
+    pronoun = "it"
     if spec["name"][0] == "person":
         noun = name.split()[0 if "short" in spec else 1]
-        she = "she" if name.split()[0] in _load()["women"] else "he"
+        pronoun = "she" if name.split()[0] in _load()["women"] else "he"
     if not full and rng.random() < 0.7:
-        pronoun = not whole and "{who}" not in form and rng.random() < 0.6
-        name = she if pronoun else noun
+        by_pronoun = not whole and "{who}" not in form and rng.random() < 0.6
+        name = pronoun if by_pronoun else noun
     words = {
         "S": _upper(name),
         "s": name,
-        "ref": she,
-        "who": "which" if she == "it" else "who",
-        "v": facts[relations[0]],
+        "ref": pronoun,
+        "who": "which" if pronoun == "it" else "who",
+        "v": facts[first],
     }
     if not whole:
-        words |= {
-            slot: rng.choice(spec[r]["say"]).replace("{v}", facts[r])
-            for slot, r in zip("ab", relations, strict=False)
-        }
+        for slot, relation in zip("ab", relations, strict=False):
+            words[slot] = _say(spec, relation, facts[relation], rng)
     form = re.sub(r"\{(\w+)\}", lambda match: words[match[1]], form)
     return form if "single" in style else _upper(form)
 
 
-def _statements(style, entities, rng):
-    """Sentences or catalogue lines [(text, [(entity, relation), ...]), ...], facts in any order."""
-    groups, said, last = [], [], None
+def _statements(style: dict, entities: list[dict], rng: random.Random) -> list[tuple]:
+    """Return sentences or catalogue lines: [(text, [(entity, relation), …]), …].
+
+    The facts stand in any order.
+    """
+    groups = []
     for entity in entities:
-        names = rng.sample(list(entity["facts"]), len(entity["facts"]))
-        while names:
-            take = len(names) if "list" in style else min(len(names), rng.choice((1, 2, 2)))
-            groups.append((entity, [names.pop() for _ in range(take)]))
+        relations = rng.sample(list(entity["facts"]), len(entity["facts"]))
+        while relations:
+            take = len(relations)
+            if "list" not in style:
+                take = min(take, rng.choice((1, 2, 2)))
+            groups.append((entity, [relations.pop() for _ in range(take)]))
     rng.shuffle(groups)
     if rng.random() < 0.5:  # half of the passages keep the sentences about an entity together
         order = [entity["name"] for entity, _ in groups]
         groups.sort(key=lambda group: order.index(group[0]["name"]))
-    for entity, names in groups:
+    statements = []
+    last = None
+    for entity, relations in groups:
         if "list" in style:
-            spec, facts = _load()["kinds"][entity["kind"]], entity["facts"]
-            items = [rng.choice(spec[n]["say"]).replace("{v}", facts[n]) for n in names]
+            spec = _load()["kinds"][entity["kind"]]
+            items = [_say(spec, relation, entity["facts"][relation], rng) for relation in relations]
             text = f"{entity['name']} - " + " | ".join(items)
         else:
-            text = _sentence(style, entity, names, rng, entity is not last)
-        said.append((text, [(entity, name) for name in names]))
+            text = _sentence(style, entity, relations, rng, entity is not last)
+        statements.append((text, [(entity, relation) for relation in relations]))
         last = entity
-    return said
+    return statements
 
 
-def _write(style, entities, rng, opens):
-    """The text of one passage and what each sentence states: (text, [(start, end, facts), ...])."""
-    said, gap = _statements(style, entities, rng), " "
+def _speakers(entities: list[dict], rng: random.Random) -> list[str]:
+    """Return the names of two speakers; neither occurs in an entity's name or facts."""
+    words = []
+    for entity in entities:
+        words += [entity["name"], *entity["facts"].values()]
+    taken = " ".join(words)
+    return rng.sample([name for name in _load()["names"]["first"][0] if name not in taken], 2)
+
+
+def _write(style: dict, entities: list[dict], rng: random.Random, opens: bool) -> tuple:
+    """Write one passage: (text, [(start, end, facts), …]) with what each sentence states.
+
+    opens: the passage begins with an opening of the register.
+    """
+    statements = _statements(style, entities, rng)
     opening = _expand(rng.choice(style.get("open", [""])), rng) if opens else ""
     close = _expand(rng.choice(style.get("close", [""])), rng)
-    if "list" in style or "single" in style:
-        gap = "\n" if "list" in style else "; "
+    gap = " "
+    if "list" in style:
+        gap = "\n"
+    elif "single" in style:
+        gap = "; "
     if "speakers" in style:
-        busy, gap = " ".join(w for e in entities for w in (e["name"], *e["facts"].values())), "\n"
-        who = rng.sample([n for n in _load()["names"]["first"][0] if n not in busy], 2)
+        gap = "\n"
+        who = _speakers(entities, rng)
         opening = opening.replace("{A}", who[0]).replace("{B}", who[1])
-        said = [(f"{who[i % 2]}: {text}", facts) for i, (text, facts) in enumerate(said)]
-    text, spans = "", []
-    for sentence, facts in [(opening, []), *said, (close, [])]:
+        statements = [
+            (f"{who[i % 2]}: {text}", facts) for i, (text, facts) in enumerate(statements)
+        ]
+    text = ""
+    spans = []
+    for sentence, facts in [(opening, []), *statements, (close, [])]:
         if sentence:
             text += gap if text else ""
             spans.append((len(text), len(text) + len(sentence), facts))
             text += sentence
-    return text + ("." if "single" in style else ""), spans
+    if "single" in style:
+        text += "."
+    return text, spans
+
+
+def _group(kind: str, number: int, rng: random.Random, used: set[str]) -> list[dict]:
+    """Return the main entity of a kind and its rivals. No two of their names share a word.
+
+    number: number of the main entity's name in the first group of a passage, where `used` is empty.
+    In further groups that name is drawn too.
+    """
+    relations = rng.sample(_load()["relations"][kind], FACTS)
+    rivals = rng.choice(RIVALS)
+    name_type = _load()["kinds"][kind]["name"][0]
+    names = []
+    while len(names) <= rivals:
+        name = _name(name_type, rng.randrange(MANY) if used else number)
+        shares_word = set(name.split()) & set(" ".join(names).split())
+        if name not in used and not shares_word:
+            names.append(name)
+            used.add(name)
+    group = [_entity(kind, names[0], relations, rng, used)]
+    for name in names[1:]:
+        shared = rng.sample(relations, rng.choice(SHARED))
+        group.append(_entity(kind, name, shared, rng, used))
+    return group
 
 
 @lru_cache(maxsize=8192)
-def _passage(register, seed, number):
-    """Passage `number` of a register: kind, text, title, entities and questions."""
+def _passage(register: str, seed: int, number: int) -> dict:
+    """Return passage `number` of a register: kind, text, title, entities and questions."""
     rng = random.Random(f"{VERSION}/{register}/{seed}/{number}")
     style = _load()["registers"][register]
-    kind, text, spans, entities, used = rng.choice(style["kinds"]), "", [], [], set()
-    long, naming = "single" not in style and rng.random() < LONG, _load()["kinds"][kind]["name"][0]
-    number += seed * 7919 + REGISTERS.index(register) * 1000
-    while not text or long and len(text.split()) < 400:
-        chosen, size, names = rng.sample(_load()["relations"][kind], FACTS), rng.choice(RIVALS), []
-        while len(names) <= size:
-            name = _name(naming, rng.randrange(MANY) if used else number)
-            if name not in used and not set(name.split()) & set(" ".join(names).split()):
-                names.append(name)
-                used.add(name)
-        group = [
-            _entity(
-                kind,
-                n,
-                chosen if n == names[0] else rng.sample(chosen, rng.choice(SHARED)),
-                rng,
-                used,
-            )
-            for n in names
-        ]
-        more, where = _write(style, group, rng, not text)
-        shift = len(text) + 1 if text else 0
-        text = f"{text}\n{more}" if text else more
-        spans += [(start + shift, end + shift, facts) for start, end, facts in where]
+    kind = rng.choice(style["kinds"])
+    long = "single" not in style and rng.random() < LONG
+    # The number gives the title too: those of a register repeat only when its names are used up.
+    title_number = number + seed * 7919 + REGISTERS.index(register) * 1000
+    text = ""
+    spans = []
+    entities = []
+    used: set[str] = set()
+    while not text or (long and len(text.split()) < LONG_WORDS):
+        group = _group(kind, title_number, rng, used)
+        paragraph, statements = _write(style, group, rng, opens=not text)
+        text = f"{text}\n{paragraph}" if text else paragraph
+        shift = len(text) - len(paragraph)
+        spans += [(start + shift, end + shift, facts) for start, end, facts in statements]
         entities += group
     return {
         "kind": kind,
@@ -229,82 +294,105 @@ def _passage(register, seed, number):
     }
 
 
-def _answers(text, value, start, kind, rng):
-    """Accepted spans [(start, text), ...]: in the stating sentence, elsewhere, a shorter form."""
-    found = [m.start() for m in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text)]
-    first = next(at for at in found if at >= start)
-    spans = [(at, value) for at in [first, *(at for at in found if at != first)]]
-    short = re.sub(r"^an? |(?<=\d) (mg|hours|g|km|euros|pounds)$", "", value)
-    short = value.split()[-1] if kind == "person" else short
+def _answers(text: str, value: str, start: int, kind: str, rng: random.Random) -> list[tuple]:
+    """Return the accepted spans, [(start, text), …].
+
+    First the value in the sentence that states it, which begins at `start`; then the value
+    elsewhere; last, for half of the values that have one, a shorter form.
+    """
+    pattern = rf"(?<!\w){re.escape(value)}(?!\w)"
+    places = [match.start() for match in re.finditer(pattern, text)]
+    first = next(place for place in places if place >= start)
+    spans = [(first, value)]
+    spans += [(place, value) for place in places if place != first]
+    if kind == "person":
+        short = value.split()[-1]
+    else:
+        short = re.sub(r"^an? |(?<=\d) (mg|hours|g|km|euros|pounds)$", "", value)
     if short != value and rng.random() < 0.5:
         spans.append((first + value.rindex(short), short))
     return spans
 
 
-def _questions(style, kind, text, spans, entities, rng):
-    """Three to five questions [{question, answers, relation, sentence}]; impossible: no answers."""
-    spec, out = _load()["kinds"][kind], {}
-    stated = [(e, relation, span) for span in spans for e, relation in span[2]]
-    for entity, relation, (start, end, _) in rng.sample(stated, rng.choice((3, 4, 4, 5))):
-        name, facts, draw = entity["name"], entity["facts"], rng.random()
+def _wrong_values(entities: list[dict], entity: dict, relation: str) -> list[str]:
+    """Return the values that a relation has for other entities."""
+    others = [other for other in entities if other is not entity]
+    return [other["facts"][relation] for other in others if relation in other["facts"]]
+
+
+def _questions(
+    style: dict, kind: str, text: str, spans: list[tuple], entities: list[dict], rng: random.Random
+) -> list[dict]:
+    """Return up to five questions: [{question, answers, relation, sentence}, …].
+
+    A question that the passage leaves open has no answers.
+    """
+    spec = _load()["kinds"][kind]
+    stated = []
+    for start, end, facts in spans:
+        stated += [(entity, relation, start, end) for entity, relation in facts]
+    questions = {}
+    for entity, relation, start, end in rng.sample(stated, rng.choice((3, 4, 4, 5))):
+        name = entity["name"]
+        facts = entity["facts"]
+        draw = rng.random()
         form = rng.choice(spec[relation]["ask"])
         answers = _answers(text, facts[relation], start, spec[relation]["of"][0], rng)
-        if "speakers" in style and draw < 0.15:
+        if "speakers" in style and draw < 0.15:  # a question that the passage leaves open
             absent = rng.choice([r for r in _load()["relations"][kind] if r not in facts])
-            form, answers = rng.choice(spec[absent]["ask"]), []
-        elif "speakers" in style and draw < 0.35:
-            wrong = [
-                e["facts"][relation] for e in entities if e is not entity and relation in e["facts"]
-            ]
+            form = rng.choice(spec[absent]["ask"])
+            answers = []
+        elif "speakers" in style and draw < 0.35:  # a question to be answered with yes or no
+            wrong = _wrong_values(entities, entity, relation)
             word = "no" if wrong and rng.random() < 0.6 else "yes"
             value = rng.choice(wrong) if word == "no" else facts[relation]
             form = spec[relation]["check"][0].replace("{v}", value)
             answers = [(re.search(rf"\b{word}\b", text).start(), word)]  # in the first line
-        others = [r for r in facts if r != relation]
+        others = [other for other in facts if other != relation]
         if others and rng.random() < DESCRIBED:
             other = rng.choice(others)
             that = rng.choice(spec[other]["that"]).replace("{v}", facts[other])
             name = f"the {spec['noun'][0]} {that}"
         question = form.replace("{s}", name)
         question = question.lower() if "list" in style else _upper(question)
-        out.setdefault(
-            question,
-            {
-                "question": question,
-                "answers": answers,
-                "relation": relation,
-                "sentence": text[start:end],
-            },
-        )
-    return list(out.values())
+        entry = {
+            "question": question,
+            "answers": answers,
+            "relation": relation,
+            "sentence": text[start:end],
+        }
+        questions.setdefault(question, entry)
+    return list(questions.values())
 
 
-def qa(register, rows, seed=0):
-    """Rows of one register: id, title, context, question, answers, is_impossible, domain.
+def qa(register: str, rows: int, seed: int = 0) -> list[dict]:
+    """Return rows of one register: id, title, context, question, answers, is_impossible, domain.
 
-    Deterministic; the first rows do not depend on `rows`. UserError: unknown register.
+    The first rows do not depend on `rows`. Raises UserError for an unknown register.
     """
     if register not in REGISTERS:
         raise UserError(
             f"There is no embedded corpus {register!r}; choose one of {', '.join(REGISTERS)}."
         )
-    out, number = [], 0
-    while len(out) < rows:
+    made = []
+    number = 0
+    while len(made) < rows:
         passage = _passage(register, seed, number)
-        out += [
-            {
-                "id": f"{register}-{seed}-{number}-{k}",
-                "title": passage["title"],
-                "context": passage["text"],
-                "question": q["question"],
-                "answers": {
-                    "text": [text for _, text in q["answers"]],
-                    "answer_start": [start for start, _ in q["answers"]],
-                },
-                "is_impossible": not q["answers"],
-                "domain": register,
+        for k, question in enumerate(passage["questions"]):
+            answers = {
+                "text": [text for _, text in question["answers"]],
+                "answer_start": [start for start, _ in question["answers"]],
             }
-            for k, q in enumerate(passage["questions"])
-        ]
+            made.append(
+                {
+                    "id": f"{register}-{seed}-{number}-{k}",
+                    "title": passage["title"],
+                    "context": passage["text"],
+                    "question": question["question"],
+                    "answers": answers,
+                    "is_impossible": not question["answers"],
+                    "domain": register,
+                }
+            )
         number += 1
-    return out[:rows]
+    return made[:rows]

@@ -18,30 +18,38 @@ if TYPE_CHECKING:
 def load_windows(
     rows: list[dict], tokenizer, max_length: int, stride: int, cache: Path
 ) -> "Dataset":
-    """The windows of `rows`: memory-mapped from `cache`, made there at first use.
+    """Return the windows of `rows`, memory-mapped from the folder `cache`; made at first use.
 
-    Columns: input_ids, type_ids (T), offsets (2T: character start, end of each context token, else 0),
-    row (index into `rows`), start_positions, end_positions.
+    Columns, for a window of T tokens:
+    input_ids        (T,)
+    type_ids         (T,), 0 for the question, 1 for the context
+    offsets          (2T,), start and end of each context token in characters, zeros elsewhere
+    row              index into `rows`
+    start_positions  first token of the answer, 0 where the window does not hold it whole
+    end_positions    last token, likewise
     """
     from datasets import Dataset, disable_progress_bars, load_from_disk
 
     disable_progress_bars()
-    identity = [
-        [r["id"], r["question"], r["context"], r["answers"], r["is_impossible"]] for r in rows
-    ]
-    words = {
-        k: v
-        for k, v in json.loads(tokenizer.backend_tokenizer.to_str()).items()
-        if k not in ("truncation", "padding")
-    }
-    code = digest_text(Path(span.__file__))
-    key = hashlib.sha256(canonical([identity, words, max_length, stride, code]).encode())
-    folder = cache / key.hexdigest()[:32]
+    folder = cache / cache_key(rows, tokenizer, max_length, stride)
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # another worker that wants the same waits
+    with FileLock(f"{folder}.lock"):  # another worker that needs the same windows waits
         if read_seal(folder) is None:
             if folder.exists():
                 print(f"cached features {folder.name} are damaged; made anew", flush=True)
-            made = Dataset.from_dict(span.tokenise_rows(rows, tokenizer, max_length, stride))
-            write_folder(folder, made.save_to_disk)
+            windows = Dataset.from_dict(span.tokenise_rows(rows, tokenizer, max_length, stride))
+            write_folder(folder, windows.save_to_disk)
         return load_from_disk(folder)
+
+
+def cache_key(rows: list[dict], tokenizer, max_length: int, stride: int) -> str:
+    """Return the key of windows: a digest of rows, tokenizer, lengths and the tokenising code."""
+    fields = ("id", "question", "context", "answers", "is_impossible")
+    content = [[row[field] for field in fields] for row in rows]
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These two are left over from the tokenizer's last call; every call sets them anew.
+    for state in ("truncation", "padding"):
+        words.pop(state, None)
+    code = digest_text(Path(span.__file__))
+    identity = canonical([content, words, max_length, stride, code])
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]

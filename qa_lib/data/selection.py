@@ -1,7 +1,9 @@
-"""Question answering data: splits, mixtures, disjointness (rows come from corpora.py or sources.py).
+"""Splits of datasets, training mixtures, and their disjointness.
 
-Validation is carved from training by whole units; test sets are fixed. No training row shares its normalised
-(question, context) with a held-out one: such copies are dropped and counted, and where a run is tested on further sets, refused.
+The rows come from sources.py or corpora.py. Validation is carved from training by whole units; test
+sets are fixed. No training row shares its normalised (question, context) with a held-out row of its
+mixture. Such copies are dropped and counted. A training row that is a copy of a row of a further
+test set of the run is refused.
 """
 
 import hashlib
@@ -24,7 +26,7 @@ from qa_lib.settings.spec import Spec, canonical
 
 @dataclass
 class Splits:
-    """The rows of one dataset, and what was left out on the way."""
+    """The rows of one dataset, and counts of the rows that were left out."""
 
     train: list[dict]
     validation: list[dict]
@@ -34,50 +36,74 @@ class Splits:
 
 @cache
 def normalise_text(text: str) -> str:
-    """Case-folded letters and digits only: what two copies of a text have in common."""
+    """Return the case-folded letters and digits of a text, the same for all copies of it."""
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def row_key(row: dict) -> tuple[str, str]:
+    """Return the normalised (question, context) of a row, the same for all copies of it."""
     return normalise_text(row["question"]), normalise_text(row["context"])
 
 
+def held_out_keys(parts: list[Splits]) -> set[tuple[str, str]]:
+    """Return the keys of all test and validation rows of several datasets."""
+    keys = set()
+    for part in parts:
+        keys |= {row_key(row) for row in part.test + part.validation}
+    return keys
+
+
 def fingerprint(name: str, source: str, folder: str | None) -> str:
-    """Identity of a dataset: its definition (less what testing alone reads) and its content. A file listed in
-    DATA.md is known by the sha256 there, so that a machine without the data can look its records up."""
+    """Return the identity of a dataset: the sha256 of its definition and its content.
+
+    The definition is taken without the fields that testing alone reads.
+    """
     d = find_dataset(name, source, folder)
+    without = {"test_rows", "cluster", "average", "seen_by"}
+    if source == "own":  # files anywhere: their content is their identity
+        without |= {"train", "test"}
+    definition = d.model_dump(exclude=without, exclude_defaults=True)
+    content = identify_content(d, source, folder)
+    return hashlib.sha256(canonical([definition, content]).encode()).hexdigest()
+
+
+def identify_content(d: Dataset, source: str, folder: str | None) -> list[str]:
+    """Return what identifies the content of a dataset, a text for each part of it.
+
+    A file that DATA.md lists is known by the sha256 there, so that a machine without the data can
+    look its records up. Raises UserError where another file is missing.
+    """
     if d.pool:
-        content = [fingerprint(n, source, folder) for n in d.pool]
-    elif source == "embedded":
-        content = [corpora.VERSION]
-    elif source == "hub":
-        content = [resolve_revision(s.split(":")[0]) for s in d.train + d.test]
-    else:
-        content = []
-        for file in d.train + d.test + d.apart_from:
-            path = Path(folder or "") / file
-            if file in known_files():
-                content.append(known_files()[file][1])
-            elif path.exists():
-                content.append(sha256(path.resolve()))
-            else:
-                raise UserError(
-                    f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
-                )
-    # of files anywhere: their content is their identity
-    names = {"train", "test"} if source == "own" else set()
-    kept = d.model_dump(
-        exclude={"test_rows", "cluster", "average", "seen_by"} | names, exclude_defaults=True
-    )
-    return hashlib.sha256(canonical([kept, content]).encode()).hexdigest()
+        return [fingerprint(name, source, folder) for name in d.pool]
+    if source == "embedded":
+        return [corpora.VERSION]
+    if source == "hub":
+        return [resolve_revision(place.split(":")[0]) for place in d.train + d.test]
+    content = []
+    for file in d.train + d.test + d.apart_from:
+        path = Path(folder or "") / file
+        if file in known_files():
+            _, listed_sha = known_files()[file]
+            content.append(listed_sha)
+        elif path.exists():
+            content.append(sha256(path.resolve()))
+        else:
+            raise UserError(
+                f"{path} does not exist; DATA= names the folder that holds it, "
+                "DATA.md where to get it"
+            )
+    return content
 
 
 def find_dataset(name: str, source: str, folder: str | None = None) -> Dataset:
+    """Return the definition of a dataset. Raises UserError where there is none of that name."""
     known = params.read_datasets(source, folder if source == "own" else None)
     if name not in known:
+        cure = ""
+        if source == "hub":
+            cure = "; name its repository there, or use PROFILE=real DATA=folder"
         raise UserError(
-            f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}"
-            + "; name its repository there, or use PROFILE=real DATA=folder" * (source == "hub")
+            f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}{cure}"
         )
     return known[name]
 
@@ -86,18 +112,22 @@ def find_dataset(name: str, source: str, folder: str | None = None) -> Dataset:
 def load_splits(
     name: str, source: str, folder: str | None = None, bad_rows: str = "stop"
 ) -> Splits:
-    """Train, validation and test rows of a dataset; validation and a carved test hold whole units."""
-    d, counts = find_dataset(name, source, folder), Counter()
+    """Return train, validation and test rows of a dataset.
+
+    Validation and a carved test set hold whole units. bad_rows: "stop" raises UserError for a row
+    that cannot be used, "skip" counts it.
+    """
+    d = find_dataset(name, source, folder)
+    counts = Counter()
     if d.pool:
-        return Splits(
-            [],
-            [],
-            [r for n in d.pool for r in load_splits(n, source, folder, bad_rows).test],
-            counts,
-        )
+        test = []
+        for member in d.pool:
+            test += load_splits(member, source, folder, bad_rows).test
+        return Splits([], [], test, counts)
     if source == "folder" and not folder:
         raise UserError(
-            "profile real reads real datasets from a folder; name it with DATA=path/to/data (see DATA.md)"
+            "profile real reads real datasets from a folder; name it with DATA=path/to/data "
+            "(see DATA.md)"
         )
     return split_rows(d, *read_parts(name, source, folder, bad_rows, counts), counts)
 
@@ -105,134 +135,178 @@ def load_splits(
 def read_parts(
     name: str, source: str, folder: str | None, bad_rows: str, counts: Counter
 ) -> tuple[list[dict], list[dict], list[dict]]:
-    """The rows of a dataset's training sources, its test sources, and those it stays apart from."""
+    """Return the rows of a dataset's training sources, of its test sources, and of `apart_from`.
+
+    Rows that cannot be used are counted in `counts`.
+    """
     d = find_dataset(name, source, folder)
     label = d.part_of or name
 
-    def rows(sources: list[str]) -> list[dict]:
+    def read(places: list[str]) -> list[dict]:
+        rows = []
         if source == "embedded":
-            return [{**r, "domain": label} for s in sources for r in corpora.qa(s, d.rows)]
-        if source == "hub":
-            return [r for s in sources for r in read_hub(s, label, counts)]
-        for s in sources:
-            path = Path(folder) / s
-            if (
-                path.exists()
-                and s in known_files()
-                and sha256(path.resolve()) != known_files()[s][1]
-            ):
-                raise UserError(
-                    f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
-                    "your own data another name"
-                )
-        found = []
-        for s in sources:
-            found += read_rows(Path(folder) / s, label, bad_rows, counts, d.leave_out)
-        return found
+            for register in places:
+                rows += [{**row, "domain": label} for row in corpora.qa(register, d.rows)]
+        elif source == "hub":
+            for place in places:
+                rows += read_hub(place, label, counts)
+        else:
+            for file in places:
+                check_listed_file(folder, file)
+            for file in places:
+                rows += read_rows(Path(folder) / file, label, bad_rows, counts, d.leave_out)
+        return rows
 
-    return rows(d.train), rows(d.test), rows(d.apart_from)
+    return read(d.train), read(d.test), read(d.apart_from)
+
+
+def check_listed_file(folder: str, file: str):
+    """Raise UserError for a file that has a name listed in DATA.md, and other content."""
+    path = Path(folder) / file
+    if not path.exists() or file not in known_files():
+        return
+    _, listed_sha = known_files()[file]
+    if sha256(path.resolve()) != listed_sha:
+        raise UserError(
+            f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
+            "your own data another name"
+        )
 
 
 def split_rows(
     d: Dataset, pool: list[dict], test: list[dict], apart: list[dict], counts: Counter
 ) -> Splits:
-    """Splits of the rows that `read_parts` gives, and in `counts` what was left out."""
-    units = sorted({normalise_text(r[d.unit]) for r in pool})
-    random.Random(d.split_seed).shuffle(units)
-    if d.test:
-        held = set(_until(units, pool, d.unit, d.validation_rows or 0))
-        validation = [r for r in pool if normalise_text(r[d.unit]) in held]
-        train = [r for r in pool if normalise_text(r[d.unit]) not in held]
-    else:
-        kept = set(_until(units, pool, d.unit, d.train_rows))
-        others = units[len(kept) :]
-        cut = round(len(others) * d.validation_share)
-        held, rest = set(others[:cut]), set(others[cut:])
-        train = [r for r in pool if normalise_text(r[d.unit]) in kept]
-        validation = [r for r in pool if normalise_text(r[d.unit]) in held]
-        test = [r for r in pool if normalise_text(r[d.unit]) in rest]
+    """Split the rows of a dataset, and count in `counts` those that are left out.
+
+    pool: rows of the training sources; test: of the test sources; apart: rows whose contexts may
+    not train (read_parts).
+    """
+    train, validation, test = carve_units(d, pool, test)
     for key, value in d.leave_out.items():
         counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
-        train, validation = (
-            [r for r in part if r.get(key) != value] for part in (train, validation)
-        )
+        train = [row for row in train if row.get(key) != value]
+        validation = [row for row in validation if row.get(key) != value]
     if d.scored == "validation":
-        validation, test = [], validation
+        test = validation
+        validation = []
     if d.apart_from:
-        others = {normalise_text(r["context"]) for r in apart}
-        clean = [r for r in train if normalise_text(r["context"]) not in others]
-        counts["contexts of other test sets dropped"], train = len(train) - len(clean), clean
-    taken = {row_key(r) for r in test}
-    clean = [r for r in validation if row_key(r) not in taken]
-    taken |= {row_key(r) for r in clean}
-    kept_train = [r for r in train if row_key(r) not in taken]
-    counts["copies of held-out rows dropped"] = (
-        len(train) - len(kept_train) + len(validation) - len(clean)
-    )
+        apart_contexts = {normalise_text(row["context"]) for row in apart}
+        clean = [row for row in train if normalise_text(row["context"]) not in apart_contexts]
+        counts["contexts of other test sets dropped"] = len(train) - len(clean)
+        train = clean
+    held = {row_key(row) for row in test}
+    clean_validation = [row for row in validation if row_key(row) not in held]
+    held |= {row_key(row) for row in clean_validation}
+    clean_train = [row for row in train if row_key(row) not in held]
+    dropped = len(train) - len(clean_train) + len(validation) - len(clean_validation)
+    counts["copies of held-out rows dropped"] = dropped
     if d.test_rows:
-        contexts = sorted({normalise_text(r["context"]) for r in test})
-        random.Random(d.split_seed).shuffle(contexts)
-        chosen = set(_until(contexts, test, "context", d.test_rows))
-        test = [r for r in test if normalise_text(r["context"]) in chosen]
-    return Splits(kept_train, clean, test, counts)
+        contexts = shuffle_units(test, "context", d.split_seed)
+        n = count_units(contexts, test, "context", d.test_rows)
+        test = select_units(test, "context", contexts[:n])
+    return Splits(clean_train, clean_validation, test, counts)
 
 
-def _until(units: list[str], rows: list[dict], unit: str, n: int) -> list[str]:
-    """The first units that together hold at least n rows."""
-    sizes, taken, total = Counter(normalise_text(r[unit]) for r in rows), [], 0
-    for u in units:
+def carve_units(
+    d: Dataset, pool: list[dict], test: list[dict]
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """Return train, validation and test rows; what is carved from the pool holds whole units.
+
+    Without a test source the test rows are carved from the pool too.
+    """
+    units = shuffle_units(pool, d.unit, d.split_seed)
+    if d.test:
+        n = count_units(units, pool, d.unit, d.validation_rows or 0)
+        train = select_units(pool, d.unit, units[n:])
+        validation = select_units(pool, d.unit, units[:n])
+        return train, validation, test
+    n = count_units(units, pool, d.unit, d.train_rows)
+    others = units[n:]
+    cut = round(len(others) * d.validation_share)
+    train = select_units(pool, d.unit, units[:n])
+    validation = select_units(pool, d.unit, others[:cut])
+    test = select_units(pool, d.unit, others[cut:])
+    return train, validation, test
+
+
+def shuffle_units(rows: list[dict], unit: str, seed: int) -> list[str]:
+    """Return the units of rows (normalised titles, questions or contexts) in the seed's order."""
+    units = sorted({normalise_text(row[unit]) for row in rows})
+    random.Random(seed).shuffle(units)
+    return units
+
+
+def count_units(units: list[str], rows: list[dict], unit: str, n: int) -> int:
+    """Return how many units it takes, from the first on, to hold at least n rows."""
+    sizes = Counter(normalise_text(row[unit]) for row in rows)
+    total = 0
+    for count, name in enumerate(units):
         if total >= n:
-            break
-        taken.append(u)
-        total += sizes[u]
-    return taken
+            return count
+        total += sizes[name]
+    return len(units)
+
+
+def select_units(rows: list[dict], unit: str, units: list[str]) -> list[dict]:
+    """Return the rows of some units."""
+    chosen = set(units)
+    return [row for row in rows if normalise_text(row[unit]) in chosen]
 
 
 def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
-    """Training rows of a run, domain after domain, its validation rows in the same proportions, and counts.
+    """Draw the training rows of a run, domain after domain, and its validation rows.
 
-    The sample is the start of one permutation per (seed, place of the domain): mixtures of one seed share what they can.
-    Raises UserError where a set has fewer rows than the mixture needs, or a copy of a row of another test set of the run.
+    Validation has the proportions of training. The third result counts the rows left out.
+    The rows of a domain are the start of one permutation for each seed and place of the domain, so
+    that mixtures of one seed share as many rows as they can.
+    Raises UserError where a domain has fewer rows than the mixture needs, and where a row is a copy
+    of a row of another test set of the run.
     """
-    parts = [load_splits(n, spec.source, spec.folder, spec.bad_rows) for n in spec.domains]
-    held = {row_key(r) for p in parts for r in p.test + p.validation}
-    tested = {row_key(r): name for name, (_, rows) in load_test_sets(spec).items() for r in rows}
-    train, validation, counts = [], [], Counter()
+    parts = [load_splits(name, spec.source, spec.folder, spec.bad_rows) for name in spec.domains]
+    held = held_out_keys(parts)
+    tested = {}  # key of a test row → name of its set
+    for name, (_, rows) in load_test_sets(spec).items():
+        tested |= {row_key(row): name for row in rows}
+    train = []
+    validation = []
+    counts = Counter()
     places = spec.places or range(len(parts))
-    for i, name, part, need in zip(places, spec.domains, parts, spec.rows, strict=True):
-        rows = [r for r in part.train if row_key(r) not in held]
-        counts += part.counts + Counter(
-            {"copies of other sets' rows dropped": len(part.train) - len(rows)}
-        )
-        if copies := [tested[row_key(r)] for r in rows if row_key(r) in tested]:
+    for place, name, part, need in zip(places, spec.domains, parts, spec.rows, strict=True):
+        rows = [row for row in part.train if row_key(row) not in held]
+        counts += part.counts
+        counts += Counter({"copies of other sets' rows dropped": len(part.train) - len(rows)})
+        copies = [tested[key] for key in map(row_key, rows) if key in tested]
+        if copies:
             raise UserError(
-                f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that set's file in "
-                f"apart_from of {name} in params/datasets.yaml"
+                f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that "
+                f"set's file in apart_from of {name} in params/datasets.yaml"
             )
         if len(rows) < need:
             raise UserError(
-                f"the mixture needs {need} training rows of {name}, which has {len(rows)}: {need - len(rows)} "
-                "short; lower train_rows or change ratios"
+                f"the mixture needs {need} training rows of {name}, which has {len(rows)}: "
+                f"{need - len(rows)} short; lower train_rows or change ratios"
             )
-        train += random.Random(f"{spec.seed}/{i}").sample(rows, len(rows))[:need]
+        train += permute_rows(rows, f"{spec.seed}/{place}")[:need]
         share = round(spec.validation_rows * need / sum(spec.rows))
-        validation += random.Random(f"validation/{i}").sample(
-            part.validation, len(part.validation)
-        )[:share]
+        validation += permute_rows(part.validation, f"validation/{place}")[:share]
     if spec.validation_rows and not validation:
         raise UserError(
-            f"none of the {spec.validation_rows} validation rows falls to {', '.join(spec.domains)}; raise "
-            "validation_rows"
+            f"none of the {spec.validation_rows} validation rows falls to "
+            f"{', '.join(spec.domains)}; raise validation_rows"
         )
     return train, validation, counts
 
 
+def permute_rows(rows: list[dict], seed: str) -> list[dict]:
+    """Return rows in the order that a seed gives."""
+    return random.Random(seed).sample(rows, len(rows))
+
+
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
-    """The fixed test sets of a run: name → (definition, rows)."""
-    return {
-        n: (
-            find_dataset(n, spec.source, spec.folder),
-            load_splits(n, spec.source, spec.folder, spec.bad_rows).test,
-        )
-        for n in spec.tests
-    }
+    """Return the fixed test sets of a run: name → (definition, rows)."""
+    test_sets = {}
+    for name in spec.tests:
+        d = find_dataset(name, spec.source, spec.folder)
+        rows = load_splits(name, spec.source, spec.folder, spec.bad_rows).test
+        test_sets[name] = (d, rows)
+    return test_sets

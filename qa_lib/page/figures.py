@@ -14,7 +14,7 @@ MARKERS = "oXsPD^"
 
 
 def shades_of(report: str, variant: str, n: int) -> list:
-    """Return the one colour of a report's model and n − 1 lighter shades of it, to split one model."""
+    """Return a model's colour and n − 1 lighter shades of it, for figures that split one model."""
     colour = plans.colours(report)[plans.display_name(report, variant)]
     return sns.light_palette(colour, n + 1, reverse=True)[:n]
 

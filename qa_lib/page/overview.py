@@ -1,7 +1,7 @@
-"""All reports on one page: what they claim, what was found, at what cost; and the README's table of verdicts.
+"""All reports on one page, and the README's table of verdicts.
 
-    python -m qa_lib overview --profile quick     figures/index-quick.html, from each report's page and claims.csv at that profile
-    python -m qa_lib overview --readme            the verdicts on real data, between the README's markers
+    python -m qa_lib overview --profile quick    figures/index-quick.html, from each report's page
+    python -m qa_lib overview --readme           the verdicts on real data, in README.md
 
 A report that has not been run at the profile is listed as such.
 """
@@ -48,8 +48,7 @@ def choose_page(names: dict) -> Page:
 
 
 def read_claims_table(slug: str, profile: str) -> pd.DataFrame | None:
-    """Return a report's claims.csv at a profile, with the training rows of each comparison; None where
-    there is none.
+    """Return a report's claims.csv at a profile, with training rows; None without one.
 
     Raises UserError where claims.csv and results.csv are of different runs.
     """
@@ -211,7 +210,7 @@ README_COLUMNS = (
 
 
 def readme_rows(slug: str, profile: str, table: pd.DataFrame) -> list[tuple[bool, str]]:
-    """Return, of each tested or primary claim of a report, whether it is tested, and its Markdown row."""
+    """Return (is tested, Markdown row) of each tested or primary claim of a report."""
     tuned = verify.select(table, "tuned")
     beside = verify.select(table, comparison="control")
     lines = []
@@ -263,10 +262,13 @@ def readme_verdicts() -> str:
         "".join(leads)
         + f"\n| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
         + "".join(counts)
-        + "\nClaims that were tested, and the primary ones. In brackets the 95 % interval, which one "
-        "seed does not give, and of several sets or metrics the one with the largest p. Behind “not "
+        + "\nClaims that were tested, and the primary ones. In brackets the 95 % interval, which "
+        "one "
+        "seed does not give, and of several sets or metrics the one with the largest p. Behind "
+        "“not "
         "reproduced” stands what it means. Control: what is left of the effect, at the report's "
-        "settings, beside the model that could refute the claim. What to bear in mind with each stands "
+        "settings, beside the model that could refute the claim. What to bear in mind with each "
+        "stands "
         f"on its page.\n\n| {' | '.join(README_COLUMNS)} |\n|{'---|' * len(README_COLUMNS)}\n"
         + "".join(line for _, line in lines)
         + (f"\nNot yet run on real data: {', '.join(rest)}.\n" if rest else "\n")

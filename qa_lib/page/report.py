@@ -197,15 +197,15 @@ def show_source(thing) -> Markdown:
 
 
 def show_header(P, verdicts: str = "") -> Html:
-    """Return what the page is: profile, encoder, data, seeds; and, where the runs are there, how its
-    claims fare."""
+    """Return what a page is: profile, encoder, data, seeds, and how its claims fare."""
     *others, last = P.domains
     text = (
         f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(others)} and {last}; "
         f"{P.describe_training()}."
     )
     verdicts = verdicts or (
-        "The verdicts on its claims need runs that are not there yet; they stand at the end once they "
+        "The verdicts on its claims need runs that are not there yet; they stand at the end once "
+        "they "
         "are."
     )
     lead = r"^((?:Advice|Result): .*?\.)(?= |$)"
@@ -386,8 +386,10 @@ def _describe_seeds(frame: pd.DataFrame) -> str:
 
 
 def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
-    """The frame as text, one line a cell: "mean ± sd", missing seeds counted, runs by the digits of
-    their hash."""
+    """Return the frame as text, one line a cell.
+
+    Means are "mean ± sd", missing seeds are counted, and runs stand by the digits of their hash.
+    """
 
     def text(column, values) -> str:
         value, sd = values[column], values.get(f"{column}_sd")

@@ -190,8 +190,7 @@ def contrasting_answers(examples: pd.DataFrame, ours: str, theirs: str) -> pd.Da
 
 
 def answers_table(P, ours: Spec, theirs: Spec, load_test_sets) -> pd.DataFrame:
-    """Return the answers of two runs that `contrasting_answers` chooses (Table 1 of ExBERT's
-    report).
+    """Return answers of two runs, chosen by `contrasting_answers` (ExBERT's Table 1).
 
     As text beside question and gold answer where the text is ours or the reader's own; else as
     character spans, since real text is not published. load_test_sets: data.selection's.

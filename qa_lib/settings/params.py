@@ -1,6 +1,4 @@
-"""Values of parameters: read from YAML files, validated, and what is wrong with them in one
-sentence.
-"""
+"""Values of parameters: read from YAML, validated, and explained in one sentence if wrong."""
 
 import datetime
 import difflib

@@ -1,7 +1,8 @@
-"""Exact match and F1 of an answer against the gold answers.
+"""Exact match (EM) and F1 of an answer against a gold answer, in percent, 0 to 100.
 
-EM and F1 follow the official SQuAD v1.1 rules (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single
-spaces, the best over the gold answers. Percent, 0 to 100.
+Both follow the official rules of SQuAD v1.1 (Rajpurkar et al. 2016). Texts are compared in lower
+case, without punctuation and articles, and with single spaces. Of several gold answers the one with
+the best score counts; callers take that maximum.
 """
 
 import re
@@ -14,34 +15,47 @@ from qa_lib.tasks.characters import trim_invisible
 
 
 def normalise(text: str) -> str:
-    """The official normalisation, of the text without what shows nothing at its ends: no token holds that, so no model can
-    tell an answer with a zero-width blank behind it from one without."""
+    """Return a text in the official normal form, without invisible characters at its ends.
+
+    No token holds those characters. A model therefore cannot tell an answer that is followed by a
+    zero-width blank from one that is not.
+    """
     text = trim_invisible(text)
     text = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(answer: str, gold: str) -> float:
+    """Return 100 where two answers have the same normal form, else 0."""
     return 100.0 * (normalise(answer) == normalise(gold))
 
 
 def contains(answer: str, golds: list[str]) -> bool:
-    """Whether a gold answer stands, word for word, in a longer one."""
+    """Return whether an answer contains a gold answer, word for word, and further words."""
     words = f" {normalise(answer)} "
-    return any(f" {g} " in words and f" {g} " != words for g in map(normalise, golds) if g)
+    for gold in golds:
+        gold_words = f" {normalise(gold)} "
+        if gold_words.strip() and gold_words in words and gold_words != words:
+            return True
+    return False
 
 
 def f1(answer: str, gold: str) -> float:
-    """Harmonic mean of precision and recall over the words both answers have."""
-    a, g = normalise(answer).split(), normalise(gold).split()
-    if not a or not g:
-        return 100.0 * (a == g)
-    common = sum((Counter(a) & Counter(g)).values())
-    return 200.0 * common / (len(a) + len(g))
+    """Return the harmonic mean of precision and recall over the words that both answers have."""
+    words = normalise(answer).split()
+    gold_words = normalise(gold).split()
+    if not words or not gold_words:
+        return 100.0 * (words == gold_words)
+    common = sum((Counter(words) & Counter(gold_words)).values())
+    return 200.0 * common / (len(words) + len(gold_words))
 
 
 def average_scores(values: np.ndarray, clusters: list[str] | None = None) -> float:
-    """Mean over rows, or over clusters of the mean within each."""
+    """Return the mean over rows; with clusters, the mean over clusters of the mean within each.
+
+    values: the rows' scores, (n,); clusters: the cluster of each row. Raises ValueError for no rows
+    and for scores that are not finite.
+    """
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"a score over {len(values)} rows, some of them not numbers, is no score")
     if clusters is None:
@@ -49,4 +63,4 @@ def average_scores(values: np.ndarray, clusters: list[str] | None = None) -> flo
     groups = defaultdict(list)
     for value, cluster in zip(values, clusters, strict=True):
         groups[cluster].append(value)
-    return float(np.mean([np.mean(g) for g in groups.values()]))
+    return float(np.mean([np.mean(group) for group in groups.values()]))

@@ -1,12 +1,14 @@
-"""The task of finding an answer's span: rows become tokens with labels, windows a batch, and logits answers.
+"""Answer spans: rows become tokens with labels, windows become batches, and logits become answers.
 
-A (question, context) pair longer than `max_length` tokens becomes several windows that overlap by `stride` tokens.
-In a window that holds the whole answer the label is the smallest token span that covers the answer's characters;
-in the others both ends point at [CLS], token 0. Only the first gold answer trains, as in the reports.
+A (question, context) pair longer than `max_length` tokens becomes several windows. Neighbouring
+windows overlap by `stride` tokens. In a window that holds the whole answer the label is the
+smallest token span that covers the answer's characters. In the others both ends of the label are 0,
+the place of [CLS]. Only the first gold answer trains, as in the reports.
 
-An answer is the best span over all windows of its question: of the 20 best starts and 20 best ends of each window, the
-pair with the largest sum of logits, at most 30 tokens long. `one_token=False` is the starter code's variant, which
-cannot answer with a single token (its condition was end <= start).
+The answer to a question is the best span over all its windows. In each window the candidates are
+the 20 best starts and the 20 best ends. The pair with the largest sum of logits wins, among spans
+of at most 30 tokens. `one_token=False` is the starter code's variant: its condition was
+end <= start, so that it cannot answer with a single token.
 
 Shapes: W windows, B batch, T tokens.
 """
@@ -22,26 +24,25 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
 
-MAX_QUESTION = 64  # tokens; longer questions are cut so that a window always has room for context (google-research/electra)
+# Tokens of a question. A longer one is cut, so that a window always has room for context
+# (google-research/electra).
+MAX_QUESTION = 64
+N_BEST = 20  # candidates for each end of a span
+MAX_TOKENS = 30  # of an answer
+CHUNK = 512  # windows whose spans are searched at once
 
 
 def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
-    """Return the columns of `windows`."""
-    questions = [r["question"] for r in rows]
+    """Return the windows of rows as columns; qa_lib/data/features.py describes each column.
+
+    max_length: tokens of a window at most; stride: tokens that neighbouring windows share.
+    """
     special = tokenizer.num_special_tokens_to_add(pair=True)  # 3 of BERT's type, 4 of RoBERTa's
-    # and for windows that go on by a token at least
+    # Beside the stride a window needs one token, or the next window would not go on.
     room = min(MAX_QUESTION, max_length - stride - special - 1)
-    cut = tokenizer(
-        questions,
-        add_special_tokens=False,
-        truncation=True,
-        max_length=room,
-        return_offsets_mapping=True,
-    )["offset_mapping"]
-    questions = [q[: o[-1][1]] if o else q for q, o in zip(questions, cut, strict=True)]
     encoded = tokenizer(
-        questions,
-        [r["context"] for r in rows],
+        cut_questions([row["question"] for row in rows], tokenizer, room),
+        [row["context"] for row in rows],
         truncation="only_second",
         max_length=max_length,
         stride=stride,
@@ -58,29 +59,47 @@ def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> 
     }
     windows_of_row: dict[int, list[np.ndarray]] = {}
     for window, row in enumerate(columns["row"]):
-        sequence = np.array([-1 if s is None else s for s in encoded.sequence_ids(window)])
-        offsets = np.array(encoded["offset_mapping"][window]) * (sequence == 1)[:, None]  # (T, 2)
-        windows_of_row.setdefault(row, []).append(offsets)
-        columns["type_ids"].append(
-            (sequence == 1).astype(np.int8) | (np.arange(len(sequence)) == len(sequence) - 1)
-        )
+        parts = encoded.sequence_ids(window)  # 0 question, 1 context, None special
+        in_context = np.array([part == 1 for part in parts])  # (T,)
+        is_last = np.arange(len(parts)) == len(parts) - 1  # the [SEP] behind the context
+        offsets = np.array(encoded["offset_mapping"][window]) * in_context[:, None]  # (T, 2)
+        columns["type_ids"].append(in_context.astype(np.int8) | is_last)
         columns["offsets"].append(offsets.ravel().astype(np.int32))
-    for row, every in windows_of_row.items():
-        answer = answer_characters(rows[row], np.concatenate(every))
-        for offsets in every:
+        windows_of_row.setdefault(row, []).append(offsets)
+    for row, offsets_of_row in windows_of_row.items():
+        answer = answer_characters(rows[row], np.concatenate(offsets_of_row))
+        for offsets in offsets_of_row:
             first, last = label_window(answer, offsets)
             columns["start_positions"].append(first)
             columns["end_positions"].append(last)
     return columns
 
 
+def cut_questions(questions: list[str], tokenizer, room: int) -> list[str]:
+    """Return questions without what follows their first `room` tokens."""
+    offsets = tokenizer(
+        questions,
+        add_special_tokens=False,
+        truncation=True,
+        max_length=room,
+        return_offsets_mapping=True,
+    )["offset_mapping"]
+    cut = []
+    for question, tokens in zip(questions, offsets, strict=True):
+        end = tokens[-1][1] if tokens else len(question)
+        cut.append(question[:end])
+    return cut
+
+
 def answer_characters(row: dict, offsets: np.ndarray) -> tuple[int, int] | None:
-    """Return the characters, (begin, end), of all tokens that hold a character of the first gold answer.
+    """Return the characters, (begin, end), of all tokens that hold a part of the first gold answer.
 
-    A token may hold more than the answer, and characters at the answer's ends may belong to no token: blanks, control and
-    zero-width characters, combining marks. None where the row has no answer, or no token holds any of it.
+    A token may hold more than the answer. Characters at the answer's ends may belong to no token:
+    blanks, control and zero-width characters, combining marks. Returns None where the row has no
+    answer, and where no token holds a part of it.
 
-    offsets: (T, 2), character start and end of each context token of all windows of the row, zeros elsewhere.
+    offsets: (T, 2), start and end of each context token in characters, zeros elsewhere; the tokens
+    are those of all windows of the row.
     """
     answers = row["answers"]
     if row["is_impossible"] or not answers["text"]:
@@ -94,9 +113,10 @@ def answer_characters(row: dict, offsets: np.ndarray) -> tuple[int, int] | None:
 
 
 def label_window(answer: tuple[int, int] | None, offsets: np.ndarray) -> tuple[int, int]:
-    """Return the first and the last token of an answer in a window; (0, 0), [CLS], where it is not wholly inside.
+    """Return the first and the last token of an answer in a window.
 
-    answer: `answer_characters` of the window's row. offsets: (T, 2), of this window.
+    Where the window does not hold the whole answer this is (0, 0), the place of [CLS].
+    answer: `answer_characters` of the window's row; offsets: (T, 2), of this window.
     """
     inside = np.flatnonzero(offsets[:, 1] > 0)
     if answer is None or not len(inside):
@@ -109,66 +129,100 @@ def label_window(answer: tuple[int, int] | None, offsets: np.ndarray) -> tuple[i
 
 
 def count_unlabelled(rows: list[dict], windows: "Dataset") -> int:
-    """Count the answerable rows that have no label in any window: the answer is longer than what windows hold whole."""
-    answerable = {
-        i for i, row in enumerate(rows) if row["answers"]["text"] and not row["is_impossible"]
-    }
-    labelled = {
-        row for row, end in zip(windows["row"], windows["end_positions"], strict=True) if end > 0
-    }
-    return len(answerable - labelled)
+    """Count the answerable rows that have no label in any window.
+
+    The answer of such a row is longer than what a window can hold whole.
+    """
+    pairs = zip(windows["row"], windows["end_positions"], strict=True)
+    labelled = {row for row, end in pairs if end > 0}
+    unlabelled = 0
+    for i, row in enumerate(rows):
+        answerable = row["answers"]["text"] and not row["is_impossible"]
+        if answerable and i not in labelled:
+            unlabelled += 1
+    return unlabelled
 
 
 @dataclass
 class Collate:
-    """Windows → one padded batch; the length is the longest window's, rounded up to a multiple of 8."""
+    """Collator of windows into one padded batch.
 
-    pad: int
+    The batch is as long as its longest window, rounded up to a multiple of 8.
+    """
+
+    pad: int  # id of the padding token
     types: bool  # whether the encoder reads token types
 
     def __call__(self, windows: list[dict]) -> dict[str, "torch.Tensor"]:
         import torch
 
-        length = -(-max(len(w["input_ids"]) for w in windows) // 8) * 8
+        longest = max(len(window["input_ids"]) for window in windows)
+        length = -(-longest // 8) * 8
         ids = torch.full((len(windows), length), self.pad)  # (B, T)
-        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
-        for i, w in enumerate(windows):
-            n = len(w["input_ids"])
-            ids[i, :n] = torch.as_tensor(w["input_ids"])
-            types[i, :n] = torch.as_tensor(w["type_ids"])
+        mask = torch.zeros_like(ids)
+        types = torch.zeros_like(ids)
+        for i, window in enumerate(windows):
+            n = len(window["input_ids"])
+            ids[i, :n] = torch.as_tensor(window["input_ids"])
+            types[i, :n] = torch.as_tensor(window["type_ids"])
             mask[i, :n] = 1
-        batch = {"input_ids": ids, "attention_mask": mask} | (
-            {"token_type_ids": types} if self.types else {}
-        )
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if self.types:
+            batch["token_type_ids"] = types
         for key in ("start_positions", "end_positions"):
-            batch[key] = torch.tensor([w[key] for w in windows])
+            batch[key] = torch.tensor([window[key] for window in windows])
         return batch
-
-
-N_BEST, MAX_TOKENS = 20, 30
 
 
 def best_spans(
     start: np.ndarray, end: np.ndarray, context: np.ndarray, one_token: bool = True
 ) -> tuple[np.ndarray, ...]:
-    """Best span of each window: (first token, last token, score), each (W,); score −inf where there is no valid span.
+    """Return the best span of each window: its first token, its last token, its score, (W,) each.
 
-    start, end: logits (W, T); context: (W, T), true for context tokens.
+    The score of a window without a valid span is −inf.
+    start, end: logits, (W, T); context: (W, T), true for context tokens.
     """
     k = min(N_BEST, start.shape[1])
     s = np.where(context, start.astype(np.float32), -np.inf)  # (W, T)
-    e = np.where(context, end.astype(np.float32), -np.inf)
-    tops = np.argpartition(-s, k - 1, axis=1)[:, :k]  # (W, k)
-    tope = np.argpartition(-e, k - 1, axis=1)[:, :k]
-    score = (
-        np.take_along_axis(s, tops, 1)[:, :, None] + np.take_along_axis(e, tope, 1)[:, None, :]
-    )  # (W, k, k)
-    length = tope[:, None, :] - tops[:, :, None] + 1
-    valid = (length >= (1 if one_token else 2)) & (length <= MAX_TOKENS)
-    score = np.where(valid, score, -np.inf).reshape(len(s), -1)
+    e = np.where(context, end.astype(np.float32), -np.inf)  # (W, T)
+    first = np.argpartition(-s, k - 1, axis=1)[:, :k]  # (W, k)
+    last = np.argpartition(-e, k - 1, axis=1)[:, :k]  # (W, k)
+    first_logit = np.take_along_axis(s, first, 1)
+    last_logit = np.take_along_axis(e, last, 1)
+    score = first_logit[:, :, None] + last_logit[:, None, :]  # (W, k, k)
+    length = last[:, None, :] - first[:, :, None] + 1
+    shortest = 1 if one_token else 2
+    valid = (length >= shortest) & (length <= MAX_TOKENS)
+    score = np.where(valid, score, -np.inf).reshape(len(s), -1)  # (W, k·k)
     best = score.argmax(1)
-    rows = np.arange(len(s))
-    return tops[rows, best // k], tope[rows, best % k], score[rows, best]
+    window = np.arange(len(s))
+    return first[window, best // k], last[window, best % k], score[window, best]
+
+
+def pad_logits(logits: list[np.ndarray]) -> np.ndarray:
+    """Return the logits of several windows as one array, (W, T), padded with −inf."""
+    width = max(len(values) for values in logits)
+    padded = np.full((len(logits), width), -np.inf, np.float32)
+    for row, values in zip(padded, logits, strict=True):
+        row[: len(values)] = values
+    return padded
+
+
+def mark_context(offsets: list[list[int]], width: int) -> np.ndarray:
+    """Return which tokens of several windows are context, (W, width)."""
+    context = np.zeros((len(offsets), width), bool)
+    for row, values in zip(context, offsets, strict=True):
+        ends = np.asarray(values)[1::2]
+        row[: len(ends)] = ends > 0
+    return context
+
+
+def read_span(text: str, offsets: list[int], first: int, last: int) -> dict:
+    """Return the answer from a window's first to its last token: text, start, end, tokens."""
+    start = int(offsets[2 * first])
+    end = int(offsets[2 * last + 1])
+    start, end = widen_to_characters(text, start, end)  # a token may end before its letter's accent
+    return {"text": text[start:end], "start": start, "end": end, "tokens": int(last - first + 1)}
 
 
 def predict_answers(
@@ -179,53 +233,36 @@ def predict_answers(
     one_token: bool = True,
     null_answers: bool = False,
 ) -> list[dict]:
-    """One answer a row: {text, start, end (characters), tokens, score, window}; text "" where no span is valid.
+    """Return an answer for each row: {text, start, end (characters), tokens, score, window}.
 
-    start, end: logits of each window, (T,) each, in the order of `windows` (windows).
-    null_answers: answer "" where the [CLS] pair beats the best span in every window (SQuAD 2.0).
+    The text is "" where no span is valid.
+    start, end: logits of each window, (T,) each, in the order of `windows` (tokenise_rows).
+    null_answers: answer "" where [CLS] as start and end beats the best span in every window, as in
+    SQuAD 2.0.
     """
+    no_answer = {"text": "", "start": 0, "end": 0, "tokens": 0}
     row_of = list(windows["row"])
-    first_of = {row: i for i, row in reversed(list(enumerate(row_of)))}
+    first_window: dict[int, int] = {}
+    for window, row in enumerate(row_of):
+        first_window.setdefault(row, window)
     answers = [
-        {"text": "", "start": 0, "end": 0, "tokens": 0, "score": -np.inf, "window": first_of[i]}
-        for i in range(len(rows))
+        {**no_answer, "score": -np.inf, "window": first_window[row]} for row in range(len(rows))
     ]
-    null = np.full(len(rows), np.inf)
-    for at in range(0, len(start), 512):  # windows of like place, padded to the chunk's longest
-        part, offsets = range(at, min(at + 512, len(start))), windows["offsets"][at : at + 512]
-        width = max(len(start[i]) for i in part)
-        s, e = (np.full((len(part), width), -np.inf, np.float32) for _ in range(2))
-        context = np.zeros((len(part), width), bool)
-        for j, i in enumerate(part):
-            n = len(start[i])
-            s[j, :n], e[j, :n] = start[i], end[i]
-            context[j, :n] = np.asarray(offsets[j])[1::2] > 0
-        for j, (first, last, score) in enumerate(
-            zip(*best_spans(s, e, context, one_token), strict=True)
-        ):
-            i, row = part[j], row_of[part[j]]
-            null[row] = min(null[row], s[j, 0] + e[j, 0])
+    null_scores = np.full(len(rows), np.inf)
+    for begin in range(0, len(start), CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        offsets = windows["offsets"][chunk]
+        s = pad_logits(start[chunk])  # (W, T)
+        e = pad_logits(end[chunk])  # (W, T)
+        spans = best_spans(s, e, mark_context(offsets, s.shape[1]), one_token)
+        for i, (first, last, score) in enumerate(zip(*spans, strict=True)):
+            row = row_of[begin + i]
+            null_scores[row] = min(null_scores[row], s[i, 0] + e[i, 0])
             if score > answers[row]["score"]:
-                text = rows[row]["context"]
-                begin, stop = int(offsets[j][2 * first]), int(offsets[j][2 * last + 1])
-                # a token may end before its letter's accent
-                begin, stop = widen_to_characters(text, begin, stop)
-                answers[row] = {
-                    "text": text[begin:stop],
-                    "start": begin,
-                    "end": stop,
-                    "tokens": int(last - first + 1),
-                    "score": float(score),
-                    "window": i,
-                }
+                answer = read_span(rows[row]["context"], offsets[i], first, last)
+                answers[row] = {**answer, "score": float(score), "window": begin + i}
     if null_answers:
-        for i, answer in enumerate(answers):
-            if null[i] > answer["score"]:
-                answers[i] |= {
-                    "text": "",
-                    "start": 0,
-                    "end": 0,
-                    "tokens": 0,
-                    "score": float(null[i]),
-                }
+        for answer, null_score in zip(answers, null_scores, strict=True):
+            if null_score > answer["score"]:
+                answer |= {**no_answer, "score": float(null_score)}
     return answers

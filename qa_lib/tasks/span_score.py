@@ -1,4 +1,4 @@
-"""Exact match and F1 as a local `evaluate` module; the hub's needs the network."""
+"""Exact match and F1 as a local module of `evaluate`; the module on the hub needs the network."""
 
 import datasets
 import evaluate
@@ -8,13 +8,16 @@ from qa_lib.tasks import metrics
 
 
 class SpanScore(evaluate.Metric):
-    """EM and F1 per example and on average, as a local `evaluate` module (the hub's needs the network).
+    """EM and F1 of each example and on average, in percent.
 
     predictions: texts; references: lists of gold texts, [""] where the question has no answer.
     """
 
     def _build_data_dir(self) -> str:
-        """No folder is made: everything is kept in memory, and the home folder may be read-only."""
+        """Return the data folder without making it.
+
+        Everything is kept in memory, and the home folder may be read-only.
+        """
         return self._data_dir_root
 
     def _info(self) -> evaluate.MetricInfo:
@@ -31,12 +34,17 @@ class SpanScore(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict:
-        pairs = list(zip(predictions, references, strict=True))
-        em = np.array([max(metrics.exact_match(p, g) for g in golds or [""]) for p, golds in pairs])
-        overlap = np.array([max(metrics.f1(p, g) for g in golds or [""]) for p, golds in pairs])
+        em_rows = []
+        f1_rows = []
+        for answer, golds in zip(predictions, references, strict=True):
+            golds = golds or [""]
+            em_rows.append(max(metrics.exact_match(answer, gold) for gold in golds))
+            f1_rows.append(max(metrics.f1(answer, gold) for gold in golds))
+        em_rows = np.array(em_rows)
+        f1_rows = np.array(f1_rows)
         return {
-            "exact_match": metrics.average_scores(em),
-            "f1": metrics.average_scores(overlap),
-            "em_rows": em,
-            "f1_rows": overlap,
+            "exact_match": metrics.average_scores(em_rows),
+            "f1": metrics.average_scores(f1_rows),
+            "em_rows": em_rows,
+            "f1_rows": f1_rows,
         }
