@@ -5,6 +5,7 @@ records under which it is true; one that new records do not bear out leaves the 
 """
 
 import importlib
+import importlib.util
 
 import pandas as pd
 
@@ -37,7 +38,10 @@ def result(slug: str, claims: pd.DataFrame) -> str:
 
     claims: of verify.claims_table.
     """
-    text, seeds = importlib.import_module(f"qa_lib.page.findings_{slug}").result(claims)
+    module = f"qa_lib.page.findings_{slug}"
+    if importlib.util.find_spec(module) is None:  # none are written yet
+        return ""
+    text, seeds = importlib.import_module(module).result(claims)
     if not text:
         return ""
     few = {1: " One seed: seen, not decided.", 2: " Two seeds can refute a claim, not confirm one."}
