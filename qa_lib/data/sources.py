@@ -289,7 +289,7 @@ def complete_row(row: dict, name: str, number: int) -> dict:
 
 
 def misplaced_answer(row: dict) -> str:
-    """Return where the first answer stands that is not at its offset; empty where all are."""
+    """Return a phrase about the first answer that is not at its offset; empty where all are."""
     answers = row["answers"]
     context = row["context"]
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):

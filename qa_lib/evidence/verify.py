@@ -377,12 +377,15 @@ def power_for_page(P) -> pd.DataFrame:
 def find_disagreement(P) -> str:
     """Return the first run about which results.csv on disk and the records differ.
 
-    Empty where none does, or where there is no file.
+    Lines are compared in any order. Empty where all are alike, or where there is no file.
     """
     file = runs.page_folder(P) / "results.csv"
     if not file.exists():
         return ""
-    kept = file.read_text(encoding="utf-8").splitlines()
-    ours = runs.format_csv(runs.collect_ledger(plans.plan(P))).splitlines()
-    differ = set(kept) ^ set(ours)
-    return next((line.split(",")[0] for line in kept + ours if line in differ), "")
+    on_disk = file.read_text(encoding="utf-8").splitlines()
+    of_records = runs.format_csv(runs.collect_ledger(plans.plan(P))).splitlines()
+    differ = set(on_disk) ^ set(of_records)
+    for line in on_disk + of_records:
+        if line in differ:
+            return line.split(",")[0]  # its first column
+    return ""

@@ -109,7 +109,8 @@ def describe(error: Exception) -> str:
 def read_architecture(path: Path, place: str) -> str:
     """Return `model_type` of an encoder's config.json.
 
-    Raises UserError where it is not in ARCHITECTURES.
+    place: what an error calls the encoder. Raises UserError where the file is not JSON or names no
+    type, where the type is not in ARCHITECTURES, and where the weights are quantised.
     """
     taken = ", ".join(ARCHITECTURES)
     try:

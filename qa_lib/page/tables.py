@@ -290,11 +290,12 @@ def mean_weights(P, specs: list[Spec]) -> pd.DataFrame:
 
 
 def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
-    """Return how well a gate's weights agree with probabilities.
+    """Return, in ten bins of a gate's weight, how often the expert was the right one.
 
-    Pairs of question and expert fall into ten bins of equal width by their weight. Columns: the
-    mean weight of a bin, and the share of its pairs in which the question is of the expert's own
-    dataset. Out of domain it is the share of pairs in which the expert's answer is exact.
+    A pair is a test question and an expert; its weight is what the gate gives the expert on it. The
+    expert is right, in domain, where the question is of its own dataset, and on the first pooled test
+    set where it answers exactly. Columns: of (which of the two), bin (0 to 9), weight (mean), share (of
+    pairs whose expert is right, 0 to 1), pairs (their number), run.
     """
     weights = name_weights(runs.collect_examples([mixture]), P.domains)
     weights = weights.melt(["run", "set", "id"], P.domains, "expert", "weight")
