@@ -164,9 +164,9 @@ def format_interval(row) -> str:
 def advice_table(P) -> pd.DataFrame:
     """Return the numbers behind the advice, a row for each domain, as a page shows them.
 
-    The test rows, the mean EM of ExBERT, of control (a) and of V-DB, what ExBERT has more than control
-    (a), its interval, and the seeds. P: the parameters of an own study.
-    Raises UserError where there is nothing to compare.
+    The test rows, the mean EM of ExBERT, of control (a) and of V-DB, what ExBERT has more than
+    control (a), its interval, and the seeds. P: the parameters of an own study. Raises UserError
+    where there is nothing to compare.
     """
     differences = estimates(P)
     if not len(differences):

@@ -293,9 +293,9 @@ def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
     """Return, in ten bins of a gate's weight, how often the expert was the right one.
 
     A pair is a test question and an expert; its weight is what the gate gives the expert on it. The
-    expert is right, in domain, where the question is of its own dataset, and on the first pooled test
-    set where it answers exactly. Columns: of (which of the two), bin (0 to 9), weight (mean), share (of
-    pairs whose expert is right, 0 to 1), pairs (their number), run.
+    expert is right, in domain, where the question is of its own dataset, and on the first pooled
+    test set where it answers exactly. Columns: of (which of the two), bin (0 to 9), weight (mean),
+    share (of pairs whose expert is right, 0 to 1), pairs (their number), run.
     """
     weights = name_weights(runs.collect_examples([mixture]), P.domains)
     weights = weights.melt(["run", "set", "id"], P.domains, "expert", "weight")
