@@ -106,7 +106,8 @@ def draw_losses(history: pd.DataFrame, by: str, words: str):
 def draw_calibration(report: str, variant: str, bins: pd.DataFrame):
     """Draw how often an expert was right against the weight that the gate gave it.
 
-    A panel for each of the two meanings of "right"; on the dashed diagonal a weight is a probability.
+    A panel for each of the two meanings of "right". On the dashed diagonal a weight is a
+    probability.
     A point's area grows with the number of pairs. bins: of tables.calibration_bins.
     """
     grid = sns.relplot(
