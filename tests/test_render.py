@@ -50,6 +50,7 @@ SETUP = [
     code(
         "from pathlib import Path\n"
         "from qa_lib.page import report as page\n"
+        "from qa_lib.reports import plans\n"
         "from qa_lib.settings import params\n"
         "P = plans.load_params('exbert', 'quick')\n"
         "page.runs.FIGURES = Path(data)",
