@@ -93,7 +93,9 @@ def load_from_names(slug: str, names: dict[str, Any]) -> Any:
     for name, value in names.items():
         if name.startswith("_") or name == "In":
             continue
-        if params.is_plain(value) or (value == [] and name in model.model_fields):
+        # An empty list that is no parameter is a name of the notebook's own.
+        is_empty_list = isinstance(value, list) and not value
+        if params.is_plain(value) or (is_empty_list and name in model.model_fields):
             given[name] = value
     return params.validate(model, given, dict.fromkeys(given, "notebook parameter "))
 
