@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from qa_lib.reports import exbert, plans
@@ -514,6 +516,9 @@ def test_notebook_names_are_checked():
         "exit": print,
     }
     assert plans.load_from_names("exbert", names) == plans.load_params("exbert", "quick")
+    # names of a notebook's own that are no parameters, and do not compare with a list
+    own = {"ledger": pd.DataFrame({"a": [1, 2]}), "parts": [], "shapes": np.arange(3)}
+    assert plans.load_from_names("exbert", names | own) == plans.load_params("exbert", "quick")
     words = "notebook parameter learnig_rate is not a parameter; did you mean learning_rate"
     with pytest.raises(UserError, match=words):
         plans.load_from_names("exbert", names | {"learnig_rate": 1e-4})
