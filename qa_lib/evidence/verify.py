@@ -278,8 +278,7 @@ def describe_pooling(frame: pd.DataFrame) -> str:
     others = f"these would be judged otherwise: {'; '.join(told)}."
     return (
         "The variance between seeds is pooled over comparisons of one kind, but where Levene's "
-        "test "
-        "finds them unlike, which with three seeds it hardly can. With the variance of each "
+        "test finds them unlike, which with three seeds it hardly can. With the variance of each "
         "comparison's own seeds " + (others if told else "every verdict would be the same.")
     )
 

@@ -36,10 +36,8 @@ def result(claims: pd.DataFrame) -> tuple[str, int]:
         return "", 0
     text = (
         f"over the mixtures that were run ExBERT (final) is {say_lead(row)} V-DB at the report's "
-        "own "
-        f"rates (printed: {row.printed} %; whether points of EM or a share of V-DB's is not said; "
-        "as "
-        f"such a share ours is {verify.format_effect(share)})"
+        f"own rates (printed: {row.printed} %; whether points of EM or a share of V-DB's is not "
+        f"said; as such a share ours is {verify.format_effect(share)})"
     )
     if np.isfinite(control.ours):
         text += f" and {say_lead(control)} its encoder blocks alone, without the ST-MoE block"
@@ -162,15 +160,12 @@ def what_reproduces(x: Numbers) -> Paragraph:
     ]
     text = (
         "**What reproduces, and what does not.** With the report's own rates and epochs ExBERT "
-        "(final) "
-        "answers more questions than V-DB on both tests, but by less than is printed: "
+        "(final) answers more questions than V-DB on both tests, but by less than is printed: "
         f"{' and '.join(gained)} with {x.P.centre:.0%} {x.P.domains[0]} in the mixture, "
         f"{verify.format_claim(x.table, 'headline')} over the mixtures and both tests (printed: "
         f"{printed['headline']}). In brackets are 95 % intervals over seeds and test questions; "
-        "none "
-        "contains 0 and none contains what is printed. The direction is the report's, the size is "
-        "not, "
-        "and the verdict is “not reproduced”."
+        "none contains 0 and none contains what is printed. The direction is the report's, the "
+        "size is not, and the verdict is “not reproduced”."
     )
     return holds, text
 
@@ -182,13 +177,10 @@ def points_or_percent(x: Numbers) -> Paragraph:
     holds = all(x.claims["low"][claim] > 0 for claim in RELATIVE) and x.floor_is_low()
     text = (
         "**Points or percent.** The report writes “%”. Read as a share of V-DB's own score the "
-        "gain over "
-        f"the mixtures is {verify.format_claim(x.table, RELATIVE[0])}: {' and '.join(fates)} "
-        "percent. "
-        "The rule asks whether the whole interval lies between half and twice of what is printed. "
-        "The "
-        "gain is large because V-DB's own score is small. With equal tuning: "
-        f"{' and '.join(equal)}."
+        f"gain over the mixtures is {verify.format_claim(x.table, RELATIVE[0])}: "
+        f"{' and '.join(fates)} percent. The rule asks whether the whole interval lies between "
+        "half and twice of what is printed. The gain is large because V-DB's own score is small. "
+        f"With equal tuning: {' and '.join(equal)}."
     )
     return holds, text
 
@@ -196,11 +188,10 @@ def points_or_percent(x: Numbers) -> Paragraph:
 def on_what_floor(x: Numbers) -> Paragraph:
     text = (
         f"**On what floor this stands.** At {rate(x.P.learning_rate)}, DistilBERT's rate, MiniLM "
-        "hardly "
-        f"learns from {x.P.train_rows:,} examples: V-DB has an EM of {x.say('v-db')} on {x.both}. "
-        "Where "
-        "all models score so low, differences in points are small. These verdicts are about the "
-        "report's settings with another encoder; at the report's own they are still to be tested."
+        f"hardly learns from {x.P.train_rows:,} examples: V-DB has an EM of {x.say('v-db')} on "
+        f"{x.both}. Where all models score so low, differences in points are small. These verdicts "
+        "are about the report's settings with another encoder; at the report's own they are still "
+        "to be tested."
     )
     return x.P.encoder == "minilm" and x.floor_is_low(), text
 
@@ -210,18 +201,13 @@ def why_it_gains(x: Numbers) -> Paragraph:
     layer = x.differences("exbert-tuned", "plain-tuned")
     text = (
         f"**Why it gains.** Hardly by its experts. Control (a), ExBERT's {x.P.tuned_blocks} "
-        "encoder "
-        f"blocks, rate and epochs without the ST-MoE block, has {x.say('plain-tuned')} on "
-        f"{x.both}, "
-        f"ExBERT {x.say('exbert-tuned')}, V-DB {x.say('v-db')}; paired by seed ExBERT has "
-        f"{say_differences(layer)} more than (a). What these two share and V-DB has not are fewer "
-        f"blocks, fewer epochs, and a rate {x.P.tuned_rate / x.P.learning_rate:.0f} times as high. "
-        "The "
-        "trials (one seed, validation rows) tell them apart: V-DB with all its blocks, at that "
-        "rate and "
-        f"those epochs, has an EM of {spread(plain)}, ExBERT {spread(exbert)}. So most of the gain "
-        "is "
-        "the rate's."
+        f"encoder blocks, rate and epochs without the ST-MoE block, has {x.say('plain-tuned')} on "
+        f"{x.both}, ExBERT {x.say('exbert-tuned')}, V-DB {x.say('v-db')}; paired by seed ExBERT "
+        f"has {say_differences(layer)} more than (a). What these two share and V-DB has not are "
+        f"fewer blocks, fewer epochs, and a rate {x.P.tuned_rate / x.P.learning_rate:.0f} times as "
+        "high. The trials (one seed, validation rows) tell them apart: V-DB with all its blocks, "
+        f"at that rate and those epochs, has an EM of {spread(plain)}, ExBERT {spread(exbert)}. So "
+        "most of the gain is the rate's."
     )
     return x.is_close_to_control() and plain.mean() > exbert.mean(), text
 
@@ -235,14 +221,11 @@ def equal_tuning(x: Numbers) -> Paragraph:
     gains = "” and “".join(x.tuned["verdict"][claim] for claim in x.gains)
     text = (
         "**Equal tuning.** When the rate and the epochs of each model are chosen by the same "
-        "trials "
-        f"(one seed, validation rows, at most {max(x.P.trial_epochs):g} epochs), V-DB has "
+        f"trials (one seed, validation rows, at most {max(x.P.trial_epochs):g} epochs), V-DB has "
         f"{x.say('v-db', 'tuned')} on {x.both}, ExBERT {x.say('exbert-tuned', 'tuned')} and "
-        "control (a) "
-        f"{x.say('plain-tuned', 'tuned')}: each better at this mixture than at the report's rates. "
-        f"Paired by seed V-DB is {say_differences(x.lead_of_plain_model())} ahead of ExBERT: in "
-        "this arm "
-        f"the two gains are “{gains}”."
+        f"control (a) {x.say('plain-tuned', 'tuned')}: each better at this mixture than at the "
+        f"report's rates. Paired by seed V-DB is {say_differences(x.lead_of_plain_model())} ahead "
+        f"of ExBERT: in this arm the two gains are “{gains}”."
     )
     return holds, text
 
@@ -267,17 +250,14 @@ def what_the_block_adds(x: Numbers) -> Paragraph:
     intervals = " and ".join(f"[{ends.low:.1f}, {ends.high:.1f}]" for ends in alone)
     text = (
         f"**What the block adds.** With equal tuning ExBERT is {say_left(x.block)} ahead of "
-        "control (a) "
-        "at this mixture (95 % intervals, the variance between seeds pooled over the mixtures; the "
-        "report makes no such claim, so none was frozen). Of this mixture's seeds alone the "
-        "intervals "
-        f"are {intervals}: only on {' and '.join(certain)} do both say that the difference is no "
-        f"accident. At the other mixtures its mean is {min(aside):.1f} to {max(aside):.1f} EM. "
-        "What (a) "
-        "lacks is the whole block: experts, router, dropout and the dense feed-forward layer that "
-        "the "
-        "package puts behind the experts. No run has that layer alone. V-DB's "
-        f"{x.P.blocks} encoder blocks without any of it score highest of the three in the mean."
+        "control (a) at this mixture (95 % intervals, the variance between seeds pooled over the "
+        "mixtures; the report makes no such claim, so none was frozen). Of this mixture's seeds "
+        f"alone the intervals are {intervals}: only on {' and '.join(certain)} do both say that "
+        f"the difference is no accident. At the other mixtures its mean is {min(aside):.1f} to "
+        f"{max(aside):.1f} EM. What (a) lacks is the whole block: experts, router, dropout and the "
+        "dense feed-forward layer that the package puts behind the experts. No run has that layer "
+        f"alone. V-DB's {x.P.blocks} encoder blocks without any of it score highest of the three "
+        "in the mean."
     )
     return holds, text
 
@@ -291,25 +271,18 @@ def whether_it_takes_experts(x: Numbers) -> Paragraph:
     compute, parameters = "dense-compute", "dense-parameters"
     text = (
         "**Whether it takes experts.** Nothing here says so. Controls (b) have one dense layer in "
-        "the "
-        "experts' place, and the rest of the block. At this mixture ExBERT less the layer that "
-        "costs a "
-        f"token as much is (minus: ExBERT is behind) {say_left(x.dense[compute, 'tuned'])} with "
-        "equal "
-        f"tuning, and {say_left(x.dense[compute, 'printed'])} at the report's rates; less the "
-        "layer "
-        f"with as many weights, which costs more, it is {say_left(x.dense[parameters, 'tuned'])} "
-        "with "
-        f"equal tuning, and {say_left(x.dense[parameters, 'printed'])} at the report's rates. In "
-        "the "
-        "mean a dense layer adds to (a) as much as the experts do, without a router: with equal "
-        "tuning "
-        f"the one of equal cost {say_differences(filled)} on {x.both} ({len(filled[0].dropna())} "
-        "seeds). That cost is the one on paper: in training "
-        f"{full.min():.0%} to {full.max():.0%} of a run's picks found their expert full (capacity "
-        f"{x.P.capacity_train:g}, {x.P.top_n} picks a token), so that a token met about one "
-        "expert, the "
-        f"dense layer does the work of {x.P.top_n}."
+        "the experts' place, and the rest of the block. At this mixture ExBERT less the layer that "
+        f"costs a token as much is (minus: ExBERT is behind) {say_left(x.dense[compute, 'tuned'])} "
+        f"with equal tuning, and {say_left(x.dense[compute, 'printed'])} at the report's rates; "
+        "less the layer with as many weights, which costs more, it is "
+        f"{say_left(x.dense[parameters, 'tuned'])} with equal tuning, and "
+        f"{say_left(x.dense[parameters, 'printed'])} at the report's rates. In the mean a dense "
+        "layer adds to (a) as much as the experts do, without a router: with equal tuning the one "
+        f"of equal cost {say_differences(filled)} on {x.both} ({len(filled[0].dropna())} seeds). "
+        f"That cost is the one on paper: in training {full.min():.0%} to {full.max():.0%} of a "
+        f"run's picks found their expert full (capacity {x.P.capacity_train:g}, {x.P.top_n} picks "
+        "a token), so that a token met about one expert, the dense layer does the work of "
+        f"{x.P.top_n}."
     )
     return bool(is_open and dense_gains and full.between(0.35, 0.65).all()), text
 
@@ -323,13 +296,10 @@ def length_of_answers(x: Numbers) -> Paragraph:
     is_refuted = shorter.verdict == Verdict.NOT_REPRODUCED and shorter.high < 0
     text = (
         "**Length of answers.** The report finds V-DB's answers generally longer than ExBERT's on "
-        "both "
-        f"tests, and shows eight. Over all answers they are shorter: by {-shorter.ours:.1f} tokens "
-        f"(95 % interval {-shorter.high:.1f} to {-shorter.low:.1f}) on {shorter.part} at the "
-        "report's "
-        f"rates, {-tuned.ours:.1f} on {tuned.part} with equal tuning. That ExBERT's are longer is "
-        "not "
-        "its block's doing: control (a)'s are as long or longer, by "
+        f"both tests, and shows eight. Over all answers they are shorter: by {-shorter.ours:.1f} "
+        f"tokens (95 % interval {-shorter.high:.1f} to {-shorter.low:.1f}) on {shorter.part} at "
+        f"the report's rates, {-tuned.ours:.1f} on {tuned.part} with equal tuning. That ExBERT's "
+        "are longer is not its block's doing: control (a)'s are as long or longer, by "
         f"{say_differences(cut['printed'])} on {x.both} at the report's rates, "
         f"{say_differences(cut['tuned'])} with equal tuning."
     )
@@ -341,12 +311,10 @@ def what_these_records_cannot_say(x: Numbers) -> Paragraph:
     dense = f", of controls (b) {len(P.dense_seeds)} at each" if P.dense_seeds else ""
     text = (
         f"**What these records cannot say.** They are of {P.train_rows:,} training examples a "
-        "mixture, "
-        "where the report has 4,000, and of MiniLM, which is smaller than DistilBERT and has met "
-        "SQuAD's "
-        f"questions with their paragraphs (section Data). There are {len(P.seeds)} seeds at "
-        f"{P.centre:.0%} {P.domains[0]}, {len(P.side_seeds)} at the other mixtures{dense}. "
-        f"{state(P, x.table)}"
+        "mixture, where the report has 4,000, and of MiniLM, which is smaller than DistilBERT and "
+        f"has met SQuAD's questions with their paragraphs (section Data). There are {len(P.seeds)} "
+        f"seeds at {P.centre:.0%} {P.domains[0]}, {len(P.side_seeds)} at the other "
+        f"mixtures{dense}. {state(P, x.table)}"
     )
     return P.encoder == "minilm", text
 
@@ -358,14 +326,11 @@ def advice_to_a_user(x: Numbers) -> Paragraph:
     is_largest = min(gained) > x.block["d"].max()
     text = (
         "**To someone who wants to use the idea.** Tune the plain model's rate first: here a "
-        "handful of "
-        "trials gained more than this block did in any comparison. If you then add a sparse "
-        "layer, keep "
-        "control (a) beside it, or the experts get the credit for the rate, and a dense layer of "
-        "the "
-        "same cost, or they get the credit for any layer's. `make own` makes the first comparison "
-        "on two "
-        "domains of your own, and the second with `experiments=[headline,dense]`."
+        "handful of trials gained more than this block did in any comparison. If you then add a "
+        "sparse layer, keep control (a) beside it, or the experts get the credit for the rate, and "
+        "a dense layer of the same cost, or they get the credit for any layer's. `make own` makes "
+        "the first comparison on two domains of your own, and the second with "
+        "`experiments=[headline,dense]`."
     )
     return x.is_close_to_control() and x.plain_model_leads() and is_largest, text
 

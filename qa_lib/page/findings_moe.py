@@ -19,14 +19,12 @@ def result(claims: pd.DataFrame) -> tuple[str, int]:
     text = (
         f"the mixture of experts is {verify.format_effect(dev)} below one model of all the data on "
         f"out-of-domain dev (printed: {dev.printed}) and {verify.format_effect(test)} below it on "
-        "test "
-        f"(printed: {test.printed})"
+        f"test (printed: {test.printed})"
     )
     if reinit.n:
         text += (
             f"; that model with four blocks started anew is {verify.format_effect(reinit)} below "
-            "on "
-            f"dev (printed: {reinit.printed})"
+            f"on dev (printed: {reinit.printed})"
         )
     text += ". Printed scores are by the starter code's rule, which knows no answer of one token."
     return text, min(dev.n, test.n, reinit.n or dev.n)
@@ -115,9 +113,8 @@ def what_reproduces(x: Numbers) -> Paragraph:
         inside = ", ".join(f"{x.say('baseline', domain)} on {domain}" for domain in x.P.domains)
         text += (
             " Reproduced is that this model is much worse on new domains than on its own, and "
-            "better "
-            f"there than any expert. (These are other questions, too: it has {inside}, which it "
-            f"learnt, and {x.say('baseline', x.test)} on {x.test}.)"
+            f"better there than any expert. (These are other questions, too: it has {inside}, "
+            f"which it learnt, and {x.say('baseline', x.test)} on {x.test}.)"
         )
         if x.have_verdict(["both-hurt", "reinit-declines"], Verdict.REPRODUCED):
             text += (
@@ -137,19 +134,15 @@ def why_the_mixture_loses(x: Numbers) -> Paragraph:
     ]
     text = (
         "**Why the mixture loses.** Each of its experts has a third of the baseline's rows at the "
-        "same "
-        f"number of epochs, and at the report's rate ({rate(x.P.learning_rate)}, for a larger "
-        "encoder) "
-        "each is best in its last epoch, still learning. Each answers even its own dataset worse "
-        "than "
-        f"the baseline: {', '.join(own)}. An oracle that chooses of each question the best "
-        "expert's "
-        f"answer has {x.say('oracle', x.dev, x.test)} on {x.dev} and {x.test}, the baseline "
-        f"{x.say('baseline', x.dev, x.test)}, the mixture {x.say('moe', x.dev, x.test)}: choosing "
-        "perfectly among the experts' answers would close most of the gap to one model, and lie "
-        f"{room.min():.1f} to {room.max():.1f} EM from it, by seed and set. Whether few rows and "
-        "steps "
-        "hold the experts back, or the single dataset, was not separated."
+        f"same number of epochs, and at the report's rate ({rate(x.P.learning_rate)}, for a larger "
+        "encoder) each is best in its last epoch, still learning. Each answers even its own "
+        f"dataset worse than the baseline: {', '.join(own)}. An oracle that chooses of each "
+        f"question the best expert's answer has {x.say('oracle', x.dev, x.test)} on {x.dev} and "
+        f"{x.test}, the baseline {x.say('baseline', x.dev, x.test)}, the mixture "
+        f"{x.say('moe', x.dev, x.test)}: choosing perfectly among the experts' answers would close "
+        f"most of the gap to one model, and lie {room.min():.1f} to {room.max():.1f} EM from it, "
+        "by seed and set. Whether few rows and steps hold the experts back, or the single dataset, "
+        "was not separated."
     )
     return holds, text
 
@@ -169,15 +162,12 @@ def has_the_gate_learnt(x: Numbers) -> Paragraph:
         f"{x.say('moe', x.dev, x.test)} on {x.dev} and {x.test}, where equal weights give "
         f"{x.say('uniform-weights', x.dev, x.test)}, the one expert that is best on validation "
         f"{x.say('best-single', x.dev, x.test)}, and one set of weights for each new dataset, "
-        "fitted on "
-        f"its few examples, {x.say('told-dataset', x.dev, x.test)}. These seeds do not decide it: "
-        "what "
-        "the gate adds to equal weights is "
-        f"{verify.format_effect(x.claims.loc['gate-not-learned'])} on "
-        f"{x.dev}, what such a set of weights adds to the gate "
-        f"{verify.format_effect(x.claims.loc['gate-below-told'])} there and, by seed, "
-        f"{spread(told)} on "
-        f"{x.test}. In its own domains the mixture has {', '.join(inside)}."
+        f"fitted on its few examples, {x.say('told-dataset', x.dev, x.test)}. These seeds do not "
+        "decide it: what the gate adds to equal weights is "
+        f"{verify.format_effect(x.claims.loc['gate-not-learned'])} on {x.dev}, what such a set of "
+        f"weights adds to the gate {verify.format_effect(x.claims.loc['gate-below-told'])} there "
+        f"and, by seed, {spread(told)} on {x.test}. In its own domains the mixture has "
+        f"{', '.join(inside)}."
     )
     return holds, text
 
@@ -186,11 +176,9 @@ def starting_blocks_anew(x: Numbers) -> Paragraph:
     reload = f"reload-{x.P.reinit_blocks}"
     text = (
         f"**Starting blocks anew.** With {x.P.reinit_blocks} top blocks at random weights the "
-        "model has "
-        f"{x.say(x.reinit)} on {x.dev}, with the weights of lower blocks in their place "
+        f"model has {x.say(x.reinit)} on {x.dev}, with the weights of lower blocks in their place "
         f"{x.say(reload)}, untouched {x.say('baseline')}. What is lost is probably what the blocks "
-        "had "
-        "learnt before; so few rows and steps do not bring it back."
+        "had learnt before; so few rows and steps do not bring it back."
     )
     return x.em(x.reinit) < x.em(reload) < x.em("baseline"), text
 
@@ -205,11 +193,9 @@ def what_these_records_cannot_say(x: Numbers, claims: pd.DataFrame) -> Paragraph
     curves = f", of two training curves {len(P.seeds + P.curve_seeds)}" if P.curve_seeds else ""
     text = (
         f"**What these records cannot say.** They are of {P.train_rows:,} examples of each dataset "
-        "(the "
-        "report: 50,000, each or together is not said), and of MiniLM, which is smaller than "
-        "DistilBERT "
-        f"and has met two of the in-domain datasets (section Data). {arms}There are {len(P.seeds)} "
-        f"seeds{curves}. {state(P, claims)}"
+        "(the report: 50,000, each or together is not said), and of MiniLM, which is smaller than "
+        f"DistilBERT and has met two of the in-domain datasets (section Data). {arms}There are "
+        f"{len(P.seeds)} seeds{curves}. {state(P, claims)}"
     )
     return P.encoder == "minilm", text
 
@@ -217,14 +203,10 @@ def what_these_records_cannot_say(x: Numbers, claims: pd.DataFrame) -> Paragraph
 def advice_to_a_user(x: Numbers) -> Paragraph:
     text = (
         "**To someone who wants to use the idea.** Train the experts first, each until its "
-        "validation "
-        "score stops rising, at a rate chosen for it. Then, before building a gate, compute what "
-        "the "
-        "best choice among their answers would score: it takes the experts' answers and the gold "
-        "ones. "
-        "Where that is not clearly better than one model of all the data, as here, no gate that "
-        "chooses "
-        "among them will beat that model by more."
+        "validation score stops rising, at a rate chosen for it. Then, before building a gate, "
+        "compute what the best choice among their answers would score: it takes the experts' "
+        "answers and the gold ones. Where that is not clearly better than one model of all the "
+        "data, as here, no gate that chooses among them will beat that model by more."
     )
     return x.experts_still_learn() and x.oracle_ahead().max() < 2, text
 

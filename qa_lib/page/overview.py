@@ -263,13 +263,11 @@ def readme_verdicts() -> str:
         + f"\n| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
         + "".join(counts)
         + "\nClaims that were tested, and the primary ones. In brackets the 95 % interval, which "
-        "one "
-        "seed does not give, and of several sets or metrics the one with the largest p. Behind "
-        "“not "
-        "reproduced” stands what it means. Control: what is left of the effect, at the report's "
-        "settings, beside the model that could refute the claim. What to bear in mind with each "
-        "stands "
-        f"on its page.\n\n| {' | '.join(README_COLUMNS)} |\n|{'---|' * len(README_COLUMNS)}\n"
+        "one seed does not give, and of several sets or metrics the one with the largest p. Behind "
+        "“not reproduced” stands what it means. Control: what is left of the effect, at the "
+        "report's settings, beside the model that could refute the claim. What to bear in mind "
+        f"with each stands on its page.\n\n| {' | '.join(README_COLUMNS)} "
+        f"|\n|{'---|' * len(README_COLUMNS)}\n"
         + "".join(line for _, line in lines)
         + (f"\nNot yet run on real data: {', '.join(rest)}.\n" if rest else "\n")
     )

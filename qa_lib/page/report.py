@@ -205,8 +205,7 @@ def show_header(P, verdicts: str = "") -> Html:
     )
     verdicts = verdicts or (
         "The verdicts on its claims need runs that are not there yet; they stand at the end once "
-        "they "
-        "are."
+        "they are."
     )
     lead = r"^((?:Advice|Result): .*?\.)(?= |$)"
     verdicts = re.sub(lead, r"<strong>\1</strong>", escape(verdicts))

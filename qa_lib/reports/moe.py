@@ -126,8 +126,7 @@ class Parameters(Study):
             if self.looks > 1 and epochs < 1 / self.looks:
                 raise ValueError(
                     f"{name}: {epochs} ends before the first of {self.looks} looks an epoch; write "
-                    "at "
-                    f"least {1 / self.looks:.4g}, or looks=1"
+                    f"at least {1 / self.looks:.4g}, or looks=1"
                 )
         return self
 

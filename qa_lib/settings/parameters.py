@@ -147,8 +147,7 @@ class Study(Strict):
                 if name in TAKEN_NAMES or TAKEN_PATTERN.fullmatch(name):
                     raise ValueError(
                         f"{field}: '{name}' cannot name a dataset, since run records and tables "
-                        "use "
-                        "that word for something else; give it another name"
+                        "use that word for something else; give it another name"
                     )
         return self
 
