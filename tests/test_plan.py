@@ -7,6 +7,7 @@ import pytest
 
 from qa_lib.data import selection
 from qa_lib.reports import exbert, plans
+from qa_lib.settings import params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
@@ -16,6 +17,14 @@ def load_exbert(profile="quick", size=None, **changes):
     if profile == "real":
         changes["data"] = "data"
     return plans.load_params("exbert", profile, changes, size)
+
+
+@pytest.mark.parametrize("slug", params.list_reports())
+def test_parameters_know_the_experiments_that_there_are(slug):
+    report = plans.find_report(slug)
+    schema = report.Parameters.model_json_schema()
+    known = schema["properties"]["experiments"]["items"]["enum"]
+    assert sorted(known) == sorted(report.EXPERIMENTS)
 
 
 def test_the_quick_plan_is_small_and_whole():

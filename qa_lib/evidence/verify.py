@@ -184,11 +184,16 @@ def format_printed(row) -> str:
     return f"{row.printed} {row.printed_unit}{direction}"
 
 
-def format_numbers(ours: float, low: float, high: float, digits: int) -> str:
-    """Return a value with its interval: "3.2 [2.0, 4.4]"; one seed has no interval."""
-    # + 0.0: no -0.0
-    ours, low, high = (f"{round(x, digits) + 0.0:.{digits}f}" for x in (ours, low, high))
-    return ours if low == "nan" else f"{ours} [{low}, {high}]"
+def format_number(x: float, digits: int) -> str:
+    """Return a number with so many decimals, and without a sign where it is 0."""
+    return f"{round(x, digits) + 0.0:.{digits}f}"
+
+
+def format_interval(low: float, high: float, digits: int) -> str:
+    """Return an interval behind a blank: " [2.0, 4.4]"; nothing where one seed gives none."""
+    if np.isnan(low):
+        return ""
+    return f" [{format_number(low, digits)}, {format_number(high, digits)}]"
 
 
 def format_effect(row, digits: int = 1) -> str:
@@ -200,25 +205,25 @@ def format_effect(row, digits: int = 1) -> str:
         unit = last
     else:
         unit, where = row.unit, [*where, last]
-    shown = f"{format_numbers(row.ours, row.low, row.high, digits)} {unit}"
+    ours = format_number(row.ours, digits) + format_interval(row.low, row.high, digits)
+    shown = f"{ours} {unit}"
     return f"{shown} ({', '.join(where)})" if where else shown
 
 
 def format_verdict(row, with_reason: bool = False) -> str:
     """Return the verdict and its reason.
 
-    Of several parts the first that fails is shown, by the rule's own interval.
-
-    Why a claim is not tested stands there only with_reason: it may be long.
+    Of several parts the first that fails is shown, by the rule's own interval. Why a claim is not
+    tested may be long and stands there only with_reason.
     """
     if not row.reason or (row.verdict == Verdict.NOT_TESTED and not with_reason):
         return row.verdict
     text = f"{row.verdict}: {row.reason}"
     if row.verdict != Verdict.NOT_REPRODUCED or not row.rule_part:
         return text
-    shown = format_numbers(row.rule_ours, row.rule_low, row.rule_high, 1)
+    ours = format_number(row.rule_ours, 1) + format_interval(row.rule_low, row.rule_high, 1)
     more = f", and {row.more} more" if row.more else ""
-    return f"{text} ({row.rule_part}: {shown}{more})"
+    return f"{text} ({row.rule_part}: {ours}{more})"
 
 
 def format_arm(row) -> str:
@@ -228,9 +233,7 @@ def format_arm(row) -> str:
 
 
 def format_control(report: str, row, of_claim) -> str:
-    """Return how much of a claim's effect its control leaves.
-
-    As "(a) …: 0.4 of 3.2 EM left [0.0, 0.8]".
+    """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of 3.2 EM left [0, 1]".
 
     row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
     different parts, or where the claim is an equality, the difference to the control stands alone.
@@ -240,14 +243,9 @@ def format_control(report: str, row, of_claim) -> str:
         return f"{name}: not tested"
     if row.part != of_claim.part or row.kind == "equivalence":
         return f"{name}: {format_effect(row)}"
-    left, ends = format_numbers(row.ours, row.low, row.high, 1).partition(" ")[::2]
-    all_ = format_numbers(of_claim.ours, np.nan, np.nan, 1)
-    return f"{name}: {left} of {all_} {row.unit} left {ends}".strip()
-
-
-def has_verdict(frame: pd.DataFrame, claim: str, verdict: Verdict, arm: str = "printed") -> bool:
-    """Is that the verdict on a claim, by its id?"""
-    return select(frame, arm)["verdict"][claim] == verdict
+    left = format_number(row.ours, 1)
+    whole = format_number(of_claim.ours, 1)
+    return f"{name}: {left} of {whole} {row.unit} left{format_interval(row.low, row.high, 1)}"
 
 
 def format_claim(frame: pd.DataFrame, claim: str) -> str:

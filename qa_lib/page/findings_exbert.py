@@ -63,12 +63,12 @@ class Numbers:
     routing: pd.DataFrame
 
     @cached_property
-    def claims(self) -> pd.DataFrame:
+    def printed_claims(self) -> pd.DataFrame:
         """The claims at the report's settings."""
         return verify.select(self.table)
 
     @cached_property
-    def tuned(self) -> pd.DataFrame:
+    def tuned_claims(self) -> pd.DataFrame:
         """The claims with equal tuning."""
         return verify.select(self.table, "tuned")
 
@@ -148,10 +148,10 @@ def say_differences(differences: list[pd.Series]) -> str:
 
 
 def what_reproduces(x: Numbers) -> Paragraph:
-    printed = x.claims["printed"]
+    printed = x.printed_claims["printed"]
     holds = True
     for claim in (*x.gains, "headline"):
-        row = x.claims.loc[claim]
+        row = x.printed_claims.loc[claim]
         below = row.high < float(row.printed.split()[0])
         holds = holds and row.verdict == Verdict.NOT_REPRODUCED and 0 < row.low and below
     gained = [
@@ -171,10 +171,10 @@ def what_reproduces(x: Numbers) -> Paragraph:
 
 
 def points_or_percent(x: Numbers) -> Paragraph:
-    printed = x.claims["printed"]
-    fates = [f"“{x.claims['verdict'][claim]}” of {printed[claim]}" for claim in RELATIVE]
-    equal = [f"“{x.tuned['verdict'][claim]}”" for claim in RELATIVE]
-    holds = all(x.claims["low"][claim] > 0 for claim in RELATIVE) and x.floor_is_low()
+    printed = x.printed_claims["printed"]
+    fates = [f"“{x.printed_claims['verdict'][claim]}” of {printed[claim]}" for claim in RELATIVE]
+    equal = [f"“{x.tuned_claims['verdict'][claim]}”" for claim in RELATIVE]
+    holds = all(x.printed_claims["low"][claim] > 0 for claim in RELATIVE) and x.floor_is_low()
     text = (
         "**Points or percent.** The report writes “%”. Read as a share of V-DB's own score the "
         f"gain over the mixtures is {verify.format_claim(x.table, RELATIVE[0])}: "
@@ -218,7 +218,7 @@ def equal_tuning(x: Numbers) -> Paragraph:
         for on in x.P.domains:
             better = x.select(model, on, "tuned").mean() > x.select(model, on).mean()
             holds = holds and better
-    gains = "” and “".join(x.tuned["verdict"][claim] for claim in x.gains)
+    gains = "” and “".join(x.tuned_claims["verdict"][claim] for claim in x.gains)
     text = (
         "**Equal tuning.** When the rate and the epochs of each model are chosen by the same "
         f"trials (one seed, validation rows, at most {max(x.P.trial_epochs):g} epochs), V-DB has "
@@ -288,7 +288,7 @@ def whether_it_takes_experts(x: Numbers) -> Paragraph:
 
 
 def length_of_answers(x: Numbers) -> Paragraph:
-    shorter, tuned = x.claims.loc["longer-answers"], x.tuned.loc["longer-answers"]
+    shorter, tuned = x.printed_claims.loc["longer-answers"], x.tuned_claims.loc["longer-answers"]
     cut = {}
     for arm in ("printed", "tuned"):
         cut[arm] = x.differences("plain-tuned", "exbert-tuned", arm, metric="tokens")

@@ -208,7 +208,7 @@ def round_rate(rate: float) -> float:
 # ---- the experiments ----
 
 
-def headline(arm: Arm) -> list[Spec]:
+def plan_headline(arm: Arm) -> list[Spec]:
     """V-DB, ExBERT as the report tunes it, and control (a), over the mixtures (Fig. 6)."""
     params = arm.params
     others = [ratio for ratio in params.ratios if ratio != params.centre]
@@ -222,7 +222,7 @@ def headline(arm: Arm) -> list[Spec]:
     return specs
 
 
-def dense(arm: Arm) -> list[Spec]:
+def plan_dense(arm: Arm) -> list[Spec]:
     """Controls (b): a dense layer in the place of the experts."""
     params = arm.params
     seeds = params.dense_seeds or params.side_seeds
@@ -232,12 +232,12 @@ def dense(arm: Arm) -> list[Spec]:
     return specs
 
 
-def ratios(arm: Arm) -> list[Spec]:
+def plan_ratios(arm: Arm) -> list[Spec]:
     """V-DB over the mixtures (Table 3, Fig. 3)."""
     return arm.train_model("v-db", arm.params.ratios, arm.params.side_seeds)
 
 
-def untuned(arm: Arm) -> list[Spec]:
+def plan_untuned(arm: Arm) -> list[Spec]:
     """V-DB and ExBERT with all blocks and V-DB's rate, over the mixtures."""
     specs = []
     for model in ("v-db", "exbert"):
@@ -245,7 +245,7 @@ def untuned(arm: Arm) -> list[Spec]:
     return specs
 
 
-def order(arm: Arm) -> list[Spec]:
+def plan_order(arm: Arm) -> list[Spec]:
     """Both with the training examples in another order."""
     params = arm.params
     mixtures = [ratio for ratio in params.control_ratios if 0 < ratio < 1]
@@ -256,7 +256,7 @@ def order(arm: Arm) -> list[Spec]:
     return specs
 
 
-def single(arm: Arm) -> list[Spec]:
+def plan_single(arm: Arm) -> list[Spec]:
     """Both on each domain alone with all its rows, and V-DB on fewer rows of the first."""
     params = arm.params
     specs = []
@@ -270,7 +270,7 @@ def single(arm: Arm) -> list[Spec]:
     return specs
 
 
-def blocks(arm: Arm) -> list[Spec]:
+def plan_blocks(arm: Arm) -> list[Spec]:
     """Sweep of the encoder's blocks (Fig. 4)."""
     specs = []
     for number in arm.params.sweep_blocks:
@@ -278,7 +278,7 @@ def blocks(arm: Arm) -> list[Spec]:
     return specs
 
 
-def experts(arm: Arm) -> list[Spec]:
+def plan_experts(arm: Arm) -> list[Spec]:
     """Sweep of the number of experts."""
     specs = []
     for number in arm.params.sweep_experts:
@@ -286,13 +286,19 @@ def experts(arm: Arm) -> list[Spec]:
     return specs
 
 
-def rates(arm: Arm) -> list[Spec]:
+def sweep_rates(arm: Arm, plain_rate: float) -> list[Spec]:
+    """Return ExBERT at multiples of the plain model's learning rate."""
+    specs = []
+    for multiple in arm.params.sweep_rates:
+        rate = round_rate(multiple * plain_rate)
+        specs += arm.train_curve(arm.params.tuned_blocks, rate)
+    return specs
+
+
+def plan_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate (Fig. 5), and V-DB at its own rate and at ExBERT's."""
     params = arm.params
-    specs = []
-    for multiple in params.sweep_rates:
-        rate = round_rate(multiple * params.learning_rate)
-        specs += arm.train_curve(params.tuned_blocks, rate)
+    specs = sweep_rates(arm, params.learning_rate)
     for rate in (params.learning_rate, params.tuned_rate):
         specs += arm.train_mixtures(
             "v-db-curve",
@@ -304,7 +310,7 @@ def rates(arm: Arm) -> list[Spec]:
     return specs
 
 
-def dropout(arm: Arm) -> list[Spec]:
+def plan_dropout(arm: Arm) -> list[Spec]:
     """Sweep of dropout: its place, its rate, and both places with a lower learning rate."""
     params = arm.params
     blocks = params.tuned_blocks
@@ -319,7 +325,7 @@ def dropout(arm: Arm) -> list[Spec]:
     return specs + arm.train_curve(blocks, slow, dropout_at="both", layer_dropout=0.3)
 
 
-def balance(arm: Arm) -> list[Spec]:
+def plan_balance(arm: Arm) -> list[Spec]:
     """Sweep of the coefficient of the balance loss."""
     params = arm.params
     specs = []
@@ -333,32 +339,31 @@ def balance(arm: Arm) -> list[Spec]:
     return specs
 
 
-def rates_with_equal_tuning(arm: Arm) -> list[Spec]:
+def plan_tuned_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate in multiples of the rate that V-DB's trials chose."""
-    params = arm.params
-    specs = []
-    for multiple in params.sweep_rates:
-        rate = round_rate(multiple * arm.models["v-db"]["learning_rate"])
-        specs += arm.train_curve(params.tuned_blocks, rate)
-    return specs
+    return sweep_rates(arm, arm.models["v-db"]["learning_rate"])
 
 
 # The experiments that parameter `experiments` names, in the order of their runs; and those of them
 # that equal tuning has too.
 EXPERIMENTS = {
-    "headline": headline,
-    "dense": dense,
-    "ratios": ratios,
-    "untuned": untuned,
-    "order": order,
-    "single": single,
-    "blocks": blocks,
-    "experts": experts,
-    "rates": rates,
-    "dropout": dropout,
-    "balance": balance,
+    "headline": plan_headline,
+    "dense": plan_dense,
+    "ratios": plan_ratios,
+    "untuned": plan_untuned,
+    "order": plan_order,
+    "single": plan_single,
+    "blocks": plan_blocks,
+    "experts": plan_experts,
+    "rates": plan_rates,
+    "dropout": plan_dropout,
+    "balance": plan_balance,
 }
-WITH_EQUAL_TUNING = {"headline": headline, "dense": dense, "rates": rates_with_equal_tuning}
+WITH_EQUAL_TUNING = {
+    "headline": plan_headline,
+    "dense": plan_dense,
+    "rates": plan_tuned_rates,
+}
 
 
 def run_experiments(arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]]) -> list[Spec]:

@@ -251,12 +251,12 @@ class Arm:
 # ---- the experiments, of one seed ----
 
 
-def mixture(arm: Arm) -> list[Spec]:
+def plan_mixture(arm: Arm) -> list[Spec]:
     """The experts and their mixture (Tables 1 and 2)."""
     return arm.train_model("moe")
 
 
-def reinit(arm: Arm) -> list[Spec]:
+def plan_reinit(arm: Arm) -> list[Spec]:
     """Top blocks that start anew: in the baseline, from lower blocks, and in the experts."""
     top = arm.params.reinit_blocks
     specs = []
@@ -266,12 +266,12 @@ def reinit(arm: Arm) -> list[Spec]:
     return specs + arm.train_model(f"moe-reinit-{top}")
 
 
-def longer(arm: Arm) -> list[Spec]:
+def plan_longer(arm: Arm) -> list[Spec]:
     """The baseline trained for more epochs."""
     return [arm.train_domains(f"baseline-{n}", epochs=n) for n in arm.params.longer]
 
 
-def last(arm: Arm) -> list[Spec]:
+def plan_last(arm: Arm) -> list[Spec]:
     """The baseline with its last checkpoint in place of the best."""
     specs = [arm.train_domains("baseline-last", checkpoint="last")]
     for n in arm.params.longer:
@@ -279,7 +279,7 @@ def last(arm: Arm) -> list[Spec]:
     return specs
 
 
-def controls(arm: Arm) -> list[Spec]:
+def plan_controls(arm: Arm) -> list[Spec]:
     """What a learned gate is compared with: fixed weights, one expert, an oracle."""
     experts = arm.train_experts("moe")
     specs = []
@@ -292,7 +292,7 @@ def controls(arm: Arm) -> list[Spec]:
     return [*specs, told]
 
 
-def gates(arm: Arm) -> list[Spec]:
+def plan_gates(arm: Arm) -> list[Spec]:
     """Other gates: probabilities in place of scores, other depths, other inputs."""
     experts = arm.train_experts("moe")
     specs = [arm.mix_experts("moe-probabilities", experts, {"mixed": "probabilities"})]
@@ -303,7 +303,7 @@ def gates(arm: Arm) -> list[Spec]:
     return specs
 
 
-def few_shot(arm: Arm) -> list[Spec]:
+def plan_few_shot(arm: Arm) -> list[Spec]:
     """The baseline on few out-of-domain rows, alone and with altered copies, for as many steps."""
     fields = arm.few_shot_fields()
     copies = arm.params.augment_copies
@@ -314,7 +314,7 @@ def few_shot(arm: Arm) -> list[Spec]:
     ]
 
 
-def outside(arm: Arm) -> list[Spec]:
+def plan_outside(arm: Arm) -> list[Spec]:
     """A mixture with an expert for each out-of-domain dataset too."""
     params = arm.params
     experts = arm.train_experts("moe")
@@ -327,7 +327,7 @@ def outside(arm: Arm) -> list[Spec]:
     return [*experts, *more, mixed]
 
 
-def clusters(arm: Arm) -> list[Spec]:
+def plan_clusters(arm: Arm) -> list[Spec]:
     """A mixture of experts by clusters of questions that are alike."""
     number = arm.params.clusters
     experts = []
@@ -339,15 +339,15 @@ def clusters(arm: Arm) -> list[Spec]:
 # The experiments that parameter `experiments` names, in the order of their weight for the report:
 # long runs before the gates, which cost nothing.
 EXPERIMENTS = {
-    "mixture": mixture,
-    "reinit": reinit,
-    "longer": longer,
-    "last": last,
-    "controls": controls,
-    "gates": gates,
-    "few-shot": few_shot,
-    "outside": outside,
-    "clusters": clusters,
+    "mixture": plan_mixture,
+    "reinit": plan_reinit,
+    "longer": plan_longer,
+    "last": plan_last,
+    "controls": plan_controls,
+    "gates": plan_gates,
+    "few-shot": plan_few_shot,
+    "outside": plan_outside,
+    "clusters": plan_clusters,
 }
 
 

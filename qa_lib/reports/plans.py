@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +12,7 @@ from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 
+@cache
 def find_report(slug: str) -> ModuleType:
     """Return the file of a report: TITLE, MODELS, Parameters and plan.
 
@@ -29,11 +31,19 @@ def plan(P: Study) -> list[Spec]:
 
 
 def find_model(report: str, variant: str) -> str:
-    """Return the model behind a variant: v-db-full and v-db-curve are V-DB on other rows."""
+    """Return the model behind a variant: v-db-full and v-db-curve are V-DB on other rows.
+
+    Raises KeyError for a variant that the report's MODELS lacks.
+    """
     models = find_report(report).MODELS
-    while variant not in models:
-        variant = variant.rsplit("-", 1)[0]
-    return variant
+    name = variant
+    while name not in models:
+        name, dash, _ = name.rpartition("-")
+        if not dash:
+            raise KeyError(
+                f"{variant} is no model of {report}: its MODELS need a name and a colour"
+            )
+    return name
 
 
 def display_name(report: str, variant: str) -> str:
