@@ -280,3 +280,15 @@ def test_no_training_row_of_the_landed_runs_has_another_label(tokenizer, tmp_pat
         f"{span.count_unlabelled(rows, windows)} without any"
     )
     assert not moved
+
+
+def test_a_tokenizer_that_leaves_out_the_end_of_a_text_is_refused(tokenizer):
+    """Versions 0.23.1 and 0.23.2 of tokenizers gave two windows at most."""
+
+    def two_windows(*args, **kwargs):
+        encoded = tokenizer(*args, **kwargs)
+        return {"offset_mapping": encoded["offset_mapping"][:2]}
+
+    span.check_windows(tokenizer)
+    with pytest.raises(UserError, match="leaves out what a long text has .*0.23.1 and 0.23.2"):
+        span.check_windows(two_windows)

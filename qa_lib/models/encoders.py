@@ -21,6 +21,7 @@ from transformers.utils import logging
 from qa_lib.settings import encoder_files
 from qa_lib.settings.hub import describe_offline, resolve_revision
 from qa_lib.settings.params import UserError
+from qa_lib.tasks import span
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()  # a warning of a new head says nothing: it is new in every run
@@ -64,7 +65,8 @@ def read_encoder(name: str):
     """Read an encoder from its files: (encoder, tokenizer).
 
     Raises UserError where a file cannot be read, where the architecture is not taken, and where
-    weights, config.json and tokenizer do not belong together.
+    weights, config.json and tokenizer do not belong together; and where the tokenizer leaves out a
+    part of long texts.
     """
     path = encoder_files.find_folder(name)
     place = f"encoder folder {path}" if path else f"encoder {name}"
@@ -97,6 +99,7 @@ def read_encoder(name: str):
             f"({describe(e)}); {encoder_files.FILES['tokenizer.json']}"
         ) from None
     check_tokenizer(tokenizer, model, place)
+    span.check_windows(tokenizer)
     return model, tokenizer
 
 

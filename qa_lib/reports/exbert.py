@@ -61,6 +61,7 @@ class Parameters(Layer, Study):
             "rates",
             "dropout",
             "balance",
+            "more-rows",
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
@@ -73,6 +74,8 @@ class Parameters(Layer, Study):
     orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
     full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
     sizes: list[Rows]  # training rows of the first domain alone
+    more_rows: Rows | None = None  # training rows of experiment more-rows, at the centre
+    more_seeds: Seeds | None = None  # of that experiment; by default `side_seeds`
     tuned_blocks: Blocks  # ExBERT as the report tunes it
     tuned_rate: Rate
     tuned_epochs: Epochs
@@ -100,6 +103,14 @@ class Parameters(Layer, Study):
         for experts in self.sweep_experts:
             if experts < self.top_n:
                 raise ValueError(f"sweep_experts: {experts} is fewer than top_n {self.top_n}")
+        return self
+
+    @model_validator(mode="after")
+    def _more_rows(self):
+        if "more-rows" in self.experiments and not self.more_rows:
+            raise ValueError(
+                "more_rows: the part more-rows of experiments needs a number of training rows"
+            )
         return self
 
     @property
@@ -172,10 +183,20 @@ class Arm:
         return specs
 
     def train_model(
-        self, model: str, ratios: list[float], seeds: list[int], **fields
+        self,
+        model: str,
+        ratios: list[float],
+        seeds: list[int],
+        variant: str | None = None,
+        rows: int | None = None,
+        **fields,
     ) -> list[Spec]:
-        """Return a run of a model for each mixture and seed."""
-        return self.train_mixtures(model, ratios, seeds, **self.models[model] | fields)
+        """Return a run of a model for each mixture and seed.
+
+        variant: by default the model's name; rows: by default all training rows.
+        """
+        fields = self.models[model] | fields
+        return self.train_mixtures(variant or model, ratios, seeds, rows, **fields)
 
     def train_curve(
         self, blocks: int | None = None, rate: float | None = None, **layer
@@ -339,6 +360,27 @@ def plan_balance(arm: Arm) -> list[Spec]:
     return specs
 
 
+def train_more_rows(arm: Arm, models: tuple[str, ...]) -> list[Spec]:
+    """Return the runs of models at the centre with `more_rows` training rows."""
+    params = arm.params
+    seeds = params.more_seeds or params.side_seeds
+    specs = []
+    for model in models:
+        variant = f"{model}-more"
+        specs += arm.train_model(model, [params.centre], seeds, variant, params.more_rows)
+    return specs
+
+
+def plan_more_rows(arm: Arm) -> list[Spec]:
+    """V-DB at the report's rate with more training rows: what equal tuning gives it."""
+    return train_more_rows(arm, ("v-db",))
+
+
+def plan_tuned_more_rows(arm: Arm) -> list[Spec]:
+    """V-DB, ExBERT (final) and controls (a) and (b) with more training rows."""
+    return train_more_rows(arm, (*HEADLINE, *DENSE))
+
+
 def plan_tuned_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate in multiples of the rate that V-DB's trials chose."""
     return sweep_rates(arm, arm.models["v-db"]["learning_rate"])
@@ -358,6 +400,7 @@ EXPERIMENTS = {
     "rates": plan_rates,
     "dropout": plan_dropout,
     "balance": plan_balance,
+    "more-rows": plan_more_rows,
 }
 WITH_EQUAL_TUNING = {
     "headline": plan_headline,
@@ -378,23 +421,47 @@ def run_experiments(arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]
 # ---- the list of runs ----
 
 
-def plan_tuned_arm(arm: Arm) -> list[Spec]:
-    """Return the trials of every model, one seed at the centre, and the runs of what they chose."""
+def choose_settings(
+    arm: Arm, models: list[str], variant: str = "{}-trial", rows: int | None = None
+) -> tuple[list[Spec], Arm | None]:
+    """Return the trials of models, one seed at the centre, and the arm of what they chose.
+
+    The arm is None until every trial is recorded. variant: the trials' name, of the model's; rows:
+    by default all training rows.
+    """
     params = arm.params
-    models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
-        fields = arm.models[model] | {"learning_rate": rate, "epochs": epochs, "tests": []}
+        fields = {"learning_rate": rate, "epochs": epochs, "tests": []}
         centre, seed = [params.centre], params.seeds[:1]
-        return arm.train_mixtures(f"{model}-trial", centre, seed, **fields)[0]
+        return arm.train_model(model, centre, seed, variant.format(model), rows, **fields)[0]
 
     tried, best = trials.choose_by_trials(models, trial, params.trial_rates, params.trial_epochs)
     if not best:
-        return tried
+        return tried, None
     chosen = dict(arm.models)
     for model, (rate, epochs) in best.items():
         chosen[model] = arm.models[model] | {"learning_rate": rate, "epochs": epochs}
-    return tried + run_experiments(Arm(params, arm.shared, chosen), WITH_EQUAL_TUNING)
+    return tried, Arm(params, arm.shared, chosen)
+
+
+def plan_tuned_arm(arm: Arm) -> list[Spec]:
+    """Return the trials of every model, and the runs of what they chose.
+
+    Experiment more-rows has trials of its own: what is best for few rows need not be for more.
+    """
+    params = arm.params
+    models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
+    specs, chosen = choose_settings(arm, models)
+    if chosen:
+        specs += run_experiments(chosen, WITH_EQUAL_TUNING)
+    if "more-rows" in params.experiments:
+        models = [*HEADLINE, *DENSE]
+        tried, chosen = choose_settings(arm, models, "{}-more-trial", params.more_rows)
+        specs += tried
+        if chosen:
+            specs += plan_tuned_more_rows(chosen)
+    return specs
 
 
 def plan(params: Parameters) -> list[Spec]:

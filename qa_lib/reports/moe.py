@@ -7,7 +7,7 @@ experts are plain span models (models/heads.py), trained one by one and frozen. 
 window is computed once (training/frozen.py); a mixture (models/gated_mixture.py) weighs it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +22,7 @@ from qa_lib.settings.parameters import (
     Rate,
     Rows,
     Seed,
+    Seeds,
     Study,
     WholeEpochs,
 )
@@ -99,6 +100,7 @@ class Parameters(Study):
     # training examples whose EM and F1 are measured at each look
     watched: int = Field(ge=0, le=10**9)
     longer: list[WholeEpochs] = Field(min_length=1)  # epochs of longer baselines
+    longer_seeds: Seeds | None = None  # of these; by default `seeds`
     reinit_blocks: Blocks  # of the experts that are re-initialised
     reinit_epochs: Epochs
     sweep_reinit: list[Blocks]  # blocks of re-initialised baselines
@@ -112,6 +114,8 @@ class Parameters(Study):
     sweep_inputs: list[Literal["mean", "cls", "experts"]]
     trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
     trial_epochs: list[Epochs] = Field(min_length=1)
+    tuned_models: list[Literal["baseline", "moe", "reinit", "moe-reinit"]] = []  # none: all four
+    tuned_seeds: Seeds | None = None  # of what the trials chose; by default `seeds`
 
     @model_validator(mode="after")
     def _look(self):
@@ -159,6 +163,8 @@ class Parameters(Study):
 
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
+        if "tuned" in self.arms and self.tuned_seeds:
+            text += f", {len(self.tuned_seeds)} with equal tuning"
         if self.curve_seeds:
             text += f", {len(self.curve_seeds)} more of two training curves"
         return text
@@ -170,6 +176,7 @@ class Arm:
 
     params: Parameters
     shared: dict  # fields of every run
+    chosen: dict[str, dict] = field(default_factory=dict)  # model → the fields its trials chose
 
     def train_domains(self, variant: str, rows: dict[str, int] | None = None, **fields) -> Spec:
         """Return a run on so many rows of each domain; by default on all in-domain ones.
@@ -218,6 +225,7 @@ class Arm:
 
     def train_experts(self, model: str, **fields) -> list[Spec]:
         """Return the experts of a mixture, one for each in-domain dataset."""
+        fields = self.chosen.get(model, {}) | fields
         name = model.replace("moe", "expert")
         experts = []
         for domain in self.params.domains:
@@ -231,6 +239,7 @@ class Arm:
         fields: those of what is fine-tuned.
         """
         reinit = {"reinit": self.params.reinit_blocks} if "reinit" in model else {}
+        fields = self.chosen.get(model, {}) | fields
         if "moe" not in model:
             return [self.train_domains(model, **reinit | fields)]
         if reinit:
@@ -268,6 +277,9 @@ def plan_reinit(arm: Arm) -> list[Spec]:
 
 def plan_longer(arm: Arm) -> list[Spec]:
     """The baseline trained for more epochs."""
+    seeds = arm.params.longer_seeds
+    if seeds and arm.shared["seed"] not in seeds:
+        return []
     return [arm.train_domains(f"baseline-{n}", epochs=n) for n in arm.params.longer]
 
 
@@ -372,13 +384,26 @@ def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
     return specs
 
 
-def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
-    """Return the trials of the report's four models, on one seed, and the runs of what they chose.
-
-    A trial of a mixture trains all its experts at one rate; its gate learns as always.
-    """
+def list_tuned_models(params: Parameters) -> list[str]:
+    """Return the variants of the models that are tuned, in the order of the report."""
     top = params.reinit_blocks
-    models = ["baseline", "moe", f"reinit-{top}", f"moe-reinit-{top}"]
+    variants = {
+        "baseline": "baseline",
+        "moe": "moe",
+        "reinit": f"reinit-{top}",
+        "moe-reinit": f"moe-reinit-{top}",
+    }
+    wanted = params.tuned_models or list(variants)
+    return [variant for model, variant in variants.items() if model in wanted]
+
+
+def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
+    """Return the trials of the report's models, on one seed, and the runs of what they chose.
+
+    A trial of a mixture trains all its experts at one rate; its gate learns as always. The controls
+    of the mixture are of the experts that its trials chose.
+    """
+    models = list_tuned_models(params)
     of_trials = Arm(params, shared | {"seed": params.seeds[0], "tests": []})
     experts: list[Spec] = []
 
@@ -392,10 +417,17 @@ def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
 
     tried, best = trials.choose_by_trials(models, trial, params.trial_rates, params.trial_epochs)
     specs = experts + tried
-    for seed in params.seeds if best else ():
-        arm = Arm(params, shared | {"seed": seed})
-        for model, (rate, epochs) in best.items():
-            specs += arm.train_model(model, learning_rate=rate, epochs=epochs)
+    if not best:
+        return specs
+    chosen = {}
+    for model, (rate, epochs) in best.items():
+        chosen[model] = {"learning_rate": rate, "epochs": epochs}
+    for seed in params.tuned_seeds or params.seeds:
+        arm = Arm(params, shared | {"seed": seed}, chosen)
+        for model in models:
+            specs += arm.train_model(model)
+        if "controls" in params.experiments and "moe" in models:
+            specs += plan_controls(arm)
     return specs
 
 

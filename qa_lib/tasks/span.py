@@ -14,10 +14,12 @@ Shapes: W windows, B batch, T tokens.
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from qa_lib.settings.params import UserError
 from qa_lib.tasks.characters import widen_to_characters
 
 if TYPE_CHECKING:
@@ -73,6 +75,32 @@ def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> 
             columns["start_positions"].append(first)
             columns["end_positions"].append(last)
     return columns
+
+
+def check_windows(tokenizer):
+    """Raise UserError where the windows of a long text leave out a part of it.
+
+    tokenizers 0.23.1 and 0.23.2 stop reading a text once a window is full, so that what follows is
+    in no window, or in too few (huggingface/tokenizers, issue 2091).
+    """
+    text = " ".join(["window"] * 400)
+    encoded = tokenizer(
+        "?",
+        text,
+        truncation="only_second",
+        max_length=64,
+        stride=16,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    last_character = 0
+    for offsets in encoded["offset_mapping"]:
+        last_character = max(last_character, max(end for _, end in offsets))
+    if last_character < len(text):
+        raise UserError(
+            f"tokenizers {version('tokenizers')} leaves out what a long text has beyond its first "
+            "windows, as its versions 0.23.1 and 0.23.2 do; pip install tokenizers==0.23.3"
+        )
 
 
 def cut_questions(questions: list[str], tokenizer, room: int) -> list[str]:
