@@ -2,6 +2,7 @@
 
 read_claims(slug)       the report's statements
 control_claim(claim)    the same statement against the control that could refute it
+starter_claim(claim)    the same statement by the starter code's rule of scoring
 """
 
 from itertools import product
@@ -216,3 +217,14 @@ def control_claim(claim: Claim) -> Claim:
             "delta": 1.0 if claim.kind == "equivalence" else claim.effect,
         }
     )
+
+
+def starter_claim(claim: Claim) -> Claim | None:
+    """Return a claim about exact match by the starter code's rule; None for any other claim.
+
+    A report whose scores the starter code made is compared like with like by this one.
+    """
+    if claim.contrast is None or claim.contrast.metric != "em":
+        return None
+    contrast = claim.contrast.model_copy(update={"metric": "em_starter"})
+    return claim.model_copy(update={"primary": False, "contrast": contrast})

@@ -110,21 +110,30 @@ def describe_verdict(claim: claims.Claim, judged: pd.Series, domains: list[str])
     return columns
 
 
+def list_starter_claims(listed: list[claims.Claim]) -> list[claims.Claim]:
+    """Return the claims about exact match, each by the starter code's rule of scoring."""
+    starters = [claims.starter_claim(claim) for claim in listed]
+    return [claim for claim in starters if claim is not None]
+
+
 def claims_table(P) -> pd.DataFrame:
     r"""Return the long table: a row for each claim, arm and comparison.
 
-    comparison: `claim`, or `control`: the claim's ours against the model that could refute it.
+    comparison: `claim`; `control`: the claim's ours against the model that could refute it; or
+    `starter`: a printed claim about exact match by the starter code's rule of scoring, where the
+    runs were scored by it too.
     ours, low, high: the effect and its 95 % interval, in the unit of `printed`: a difference in the
     claim's direction, or a score where the claim names one. part: of a claim about several sets or
     metrics the one that ours is of, that with the largest p. n: seeds. seed_part: $\sqrt{s^2/n}$,
-    what other seeds add to the standard error of ours. verdict and reason: of a claim alone; a
-    control has none. rule_…: of a claim that is not reproduced the first part that fails, with the
-    interval by which it does; more: how many other parts fail. unpooled: the verdict if each
-    comparison had the variance of its own seeds, none pooled.
+    what other seeds add to the standard error of ours. verdict and reason: of a claim alone; the
+    other comparisons have none. rule_…: of a claim that is not reproduced the first part that
+    fails, with the interval by which it does; more: how many other parts fail. unpooled: the
+    verdict if each comparison had the variance of its own seeds, none pooled.
     """
     specs = plans.plan(P)
     listed = claims.read_claims(P.report, P.mixtures)
     controls = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
+    starters = list_starter_claims(listed)
     curves = stats.curves(runs.collect_histories(specs))
     ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
     examples = runs.collect_examples(specs)
@@ -135,6 +144,9 @@ def claims_table(P) -> pd.DataFrame:
         of_controls = stats.judge_samples(list(controls.values()), samples, P.profile)
         judged[arm, "claim"] = of_claims.set_index("id")
         judged[arm, "control"] = of_controls.set_index("id")
+        if "em_starter" in set(ledger["metric"]):
+            of_starters = stats.judge_samples(starters, samples, P.profile)
+            judged[arm, "starter"] = of_starters[of_starters["n"] > 0].set_index("id")
     rows = []
     for claim in listed:
         for arm in ARMS:
@@ -152,6 +164,15 @@ def claims_table(P) -> pd.DataFrame:
                 describe_claim(claim)
                 | {"arm": arm, "comparison": "control", "control": claim.control}
                 | describe_comparison(beside, at, P.domains)
+            )
+        for arm in ARMS:
+            table = judged.get((arm, "starter"))
+            if claim.printed is None or table is None or claim.id not in table.index:
+                continue
+            rows.append(
+                describe_claim(claim)
+                | {"arm": arm, "comparison": "starter", "control": ""}
+                | describe_comparison(claim, table.loc[claim.id], P.domains)
             )
     frame = pd.DataFrame(rows)
     texts = ["verdict", "reason", "unpooled", "rule_part"]
