@@ -147,7 +147,7 @@ $(REPORTS:%=report-%): report-%: profile | $(SETUP) ## render the page alone
 $(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed real runs into records/
 	$(PY) -m qa_lib land $* $(FLAGS)
 
-readme: | $(SETUP) ## write the verdicts on real data into README.md
+readme: | $(SETUP) ## write what was found on real data into README.md and docs/
 	$(PY) -m qa_lib overview --readme
 
 verify: profile | $(SETUP) ## print the verdict on every claim, from records alone; fails where results.csv disagrees

@@ -1,7 +1,7 @@
 """A library for a reproducible study of four reports on question answering and language
 understanding.
 
-Reading order: README.md, "Where things are".
+Reading order: README.md, then docs/code.md.
 """
 
 import warnings

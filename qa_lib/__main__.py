@@ -155,16 +155,18 @@ def add_overview(parser: argparse.ArgumentParser):
     """Add the arguments of `overview`."""
     parser.add_argument("--profile", help=" | ".join(params.PROFILES))
     parser.add_argument(
-        "--readme", action="store_true", help="write the verdicts on real data into README.md"
+        "--readme",
+        action="store_true",
+        help="write what was found on real data into README.md and docs/",
     )
 
 
 def run_overview(args: argparse.Namespace) -> int:
-    """Draw the page about all reports, or write the README's table of verdicts."""
-    from qa_lib.page import overview
+    """Draw the page about all reports, or write the README's parts."""
+    from qa_lib.page import overview, readme
 
     if args.readme:
-        overview.write_readme()
+        readme.write_readme()
     else:
         print(overview.write_page(args.profile or params.default_profile()))
     return 0
@@ -287,7 +289,7 @@ VERBS = {
     ),
     "power": ("print which claims could ever be decided", add_power, run_power),
     "overview": (
-        "draw the page about all reports, or the README's part",
+        "draw the page about all reports, or write the README's parts",
         add_overview,
         run_overview,
     ),

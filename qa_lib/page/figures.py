@@ -189,3 +189,63 @@ def draw_experts(axes, names: list[str], bottom: float):
         axes.add_patch(box)
         x = 0.2 + (i + 0.5) * step
         axes.text(x, bottom + 0.43, name, ha="center", va="center", fontsize=8)
+
+
+# How each value of a central comparison is drawn: its name, its colour, its height in the row, and
+# how many points above its mark the name stands.
+SETTINGS = {
+    "equal": ("ours, equal tuning", "#0072b2", 0.11, 7),
+    "printed": ("printed", "0.35", 0.0, 7),
+    "report": ("ours, report's settings", "#d55e00", -0.11, -14),
+}
+
+
+def draw_central(rows: pd.DataFrame):
+    """Draw the central comparisons of all reports, a row each.
+
+    rows: report, model, against, setting (a key of SETTINGS), ours, low and high, in EM. What is
+    printed is hollow; of a range both ends are drawn. Bars are 95 % intervals. Each setting is
+    named where it first occurs.
+    """
+    height = 0.7 * rows.groupby(["report", "model", "against"]).ngroups
+    height += 0.4 * rows["report"].nunique()
+    fig, axes = plt.subplots(figsize=(3.7, height))
+    left = {"textcoords": "offset points", "xytext": (-168, 0), "va": "center"}
+    edge = axes.get_yaxis_transform()  # x of the axes, y of the data
+    unnamed = set(SETTINGS)
+    y = 0.0
+    for report, of_report in rows.groupby("report", sort=False):
+        y -= 0.2
+        axes.annotate(report, (0, y), xycoords=edge, weight="bold", **left)
+        if "equal" not in set(of_report["setting"]):
+            aside = {"color": SETTINGS["equal"][1], "ha": "right", "va": "center", "fontsize": 9.5}
+            axes.text(1, y, "equal tuning not run", transform=edge, **aside)
+        for names, values in of_report.groupby(["model", "against"], sort=False):
+            y -= 0.55
+            axes.annotate("\nagainst ".join(names), (0, y), xycoords=edge, fontsize=10, **left)
+            for row in values.itertuples():
+                draw_value(axes, row, y, is_named=row.setting in unnamed)
+                unnamed.discard(row.setting)
+            y -= 0.15
+        y -= 0.2
+    axes.axvline(0, color="0.3", lw=1)
+    axes.set(ylim=(y, 0), yticks=[], xlabel="EM, behind (−) or ahead (+)")
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    return fig
+
+
+def draw_value(axes, row, y: float, is_named: bool):
+    """Draw one value of a central comparison, with its interval, in the row at height y."""
+    name, colour, height, above = SETTINGS[row.setting]
+    y += height
+    if row.setting == "printed":
+        ends = dict.fromkeys([row.low, row.high])  # one of a number, two of a range
+        axes.plot(list(ends), [y] * len(ends), "o-", color=colour, mfc="white", zorder=4, lw=1)
+    else:
+        axes.plot([row.low, row.high], [y, y], color=colour, solid_capstyle="butt")
+        axes.plot(row.ours, y, "o", color=colour, zorder=4)
+    if is_named:
+        place = {"xytext": (0, above), "textcoords": "offset points", "ha": "center"}
+        middle = ((row.low + row.high) / 2, y)
+        axes.annotate(name, middle, color=colour, fontsize=9.5, **place)

@@ -6,6 +6,7 @@ records under which it is true; one that new records do not bear out leaves the 
 
 import importlib
 import importlib.util
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -17,6 +18,58 @@ from qa_lib.reports import plans
 from qa_lib.store import runs
 
 Paragraph = tuple[bool, str]  # whether the records bear it out, and the text
+
+
+@dataclass(frozen=True)
+class Central:
+    """A comparison of two models that says what a report's idea is worth.
+
+    model: the model of the idea. against: what it is compared with. claim: the claim that makes
+    the comparison, by its id. comparison: `claim`, or `control`, as in the long table. is_behind:
+    the claim says by how much the model is below the other.
+    """
+
+    model: str
+    against: str
+    claim: str
+    comparison: str = "claim"
+    is_behind: bool = False
+
+
+def list_central(slug: str) -> tuple[Central, ...]:
+    """Return a report's central comparisons, that which answers its question first."""
+    module = f"qa_lib.page.findings_{slug}"
+    if importlib.util.find_spec(module) is None:  # none are written yet
+        return ()
+    return importlib.import_module(module).CENTRAL
+
+
+def select_central(central: Central, claims: pd.DataFrame, arm: str) -> pd.Series | None:
+    """Return the row of a central comparison in one arm; None where no run has made it.
+
+    ours, low and high say how far the model of the idea is ahead. Where the report was scored by
+    the starter code's rule, so is this row. claims: of verify.claims_table.
+    """
+    comparisons = [central.comparison]
+    if central.comparison == "claim":
+        comparisons.insert(0, "starter")
+    for comparison in comparisons:
+        rows = verify.select(claims, arm, comparison)
+        if central.claim in rows.index and rows.loc[central.claim, "n"]:
+            row = rows.loc[central.claim].copy()
+            if central.is_behind:
+                row["ours"], row["low"], row["high"] = -row["ours"], -row["high"], -row["low"]
+            return row
+    return None
+
+
+def say_lead(row: pd.Series) -> str:
+    """Return "2.0 [1.0, 3.0] EM ahead of", or behind, from a row of `select_central`."""
+    if row["ours"] >= 0:
+        return f"{verify.format_effect(row)} ahead of"
+    turned = row.copy()
+    turned["ours"], turned["low"], turned["high"] = -row["ours"], -row["high"], -row["low"]
+    return f"{verify.format_effect(turned)} behind"
 
 
 def head(P) -> str:
@@ -34,7 +87,7 @@ def head(P) -> str:
 
 
 def result(slug: str, claims: pd.DataFrame) -> str:
-    """Return a report's central comparison in two sentences; empty where no run has made it.
+    """Return what was found in two sentences; empty where no run has made the comparison.
 
     claims: of verify.claims_table.
     """

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 from scipy.stats import ttest_1samp
 
@@ -11,41 +10,48 @@ from qa_lib.evidence import verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.own_data import advice
 from qa_lib.page import report, tables
-from qa_lib.page.findings import Paragraph, join_paragraphs, rate, spread, state
+from qa_lib.page.findings import (
+    Central,
+    Paragraph,
+    join_paragraphs,
+    rate,
+    say_lead,
+    select_central,
+    spread,
+    state,
+)
 
 RELATIVE = ("headline-relative", "mixed-gain-relative")  # claims about a share of V-DB's score
 
-
-def say_lead(row) -> str:
-    """Return "2.0 [1.0, 3.0] EM ahead of", or behind, from a row of the long table."""
-    if row.ours >= 0:
-        return f"{verify.format_effect(row)} ahead of"
-    turned = row.copy()
-    turned["ours"], turned["low"], turned["high"] = -row.ours, -row.high, -row.low
-    return f"{verify.format_effect(turned)} behind"
+CENTRAL = (
+    Central("ExBERT (final)", "V-DB, the plain model", "headline"),
+    Central("ExBERT (final)", "its own blocks alone", "headline", "control"),
+)
 
 
 def result(claims: pd.DataFrame) -> tuple[str, int]:
-    """Return the central comparison in words, and its seeds; empty where there is none."""
-    row = verify.select(claims).loc["headline"]
-    share = verify.select(claims).loc["headline-relative"]
-    tuned = verify.select(claims, "tuned").loc["headline"]
-    control = verify.select(claims, "printed", "control").loc["headline"]
-    tuned_control = verify.select(claims, "tuned", "control").loc["headline"]
-    if not row.n:
+    """Return the central comparisons in words, and their seeds; empty where there are none."""
+    whole, layer = CENTRAL
+    settings = select_central(whole, claims, "printed")
+    if settings is None:
         return "", 0
-    text = (
-        f"over the mixtures that were run ExBERT (final) is {say_lead(row)} V-DB at the report's "
-        f"own rates (printed: {row.printed} %; whether points of EM or a share of V-DB's is not "
-        f"said; as such a share ours is {verify.format_effect(share)})"
-    )
-    if np.isfinite(control.ours):
-        text += f" and {say_lead(control)} its encoder blocks alone, without the ST-MoE block"
-    if np.isfinite(tuned.ours):
-        text += f". Where all had the same trials of rate and epochs it is {say_lead(tuned)} V-DB"
-    if np.isfinite(tuned_control.ours):
-        text += f", {say_lead(tuned_control)} these blocks"
-    return f"{text}.", row.n
+    sentences = []
+    subject, plain_model = "ExBERT (final)", "V-DB, the plain span model"
+    own_blocks = "its own encoder blocks without the expert layer"
+    for arm, start in (("tuned", "With equal tuning"), ("printed", "At the report's settings")):
+        lead = select_central(whole, claims, arm)
+        if lead is None:
+            continue
+        sentence = f"{start} {subject} is {say_lead(lead)} {plain_model}"
+        subject, plain_model = "it", "V-DB"  # as the next sentence calls them
+        if arm == "printed":
+            sentence += f" (printed: {lead['printed']} %)"
+        lead = select_central(layer, claims, arm)
+        if lead is not None:
+            sentence += f", and {say_lead(lead)} {own_blocks}"
+            own_blocks = "these blocks"
+        sentences.append(f"{sentence}.")
+    return " ".join(sentences), settings["n"]
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,49 @@ import pandas as pd
 from qa_lib.evidence import verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import report, tables
-from qa_lib.page.findings import Paragraph, join_paragraphs, rate, spread, state
+from qa_lib.page.findings import (
+    Central,
+    Paragraph,
+    join_paragraphs,
+    rate,
+    say_lead,
+    select_central,
+    spread,
+    state,
+)
+
+CENTRAL = (
+    Central("mixture of experts", "one model (dev)", "moe-dev", is_behind=True),
+    Central("mixture of experts", "one model (test)", "moe-test", is_behind=True),
+    Central("four blocks started anew", "one model (dev)", "reinit-dev", is_behind=True),
+)
 
 
 def result(claims: pd.DataFrame) -> tuple[str, int]:
-    """Return the central comparison in words, and its seeds; empty where there is none."""
-    rows = verify.select(claims)
-    dev, test, reinit = (rows.loc[name] for name in ("moe-dev", "moe-test", "reinit-dev"))
-    if not dev.n:
+    """Return the central comparisons in words, and their seeds; empty where there are none."""
+    mixture, _, anew = CENTRAL
+    dev = select_central(mixture, claims, "printed")
+    if dev is None:
         return "", 0
+    tuned = select_central(mixture, claims, "tuned")
+    reinit = select_central(anew, claims, "printed")
+    seeds = dev["n"]
+    scored = ", scored as in the report," if dev["comparison"] == "starter" else ""
     text = (
-        f"the mixture of experts is {verify.format_effect(dev)} below one model of all the data on "
-        f"out-of-domain dev (printed: {dev.printed}) and {verify.format_effect(test)} below it on "
-        f"test (printed: {test.printed})"
+        f"At the report's settings{scored} the mixture of experts is {say_lead(dev)} one model of "
+        f"all the data on new domains (printed: {dev['printed']} behind)"
     )
-    if reinit.n:
+    if tuned is None:
+        text += "; equal tuning has not been run."
+    else:
+        text = f"With equal tuning the mixture is {say_lead(tuned)} one model. {text}."
+    if reinit is not None:
+        seeds = min(seeds, reinit["n"])
         text += (
-            f"; that model with four blocks started anew is {verify.format_effect(reinit)} below "
-            f"on dev (printed: {reinit.printed})"
+            f" That model with four blocks started anew is {say_lead(reinit)} itself untouched "
+            f"(printed: {reinit['printed']} behind)."
         )
-    text += ". Printed scores are by the starter code's rule, which knows no answer of one token."
-    return text, min(dev.n, test.n, reinit.n or dev.n)
+    return text, seeds
 
 
 @dataclass(frozen=True)

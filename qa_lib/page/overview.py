@@ -1,7 +1,6 @@
-"""All reports on one page, and the README's table of verdicts.
+"""All reports on one page.
 
     python -m qa_lib overview --profile quick    figures/index-quick.html, from each report's page
-    python -m qa_lib overview --readme           the verdicts on real data, in README.md
 
 A report that has not been run at the profile is listed as such.
 """
@@ -14,13 +13,11 @@ import pandas as pd
 
 from qa_lib.evidence import claims, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import findings, render, report
+from qa_lib.page import render, report
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
-
-MARKS = "<!-- verdicts -->\n", "<!-- /verdicts -->\n"
 
 
 @dataclass(frozen=True)
@@ -194,90 +191,6 @@ def collect_costs(profile: str) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-README_COLUMNS = (
-    "report",
-    "says",
-    "printed",
-    "ours",
-    "verdict",
-    "equal tuning",
-    "control",
-    "training rows",
-    "seeds",
-)
-
-
-def readme_rows(slug: str, profile: str, table: pd.DataFrame) -> list[tuple[bool, str]]:
-    """Return (is tested, Markdown row) of each tested or primary claim of a report."""
-    tuned = verify.select(table, "tuned")
-    beside = verify.select(table, comparison="control")
-    lines = []
-    for row in verify.select(table).itertuples():
-        is_tested = row.verdict != Verdict.NOT_TESTED
-        if not (row.primary or is_tested):
-            continue
-        control = "–"
-        if row.claim in beside.index:
-            control = verify.format_control(slug, beside.loc[row.claim], row)
-        cells = (
-            f"`{slug}` {profile}",
-            row.says,
-            verify.format_printed(row),
-            verify.format_effect(row),
-            verify.format_verdict(row),
-            verify.format_arm(tuned.loc[row.claim]),
-            control,
-            row.rows or "–",
-            f"{row.n or '–'}",
-        )
-        lines.append((is_tested, f"| {' | '.join(cells)} |\n"))
-    return lines
-
-
-def readme_verdicts() -> str:
-    """Return the verdicts on real data as Markdown.
-
-    Of each report that was run its result and its page, then counts, and the tested and the primary
-    claims.
-    """
-    leads, counts, lines = [], [], []
-    boards = {profile: collect_verdicts(profile) for profile in ("real", "paper")}
-    done = set()
-    for profile, board in boards.items():
-        for slug, table in select_run_reports(board).groupby("report"):
-            done.add(slug)
-            page = f"figures/{slug}/{profile}/report.html"
-            result = findings.result(slug, table).removeprefix("Result: ")
-            pooling = verify.describe_pooling(table)
-            leads.append(f"- **{slug}**, profile {profile}, [page]({page}): {result} {pooling}\n")
-            lines += readme_rows(slug, profile, table)
-            number = count_by_report(select_claims(table)).iloc[0]
-            cells = [slug, f"{number['claims']}", *(f"{number[verdict]}" for verdict in Verdict)]
-            counts.append(f"| {' | '.join(cells)} |\n")
-    lines.sort(key=lambda line: not line[0])  # tested ones first, else in the reports' order
-    rest = [f"`{slug}`" for slug in params.list_claimed_reports() if slug not in done]
-    return (
-        "".join(leads)
-        + f"\n| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
-        + "".join(counts)
-        + "\nClaims that were tested, and the primary ones. In brackets the 95 % interval, which "
-        "one seed does not give, and of several sets or metrics the one with the largest p. Behind "
-        "“not reproduced” stands what it means. Control: what is left of the effect, at the "
-        "report's settings, beside the model that could refute the claim. What to bear in mind "
-        f"with each stands on its page.\n\n| {' | '.join(README_COLUMNS)} "
-        f"|\n|{'---|' * len(README_COLUMNS)}\n"
-        + "".join(line for _, line in lines)
-        + (f"\nNot yet run on real data: {', '.join(rest)}.\n" if rest else "\n")
-    )
-
-
-def write_readme():
-    """Write the verdicts on real data between the README's markers."""
-    file = ROOT / "README.md"
-    before, rest = file.read_text(encoding="utf-8").split(MARKS[0])
-    runs.write(file, before + MARKS[0] + readme_verdicts() + MARKS[1] + rest.split(MARKS[1])[1])
 
 
 def write_page(profile: str) -> Path:

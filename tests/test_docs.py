@@ -1,0 +1,130 @@
+"""README.md and docs/: length, links, commands, and the parts that are written from records."""
+
+import re
+import shlex
+
+import pytest
+from test_house import make
+
+from qa_lib.page import readme
+from qa_lib.settings import params
+from qa_lib.settings.params import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "DATA.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARTS = [(file, name) for file, parts in readme.PARTS.items() for name in parts]
+
+
+def read_code(text: str) -> list[str]:
+    """Return the code of a Markdown page: fenced, indented by four blanks, or within a line."""
+    spans = re.findall(r"`([^`\n]+)`", text)
+    indented = re.findall(r"^ {4}(\S.*)$", text, re.M)
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    return spans + indented + [line for block in fenced for line in block.splitlines()]
+
+
+def list_commands() -> list[str]:
+    """Return each command of make that README.md and docs/ name, as a reader would type it."""
+    commands = set()
+    for page in PAGES:
+        for code in read_code(page.read_text(encoding="utf-8")):
+            line = code.split("  #")[0].strip()
+            is_command = re.match(r"make [a-zA-Z]", line)
+            if is_command and "TARGET" not in line:
+                commands.add(line)
+    return sorted(commands)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_the_readme_names_the_test_command():
+    assert re.search(r"^ {4}make test\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    for link in links:
+        if not link.startswith(("https://", "#")):
+            assert (page.parent / link.split("#")[0]).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_is_named_exists(page):
+    """Files of the repository in code font. What runs write is not there before they ran."""
+    written = ("params/pins.yaml", "figures/exbert/own-", "figures/exbert/quick/", "figures/index")
+    known = r"(?:qa_lib|params|docs|tests|notebooks|records|figures)/[\w./-]+"
+    for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+        if re.fullmatch(known, code) and not code.startswith(written):
+            assert (ROOT / code).exists(), f"{page.name}: {code}"
+
+
+def test_commands_are_found():
+    commands = list_commands()
+    assert {"make test", "make reproduce-exbert", "make readme", "make verify PROFILE=real"} <= set(
+        commands
+    )
+
+
+@pytest.mark.parametrize("command", list_commands())
+def test_every_command_exists(command):
+    """`make -n` knows it, and each variable that it sets."""
+    words = shlex.split(command)
+    done = make("-n", *words[1:], "VENV=")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), PARTS, ids=[f"{file.name}, {name}" for file, name in PARTS]
+)
+def test_what_is_written_from_records_is_current(file, name):
+    _, inside, _ = readme.split_part(file.read_text(encoding="utf-8"), name)
+    assert inside == readme.PARTS[file][name](), "make readme writes it"
+
+
+def read_coordinates(svg: bytes) -> list[float]:
+    """Return the numbers of an SVG in their order, without names, which hash all digits of them."""
+    text = re.sub(r'(?:id="|href="#|url\(#)[^")]*', "", svg.decode())
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text)]
+
+
+def test_the_figure_is_current():
+    drawn, committed = (
+        read_coordinates(svg) for svg in (readme.draw_figure(), readme.FIGURE.read_bytes())
+    )
+    assert drawn == pytest.approx(committed, abs=0.01), "make readme draws it"
+
+
+def test_the_figure_shows_what_is_printed_and_both_settings():
+    values = readme.list_central_values()
+    values = values.set_index(["report", "against", "setting"]).sort_index()
+    of_exbert = values.loc["Bring in the ExBERT", "V-DB, the plain model"]
+    assert set(of_exbert.index) == {"equal", "report", "printed"}
+    assert of_exbert.loc["equal", "high"] < 0 < of_exbert.loc["report", "low"]
+    assert list(of_exbert.loc["printed", ["low", "high"]]) == [9, 13]
+    # printed as so much below the baseline: drawn on the left, and ours by the same scoring rule
+    of_moe = values.loc["Sesame Street Ensemble", "one model (dev)"]
+    assert set(of_moe.loc["printed", "low"]) == {-1.294, -1.771}
+    assert set(of_moe.loc["report", "ours"].round(1)) == {-7.0, -12.3}
+
+
+def test_an_answer_needs_an_interval_on_one_side():
+    _, table = readme.latest_boards()["exbert"]
+    assert readme.answer_question("exbert", table)["answer"] == "no (equal tuning)"
+    turned = table.assign(ours=-table["ours"], low=-table["high"], high=-table["low"])
+    assert readme.answer_question("exbert", turned)["answer"] == "yes (equal tuning)"
+    wide = table.assign(low=-99.0, high=99.0)
+    assert readme.answer_question("exbert", wide)["answer"] == "not decided (equal tuning)"
+    one_seed = table.assign(low=float("nan"), high=float("nan"))
+    assert readme.answer_question("exbert", one_seed)["answer"] == "not decided (equal tuning)"
+    printed = table[table["arm"] == "printed"]
+    assert readme.answer_question("exbert", printed)["answer"] == "yes (report's settings)"
+
+
+def test_every_report_is_cited_with_its_question():
+    citation, _ = params.read_yaml(ROOT / "CITATION.cff")
+    references = citation["references"]
+    assert {x["abbreviation"] for x in references} == set(params.list_claimed_reports())
+    assert all(x["notes"].endswith("?") for x in references)
