@@ -16,6 +16,7 @@ from qa_lib.evidence import power as decidable
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.reports import plans
 from qa_lib.settings import params
+from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 ARMS = ("printed", "tuned")  # the report's settings, and equal tuning
@@ -116,6 +117,9 @@ def list_starter_claims(listed: list[claims.Claim]) -> list[claims.Claim]:
     return [claim for claim in starters if claim is not None]
 
 
+_tables: dict[tuple[str, ...], pd.DataFrame] = {}  # parameters and records → their table
+
+
 def claims_table(P) -> pd.DataFrame:
     r"""Return the long table: a row for each claim, arm and comparison.
 
@@ -129,8 +133,19 @@ def claims_table(P) -> pd.DataFrame:
     other comparisons have none. rule_…: of a claim that is not reproduced the first part that
     fails, with the interval by which it does; more: how many other parts fail. unpooled: the
     verdict if each comparison had the variance of its own seeds, none pooled.
+    A page asks several times; the records are judged once.
     """
     specs = plans.plan(P)
+    records = [runs.find_record(spec) for spec in specs]
+    checksums = [record["checksum"] for record in records if record]
+    key = (P.model_dump_json(), *checksums)
+    if key not in _tables:
+        _tables[key] = judge_records(P, specs)
+    return _tables[key].copy()
+
+
+def judge_records(P, specs: list[Spec]) -> pd.DataFrame:
+    """Return the table of `claims_table` from the records of a plan."""
     listed = claims.read_claims(P.report, P.mixtures)
     controls = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
     starters = list_starter_claims(listed)

@@ -134,14 +134,18 @@ class Spec(Strict):
         """Return the same training for the machine that this process runs on."""
         import torch  # here, because importing it is slow and only training needs it
 
-        if torch.cuda.is_available():
-            spec = self.on_gpu()
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            spec = self
-            onednn = torch.backends.mkldnn.is_available()
-            has_bf16 = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return spec if has_bf16 else spec.in_fp32()
+        spec = self.on_gpu() if torch.cuda.is_available() else self
+        return spec if has_bf16() else spec.in_fp32()
+
+
+def has_bf16() -> bool:
+    """Return whether the GPU, or else the processor, has instructions for bf16."""
+    import torch  # as above
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    onednn = torch.backends.mkldnn.is_available()
+    return onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def canonical(value: Any) -> str:

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/gate.py [threads]
 
-Training is in bf16 on CPU, with 2 threads unless told. An epoch goes over generated questions in
-batches of 16, in the order of the trainer's sampler. There are three MiniLM experts and the encoder
-that the gate sees.
+Training is on CPU, in bf16 where the processor has it, else in fp32, with 2 threads unless told. An
+epoch goes over generated questions in batches of 16, in the order of the trainer's sampler. There
+are three MiniLM experts and the encoder that the gate sees.
 
 stored: outputs are read from memory-mapped files (qa_lib/training/frozen.py). They are made before;
         how long that takes is printed beside the epochs and not counted.
@@ -27,8 +27,10 @@ from qa_lib.data import corpora, features
 from qa_lib.data.batches import BucketSampler
 from qa_lib.models import encoders, gated_mixture, heads
 from qa_lib.settings.parameters import Gate
+from qa_lib.settings.spec import has_bf16
 from qa_lib.training import evaluate, frozen
 
+PRECISION = "bf16" if has_bf16() else "fp32"
 THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
 ROUNDS = 3
 
@@ -43,12 +45,12 @@ def store_outputs(windows, models, plain, tokenizer) -> gated_mixture.Frozen:
     outputs = []
     for k in range(len(models)):
         make = partial(models.__getitem__, k)
-        outputs.append(frozen.read_outputs(f"expert{k}", windows, tokenizer, make, "bf16"))
+        outputs.append(frozen.read_outputs(f"expert{k}", windows, tokenizer, make, PRECISION))
     return gated_mixture.Frozen(
         windows,
         [o.start for o in outputs],
         [o.end for o in outputs],
-        frozen.read_outputs("plain", windows, tokenizer, lambda: plain, "bf16").mean,
+        frozen.read_outputs("plain", windows, tokenizer, lambda: plain, PRECISION).mean,
         np.full((len(windows), 3), 1 / 3, np.float32),
     )
 
@@ -56,7 +58,7 @@ def store_outputs(windows, models, plain, tokenizer) -> gated_mixture.Frozen:
 def run_models(batch: dict, models, plain) -> dict:
     """Return what a mixture is given of a batch, by running experts and plain encoder."""
     labels = {k: batch[k] for k in ("start_positions", "end_positions")}
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
         outs = [model(**batch) for model in models]
         seen = plain.states(**{k: v for k, v in batch.items() if k not in labels}).float()
     mask = batch["attention_mask"]

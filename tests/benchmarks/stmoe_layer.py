@@ -2,8 +2,8 @@
 
     python tests/benchmarks/stmoe_layer.py [threads]
 
-Forward and backward pass in bf16 on CPU, with 2 threads unless told. With 1 thread CPU time is
-counted, which other programs do not change.
+Forward and backward pass on CPU, in bf16 where the processor has it, else in fp32, with 2 threads
+unless told. With 1 thread CPU time is counted, which other programs do not change.
 
 sparse: st_moe.MoE routes B·T tokens to at most 2 of 16 experts, which makes K products.
 dense:  one gated feed-forward layer of one expert's size is applied to K rows. These are as many
@@ -25,6 +25,7 @@ import torch
 
 from qa_lib.models import st_moe
 from qa_lib.settings.parameters import Layer
+from qa_lib.settings.spec import has_bf16
 from qa_lib.training import train
 
 D, E = 384, 16
@@ -40,7 +41,7 @@ def measure_step(module: torch.nn.Module, inputs: torch.Tensor, step, times: int
     for _ in range(times):
         module.zero_grad()
         inputs.grad = None
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
             out = step(inputs)
         out.float().square().mean().backward()
     return (CLOCK() - began) / times
