@@ -13,7 +13,7 @@ PROFILES := quick real paper
 reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
 
 # What a user may give. The programs read those of QA_ and RAY_ from the environment themselves.
-GIVEN := PROFILE SIZE DATA PARAMS WORKERS FRESH YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B
+GIVEN := PROFILE SIZE DATA PARAMS WORKERS FRESH STALE YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B
 OUTER := QA_RUNS QA_RECORDS QA_FIGURES QA_COMMIT RAY_ADDRESS
 
 # A variable that is none of these would be passed over without a word.
@@ -93,7 +93,7 @@ profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
 # Where a figures/… path lies: QA_FIGURES=folder puts it elsewhere, and it is then drawn at every start.
 place    = $(if $(QA_FIGURES),$(QA_FIGURES)/$(patsubst figures/%,%,$1),$1)
 option   = $(if $2, --$1=$(call quoted,$2))
-FLAGS    = --profile $(profile)$(call option,size,$(SIZE))$(call option,data,$(DATA))$(call option,params,$(PARAMS))
+FLAGS    = --profile $(profile)$(call option,size,$(SIZE))$(call option,data,$(DATA))$(call option,params,$(PARAMS))$(call option,stale,$(STALE))
 TRAINING = $(FLAGS)$(call option,workers,$(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
 # What a page shows: its notebook, its parameters, the library's own code.
 inputs   = $(wildcard notebooks/*_$(slug).ipynb params/*.yaml params/*/$(slug).yaml) \
@@ -115,10 +115,13 @@ enough = || [ $$? -eq 141 ]
 
 help: ## this list (the default)
 	@{ echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'; \
-	   echo '            [WORKERS=n] [FRESH=1] [YES=1] [VENV=path] [PYTHON=python3.12] [TORCH_INDEX=url]'; \
+	   echo '            [WORKERS=n] [FRESH=1] [STALE=train|keep] [YES=1] [VENV=path] [PYTHON=python3.12]'; \
+	   echo '            [TORCH_INDEX=url]'; \
 	   file=$(call quoted,$(TOLD)); [ -e "$$file" ] || file=$(call quoted,$(lastword $(value MAKEFILE_LIST))); \
 	   { for r in $(REPORTS); do sed -n "s/^[$$](REPORTS:%=\(.*-\)%).*## /\1$$r|/p" "$$file"; done; \
 	     sed -n 's/^\([a-z-]*\):.*## /\1|/p' "$$file"; } | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'; \
+	   echo '  STALE=train trains the runs again whose record other code made, as after an edit of a model,'; \
+	   echo '  STALE=keep keeps the records and says so; without it quick trains, real, paper and own keep'; \
 	   echo '  figures/<report>/<profile>/<file>: that page, table or figure alone'; \
 	   echo "a value with a blank stands in quotes: DATA='my data' PARAMS='\"encoder=my model\" epochs=2'"; \
 	} | cat $(enough)

@@ -10,6 +10,16 @@ import sys
 from qa_lib.settings import command_line, params
 from qa_lib.settings.params import ROOT, UserError
 
+
+def print_stale(specs: list):
+    """Print one line where records of a plan are stale: other code made them (store/runs.py)."""
+    from qa_lib.store import runs
+
+    remark = runs.describe_stale(specs)
+    if remark:
+        print(remark, flush=True)
+
+
 # ---- training ----
 
 
@@ -48,6 +58,7 @@ def run_study(args: argparse.Namespace) -> int:
     if p.profile == "real" and not args.size and not args.fresh and runs.read_committed(p.report):
         print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
         p = plans.parameters_to_render(args)
+        print_stale(plans.plan(p))
     else:
         study.run(p, plans.plan, args.workers, args.fresh, args.yes, args.dry_run)
         if args.fresh:
@@ -119,6 +130,7 @@ def run_verify(args: argparse.Namespace) -> int:
         return 0
     p = plans.parameters_to_render(args)
     runs.check_page(p)
+    print_stale(plans.plan(p))
     if p.profile == "own":  # no claim is judged on own data
         print(advice.describe_advice(p))
     else:
@@ -189,6 +201,7 @@ def run_land(args: argparse.Namespace) -> int:
     specs = []
     for p in choices:
         specs += plans.plan(p)
+    print_stale(specs)
     print(f"{runs.land(args.report, specs)} new records in records/{args.report}")
     return 0
 

@@ -15,6 +15,7 @@ from qa_lib.data.batches import BucketSampler
 from qa_lib.models import encoders, heads
 from qa_lib.settings import encoder_files, files
 from qa_lib.settings.params import UserError
+from qa_lib.store import code_hashes
 from qa_lib.tasks import span
 from qa_lib.training import frozen
 
@@ -158,7 +159,7 @@ def test_the_cache_is_read_again_and_follows_content_and_code(
     features.load_windows(other, tokenizer, 96, 24, tmp_path)
     features.load_windows(rows, tokenizer, 96, 16, tmp_path)
     assert len(list_folders(tmp_path)) == 3
-    monkeypatch.setattr(features, "digest_text", lambda file: "of other code")
+    monkeypatch.setattr(code_hashes, "hash_together", lambda names: "of other code")
     features.load_windows(rows, tokenizer, 96, 24, tmp_path)
     assert len(list_folders(tmp_path)) == 4
 

@@ -514,7 +514,8 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
     (newest / "optimizer.pt").write_bytes(b"")
     lines = []
     again = train.train(spec, progress=lines.append)
-    assert lines[0] == f"{spec.run}  {newest.name}, or the best one before it, is damaged; dropped"
+    dropped = "or the best one before it, is damaged or of other code; dropped"
+    assert lines[0] == f"{spec.run}  {newest.name}, {dropped}"
     assert f"goes on from {older.name}" in lines[1]
     assert read_scores(again) == read_scores(undisturbed)
 

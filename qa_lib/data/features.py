@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from qa_lib.settings.files import digest_text, read_seal, write_folder
+from qa_lib.settings.files import read_seal, write_folder
 from qa_lib.settings.spec import canonical
+from qa_lib.store import code_hashes
 from qa_lib.tasks import span
 
 if TYPE_CHECKING:
@@ -50,6 +51,6 @@ def cache_key(rows: list[dict], tokenizer, max_length: int, stride: int) -> str:
     # These two are left over from the tokenizer's last call; every call sets them anew.
     for state in ("truncation", "padding"):
         words.pop(state, None)
-    code = digest_text(Path(span.__file__))
+    code = code_hashes.hash_together(("data/features.py", "tasks/span.py"))
     identity = canonical([content, words, max_length, stride, code])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]

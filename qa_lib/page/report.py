@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
+from qa_lib.reports import plans
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -197,7 +198,10 @@ def show_source(thing) -> Markdown:
 
 
 def show_header(P, verdicts: str = "") -> Html:
-    """Return what a page is: profile, encoder, data, seeds, and how its claims fare."""
+    """Return what a page is: profile, encoder, data, seeds, and how its claims fare.
+
+    Where stale records are kept it says so, since the page is drawn from them.
+    """
     *others, last = P.domains
     text = (
         f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(others)} and {last}; "
@@ -209,10 +213,13 @@ def show_header(P, verdicts: str = "") -> Html:
     )
     lead = r"^((?:Advice|Result): .*?\.)(?= |$)"
     verdicts = re.sub(lead, r"<strong>\1</strong>", escape(verdicts))
-    return Html(
-        f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p><p>{escape(text)}</p>'
-        f"<p>{verdicts}</p>"
-    )
+    paragraphs = [escape(text), verdicts]
+    specs = plans.plan(P)
+    remark = runs.describe_stale(specs)
+    if remark and not specs[0].trains_stale:
+        paragraphs.append(escape(f"{remark[0].upper()}{remark[1:]}."))
+    head = f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p>'
+    return Html(head + "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs))
 
 
 ABSENT = '<p class="absent">'

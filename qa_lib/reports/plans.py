@@ -9,7 +9,7 @@ from typing import Any
 from qa_lib.settings import command_line, params
 from qa_lib.settings.parameters import Study
 from qa_lib.settings.spec import Spec
-from qa_lib.store import runs
+from qa_lib.store import code_hashes, runs
 
 
 @cache
@@ -96,8 +96,10 @@ def load_params(
 def load_from_names(slug: str, names: dict[str, Any]) -> Any:
     """Return parameters from a notebook's names: every public scalar, or list of them, must be one.
 
-    Papermill only warns about a parameter it does not know; this refuses it.
+    Papermill only warns about a parameter it does not know; this refuses it. A kernel that runs
+    the library as it was before an edit is refused too.
     """
+    code_hashes.check_kernel()
     model = find_report(slug).Parameters
     given = {}
     for name, value in names.items():

@@ -35,7 +35,7 @@ def choose_by_trials(
     While a model's best rate lies at the edge of those tried, all models get the next rate too
     (half, or twice), WIDER times at most. Epochs are not extended: they are the budget, the same
     for all, and those that the reports' own models have. Nothing is chosen until every trial is
-    recorded.
+    recorded, nor where their scores are of two versions.
 
     trial: gives the run of a model at a rate and epochs.
     """
@@ -47,11 +47,15 @@ def choose_by_trials(
         }
         every = [spec for of_model in trials.values() for spec in of_model.values()]
         scores = {}
+        versions = set()
         for spec in every:
             record = runs.find_record(spec)
             if record is None:
                 return every, {}
+            versions.add(runs.scoring_version(record))
             scores[spec.hash] = validation_score(spec, record)
+        if len(versions) > 1:  # scores of two versions do not compare
+            return every, {}
         best = {}
         for model, of_model in trials.items():
             best[model] = max(of_model, key=lambda at, tried=of_model: scores[tried[at].hash])

@@ -152,6 +152,15 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--data", help="folder of real datasets; of profile own, the file that defines them"
     )
     add_parameters(parser)
+    parser.add_argument(
+        "--stale",
+        dest="p",
+        action="append",
+        type=lambda choice: f"stale={params.check_stale(choice)}",
+        metavar="train|keep",
+        help="train again the runs whose record other code made, or keep the record; by default "
+        "quick trains and other profiles keep",
+    )
 
 
 def add_parameters(parser: argparse.ArgumentParser):

@@ -64,10 +64,10 @@ def write_folder(folder: Path, make: Callable[[Path], None]):
     sync(folder.parent)
 
 
-def seal(folder: Path, **notes: float):
+def seal(folder: Path, **notes):
     """Write the list of a folder's files as its last file, once they are on the disk.
 
-    notes: further values to keep there.
+    notes: further values to keep there, of kinds that JSON knows.
     """
     sums = {}
     for path in sorted(folder.rglob("*")):

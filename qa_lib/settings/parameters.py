@@ -115,6 +115,8 @@ class Study(Strict):
     precision: Literal["fp32", "bf16"]
     threads: Threads  # on CPU; a GPU counts as "cuda"
     bad_rows: Literal["stop", "skip"]
+    # Runs whose record other code made; None: trained again at quick, kept at other profiles.
+    stale: Literal["train", "keep"] | None = None
     # Dataset of a run that all others go on from, so that short ones learn at all (quick).
     start: str | None = None
     start_rows: Rows = 1  # its examples

@@ -15,6 +15,7 @@ from qa_lib.settings.parameters import Dataset, Strict
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
+STALE = ("train", "keep")
 SCALAR = (str, int, float, type(None))
 
 
@@ -281,3 +282,10 @@ def check_size(size: str) -> str:
     if size not in SIZES:
         raise UserError(f"SIZE={size} is not a size; known: {', '.join(SIZES)}")
     return size
+
+
+def check_stale(choice: str) -> str:
+    """Return what to do with records that other code made. Raises UserError for another word."""
+    if choice not in STALE:
+        raise UserError(f"STALE={choice} is not known; known: {', '.join(STALE)}")
+    return choice

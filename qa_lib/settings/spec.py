@@ -64,6 +64,9 @@ class Spec(Strict):
     watched: int = 0  # label: training rows that each of these evaluations scores too
     # Label: also scored by the starter code's rule, which cannot answer with a single token.
     starter: bool = False
+    # Label: whether a record that other code made is trained again or kept. None: trained again at
+    # profile quick, kept at the others.
+    stale: Literal["train", "keep"] | None = None
     warmup: float
     weight_decay: float
     clip: float
@@ -88,6 +91,7 @@ class Spec(Strict):
             "encoder",
             "watched",
             "starter",
+            "stale",
             "parents",
         }
     )
@@ -112,6 +116,13 @@ class Spec(Strict):
             percent = round(100 * self.ratio)
             mixture = f"-{percent}-{100 - percent}"
         return f"{self.variant}{mixture}-s{self.seed}-{self.hash[:8]}"
+
+    @property
+    def trains_stale(self) -> bool:
+        """Whether a record that other code made is trained again."""
+        if self.stale is None:
+            return self.profile == "quick"
+        return self.stale == "train"
 
     def on_gpu(self) -> "Spec":
         """Return the same training on a GPU, where the number of threads plays no part."""

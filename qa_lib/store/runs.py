@@ -7,7 +7,9 @@
     records/<report>/runs.jsonl, examples-*.parquet     the same, committed to git
 
 In a record, `checksum` covers the record and `files` holds the sha256 of the files beside it. The
-columns of examples are set, id, cluster (hashed), em, f1, start, end and tokens.
+columns of examples are set, id, cluster (hashed), em, f1, start, end and tokens. `code` says which
+code made the run (code_hashes.py). A record in runs/ that other code made is stale; a committed one
+never is, since its commit stands in it.
 
 A record is looked up by hash (spec.Spec.hash); the variant is a label that the plan gives. Records
 are portable: copied to another machine they give every table, figure and page, without a GPU and
@@ -28,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from qa_lib.settings.files import check_writable, write
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec, canonical, digest_file
+from qa_lib.store import code_hashes
 
 
 def find_place(variable: str, name: str) -> Path:
@@ -138,7 +141,7 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     folder = run_folder(spec)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "examples.parquet", format_parquet(examples))
-    settings = spec.model_dump(exclude={"parents", "folder"})
+    settings = spec.model_dump(exclude={"parents", "folder", "stale"})
     settings["encoder"] = encoder_display_name(spec.encoder)
     record = {
         "run": spec.run,
@@ -149,6 +152,7 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
         "spec": settings,
         "parents": [parent.hash for parent in spec.parents],
         "scoring": SCORING,
+        "code": describe_code(spec),
         **record,
         "files": {"examples.parquet": digest_file(folder / "examples.parquet")},
     }
@@ -156,10 +160,27 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     write(folder / "metrics.json", canonical(record))
 
 
+def describe_code(spec: Spec) -> dict | None:
+    """Return the code by which a run is trained here, together with that of its parents' records.
+
+    The result is None where a parent's record does not tell its code.
+    """
+    code = code_hashes.describe_code(spec)
+    for parent in spec.parents:
+        record = read_stored(run_folder(parent))
+        if record:
+            code = code_hashes.join_codes(code, record.get("code"))
+    return code
+
+
 def has_weights(spec: Spec) -> bool:
-    """Return whether a run's weights are there and whole. Truncated weights are removed."""
+    """Return whether a run's weights are there, whole, and of use to a child.
+
+    Truncated weights are removed. Those that other code made are of no use where stale runs are
+    trained again.
+    """
     file = run_folder(spec) / "model.safetensors"
-    if not file.exists():
+    if not file.exists() or (spec.trains_stale and is_stored_stale(spec)):
         return False
     try:
         with safe_open(file, framework="numpy"):  # compares the file's size with its header
@@ -240,17 +261,88 @@ def read_all(report: str) -> list[dict]:
 def find_record(spec: Spec, fresh: bool = False) -> dict | None:
     """Return the record of a training, or None where there is none with every test set of `spec`.
 
-    A record from another kind of machine serves too: one with a GPU, or one without bf16.
+    A record from another kind of machine serves too: one with a GPU, or one without bf16. A stale
+    record serves where there is no other, unless stale runs are trained again.
     fresh: leave out the committed records.
     """
+    record, stale_record = look_up(spec, fresh)
+    if record is None and not spec.trains_stale:
+        return stale_record
+    return record
+
+
+def look_up(spec: Spec, fresh: bool = False) -> tuple[dict | None, dict | None]:
+    """Return the record of a training, and the stale record that could stand in its place.
+
+    Each has every test set of `spec`, or is None. The second is looked for where the first is None.
+    """
+    stale_record = None
     for candidate in spec.machine_variants():
         records = [read_stored(run_folder(candidate))]
         if not fresh:
             records.append(read_committed(candidate.report).get(candidate.hash))
         for record in records:
-            if record and set(spec.tests) <= set(record["metrics"]):
-                return record
-    return None
+            if not record or not set(spec.tests) <= set(record["metrics"]):
+                continue
+            if not is_stale(candidate, record):
+                return record, None
+            stale_record = stale_record or record
+    return None, stale_record
+
+
+def is_stale(spec: Spec, record: dict) -> bool:
+    """Return whether other code made a run's record than this process runs, or may have."""
+    if record["folder"] is None:  # a committed one
+        return False
+    return code_hashes.list_differences(spec, record.get("code")) != []
+
+
+def is_stored_stale(spec: Spec) -> bool:
+    """Return whether the record in a run's own folder is stale."""
+    record = read_stored(run_folder(spec))
+    return record is not None and is_stale(spec, record)
+
+
+def list_stale(specs: list[Spec], fresh: bool = False) -> dict[str, list[str] | None]:
+    """Return the runs of which there is a stale record alone: hash → the modules that differ.
+
+    It is None where the code of a record and today's cannot be compared.
+    """
+    stale = {}
+    for spec in specs:
+        _, record = look_up(spec, fresh)
+        if record:
+            stale[spec.hash] = code_hashes.list_differences(spec, record.get("code"))
+    return stale
+
+
+def describe_stale(specs: list[Spec], fresh: bool = False) -> str:
+    """Return one line about the stale records of a plan: how many, and which files differ.
+
+    It is empty where there are none.
+    """
+    stale = list_stale(specs, fresh)
+    if not stale:
+        return ""
+    modules = set()
+    for differing in stale.values():
+        modules.update(differing or ())
+    reasons = []
+    if modules:
+        names = ", ".join(f"qa_lib/{name}" for name in sorted(modules))
+        reasons.append(f"{names} {'differs' if len(modules) == 1 else 'differ'}")
+    unknown = list(stale.values()).count(None)
+    if unknown:
+        reasons.append(f"the code of {unknown} is not known, or of another version of Python")
+    if specs[0].trains_stale:
+        choice = "they are trained again, STALE=keep keeps the records"
+    else:
+        choice = "the records are kept, STALE=train trains these runs again"
+    planned = len({spec.hash for spec in specs})
+    return (
+        f"other code made the records of {len(stale)} of {planned} runs "
+        f"({'; '.join(reasons)}): {choice}"
+    )
 
 
 def require_records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
@@ -265,10 +357,12 @@ def require_records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
         command = command_for(specs[0])
         if specs[0].profile == "real":
             command += f" SIZE={specs[0].size} DATA=folder"
-        raise UserError(
+        message = (
             f"{len(missing)} of {len(hashes)} runs have no record, first "
             f"{next(iter(missing.values()))}; {command} makes them"
         )
+        remark = describe_stale(specs)
+        raise UserError(f"{message}; {remark}" if remark else message)
     for _, record in records:
         version = scoring_version(record)
         if version != SCORING:  # scores of two versions are never pooled
@@ -303,6 +397,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
         "layer",
         "gate",
         "recipe",
+        "stale",
     }
     settings = spec.model_dump(exclude=not_shown)
     columns = {"run": record["run"]}
@@ -475,10 +570,13 @@ def land(report: str, specs: list[Spec]) -> int:
 
 
 def find_stored(candidates: list[Spec]) -> dict | None:
-    """Return the first record in the store of one training on different kinds of machine."""
+    """Return the first record in the store of one training on different kinds of machine.
+
+    A stale one is left out where stale runs are trained again.
+    """
     for candidate in candidates:
         record = read_stored(run_folder(candidate))
-        if record:
+        if record and not (candidate.trains_stale and is_stale(candidate, record)):
             return record
     return None
 

@@ -19,6 +19,7 @@ from qa_lib.data import features
 from qa_lib.models import heads
 from qa_lib.settings.files import read_seal, write_folder
 from qa_lib.settings.spec import Spec
+from qa_lib.store import code_hashes
 from qa_lib.training import evaluate
 
 
@@ -75,10 +76,12 @@ def _store_once(
 ) -> Path:
     """Return the folder with the values that `compute` gives, rounded to half precision.
 
-    It is written where it is not there yet, or is damaged.
+    It is written where it is not there yet, or is damaged. Other code has other folders.
     """
     features_folder = Path(windows.cache_files[0]["filename"]).parent
-    folder = evaluate.CACHE / "frozen" / f"{key[:16]}-{precision}-{features_folder.name}"
+    code = code_hashes.hash_together(code_hashes.EVERY_RUN)[:8]
+    name = f"{key[:16]}-{precision}-{features_folder.name}-{code}"
+    folder = evaluate.CACHE / "frozen" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write_outputs(target: Path):

@@ -303,6 +303,9 @@ def run(
     """
     specs = plan(p)
     todo = list_missing(specs, fresh)
+    remark = runs.describe_stale(specs, fresh)
+    if remark:
+        print(remark, flush=True)
     planned = len({spec.hash for spec in specs})
     print(
         f"study {p.report}, profile {p.profile}, size {p.size}: {planned} runs, "
@@ -324,12 +327,26 @@ def run(
             tokens = _announce_cost(todo, at_once, yes)
             if not dry_run:
                 _train(todo, tokens, at_once, list_parents(todo), live)
+                _check_code(todo)
     specs = plan(p)
     if not dry_run and list_missing(specs, fresh):  # runs that follow from the trials
         later = run(p, plan, workers, fresh, yes, dry_run, live)
         trained_now = later["run"].isin([spec.run for spec in todo])
         return later.assign(trained=later["trained"].mask(trained_now, "now"))
     return _tabulate_runs(specs, todo, fresh)
+
+
+def _check_code(trained: list[Spec]):
+    """Raise UserError where code was edited while runs were trained.
+
+    Worker processes load the code as it is when they start. Their runs would be trained again and
+    again, for this process asks for runs of its own code.
+    """
+    if any(spec.trains_stale and runs.is_stored_stale(spec) for spec in trained):
+        raise UserError(
+            "the code was edited while the study ran, and its runs are of both versions; the same "
+            "command trains again what the code makes now"
+        )
 
 
 def _lock_report(report: str):

@@ -39,7 +39,7 @@ from qa_lib.data.batches import BucketSampler
 from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
-from qa_lib.store import runs
+from qa_lib.store import code_hashes, runs
 from qa_lib.tasks import span
 from qa_lib.training import build, clusters, evaluate, frozen
 
@@ -134,13 +134,21 @@ class SpanTrainer(Trainer):
 class Keeper(TrainerCallback):
     """Checkpoints by the clock, progress, and an end to a run whose loss is not finite.
 
-    spent: seconds of training that led to the checkpoint from which the run goes on.
+    spent: seconds of training that led to the checkpoint from which the run goes on; code: what
+    makes the run (runs.describe_code).
     """
 
-    def __init__(self, spec: Spec, progress: Callable[[str], None], spent: float):
+    def __init__(
+        self,
+        spec: Spec,
+        progress: Callable[[str], None],
+        spent: float,
+        code: dict | None = None,
+    ):
         self.spec = spec
         self.progress = progress
         self.spent = spent
+        self.code = code
         self.every = float(os.environ.get("QA_CHECKPOINT_SECONDS", 300))
         self.began = self.saved = time.monotonic()
 
@@ -163,14 +171,14 @@ class Keeper(TrainerCallback):
             )
 
     def on_save(self, args, state, control, **kwargs):
-        """Seal a checkpoint, with the seconds of training that led to it."""
+        """Seal a checkpoint, with the seconds of training that led to it, and the code."""
         # The seal marks the checkpoint as whole; a kill while it is written leaves none.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # each process writes the state of its random numbers
         if state.is_world_process_zero:
             seconds = self.spent + time.monotonic() - self.began
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            files.seal(folder, seconds=round(seconds, 1))
+            files.seal(folder, seconds=round(seconds, 1), code=self.code)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -178,13 +186,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, code: dict | None = None) -> Path | None:
     """Return the newest usable checkpoint in a folder, or None.
 
     A checkpoint is usable where it is whole, and the best checkpoint that it names is whole too.
+    code: the code that has to have made them; by default any.
     """
-    paths = folder.glob("checkpoint-*")
-    whole = {path.name: path for path in paths if files.read_seal(path) is not None}
+    whole = {}
+    for path in folder.glob("checkpoint-*"):
+        notes = files.read_seal(path)
+        if notes is not None and (code is None or notes.get("code") == code):
+            whole[path.name] = path
     usable = []
     for path in whole.values():
         state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
@@ -208,7 +220,10 @@ def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable
             continue
         if sealed:
             run = folder.parent.name
-            progress(f"{run}  {path.name}, or the best one before it, is damaged; dropped")
+            progress(
+                f"{run}  {path.name}, or the best one before it, is damaged or of other code; "
+                "dropped"
+            )
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -424,8 +439,8 @@ def train(
     on the processes of a distributed training that do not write.
     """
     began = time.monotonic()
-    record = runs.find_record(spec)
-    if record:  # trained again for its weights: the new record has the scores of the old one
+    record = runs.find_record(spec.model_copy(update={"stale": "keep"}))
+    if record:  # trained again: the new record has the test sets of the old one
         spec = spec.model_copy(update={"tests": record["spec"]["tests"]})
     runs.run_folder(spec).mkdir(parents=True, exist_ok=True)
     environment = describe_environment(spec)  # the checkout may be another when the run ends
@@ -486,8 +501,13 @@ def train_and_score(
     rows, validation, counts = draw_rows(spec)
     windows = load_training_windows(spec, tokenizer, rows, counts, progress)
     checkpoints = runs.run_folder(spec) / "checkpoints"
-    resume = last_checkpoint(checkpoints)
-    spent = files.read_seal(resume)["seconds"] if resume else 0.0  # by the starts before this one
+    code = runs.describe_code(spec)
+    resume = last_checkpoint(checkpoints, code if spec.trains_stale else None)
+    spent = 0.0  # seconds of training by the starts before this one
+    if resume:
+        notes = files.read_seal(resume)
+        spent = notes["seconds"]
+        code = code_hashes.join_codes(code, notes.get("code"))
     steps_per_epoch = math.ceil(len(windows) / spec.batch_size)
     trainer = SpanTrainer(
         spec,
@@ -498,7 +518,7 @@ def train_and_score(
         eval_dataset=validation,
         args=training_arguments(spec, steps_per_epoch, bool(resume)),
         data_collator=model.collate(tokenizer),
-        callbacks=[Keeper(spec, progress, spent)],
+        callbacks=[Keeper(spec, progress, spent, code)],
     )
     if trainer.is_world_process_zero():
         drop_other_checkpoints(checkpoints, resume, progress)
@@ -535,6 +555,7 @@ def train_and_score(
         "tokens_per_second": tokens / training_seconds,
         "peak_memory_mb": peak,
         "seconds": spent,  # `train` adds its own
+        "code": code,
     }
     return results, examples
 
