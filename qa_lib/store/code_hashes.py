@@ -71,10 +71,10 @@ SOURCES = read_sources()
 class TextRemover(ast.NodeTransformer):
     """Removes docstrings, and the texts of messages, from a syntax tree."""
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        """Put `pass` in the place of a text that stands alone, as a docstring does."""
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Remove a text that stands alone, as a docstring does."""
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            return ast.Pass()
+            return None
         return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

@@ -431,7 +431,11 @@ def _train(
     done: list[Spec] = []
 
     def finish(spec: Spec):
-        """Print the time left, and drop the weights of parents that no run left needs."""
+        """Print the time left, and drop the weights of parents that no run left needs.
+
+        Those of the run that all others go on from stay where an edit of the code trains runs
+        again: this run is the longest, and most edits do not change it.
+        """
         done.append(spec)
         left = [other for other in todo if other not in done]
         tokens_left = sum(tokens[other.hash] for other in left)
@@ -440,7 +444,8 @@ def _train(
         print(f"{len(done)}/{len(todo)} runs, about {seconds / 60:.0f} min left", flush=True)
         needed = list_parents(left)
         for parent in spec.parents:
-            if parent.hash not in needed:
+            stays = parent.variant == "start" and parent.trains_stale
+            if parent.hash not in needed and not stays:
                 runs.discard(parent, "model.safetensors")
 
     ray = pool.cluster()
@@ -499,6 +504,8 @@ def print_comparison(p, plan: Callable[..., list[Spec]]):
         hashes = [variant.hash for variant in spec.machine_variants()]
         theirs = next((committed[h] for h in hashes if h in committed), None)
         if ours is None or theirs is None:
+            continue
+        if runs.scoring_version(ours) != runs.scoring_version(theirs):
             continue
         machine = ""
         if ours["hash"] != theirs["hash"]:
