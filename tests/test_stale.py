@@ -509,6 +509,24 @@ def test_a_child_of_a_parent_of_unknown_code_is_unknown():
     assert runs.list_stale([child]) == {child.hash: None}
 
 
+def test_a_child_of_a_landed_parent_alone_is_not_stale_for_good():
+    parent, child = plan_family()
+    record_run(parent)
+    runs.land("exbert", [parent])
+    shutil.rmtree(runs.run_folder(parent))
+    record_run(child)
+    assert runs.list_stale([child]) == {}
+
+
+def test_a_record_without_a_module_that_counts_today_is_stale():
+    plain, _ = plan_profile("quick")
+    record_run(plain)
+    code = runs.describe_code(plain)
+    del code["modules"]["training/build.py"]
+    change_record(plain, code=code)
+    assert runs.list_stale([plain]) == {plain.hash: ["training/build.py"]}
+
+
 def test_stale_weights_do_not_serve_a_child(sources):
     parent, child = plan_family()
     record_run(parent)

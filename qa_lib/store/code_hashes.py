@@ -68,6 +68,18 @@ SOURCES = read_sources()
 # ---- the hash of a module ----
 
 
+class TextEmptier(ast.NodeTransformer):
+    """Puts an empty text in the place of every text."""
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """Empty a text. Other constants stay."""
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        """Empty a text that holds values, with the values."""
+        return ast.Constant("")
+
+
 class TextRemover(ast.NodeTransformer):
     """Removes docstrings, and the texts of messages, from a syntax tree."""
 
@@ -81,25 +93,12 @@ class TextRemover(ast.NodeTransformer):
         """Remove the texts in a call that tells the user something."""
         name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
         if name in MESSAGES:
-            node.args = [remove_texts(argument) for argument in node.args]
+            node.args = [TextEmptier().visit(argument) for argument in node.args]
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """Remove the texts of an error; its type stays."""
-        return self.generic_visit(remove_texts(node))
-
-
-def remove_texts(node: ast.AST) -> ast.AST:
-    """Return a part of a syntax tree with an empty text in the place of each text."""
-
-    class Emptier(ast.NodeTransformer):
-        def visit_Constant(self, node: ast.Constant) -> ast.AST:
-            return ast.Constant("") if isinstance(node.value, str) else node
-
-        def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-            return ast.Constant("")
-
-    return Emptier().visit(node)
+        return self.generic_visit(TextEmptier().visit(node))
 
 
 def hash_source(source: bytes) -> str:
@@ -127,19 +126,11 @@ def hash_together(names: Iterable[str]) -> str:
 
 
 def list_modules(spec: Spec) -> set[str]:
-    """Return the modules from which a run's numbers come, without those of its parents alone."""
+    """Return the modules from which a run's numbers come, without those of its parents."""
     modules = {*EVERY_RUN, *(GENERATED if spec.source == "embedded" else READ)}
     for field, of_field in WITH_FIELD.items():
         if getattr(spec, field):
             modules.update(of_field)
-    return modules
-
-
-def list_all_modules(spec: Spec) -> set[str]:
-    """Return the modules from which a run's numbers come, with those of its parents."""
-    modules = list_modules(spec)
-    for parent in spec.parents:
-        modules |= list_all_modules(parent)
     return modules
 
 
@@ -173,13 +164,14 @@ def join_codes(code: dict | None, other: dict | None) -> dict | None:
 def list_differences(spec: Spec, code: dict | None) -> list[str] | None:
     """Return the modules in which the code that made a run's record differs from this process's.
 
-    code: field `code` of the record. The result is None where the two cannot be compared: the
-    record does not know its code, or another version of Python hashed it.
+    code: field `code` of the record, which has the modules of the run's parents too. The result is
+    None where the two cannot be compared: the record does not know its code, or another version of
+    Python hashed it.
     """
     if code is None or code["python"] != python_version():
         return None
     differing = []
-    for name in sorted(list_all_modules(spec) | set(code["modules"])):
+    for name in sorted(list_modules(spec) | set(code["modules"])):
         here = hash_module(name) if name in SOURCES else None
         if code["modules"].get(name) != here:
             differing.append(name)
