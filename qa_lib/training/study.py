@@ -1,7 +1,7 @@
 """A study: the missing runs of a report's plan, estimated and trained.
 
     python -m qa_lib study REPORT [--profile P] [--size S] [--data DIR] [--workers N]
-                                  [--fresh] [--yes] [--dry-run] [--fetch]
+                                  [--fresh] [--stale train|keep] [--yes] [--dry-run] [--fetch]
 
 Runs are trained in this process, in worker processes or on a Ray cluster. Make decides what to
 render and the run store decides what to train: only runs without a complete record are trained.
