@@ -109,7 +109,7 @@ def test_a_malformed_line_is_named(tmp_path):
     assert counts["malformed"] == 1
 
 
-def test_misplaced_answers_are_counted_never_moved(tmp_path):
+def test_misplaced_answers_are_counted_and_not_moved_unless_told(tmp_path):
     rows = [make_row(i) for i in range(9)]
     for r in rows[2:7]:
         r["answers"] = {"text": r["answers"]["text"], "answer_start": [0]}
@@ -123,6 +123,77 @@ def test_misplaced_answers_are_counted_never_moved(tmp_path):
     counts = selection.Counter()
     assert len(read_rows(tmp_path / "a.jsonl", "skip", counts)) == 4
     assert counts["misplaced answers"] == 5
+
+
+@pytest.mark.parametrize(
+    "start, place",
+    [
+        # one character off, as in data whose offsets were counted by hand
+        (5, 4),
+        (3, 4),
+        # of several places the nearest, and of two that are as near the one in front
+        (19, 20),
+        (12, 4),
+        (13, 20),
+        # behind the end of the context
+        (900, 20),
+    ],
+)
+def test_an_answer_is_moved_to_the_nearest_place_of_its_text(start, place):
+    assert sources.nearest_place("the mill, an old    mill", "mill", start) == place
+
+
+def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
+    """Those whose text stands nowhere are left out and counted, and so are malformed rows."""
+    paragraphs = []
+    for i in range(12):
+        row = make_row(i)
+        start = row["answers"]["answer_start"][0] + (1 if i < 4 else 0)
+        text = "nowhere" if i == 3 else row["answers"]["text"][0]
+        question = {"id": row["id"], "question": row["question"]}
+        question["answers"] = [{"text": text, "answer_start": start}]
+        paragraphs.append({"context": row["context"], "qas": [question]})
+    paragraphs[11]["qas"][0]["question"] = None
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"data": [{"title": "mills", "paragraphs": paragraphs}]}))
+    with pytest.raises(UserError, match="article 1, paragraph 12, question 1: field 'question'"):
+        read_rows(file)
+    counts = selection.Counter()
+    rows = read_rows(file, "move", counts)
+    expected = {"rows with a moved answer": 3, "misplaced answers": 1, "incomplete": 1}
+    assert counts == expected
+    assert [row["id"] for row in rows] == [f"r{i}" for i in range(11) if i != 3]
+    for row in rows:
+        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        assert row["context"].startswith(text, start)
+    counts = selection.Counter()
+    assert len(read_rows(file, "skip", counts)) == 7
+    assert counts == {"misplaced answers": 4, "incomplete": 1}
+
+
+@pytest.mark.parametrize(
+    "texts, words",
+    [
+        (["Osk0", "Osk1"], "move the answers of them to the nearest place .*=bad_rows=move, leave"),
+        (["Osk0", "gone"], "move the answers of 1 of them to the nearest place .*=bad_rows=move"),
+        (["gone", "gone"], r"nowhere in the context\); mend them, or leave .*=bad_rows=skip$"),
+    ],
+)
+def test_the_error_of_a_bad_offset_names_the_option_that_helps(tmp_path, texts, words):
+    rows = []
+    for i, text in enumerate(texts):
+        rows.append(make_row(i, answers={"text": [text], "answer_start": [1]}))
+    write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError, match=words) as error:
+        read_rows(tmp_path / "a.jsonl")
+    assert "\n" not in str(error.value)
+
+
+def test_a_new_value_of_bad_rows_changes_no_other_hash(tiny):
+    spec = plans.plan(tiny())[0]
+    hashes = {spec.model_copy(update={"bad_rows": way}).hash for way in ("stop", "skip", "move")}
+    assert len(hashes) == 3
+    assert "bad_rows" not in spec.model_dump(exclude_defaults=True)
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):

@@ -114,8 +114,8 @@ def load_splits(
 ) -> Splits:
     """Return train, validation and test rows of a dataset.
 
-    Validation and a carved test set hold whole units. bad_rows: "stop" raises UserError for a row
-    that cannot be used, "skip" counts it.
+    Validation and a carved test set hold whole units. bad_rows: what becomes of a row that cannot
+    be used, as in sources.read_rows.
     """
     d = find_dataset(name, source, folder)
     counts = Counter()

@@ -288,16 +288,42 @@ def complete_row(row: dict, name: str, number: int) -> dict:
     }
 
 
+def nearest_place(context: str, text: str, start: int) -> int | None:
+    """Return the place of a text in a context that is nearest to `start`; None where it has none.
+
+    Of two places at the same distance it is the one in front.
+    """
+    before = context.rfind(text, 0, start + len(text))
+    behind = context.find(text, start)
+    places = [place for place in (before, behind) if place >= 0]
+    return min(places, key=lambda place: abs(place - start), default=None)
+
+
 def misplaced_answer(row: dict) -> str:
     """Return a phrase about the first answer that is not at its offset; empty where all are."""
     answers = row["answers"]
     context = row["context"]
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
         if not context.startswith(text, start):
-            at = context.find(text)
-            place = f"stands at {at}, not at {start}" if at >= 0 else "is nowhere in the context"
+            at = nearest_place(context, text, start)
+            place = "is nowhere in the context" if at is None else f"stands at {at}, not at {start}"
             return f"'{make_printable(text[:40])}' {place}"
     return ""
+
+
+def move_answers(row: dict) -> dict | None:
+    """Return a row whose answers stand each at the nearest place that holds its text.
+
+    Returns None where the context lacks the text of an answer.
+    """
+    texts = row["answers"]["text"]
+    starts = []
+    for text, start in zip(texts, row["answers"]["answer_start"], strict=True):
+        place = nearest_place(row["context"], text, start)
+        if place is None:
+            return None
+        starts.append(place)
+    return {**row, "answers": {"text": texts, "answer_start": starts}}
 
 
 def read_rows(
@@ -306,15 +332,17 @@ def read_rows(
     """Return the rows of a file in the schema.
 
     name: the dataset's; fields: columns of Parquet that are read beside the schema's.
-    Raises UserError with file, place and reason for a bad row, or counts it where `bad_rows` is
-    "skip".
+    bad_rows: what becomes of a row that cannot be used. "stop" raises UserError with file, place
+    and reason. "skip" leaves it out and counts it. "move" moves an answer that does not stand at
+    its offset to the nearest place that holds its text, and counts the row; it leaves out other bad
+    rows as "skip" does.
     """
     if not path.exists():
         raise UserError(
             f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
         )
     rows = []
-    misplaced = []  # (id, reason)
+    misplaced = []  # rows with an answer that is not at its offset
     for entry in iterate_rows(path, [*FIELDS, *fields]):
         reason = entry.malformed or row_error(entry.row)
         if reason and bad_rows == "stop":
@@ -326,21 +354,36 @@ def read_rows(
             counts["malformed" if entry.malformed else "incomplete"] += 1
             continue
         row = complete_row(entry.row, name, entry.number)
-        reason = misplaced_answer(row)
-        if reason:
-            misplaced.append((row["id"], reason))
-        else:
+        if not misplaced_answer(row):
             rows.append(row)
+            continue
+        moved = move_answers(row) if bad_rows == "move" else None
+        if moved:
+            rows.append(moved)
+            counts["rows with a moved answer"] += 1
+        else:
+            misplaced.append(row)
     if misplaced and bad_rows == "stop":
-        first = ", ".join(identity for identity, _ in misplaced[:3])
-        _, first_reason = misplaced[0]
-        raise UserError(
-            f"{path}: {len(misplaced)} rows have an answer that does not stand at its "
-            f"answer_start, first {make_printable(first)} (of the first, {first_reason}"
-            "); mend them, or leave them out with PARAMS=bad_rows=skip"
-        )
+        raise UserError(f"{path}: {explain_misplaced(misplaced)}")
     counts["misplaced answers"] += len(misplaced)
     return rows
+
+
+def explain_misplaced(rows: list[dict]) -> str:
+    """Return a sentence about rows with an answer that is not at its offset, and what helps."""
+    first = ", ".join(row["id"] for row in rows[:3])
+    movable = sum(move_answers(row) is not None for row in rows)
+    cure = "mend them, or leave them out with PARAMS=bad_rows=skip"
+    if movable:
+        which = "them" if movable == len(rows) else f"{movable} of them"
+        cure = (
+            f"move the answers of {which} to the nearest place that holds their text with "
+            "PARAMS=bad_rows=move, leave such rows out with PARAMS=bad_rows=skip, or mend them"
+        )
+    return (
+        f"{len(rows)} rows have an answer that does not stand at its answer_start, first "
+        f"{make_printable(first)} (of the first, {misplaced_answer(rows[0])}); {cure}"
+    )
 
 
 def read_hub(source: str, name: str, counts: Counter) -> list[dict]:

@@ -114,7 +114,7 @@ class Study(Strict):
     clip: float = Field(gt=0, le=1e30)
     precision: Literal["fp32", "bf16"]
     threads: Threads  # on CPU; a GPU counts as "cuda"
-    bad_rows: Literal["stop", "skip"]
+    bad_rows: Literal["stop", "skip", "move"]
     # Runs whose record other code made; None: trained again at quick, kept at other profiles.
     stale: Literal["train", "keep"] | None = None
     # Dataset of a run that all others go on from, so that short ones learn at all (quick).

@@ -37,7 +37,7 @@ class Spec(Strict):
     validation_rows: int
     tests: list[str]  # label, since a run may be scored on more test sets later
     order: Literal["trainer", "sequential", "shuffled"] = "trainer"
-    bad_rows: Literal["stop", "skip"] = "stop"
+    bad_rows: Literal["stop", "skip", "move"] = "stop"
     encoder: str  # label
     weights: str  # the encoder's hash
     blocks: int | None = None
