@@ -108,7 +108,7 @@ def run_render(args: argparse.Namespace) -> int:
     from qa_lib.store import runs
 
     if args.only is not None:  # checked first, since looking up the runs takes long
-        render.check_drawn(render.read_notebook(args.report), args.only)
+        render.check_drawn(render.read_notebook(args.report, args.profile), args.only)
     p = plans.parameters_to_render(args)
     runs.check_page(p)
     # The ledger changes where the page was last drawn from other runs, and make sees that.
@@ -223,18 +223,20 @@ def add_own(parser: argparse.ArgumentParser):
     """Add the arguments of `own`."""
     parser.add_argument("name")
     parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
+    parser.add_argument("--size", type=params.check_size, help="small | full")
     command_line.add_parameters(parser)
 
 
 def run_own(args: argparse.Namespace) -> int:
+    """Define two domains of a user's, check them, and say what their study costs."""
     from qa_lib.models import encoders
     from qa_lib.own_data import own
-    from qa_lib.reports import exbert, plans
+    from qa_lib.reports import plans
     from qa_lib.store import runs
     from qa_lib.training import study
 
     own.check_name(args.name)
-    args.report, args.profile, args.size = "exbert", "own", None
+    args.report, args.profile = "exbert", "own"
     args.data = str(runs.RUNS / "own" / f"{args.name}.yaml")
     args.p.insert(0, f"domains=[{args.name}-a, {args.name}-b]")
     p = plans.load_from_args(args)
@@ -243,19 +245,13 @@ def run_own(args: argparse.Namespace) -> int:
     own.check_domains(p)
     encoders.load_encoder(p.encoder)  # first: reading the data may take long
     own.write_definition(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
-    dense = len(exbert.DENSE) * ("dense" in p.experiments)
-    first = (len(exbert.HEADLINE) + dense) * len(p.trial_rates) * len(p.trial_epochs)
-    # of these arm `tuned` consists
-    parts = [x for x in p.experiments if x in ("headline", "dense")]
-    then = len(exbert.plan(p.model_copy(update={"arms": ["printed"], "experiments": parts})))
-    print(
-        f"profile own: {args.name}; {first} trials, more where the best rate is the lowest or the "
-        f"highest tried; then about {then} runs with the rates and epochs they chose; each round "
-        "says how long it takes",
-        flush=True,
-    )
+    print(f"profile own: {args.name}; {own.describe_plan(p)}", flush=True)
     own.check_rows(p)
     study.fetch_inputs(p)
+    missing = study.list_missing(own.foresee_plan(p))
+    if missing and study.list_missing(plans.plan(p)):
+        _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))
+        print(own.describe_cost(p, hours), flush=True)
     return 0
 
 

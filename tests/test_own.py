@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -14,11 +15,12 @@ from test_stats import plant_scores
 
 from qa_lib.__main__ import run_verb
 from qa_lib.data import corpora, selection, sources
+from qa_lib.data.selection import load_test_sets as load_whole_test_sets
 from qa_lib.evidence import verify
-from qa_lib.own_data import advice
+from qa_lib.own_data import advice, floor, own
 from qa_lib.own_data.advice import NOT, OPEN, WORTH
 from qa_lib.page import findings, render
-from qa_lib.reports import plans
+from qa_lib.reports import exbert, plans
 from qa_lib.settings import hub, params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
@@ -38,8 +40,16 @@ TINY = {
     "seeds": [0],
     "experts": 4,
     "trial_rates": [0.0002, 0.002, 0.1],
-    "trial_epochs": [1],
+    "trial_epochs": [1, 2],
 }
+# Tokens a second that two cores without bf16 train of the plain model: four examples of 176 tokens.
+SLOW = 4 * 176
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch):
+    """Take a speed for granted, since measuring it takes seconds at each start."""
+    monkeypatch.setattr(study, "measure_speed", lambda spec: 1000.0)
 
 
 # ---- the rule ----
@@ -73,14 +83,24 @@ def test_the_advice_follows_from_the_intervals_of_both_domains(low, high, says):
 def planted(monkeypatch):
     """Return a function that plants runs and returns the parameters of their report.
 
-    gain: EM of the experts on both domains. Further arguments are those of `plant_scores`.
+    gain: EM of the experts on both domains. size: of the study; validation: the EM of the three
+    models on validation rows, where answers without reading have 4. Further arguments are those of
+    `plant_scores`.
     """
 
-    def make(gain: float, seeds=5, epochs=2.0, **how):
+    def make(
+        gain: float,
+        seeds=5,
+        epochs=2.0,
+        size="full",
+        rate=1e-4,
+        validation=(30.0, 30.0, 30.0),
+        **how,
+    ):
         gains = {("exbert-tuned", 0.5): gain, ("plain-tuned", 0.5): 0.0, ("v-db", 0.5): 2.0}
         ledger, examples = plant_scores(gains, seeds, sets=["a", "b"], **how)
         ledger = ledger.assign(arm="tuned")
-        fields = {"arm": "tuned", "tests": ["a", "b"], "epochs": epochs}
+        fields = {"arm": "tuned", "tests": ["a", "b"], "epochs": epochs, "learning_rate": rate}
         labels = ledger.drop_duplicates("run")[["run", "variant", "ratio"]]
         specs = [SimpleNamespace(**row, **fields) for row in labels.to_dict("records")]
 
@@ -90,7 +110,11 @@ def planted(monkeypatch):
         monkeypatch.setattr(plans, "plan", lambda p: specs)
         monkeypatch.setattr(runs, "collect_ledger", lambda s: rows_of(ledger, s))
         monkeypatch.setattr(runs, "collect_examples", lambda s: rows_of(examples, s))
-        return plans.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
+        scores = dict(zip(("v-db", "exbert-tuned", "plain-tuned"), validation, strict=True))
+        monkeypatch.setattr(advice, "validation_scores", lambda p: scores)
+        monkeypatch.setattr(advice, "find_floor", lambda p: floor.Floor(4.0, "the first words"))
+        changes = {"data": "x.yaml", "domains": ["a", "b"], "size": size}
+        return plans.load_params("exbert", "own", changes)
 
     return make
 
@@ -137,6 +161,66 @@ def test_advice_on_planted_runs(planted, gain, how, says):
     assert all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
 
 
+@pytest.mark.parametrize(
+    "validation, learnt",
+    [
+        ((9.1, 9.1, 0.0), True),
+        # the plain model is at the floor, whatever the others do
+        ((9.0, 50.0, 50.0), False),
+        # neither of the two that are compared has learnt
+        ((50.0, 9.0, 9.0), False),
+        ((50.0, 9.0, 9.1), True),
+        ((0.0, 0.0, 0.0), False),
+    ],
+)
+def test_models_that_learnt_nothing_give_no_advice(planted, validation, learnt):
+    """Without the floor two models at 0 EM would say that the experts are not worth it."""
+    p = planted(0.0, seed_sd=0.1, cluster_sd=0.1, size="small", validation=validation)
+    text = advice.describe_advice(p)
+    assert advice.has_learnt(p) == learnt
+    assert (f"Advice: {NOT}." in text) == learnt
+    assert ("Advice: none yet, since the models have learnt too little." in text) != learnt
+    if not learnt:
+        assert "The best of three answers that need no reading (the first words) has 4.0" in text
+        assert "a model that has learnt more than 9.0." in text
+        assert 'PARAMS="trial_epochs=[2,4]" trains twice as long, and SIZE=full' in text
+    assert "EM on the two: with the ST-MoE block" in text
+
+
+def test_a_rate_at_the_edge_of_the_trials_is_said(planted):
+    p = planted(5.0, size="small", rate=1e-3)
+    text = advice.describe_advice(p)
+    assert "The best rate of ExBERT (final) and (a) without ST-MoE block is at the edge" in text
+    rates = text.split('PARAMS="trial_rates=')[1].split('"')[0]
+    assert yaml.safe_load(rates) == [1.7e-5, *p.trial_rates, 3e-3]
+    assert "at the edge" not in advice.describe_advice(planted(5.0, size="small", rate=1.5e-4))
+    # a grid goes on beyond its edge by itself
+    assert "at the edge" not in advice.describe_advice(planted(5.0, size="full", rate=5e-4))
+
+
+def make_answer(text: str | None, context="The old mill stands here.") -> dict:
+    """Return a row with an answer, or without one."""
+    texts = [] if text is None else [text]
+    return {"context": context, "answers": {"text": texts}}
+
+
+@pytest.mark.parametrize(
+    "validation, training, em, words",
+    [
+        ([None, "k"], ["b"], 50.0, "no question has an answer"),
+        (["yes", "yes", "k", None], ["yes", "b", "yes"], 50.0, "most frequent answer"),
+        # two words, which is what answers usually have; the article does not count
+        (["old", "k", "b"], ["x y", "x z", "w"], 100 / 3, "first words of the text"),
+        (["k", "b"], ["c", "d"], 0.0, ""),
+    ],
+)
+def test_the_floor_is_the_best_answer_that_needs_no_reading(validation, training, em, words):
+    answers = [make_answer(text) for text in validation]
+    best = floor.measure_floor(answers, [make_answer(text) for text in training])
+    assert best.em == pytest.approx(em)
+    assert words in best.answer
+
+
 def test_no_advice_without_equal_trials(planted, monkeypatch):
     p = planted(5.0)
     monkeypatch.setattr(plans, "plan", lambda p: [])
@@ -181,19 +265,32 @@ def test_the_recipe_checks_first_then_trains_then_draws():
         f"python -m qa_lib render {flags}",
         f"python -m qa_lib verify {flags}",
     ]
+    lines = make("-n", "own", "SIZE=full", *variables).stdout.splitlines()
+    commands = [line for line in lines if "qa_lib" in line]
+    assert len(commands) == 4
+    assert all(" --size='full' " in line for line in commands)
 
 
-def start_own(monkeypatch, name, texts, **changes):
-    """Run `python -m qa_lib own` with tiny parameters. Returns them as later commands read them."""
+def own_values(p) -> dict:
+    """Return where the domains are, and their names, as parameters that a user gives."""
+    return {"data": p.data, "domains": p.domains}
+
+
+def start_own(monkeypatch, name, texts, tiny=True, **changes):
+    """Run `python -m qa_lib own` and return its parameters as later commands read them.
+
+    tiny: with tiny parameters, else with those of the profile.
+    """
     # each start stands for a process of its own
     for cached in (params.read_datasets, selection.load_splits, hub.sha256):
         cached.cache_clear()
     command = ["own", name, *texts]
-    for key, value in (TINY | changes).items():
+    changes = (TINY if tiny else {}) | changes
+    for key, value in changes.items():
         command += ["-p", f"{key}={json.dumps(value)}"]
     monkeypatch.setattr("sys.argv", command)
     run_verb(sys.argv)
-    values = {"domains": [f"{name}-a", f"{name}-b"]} | TINY | changes
+    values = {"domains": [f"{name}-a", f"{name}-b"]} | changes
     values["data"] = str(runs.RUNS / "own" / f"{name}.yaml")
     return plans.load_params("exbert", "own", values)
 
@@ -203,44 +300,151 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setattr(runs, "RUNS", tmp_path / "QA_RUNS")
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "QA_FIGURES")
-    p = start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
+    changes = {"domains": ["harbour", "clinic"], "trial_rates": [0.0002, 0.002]}
+    p = start_own(monkeypatch, "mine", domains, **changes)
     output = capsys.readouterr().out
-    assert "profile own: mine; 9 trials, more where" in output
-    assert "then about 3 runs" in output
+    words = "mine; 6 trials by successive halving (2 rates for every model, 1 and then 2 epochs"
+    assert words in output
+    assert "all rounds together take about 1 min on this machine\n" in output
     assert "harbour: 46 training, 4 validation, 30 test rows\n" in output
     study.run(p, plans.plan, workers=1)
     assert set(study.run(p, plans.plan)["trained"]) == {"found"}
+    # what is trained already is not announced again
+    start_own(monkeypatch, "mine", domains, **changes)
+    assert "all rounds together" not in capsys.readouterr().out
     render.render(p)
     folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
     page = (folder / "report.html").read_text()
     assert not list(folder.parent.glob("real"))
     assert not (folder / "claims.csv").exists()
-    assert "<strong>Advice: needs more data or seeds.</strong>" in page
-    assert "Nothing is decided below 3 seeds" in page
+    assert "<strong>Advice: none yet, since the models have learnt too little.</strong>" in page
+    assert "EM on validation rows: V-DB 0.0, " in page
     assert ">OWN</strong>" in page
     assert "claims are not judged" in page
+    assert "Successive halving, alike for all models: every rate is tried with 1, then 2" in page
     assert "Not part of the study" not in page
     assert "Are the experts worth it on mine?</h1>" in page
-    assert page.index("Advice: ") < page.index('<h2 id="the-idea"')
+    assert page.index("Advice: ") < page.index('<h2 id="the-question"')
     for text in ("Claim.", "profile <code>quick", "more questions of both domains exactly"):
         assert text not in page
     assert "harbour/train.jsonl" in page
     assert str(tmp_path) not in page
     assert page.count("<script") == 1
-    assert {"table_advice", "table6_trials", "fig6_trials"} <= {f.stem for f in folder.iterdir()}
+    drawn = {"table_advice", "fig_scores", "table_scores", "table_trials", "table_data"}
+    assert {f.stem for f in folder.iterdir()} == {*drawn, "table_answers", "report"}
+    assert re.findall('<figure id="(.*?)">', page)[:2] == ["table_advice", "fig_scores"]
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
     assert verify.find_disagreement(p) in ("", None)
-    assert "needs more data" in findings.head(p)
+    assert "Advice: none yet" in findings.head(p)
+    # the page of another size says what it compares
+    assert "halving" not in own.describe_trials(p.model_copy(update={"halving": False}))
 
 
 def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
-    start_own(monkeypatch, "mine", domains, experiments=["headline", "dense"])
+    parts = ["headline", "dense"]
+    start_own(monkeypatch, "mine", domains, experiments=parts, seeds=[0, 1])
     output = capsys.readouterr().out
-    assert "15 trials, more where" in output
-    assert "then about 5 runs" in output
+    assert "20 trials by successive halving" in output
+    # V-DB and control (a) are one model at one block; the best trial is the first seed of each
+    assert "then 2 runs" in output
+    start_own(monkeypatch, "mine", domains, experiments=parts, size="full")
+    output = capsys.readouterr().out
+    assert "24 trials, more where" in output
+    assert "then about 4 runs" in output
     # control (a) has runs at two of three mixtures
     start_own(monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5)
-    assert "then about 8 runs" in capsys.readouterr().out
+    assert "then 4 runs" in capsys.readouterr().out
+
+
+def count_foreseen_tokens(p) -> float:
+    """Return the tokens of a study of own data, as an estimate has them before anything is run."""
+    known = {}
+    every = {spec.hash: spec for spec in own.foresee_plan(p)}
+    return sum(study.estimate_tokens(spec, known) for spec in every.values())
+
+
+def make_domain_files(folder, name: str, rows: int, test_rows: int, characters: int) -> str:
+    """Write the training and the test file of a domain; return them as make wants them.
+
+    characters: of context and question together.
+    """
+    parts = []
+    for part, count in (("train", rows), ("test", test_rows)):
+        made = make_crowded_rows(f"{name} {part}", [1] * count)
+        for row in made:
+            missing = characters - len(row["context"]) - len(row["question"])
+            row["context"] += " " + "x" * (missing - 1)
+        write_rows(folder / name / f"{part}.jsonl", made)
+        parts.append(str(folder / name / f"{part}.jsonl"))
+    return ":".join(parts)
+
+
+def test_the_default_gives_its_advice_in_two_hours(tmp_path, monkeypatch):
+    """On two cores without bf16, of two domains of 1,000 rows with 176 tokens each.
+
+    Every token counts as one of the plain model of six blocks, the dearest.
+    """
+    monkeypatch.setattr(selection, "load_test_sets", load_whole_test_sets)
+    characters = round(176 * study.CHARACTERS)
+    texts = [make_domain_files(tmp_path, name, 1000, 250, characters) for name in "ab"]
+    p = start_own(monkeypatch, "mine", texts, tiny=False)
+    assert p.size == "small"
+    hours = count_foreseen_tokens(p) / SLOW / 3600
+    assert 1 < hours < 2
+    thorough = plans.load_params("exbert", "own", own_values(p) | {"size": "full"})
+    assert count_foreseen_tokens(thorough) / SLOW / 3600 > 5
+
+
+def test_long_texts_are_told_what_takes_two_hours(planted):
+    p = planted(0.0, size="small")
+    assert own.describe_cost(p, 1.9).endswith("take about 1.9 hours on this machine")
+    text = own.describe_cost(p, 4.0)
+    assert 'about 4.0 hours on this machine; PARAMS="train_rows=350" takes about 2' in text
+    assert "PARAMS" not in own.describe_cost(planted(0.0, size="full"), 9.0)
+
+
+def test_size_full_is_the_plan_that_was_there_before(domains, monkeypatch):
+    few = {"train_rows": 40, "validation_rows": 5}
+    p = start_own(monkeypatch, "mine", domains, tiny=False, size="full", **few)
+    specs = plans.plan(p)
+    assert len(specs) == 24
+    assert {spec.batch_size for spec in specs} == {16}
+    assert {spec.epochs for spec in specs} == {2, 3}
+    assert sorted({spec.learning_rate for spec in specs}) == [5e-5, 1e-4, 2.5e-4, 5e-4]
+    foreseen = own.foresee_plan(p)
+    assert len({spec.hash for spec in foreseen}) == 24 + 15 - 3
+    assert {spec.ratio for spec in foreseen} == {0.2, 0.5, 0.8}
+
+
+def test_the_notebook_s_parameters_are_those_of_own_data(domains, monkeypatch):
+    p = start_own(monkeypatch, "mine", domains)
+    nb = render.read_notebook("exbert", "own")
+    names = set(render.read_notes(nb.cells[1].source))
+    assert names < set(exbert.Parameters.model_fields)
+    values = render.choose_values(nb, p)
+    assert set(render.read_notes(nb.cells[1].source)) == names
+    assert values.keys() == plans.read_names("exbert", run_cell(nb.cells[1].source)).keys()
+    assert names < set(values)
+    assert {"max_length", "tuned_blocks"} <= set(values)  # which these tests change
+    assert "stride" not in values or p.stride != 128
+    assert plans.load_own_from_names("exbert", values) == p
+    # a parameter that the cell leaves open is that of the size
+    cell = {"report": "exbert", "data": p.data, "train_rows": None, "seeds": [0, 1]}
+    small = plans.load_own_from_names("exbert", cell)
+    full = plans.load_own_from_names("exbert", cell | {"size": "full"})
+    assert (small.train_rows, full.train_rows) == (700, 1000)
+    assert (small.halving, full.halving) == (True, False)
+    with pytest.raises(
+        UserError, match="^notebook parameter seed is not a parameter; did you mean"
+    ):
+        plans.load_own_from_names("exbert", cell | {"seed": 0})
+
+
+def run_cell(source: str) -> dict:
+    """Return the names that a cell leaves behind."""
+    names = {}
+    exec(source, {}, names)
+    return names
 
 
 def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):

@@ -156,6 +156,57 @@ def test_the_grid_is_extended_three_times_at_most(plant_trials, real):
     assert {s.learning_rate for s in final} == {5e-5 / 8}
 
 
+@pytest.fixture
+def halved(monkeypatch):
+    """Return parameters of own data, whose trials are halved; no data are read."""
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    return plans.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
+
+
+def test_the_better_half_of_the_rates_goes_on_alike_for_all(plant_trials, halved):
+    plant_trials(lambda variant, rate, epochs: None)
+    first = plans.plan(halved)
+    assert len(first) == 3 * 4
+    assert {s.epochs for s in first} == {1}
+    assert not any(s.tests for s in first)
+    # after one epoch 4e-4 is ahead of 1.5e-4, after two behind it
+    early = {"v-db-trial": 5e-5, "exbert-tuned-trial": 4e-4, "plain-tuned-trial": 1e-3}
+
+    def one_round(variant, rate, epochs):
+        return 50 - abs(rate - early[variant]) if epochs == 1 else None
+
+    plant_trials(one_round)
+    second = [s for s in plans.plan(halved) if s.epochs == 2]
+    rates = {}
+    for spec in second:
+        rates.setdefault(spec.variant, []).append(spec.learning_rate)
+    assert rates == {
+        "v-db-trial": [5e-5, 1.5e-4],
+        "exbert-tuned-trial": [4e-4, 1.5e-4],
+        "plain-tuned-trial": [1e-3, 4e-4],
+    }
+    assert all(is_trial(s) for s in second)
+    plant_trials(lambda *trial: one_round(*trial) or 50 - trial[1])
+    specs = plans.plan(halved)
+    final = [s for s in specs if not is_trial(s)]
+    chosen = {s.variant: s.learning_rate for s in final}
+    assert chosen == {"v-db": 5e-5, "exbert-tuned": 1.5e-4, "plain-tuned": 4e-4}
+    assert {s.epochs for s in final} == {2}
+    # the best trials are the first seed of the comparison, and are not trained again
+    trained = {s.hash for s in specs if is_trial(s)}
+    assert len(trained) == 3 * (4 + 2)
+    assert {s.seed for s in final if s.hash in trained} == {0}
+    assert len({s.hash for s in final} - trained) == 3 * 2
+    assert {s.variant for s in specs if is_trial(s) and s.tests} == set(rates)
+
+
+def test_rounds_of_fewer_epochs_than_before_are_refused():
+    changes = {"data": "x.yaml", "domains": ["a", "b"], "trial_epochs": [2, 1]}
+    with pytest.raises(UserError, match="each round has more epochs .*; write .1.0, 2.0.") as error:
+        plans.load_params("exbert", "own", changes)
+    assert str(error.value).startswith("PARAMS (-p): trial_epochs: ")
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

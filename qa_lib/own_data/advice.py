@@ -1,6 +1,7 @@
 """The advice on own data: are the experts worth it? Its numbers and its rule.
 
     advise(low, high)      the advice, from the ends of the intervals
+    has_learnt(P)          whether the models have learnt enough for an advice
     advice_table(P)        EM with and without the ST-MoE block and their difference, by domain
     describe_advice(P)     the advice in words; an open one with what would decide it
 
@@ -15,9 +16,12 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
+from qa_lib.data import selection
 from qa_lib.evidence import claims, stats, verdicts
+from qa_lib.own_data.floor import Floor, measure_floor
 from qa_lib.reports import plans
 from qa_lib.reports.exbert import MODELS
+from qa_lib.reports.trials import selected_evaluation
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -26,6 +30,7 @@ OURS = "exbert-tuned"
 CONTROL = "plain-tuned"
 PLAIN = "v-db"
 ROOM = 1.0  # EM: a larger gain is worth the experts, a smaller loss is borne
+ABOVE_FLOOR = 5.0  # EM that a model has more than answers without reading, once it has learnt
 LEARNT = 10.0  # EM: below it the best model has learnt too little for a comparison
 STEADY = 5.0  # EM: above this sd between seeds more seeds are no remedy
 MOST = 100  # the most seeds that are proposed
@@ -146,6 +151,54 @@ def mean_scores(P) -> pd.DataFrame:
     )
 
 
+# ---- have the models learnt anything? ----
+
+
+def centre_runs(P) -> list[Spec]:
+    """Return the runs of the three compared models at the centre, with equal tuning."""
+    compared = (OURS, CONTROL, PLAIN)
+    every = scored_runs(P, "tuned")
+    return [spec for spec in every if spec.variant in compared and spec.ratio == P.centre]
+
+
+def validation_scores(P) -> dict[str, float]:
+    """Return variant → its EM on validation at the centre, the mean over seeds."""
+    scores: dict[str, list[float]] = {}
+    for spec, record in runs.require_records(centre_runs(P)):
+        em = selected_evaluation(spec, record)["validation_em"]
+        scores.setdefault(spec.variant, []).append(em)
+    return {variant: float(np.mean(values)) for variant, values in scores.items()}
+
+
+def find_floor(P) -> Floor:
+    """Return what answers without reading are worth on the validation rows of the centre."""
+    training, validation, _ = selection.draw_mixture(centre_runs(P)[0])
+    return measure_floor(validation, training)
+
+
+def has_learnt(P) -> bool:
+    """Return whether the models have learnt enough for an advice.
+
+    On validation rows the plain model, and the better of the two that are compared, have to be more
+    than ABOVE_FLOOR above answers that need no reading.
+    """
+    scores = validation_scores(P)
+    least = find_floor(P).em + ABOVE_FLOOR
+    return scores[PLAIN] > least and max(scores[OURS], scores[CONTROL]) > least
+
+
+def describe_learning(P) -> str:
+    """Return what the models score on validation rows, beside answers that need no reading."""
+    scores = validation_scores(P)
+    floor = find_floor(P)
+    parts = [f"{MODELS[model][0]} {scores[model]:.1f}" for model in (PLAIN, OURS, CONTROL)]
+    return (
+        f"EM on validation rows: {', '.join(parts)}. The best of three answers that need no "
+        f"reading ({floor.answer}) has {floor.em:.1f}, and a model that has learnt more than "
+        f"{floor.em + ABOVE_FLOOR:.1f}."
+    )
+
+
 # ---- what a reader sees ----
 
 
@@ -248,15 +301,44 @@ def count_deciding_seeds(differences: pd.DataFrame) -> int | None:
 
 
 def epochs_hint(P) -> str:
-    """Return a sentence where the trials chose the most epochs that were tried, else ""."""
+    """Return a sentence about longer trainings, where those chosen had the most epochs tried."""
     most = max(P.trial_epochs)
-    for spec in scored_runs(P, "tuned"):
-        if spec.variant in (OURS, CONTROL, PLAIN) and spec.epochs == most:
+    if P.halving:
+        longer = f'PARAMS="trial_epochs=[{most:g},{2 * most:g}]" trains twice as long'
+        return f"{longer}, and SIZE=full is the thorough version. "
+    for spec in centre_runs(P):
+        if spec.epochs == most:
             return (
                 "The best trials had the most epochs tried: "
                 f'PARAMS="trial_epochs=[{most:g},{2 * most:g}]" tries more. '
             )
     return ""
+
+
+def edge_hint(P) -> str:
+    """Return a sentence where the best rate of a compared model is the lowest or highest tried.
+
+    Only trials by halving end there: others go on beyond the edge.
+    """
+    if not P.halving:
+        return ""
+    lowest, highest = min(P.trial_rates), max(P.trial_rates)
+    chosen = {spec.variant: spec.learning_rate for spec in centre_runs(P)}
+    models = [model for model in (OURS, CONTROL) if chosen[model] in (lowest, highest)]
+    if not models:
+        return ""
+    names = " and ".join(MODELS[model][0] for model in models)
+    rates = [lowest / 3, *P.trial_rates, highest * 3]
+    listed = ",".join(format_rate(rate) for rate in sorted(rates))
+    return (
+        f"The best rate of {names} is at the edge of those tried: "
+        f'PARAMS="trial_rates=[{listed}]" tries more. '
+    )
+
+
+def format_rate(rate: float) -> str:
+    """Return a rate as YAML reads it as a number: 5.0e-05."""
+    return f"{rate:.1e}"
 
 
 def describe_differences(differences: pd.DataFrame) -> str:
@@ -279,8 +361,13 @@ def describe_advice(P) -> str:
             "There is no advice: it takes experiment headline and arm tuned, "
             'PARAMS="experiments=[headline] arms=[tuned]".'
         )
-    advice = advise(differences["low"], differences["high"])
     em = mean_scores(P)["value"]
+    if not has_learnt(P):
+        return (
+            f"Advice: none yet, since the models have learnt too little. {describe_learning(P)} "
+            f"First more training rows, or more epochs. {epochs_hint(P)}{describe_scores(P, em)}"
+        )
+    advice = advise(differences["low"], differences["high"])
     n = int(differences["n"].min())
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     text = (
@@ -290,16 +377,25 @@ def describe_advice(P) -> str:
     )
     if advice == OPEN:
         text += f"{explain_open_advice(differences, em.max())} {epochs_hint(P)}"
+    text += edge_hint(P)
     if advice == WORTH and "dense" not in P.experiments:
         text += (
             "Before the experts get the credit, put a dense layer of the same cost beside them: "
             'PARAMS="experiments=[headline,dense]". '
         )
+    return text + describe_scores(P, em)
+
+
+def describe_scores(P, em: pd.Series) -> str:
+    """Return the EM of the three models on both test sets.
+
+    em: by (domain, variant), from `mean_scores`.
+    """
     scores = {}
     for model in (OURS, CONTROL, PLAIN):
         scores[model] = " and ".join(f"{em[domain, model]:.1f}" for domain in P.domains)
     return (
-        f"{text}EM on the two: with the ST-MoE block {scores[OURS]}, without {scores[CONTROL]} "
+        f"EM on the two: with the ST-MoE block {scores[OURS]}, without {scores[CONTROL]} "
         f"(both of {P.tuned_blocks} encoder blocks), the plain span model of {P.blocks} blocks, "
         f"V-DB, {scores[PLAIN]}."
     )

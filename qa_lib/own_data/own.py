@@ -16,14 +16,16 @@ from pathlib import Path
 import yaml
 
 from qa_lib.data import selection
-from qa_lib.reports import exbert
+from qa_lib.reports import exbert, trials
 from qa_lib.settings import hub
 from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 LETTERS = "letters, digits, - and _, at most 40 of them"  # of a NAME, in an error
 FEWEST = 10  # training rows of a mixture below which nothing is proposed
+HOURS = 2  # a small study that takes longer is told what would take less
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
 
 
@@ -102,6 +104,79 @@ def write_definition(domains: dict[str, str], p: exbert.Parameters):
             "validation_rows": largest_share(p, p.validation_rows),
         }
     runs.write(Path(p.data), yaml.safe_dump(definitions, sort_keys=False))
+
+
+# ---- what is run, and how long it takes ----
+
+
+def foresee_plan(p: exbert.Parameters) -> list[Spec]:
+    """Return every run of a study of own data, with stand-ins for the rates that trials choose."""
+    return exbert.plan(p, trials.assume_best(p.trial_rates))
+
+
+def describe_plan(p: exbert.Parameters) -> str:
+    """Return what is run, before anything is: the trials, and the runs of what they choose."""
+    runs_of_plan = foresee_plan(p)
+    tried = {spec.hash for spec in runs_of_plan if spec.variant.endswith("-trial")}
+    then = {spec.hash for spec in runs_of_plan if not spec.variant.endswith("-trial")}
+    if p.halving:
+        then -= tried  # the best trial of a model is the first of its runs
+        shown = " and then ".join(f"{number:g}" for number in p.trial_epochs)
+        return (
+            f"{len(tried)} trials by successive halving ({len(p.trial_rates)} rates for every "
+            f"model, {shown} epochs, the better half goes on); then {len(then)} runs with the "
+            "rates they chose; SIZE=full is the thorough version"
+        )
+    return (
+        f"{len(tried)} trials, more where the best rate is the lowest or the highest tried; then "
+        f"about {len(then)} runs with the rates and epochs they chose"
+    )
+
+
+def describe_trials(p: exbert.Parameters) -> str:
+    """Return how the trials choose, as a page says it."""
+    if not p.halving:
+        return "A best rate at the edge widens the rates for all; the epochs are the budget."
+    shown = ", then ".join(f"{number:g}" for number in p.trial_epochs)
+    return (
+        f"Successive halving, alike for all models: every rate is tried with {shown} epochs, and "
+        "only the better half of a model's rates goes on to the next round. The best of the last "
+        "round is kept. SIZE=full is the thorough version: it trains every rate to the end, adds "
+        "rates beyond the edge, and compares the models on three mixtures."
+    )
+
+
+def describe_marks(p: exbert.Parameters) -> str:
+    """Return what the marks in the figure of scores mean."""
+    if len(p.ratios) > 1:
+        return "Bars: sd over seeds; points stand side by side to be seen."
+    return "A dot is a seed, a line the mean."
+
+
+def describe_counts(p: exbert.Parameters) -> str:
+    """Return which rows of the two domains were left out or mended, and how many."""
+    parts = []
+    for name in p.domains:
+        counts = selection.load_splits(name, p.source, p.data, p.bad_rows).counts
+        parts += [f"{name}: {count:,} {what}" for what, count in counts.items() if count]
+    return f"Rows left out or mended: {'; '.join(parts) or 'none'}."
+
+
+def describe_cost(p: exbert.Parameters, hours: float) -> str:
+    """Return how long all rounds of a study take together.
+
+    A small study of more than HOURS, as one of long texts is, is told how many rows would take that
+    long.
+    """
+    needed = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    text = f"all rounds together take about {needed} on this machine"
+    if p.size == "full" or hours <= HOURS:
+        return text
+    fewer = max(FEWEST, int(p.train_rows * HOURS / hours) // 10 * 10)
+    return (
+        f'{text}; PARAMS="train_rows={fewer}" takes about {HOURS}, and tells less: it trains on '
+        f"{fewer} rows instead of {p.train_rows}"
+    )
 
 
 # ---- how many rows there are, and how many are needed ----

@@ -59,6 +59,36 @@ def draw_by_mixture(P, ledger: pd.DataFrame):
     return grid
 
 
+def draw_seeds(P, ledger: pd.DataFrame):
+    """Draw EM of every seed at one mixture: a panel for each test set, a row for each model.
+
+    A line marks a model's mean over seeds.
+    """
+    em = ledger[ledger["metric"] == "em"]
+    em = em.assign(model=em["model"].cat.remove_unused_categories())
+    grid = sns.catplot(
+        em,
+        x="value",
+        y="model",
+        hue="model",
+        col="set",
+        col_order=P.domains,
+        kind="strip",
+        jitter=False,
+        palette=plans.colours(P.report),
+        size=7,
+        alpha=0.8,
+        height=1.9,
+        aspect=1.7,
+        legend=False,
+    )
+    for name, axes in grid.axes_dict.items():
+        means = em[em["set"] == name].groupby("model", observed=True)["value"].mean()
+        axes.plot(means, range(len(means)), ls="", marker="|", ms=22, mew=1.6, color="0.2")
+    grid.set(xlim=(0, max(10, 1.1 * em["value"].max())))
+    return grid.set_titles("tested on {col_name}").set_axis_labels("EM (percent)", "")
+
+
 def draw_losses(history: pd.DataFrame, by: str, words: str):
     """Draw training and validation loss over epochs, a panel for each value of `by`.
 

@@ -31,6 +31,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.iorw import load_notebook_node
 
 from qa_lib.page import report
+from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 
@@ -157,12 +158,10 @@ class Page(HTMLExporter):
 @clean_settings()
 def page(nb, p) -> str:
     """Return an executed notebook as HTML; its first cell is the title block."""
-    nb = copy.deepcopy(nb)
-    if p.profile == "own":
-        nb = present_own_data(nb, Path(p.data).stem)
-    else:
-        nb = merge_absent_notes(nb)
+    nb = merge_absent_notes(copy.deepcopy(nb))
     title = nb.cells.pop(0).source
+    if p.profile == "own":
+        title = title.replace("your data", Path(p.data).stem, 1)
     text = "".join(markdown(cell.source) for cell in nb.cells if cell.cell_type == "markdown")
     meaning, colour = report.PROFILES[p.profile]
     script = SCRIPT.read_text(encoding="utf-8")
@@ -219,52 +218,6 @@ def keep_only(nb, name: str):
             needed = needed - assigned | used
     nb.cells = cells
     return nb
-
-
-OWN = """# Are the experts worth it on {name}?
-
-One sparse mixture-of-experts layer on a small encoder (ExBERT) against the same model without it, \
-on two domains of your own.
-The method is that of Alexander Fan, James Fan and James Song, *Bring in the ExBERT*.
-"""
-
-
-def present_own_data(nb, name: str):
-    """Return the notebook as the page of own data.
-
-    A reader with data of their own asked for one comparison, not for the report. So the page leaves
-    out tables and figures that are not drawn, the sections and texts that only lead to them, and
-    cells tagged study.
-    """
-    nb.cells[0].source = OWN.format(name=name)
-    nb.cells = [cell for cell in nb.cells if "study" not in tags(cell)]
-    in_sections = []
-    for section in group_cells(nb.cells, "##"):
-        if not is_absent(section):
-            in_sections += section
-    cells = []
-    for text in group_cells(in_sections, ""):  # a text and the cells that follow it
-        if not is_absent(text) or text[0].source.startswith("##"):
-            cells += [cell for cell in text if not absent_part(cell)]
-    nb.cells = cells
-    return nb
-
-
-def group_cells(cells: list, mark: str) -> list[list]:
-    """Return cells in groups, each of which begins with a Markdown cell that begins with `mark`."""
-    groups: list[list] = []
-    for cell in cells:
-        begins = cell.cell_type == "markdown" and cell.source.startswith(mark)
-        if begins or not groups:
-            groups.append([])
-        groups[-1].append(cell)
-    return groups
-
-
-def is_absent(cells: list) -> bool:
-    """Return whether cells have code, and none of it draws its table or figure."""
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    return bool(code) and all(absent_part(cell) for cell in code)
 
 
 def absent_part(cell) -> str:
@@ -356,14 +309,32 @@ def execute(nb, name: str, values: dict):
     return nb
 
 
-def find_notebook(slug: str) -> Path:
-    """Return the path of a report's notebook."""
-    return next((ROOT / "notebooks").glob(f"*_{slug}.ipynb"))
+def find_notebook(slug: str, profile: str | None = None) -> Path:
+    """Return the path of a report's notebook; of profile own that of own data."""
+    name = "own" if profile == "own" else slug
+    return next((ROOT / "notebooks").glob(f"*_{name}.ipynb"))
 
 
-def read_notebook(slug: str):
-    """Return a report's notebook."""
-    return load_notebook_node(str(find_notebook(slug)))
+def read_notebook(slug: str, profile: str | None = None):
+    """Return a report's notebook; of profile own that of own data."""
+    return load_notebook_node(str(find_notebook(slug, profile)))
+
+
+def choose_values(nb, p) -> dict:
+    """Return the parameters that a notebook is executed with.
+
+    A report's notebook lists every parameter. That of own data lists a few, and those that differ
+    from params/own/<slug>.yaml are added to its cell.
+    """
+    values = p.model_dump()
+    if p.profile != "own":
+        return values
+    listed = read_notes(nb.cells[1].source)
+    needed = {name: values[name] for name in listed}
+    usual = plans.load_params(p.report, p.profile, needed).model_dump()
+    added = [name for name in values if name not in listed and values[name] != usual[name]]
+    nb.cells[1].source += "".join(f"\n{name} = None" for name in added)
+    return {name: values[name] for name in [*listed, *added]}
 
 
 def render(p, name: str | None = None):
@@ -373,10 +344,10 @@ def render(p, name: str | None = None):
     """
     start = time.time()
     folder = runs.page_folder(p)
-    nb = read_notebook(p.report)
+    nb = read_notebook(p.report, p.profile)
     if name:
         nb = keep_only(nb, name)
-    nb = execute(nb, find_notebook(p.report).name, p.model_dump())
+    nb = execute(nb, find_notebook(p.report, p.profile).name, choose_values(nb, p))
     if not name:
         html = page(nb, p)
         runs.write(folder / "report.ipynb", nbformat.writes(nb))

@@ -89,6 +89,9 @@ class Parameters(Layer, Study):
     sweep_balance: list[Penalty]
     trial_rates: list[Rate] = Field(min_length=1)  # arm tuned: the same trials for every model
     trial_epochs: list[Epochs] = Field(min_length=1)
+    # Trials in rounds: every rate with the first of trial_epochs, then the better half with the
+    # next, and so on.
+    halving: bool = False
 
     @model_validator(mode="after")
     def _ratios(self):
@@ -110,6 +113,15 @@ class Parameters(Layer, Study):
         if "more-rows" in self.experiments and not self.more_rows:
             raise ValueError(
                 "more_rows: the part more-rows of experiments needs a number of training rows"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds(self):
+        if self.halving and sorted(self.trial_epochs) != self.trial_epochs:
+            raise ValueError(
+                "trial_epochs: with halving each round has more epochs than the one before it; "
+                f"write {sorted(self.trial_epochs)}"
             )
         return self
 
@@ -422,21 +434,29 @@ def run_experiments(arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]
 
 
 def choose_settings(
-    arm: Arm, models: list[str], variant: str = "{}-trial", rows: int | None = None
+    arm: Arm,
+    models: list[str],
+    score: Callable[[Spec], trials.Score],
+    variant: str = "{}-trial",
+    rows: int | None = None,
 ) -> tuple[list[Spec], Arm | None]:
     """Return the trials of models, one seed at the centre, and the arm of what they chose.
 
-    The arm is None until every trial is recorded. variant: the trials' name, of the model's; rows:
-    by default all training rows.
+    The arm is None until every trial is recorded. score: of a trial; variant: the trials' name, of
+    the model's; rows: by default all training rows.
     """
     params = arm.params
+    choose = trials.choose_by_halving if params.halving else trials.choose_by_trials
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
         fields = {"learning_rate": rate, "epochs": epochs, "tests": []}
+        # The winner of the last round is the first run of the comparison, so it is scored at once.
+        if params.halving and epochs == params.trial_epochs[-1]:
+            fields["tests"] = params.domains
         centre, seed = [params.centre], params.seeds[:1]
         return arm.train_model(model, centre, seed, variant.format(model), rows, **fields)[0]
 
-    tried, best = trials.choose_by_trials(models, trial, params.trial_rates, params.trial_epochs)
+    tried, best = choose(models, trial, params.trial_rates, params.trial_epochs, score)
     if not best:
         return tried, None
     chosen = dict(arm.models)
@@ -445,29 +465,32 @@ def choose_settings(
     return tried, Arm(params, arm.shared, chosen)
 
 
-def plan_tuned_arm(arm: Arm) -> list[Spec]:
+def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec]:
     """Return the trials of every model, and the runs of what they chose.
 
     Experiment more-rows has trials of its own: what is best for few rows need not be for more.
     """
     params = arm.params
     models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
-    specs, chosen = choose_settings(arm, models)
+    specs, chosen = choose_settings(arm, models, score)
     if chosen:
         specs += run_experiments(chosen, WITH_EQUAL_TUNING)
     if "more-rows" in params.experiments:
         models = [*HEADLINE, *DENSE]
-        tried, chosen = choose_settings(arm, models, "{}-more-trial", params.more_rows)
+        tried, chosen = choose_settings(arm, models, score, "{}-more-trial", params.more_rows)
         specs += tried
         if chosen:
             specs += plan_tuned_more_rows(chosen)
     return specs
 
 
-def plan(params: Parameters) -> list[Spec]:
+def plan(
+    params: Parameters, score: Callable[[Spec], trials.Score] = trials.find_score
+) -> list[Spec]:
     """Return every run of the report at these parameters, each once under each of its names.
 
-    With arm `tuned` its trials, and what follows from them once they are recorded.
+    With arm `tuned` its trials, and what follows from them once they are recorded. score: of a
+    trial; by default the one in its record.
     """
     shared = common.shared_fields(params)
     start = common.plan_start(params, shared)
@@ -481,5 +504,8 @@ def plan(params: Parameters) -> list[Spec]:
     specs = []
     for name in params.arms:
         arm = Arm(params, shared | {"arm": name}, models)
-        specs += run_experiments(arm, EXPERIMENTS) if name == "printed" else plan_tuned_arm(arm)
+        if name == "printed":
+            specs += run_experiments(arm, EXPERIMENTS)
+        else:
+            specs += plan_tuned_arm(arm, score)
     return start + common.drop_repeats(specs)

@@ -65,12 +65,17 @@ def colours(report: str) -> dict[str, str]:
 
 
 def load_params(
-    slug: str, profile: str | None = None, overrides: dict | None = None, size: str | None = None
+    slug: str,
+    profile: str | None = None,
+    overrides: dict | None = None,
+    size: str | None = None,
+    given_in: str = "PARAMS (-p): ",
 ) -> Any:
     """Return the validated parameters of a report.
 
     params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml
     what the profile changes; its mapping `small` holds what `size: small` changes on top.
+    given_in: the place of `overrides`, for an error.
     """
     model = find_report(slug).Parameters
     profile = params.check_profile(profile or params.default_profile())
@@ -90,7 +95,7 @@ def load_params(
     if size:
         given["size"] = size
     given |= overrides
-    return params.validate(model, values | given, places | dict.fromkeys(given, "PARAMS (-p): "))
+    return params.validate(model, values | given, places | dict.fromkeys(given, given_in))
 
 
 def load_from_names(slug: str, names: dict[str, Any]) -> Any:
@@ -100,6 +105,24 @@ def load_from_names(slug: str, names: dict[str, Any]) -> Any:
     the library as it was before an edit is refused too.
     """
     code_hashes.check_kernel()
+    given = read_names(slug, names)
+    model = find_report(slug).Parameters
+    return params.validate(model, given, dict.fromkeys(given, "notebook parameter "))
+
+
+def load_own_from_names(slug: str, names: dict[str, Any]) -> Any:
+    """Return the parameters of own data from a notebook's names.
+
+    The notebook lists a few parameters. params/own/<slug>.yaml has the others, and those that are
+    None there.
+    """
+    code_hashes.check_kernel()
+    given = {name: value for name, value in read_names(slug, names).items() if value is not None}
+    return load_params(slug, "own", given, given_in="notebook parameter ")
+
+
+def read_names(slug: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Return the public scalars and lists of scalars among a notebook's names."""
     model = find_report(slug).Parameters
     given = {}
     for name, value in names.items():
@@ -109,7 +132,7 @@ def load_from_names(slug: str, names: dict[str, Any]) -> Any:
         is_empty_list = isinstance(value, list) and not value
         if params.is_plain(value) or (is_empty_list and name in model.model_fields):
             given[name] = value
-    return params.validate(model, given, dict.fromkeys(given, "notebook parameter "))
+    return given
 
 
 def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
@@ -119,8 +142,12 @@ def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """
     profile = args.profile or params.default_profile()
     given = command_line.read_overrides(args)
-    real_size = (args.size or size) if profile == "real" else None
-    return load_params(args.report, profile, given, real_size)
+    asked = None
+    if profile == "real":
+        asked = args.size or size
+    elif profile == "own":
+        asked = args.size
+    return load_params(args.report, profile, given, asked)
 
 
 def possible_sizes(args: argparse.Namespace) -> list[str | None]:

@@ -1,4 +1,8 @@
-"""Equal tuning: the same trials of rate and epochs for every model, judged on validation."""
+"""Equal tuning: the same trials of rate and epochs for every model, judged on validation.
+
+choose_by_trials(…)     every rate with every number of epochs, and rates beyond the edge
+choose_by_halving(…)    every rate with few epochs, then the better half of them with more
+"""
 
 from collections.abc import Callable
 from itertools import product
@@ -7,6 +11,9 @@ from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 WIDER = 3  # times the rates are extended: a model that is best at ever lower rates learns nothing
+
+# (EM, −loss) of a trial on validation; None where it is not trained yet.
+Score = tuple[float, float] | None
 
 
 def selected_evaluation(spec: Spec, record: dict) -> dict:
@@ -24,13 +31,30 @@ def validation_score(spec: Spec, record: dict) -> tuple[float, float]:
     return row["validation_em"], -row["validation_loss"]
 
 
+def find_score(spec: Spec) -> Score:
+    """Return the score of a trial from its record."""
+    record = runs.find_record(spec)
+    return None if record is None else validation_score(spec, record)
+
+
+def assume_best(rates: list[float]) -> Callable[[Spec], Score]:
+    """Return a stand-in for `find_score` that lists a plan before anything is trained.
+
+    It takes the rate in the middle for the best, so that no rate is added. What a plan costs does
+    not depend on its rates.
+    """
+    middle = sorted(rates)[len(rates) // 2]
+    return lambda spec: (-abs(spec.learning_rate - middle), 0.0)
+
+
 def choose_by_trials(
     models: list[str],
     trial: Callable[[str, float, float], Spec],
     rates: list[float],
     epochs: list[float],
+    score: Callable[[Spec], Score] = find_score,
 ) -> tuple[list[Spec], dict[str, tuple[float, float]]]:
-    """Return all trials, and model → (rate, epochs) of its best trial by `validation_score`.
+    """Return all trials, and model → (rate, epochs) of its best trial by `score`.
 
     While a model's best rate lies at the edge of those tried, all models get the next rate too
     (half, or twice), WIDER times at most. Epochs are not extended: they are the budget, the same
@@ -46,15 +70,8 @@ def choose_by_trials(
             for model in models
         }
         every = [spec for of_model in trials.values() for spec in of_model.values()]
-        scores = {}
-        versions = set()
-        for spec in every:
-            record = runs.find_record(spec)
-            if record is None:
-                return every, {}
-            versions.add(runs.scoring_version(record))
-            scores[spec.hash] = validation_score(spec, record)
-        if len(versions) > 1:  # scores of two versions do not compare
+        scores = score_trials(every, score)
+        if scores is None:
             return every, {}
         best = {}
         for model, of_model in trials.items():
@@ -68,3 +85,56 @@ def choose_by_trials(
         if highest in best_rates:
             rates = [*rates, highest * 2]
     return every, best
+
+
+def choose_by_halving(
+    models: list[str],
+    trial: Callable[[str, float, float], Spec],
+    rates: list[float],
+    epochs: list[float],
+    score: Callable[[Spec], Score] = find_score,
+) -> tuple[list[Spec], dict[str, tuple[float, float]]]:
+    """Return all trials, and model → (rate, epochs) of its best trial in the last round.
+
+    Successive halving (Jamieson and Talwalkar 2016): the first round tries every rate with the
+    first number of epochs, and the better half of a round goes on to the next, with the next number
+    of epochs. Every model has the same rates to begin with, the same number of trials in every
+    round, and the same epochs. No rates are added, so that the cost is known beforehand. Nothing is
+    chosen until every trial of a round is recorded.
+
+    trial: gives the run of a model at a rate and epochs; epochs: of each round.
+    """
+    left = {model: sorted(rates) for model in models}
+    every = []
+    for number in epochs:
+        of_round = {
+            model: {rate: trial(model, rate, number) for rate in left[model]} for model in models
+        }
+        for of_model in of_round.values():
+            every += of_model.values()
+        scores = score_trials(every, score)
+        if scores is None:
+            return every, {}
+        for model, of_model in of_round.items():
+            ranked = sorted(of_model, key=lambda rate, tried=of_model: scores[tried[rate].hash])
+            half = (len(ranked) + 1) // 2
+            left[model] = ranked[::-1][:half]
+    return every, {model: (ranked[0], epochs[-1]) for model, ranked in left.items()}
+
+
+def score_trials(specs: list[Spec], score: Callable[[Spec], Score]) -> dict[str, Score] | None:
+    """Return the score of each trial by its hash.
+
+    None where one is not trained yet, and where records have scores of two versions, which do not
+    compare.
+    """
+    scores = {}
+    versions = set()
+    for spec in specs:
+        scores[spec.hash] = score(spec)
+        if scores[spec.hash] is None:
+            return None
+        record = runs.find_record(spec)
+        if record is not None:
+            versions.add(runs.scoring_version(record))
+    return scores if len(versions) <= 1 else None

@@ -147,7 +147,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of a command line about one report."""
     parser.add_argument("report", type=params.check_report, help=", ".join(params.list_reports()))
     parser.add_argument("--profile", type=params.check_profile, help="quick | real | paper | own")
-    parser.add_argument("--size", type=params.check_size, help="small | full (profile real)")
+    parser.add_argument("--size", type=params.check_size, help="small | full (real, own)")
     parser.add_argument(
         "--data", help="folder of real datasets; of profile own, the file that defines them"
     )
