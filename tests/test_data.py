@@ -174,8 +174,11 @@ def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
 @pytest.mark.parametrize(
     "texts, words",
     [
-        (["Osk0", "Osk1"], "move the answers of them to the nearest place .*=bad_rows=move, leave"),
-        (["Osk0", "gone"], "move the answers of 1 of them to the nearest place .*=bad_rows=move"),
+        (
+            ["Osk0", "Osk1"],
+            "=bad_rows=move moves their answers to the nearest place .*=skip leaves",
+        ),
+        (["Osk0", "gone"], "=bad_rows=move moves the answers of 1 of them to the nearest place"),
         (["gone", "gone"], r"nowhere in the context\); mend them, or leave .*=bad_rows=skip$"),
     ],
 )

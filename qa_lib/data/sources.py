@@ -375,10 +375,10 @@ def explain_misplaced(rows: list[dict]) -> str:
     movable = sum(move_answers(row) is not None for row in rows)
     cure = "mend them, or leave them out with PARAMS=bad_rows=skip"
     if movable:
-        which = "them" if movable == len(rows) else f"{movable} of them"
+        whose = "their answers" if movable == len(rows) else f"the answers of {movable} of them"
         cure = (
-            f"move the answers of {which} to the nearest place that holds their text with "
-            "PARAMS=bad_rows=move, leave such rows out with PARAMS=bad_rows=skip, or mend them"
+            f"PARAMS=bad_rows=move moves {whose} to the nearest place that holds the text, "
+            "PARAMS=bad_rows=skip leaves such rows out; or mend them"
         )
     return (
         f"{len(rows)} rows have an answer that does not stand at its answer_start, first "
