@@ -243,6 +243,7 @@ def run_own(args: argparse.Namespace) -> int:
     runs.check_store()
     runs.check_page(p)
     own.check_domains(p)
+    own.check_parts(p)
     encoders.load_encoder(p.encoder)  # first: reading the data may take long
     own.write_definition(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
     print(f"profile own: {args.name}; {own.describe_plan(p)}", flush=True)

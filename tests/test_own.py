@@ -519,6 +519,14 @@ def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
     assert not list(runs.RUNS.glob("own/*"))
 
 
+@pytest.mark.parametrize("changes", [{"arms": ["printed"]}, {"experiments": ["dense"]}])
+def test_parts_that_give_no_advice_are_refused(domains, monkeypatch, changes):
+    """Else this would show after hours, when the page is drawn."""
+    with pytest.raises(UserError, match="experiment headline with equal tuning; keep them: PARAMS"):
+        start_own(monkeypatch, "mine", domains, **changes)
+    assert not list(runs.RUNS.glob("own/*"))
+
+
 def test_too_few_rows_say_what_would_do(domains, monkeypatch):
     words = r"mine-a has \d+ training rows; after \d+ for validation \d+ are left"
     with pytest.raises(UserError, match=words) as error:

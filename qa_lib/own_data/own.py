@@ -45,6 +45,15 @@ def check_domains(p: exbert.Parameters):
             raise UserError(f"PARAMS: domains: {name!r} is no name; a name is {LETTERS}")
 
 
+def check_parts(p: exbert.Parameters):
+    """Raise UserError for parts of a study that give no advice."""
+    if "headline" not in p.experiments or "tuned" not in p.arms:
+        raise UserError(
+            "PARAMS: the advice compares the models of experiment headline with equal tuning; "
+            'keep them: PARAMS="experiments=[headline] arms=[tuned]", or leave both away'
+        )
+
+
 def find_files(option: str, text: str) -> list[Path]:
     """Return the training file and the test file that an option of the command line names.
 
