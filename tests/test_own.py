@@ -161,6 +161,23 @@ def test_advice_on_planted_runs(planted, gain, how, says):
     assert all(len(r) == 3 * how.get("seeds", 5) for r in frame["run"])
 
 
+def test_an_open_advice_says_which_side_is_open(planted, monkeypatch):
+    p = planted(5.0)
+    ends = {"low": [2.0, -3.0], "high": [7.0, 5.0]}
+    frame = advice.estimates(p)
+    monkeypatch.setattr(advice, "estimates", lambda p: frame.assign(**ends))
+    text = advice.describe_advice(p)
+    assert f"Advice: {OPEN}." in text
+    assert "a gain above 1 EM is certain on one domain, and a loss above 1 EM is not" in text
+
+
+@pytest.mark.parametrize("gain, ahead", [(0.0, True), (5.0, False)])
+def test_the_plain_model_is_named_where_it_is_ahead(planted, gain, ahead):
+    """The advice is about the block alone; a reader may want the best model."""
+    text = advice.describe_advice(planted(gain, seed_sd=0.1, cluster_sd=0.1))
+    assert ("with more encoder blocks and no experts it is ahead on both." in text) == ahead
+
+
 @pytest.mark.parametrize(
     "validation, learnt",
     [
@@ -182,7 +199,7 @@ def test_models_that_learnt_nothing_give_no_advice(planted, validation, learnt):
     assert ("Advice: none yet, since the models have learnt too little." in text) != learnt
     if not learnt:
         assert "The best of three answers that need no reading (the first words) has 4.0" in text
-        assert "a model that has learnt more than 9.0." in text
+        assert "a model that has learnt has more than 9.0." in text
         assert 'PARAMS="trial_epochs=[2,4]" trains twice as long, and SIZE=full' in text
     assert "EM on the two: with the ST-MoE block" in text
 
@@ -346,14 +363,14 @@ def test_the_dense_controls_are_announced_too(domains, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "20 trials by successive halving" in output
     # V-DB and control (a) are one model at one block; the best trial is the first seed of each
-    assert "then 2 runs" in output
+    assert "then 6 runs" in output
     start_own(monkeypatch, "mine", domains, experiments=parts, size="full")
     output = capsys.readouterr().out
     assert "24 trials, more where" in output
     assert "then about 4 runs" in output
     # control (a) has runs at two of three mixtures
     start_own(monkeypatch, "mine", domains, ratios=[0.25, 0.75], control_ratios=[0.25], centre=0.5)
-    assert "then 4 runs" in capsys.readouterr().out
+    assert "then 12 runs" in capsys.readouterr().out
 
 
 def count_foreseen_tokens(p) -> float:

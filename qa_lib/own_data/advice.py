@@ -45,6 +45,11 @@ REASONS = {
     NOT: "a gain above 1 EM is ruled out on both domains, or a loss above 1 EM is certain on one",
     OPEN: "that allows a gain above 1 EM and also none",
 }
+# Of an open advice where the gain on one domain is certain.
+HALF_OPEN = (
+    "a gain above 1 EM is certain on one domain, and a loss above 1 EM is not ruled out on the "
+    "other"
+)
 
 
 # ---- the rule ----
@@ -83,6 +88,13 @@ def advise(low, high) -> str:
 def scored_runs(P, arm: str) -> list[Spec]:
     """Return the runs of the plan that belong to an arm and have test sets."""
     return [spec for spec in plans.plan(P) if spec.arm == arm and spec.tests]
+
+
+def centre_runs(P) -> list[Spec]:
+    """Return the runs of the three compared models at the centre, with equal tuning."""
+    compared = (OURS, CONTROL, PLAIN)
+    every = scored_runs(P, "tuned")
+    return [spec for spec in every if spec.variant in compared and spec.ratio == P.centre]
 
 
 def list_contrasts(P, control: str, ratios: list[float]) -> list[claims.Claim]:
@@ -143,8 +155,7 @@ def mean_scores(P) -> pd.DataFrame:
 
     The index is (domain, variant). Columns: value, n (test rows) and run (all runs).
     """
-    specs = [spec for spec in scored_runs(P, "tuned") if spec.ratio == P.centre]
-    ledger = runs.collect_ledger(specs)
+    ledger = runs.collect_ledger(centre_runs(P))
     groups = ledger[ledger["metric"] == "em"].groupby(["set", "variant"])
     return groups.agg(
         value=("value", "mean"), n=("n", "first"), run=("run", lambda names: tuple(names.unique()))
@@ -152,13 +163,6 @@ def mean_scores(P) -> pd.DataFrame:
 
 
 # ---- have the models learnt anything? ----
-
-
-def centre_runs(P) -> list[Spec]:
-    """Return the runs of the three compared models at the centre, with equal tuning."""
-    compared = (OURS, CONTROL, PLAIN)
-    every = scored_runs(P, "tuned")
-    return [spec for spec in every if spec.variant in compared and spec.ratio == P.centre]
 
 
 def validation_scores(P) -> dict[str, float]:
@@ -194,7 +198,7 @@ def describe_learning(P) -> str:
     parts = [f"{MODELS[model][0]} {scores[model]:.1f}" for model in (PLAIN, OURS, CONTROL)]
     return (
         f"EM on validation rows: {', '.join(parts)}. The best of three answers that need no "
-        f"reading ({floor.answer}) has {floor.em:.1f}, and a model that has learnt more than "
+        f"reading ({floor.answer}) has {floor.em:.1f}; a model that has learnt has more than "
         f"{floor.em + ABOVE_FLOOR:.1f}."
     )
 
@@ -368,12 +372,15 @@ def describe_advice(P) -> str:
             f"First more training rows, or more epochs. {epochs_hint(P)}{describe_scores(P, em)}"
         )
     advice = advise(differences["low"], differences["high"])
+    reason = REASONS[advice]
+    if advice == OPEN and (differences["low"] > ROOM).any():
+        reason = HALF_OPEN
     n = int(differences["n"].min())
     seeds = "1 seed" if n == 1 else f"{n} seeds"
     text = (
         f"Advice: {advice}. In a mixture with {P.centre:.0%} {P.domains[0]} the ST-MoE block "
         f"changes the score by {describe_differences(differences)} against the same encoder blocks "
-        f"without it, both with equal tuning, over {seeds}: {REASONS[advice]}. "
+        f"without it, both with equal tuning, over {seeds}: {reason}. "
     )
     if advice == OPEN:
         text += f"{explain_open_advice(differences, em.max())} {epochs_hint(P)}"
@@ -394,8 +401,11 @@ def describe_scores(P, em: pd.Series) -> str:
     scores = {}
     for model in (OURS, CONTROL, PLAIN):
         scores[model] = " and ".join(f"{em[domain, model]:.1f}" for domain in P.domains)
+    ahead = ""
+    if all(em[domain, PLAIN] > em[domain, OURS] for domain in P.domains):
+        ahead = "; with more encoder blocks and no experts it is ahead on both"
     return (
         f"EM on the two: with the ST-MoE block {scores[OURS]}, without {scores[CONTROL]} "
         f"(both of {P.tuned_blocks} encoder blocks), the plain span model of {P.blocks} blocks, "
-        f"V-DB, {scores[PLAIN]}."
+        f"V-DB, {scores[PLAIN]}{ahead}."
     )

@@ -85,7 +85,7 @@ def draw_seeds(P, ledger: pd.DataFrame):
     for name, axes in grid.axes_dict.items():
         means = em[em["set"] == name].groupby("model", observed=True)["value"].mean()
         axes.plot(means, range(len(means)), ls="", marker="|", ms=22, mew=1.6, color="0.2")
-    grid.set(xlim=(0, max(10, 1.1 * em["value"].max())))
+    grid.set(xlim=(0, max(10, 1.1 * em["value"].max())), ylim=(em["model"].nunique() - 0.5, -0.5))
     return grid.set_titles("tested on {col_name}").set_axis_labels("EM (percent)", "")
 
 
