@@ -46,21 +46,35 @@ from qa_lib.training import build, clusters, evaluate, frozen
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 
 
+# Bytes of a batch's attention scores above which freed memory is kept. Below, glibc keeps by itself
+# what a step frees, and more would only hold memory (tests/benchmarks/allocator.py).
+LARGE = 64 * 2**20
+HEADS = 12  # of attention, in MiniLM and in all encoders of its width or twice that
+
+
+def return_freed_memory():
+    """Return to the system what earlier runs of this process freed, and forget their peak.
+
+    So peak memory is the run's own. Nothing happens where there is no glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
 def keep_freed_memory():
-    """Let glibc keep large blocks of freed memory, which speeds up training on CPU.
+    """Let glibc keep large blocks of freed memory, which speeds up training on long windows.
 
     By default glibc returns them at once, and the next step faults them in again. Sets
     mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2 GB). A higher M_MMAP_THRESHOLD alone is
-    not enough: it is at most 32 MB, and attention over long windows asks for more.
-    Memory that earlier runs of this process kept is returned first, and their peak is forgotten, so
-    that peak memory is the run's own. Nothing happens where there is no glibc.
+    not enough: it is at most 32 MB, and attention over long windows asks for more. Nothing happens
+    where there is no glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.malloc_trim(0)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     libc.mallopt(-4, 0)  # M_MMAP_MAX
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
@@ -468,7 +482,9 @@ def prepare_device(spec: Spec):
         torch.cuda.reset_peak_memory_stats()
     else:
         torch.set_num_threads(spec.threads)
-        keep_freed_memory()
+        return_freed_memory()
+        if 4 * HEADS * spec.batch_size * spec.max_length**2 > LARGE:
+            keep_freed_memory()
 
 
 def combine_experts(spec: Spec) -> tuple[dict, pd.DataFrame]:
