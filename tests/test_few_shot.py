@@ -176,7 +176,11 @@ def test_equal_trials_choose_the_settings_of_every_model(monkeypatch):
     assert max(s.learning_rate for s in specs if not s.gate) == 6e-4
     final = [s for s in specs if not s.variant.endswith("-trial")]
     chosen = [s for s in final if not s.variant.startswith("expert")]
-    assert {s.variant: read_setting(s) for s in chosen} == best
+    of_models = {s.variant: read_setting(s) for s in chosen if s.variant in best}
+    assert of_models == best
+    # the controls are of the mixture's own experts
+    controls = {read_setting(s) for s in chosen if s.variant not in best}
+    assert controls == {best["moe"]}
     assert {s.seed for s in final} == {0, 1}
     assert all(s.arm == "tuned" and s.tests for s in final)
 
@@ -189,4 +193,4 @@ def test_out_of_domain_experts_go_on_from_the_baseline():
     assert [e.parents[0].variant for e in mixture.parents] == ["start"] * 3 + ["baseline"] * 3
     assert mixture.validation_rows == 0
     # few-shot validation rows are test rows
-    assert mixture.rows == [64] * 3 + [24] * 3
+    assert mixture.rows == [48] * 3 + [24] * 3

@@ -344,9 +344,9 @@ def test_the_quick_plan_has_every_variant():
         "moe",
         "moe-probabilities",
         "baseline-4",
-        "reinit-4",
-        "reload-4",
-        "moe-reinit-4",
+        "reinit-2",
+        "reload-2",
+        "moe-reinit-2",
         "uniform-weights",
         "best-single",
         "told-dataset",
@@ -368,9 +368,9 @@ def test_the_quick_plan_has_every_variant():
 def test_training_curves_may_have_more_seeds():
     """They have the runs of other seeds with the same hashes, but are scored on no test set."""
     more = [s for s in plan_moe(seeds=[0], curve_seeds=[1]) if s.seed == 1]
-    reinitialised = [f"expert-reinit-4-{d}" for d in more[0].domains]
+    reinitialised = [f"expert-reinit-2-{d}" for d in more[0].domains]
     assert [s.variant for s in more if not s.gate] == ["baseline", *reinitialised]
-    assert [s.variant for s in more if s.gate] == ["moe-reinit-4"]
+    assert [s.variant for s in more if s.gate] == ["moe-reinit-2"]
     assert not any(s.tests for s in more)
     assert {s.hash for s in more} < {s.hash for s in plan_moe(seeds=[1])}
     words = r"curve_seeds: 1 is among seeds \[0, 1\] already; leave it away"
@@ -409,6 +409,33 @@ def test_profile_paper_has_the_report_s_settings():
         "reinit_blocks": 4,
     }
     assert {name: getattr(p, name) for name in settings} == settings
+
+
+def test_some_models_are_tuned_with_the_controls_of_their_experts(monkeypatch):
+    def find_record(spec, fresh=False):
+        """Return a record by which 1e-4 and four epochs are best."""
+        of_experts = spec.parents[0] if spec.gate else spec
+        em = 9.0 if (of_experts.learning_rate, of_experts.epochs) == (1e-4, 4) else 5.0
+        row = {"step": 1, "validation_em": em, "validation_f1": em, "validation_loss": 1.0}
+        return {"history": [row]}
+
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(runs, "find_record", find_record)
+    changes = {"arms": ["tuned"], "tuned_models": ["moe", "baseline"], "tuned_seeds": [1, 2]}
+    specs = plan_moe("real", "small", data="data", **changes)
+    final = [s for s in specs if not s.variant.endswith("-trial")]
+    assert {s.seed for s in final} == {1, 2}
+    assert {s.variant for s in final} >= {"baseline", "moe", *moe.RULES, "told-dataset"}
+    assert not any("reinit" in s.variant for s in specs)
+    for spec in final:
+        for trained in [s for s in (spec, *spec.parents) if not s.gate]:
+            assert (trained.learning_rate, trained.epochs) == (1e-4, 4), trained.variant
+
+
+def test_longer_baselines_may_have_seeds_of_their_own():
+    specs = plan_moe(seeds=[0, 1], longer_seeds=[1])
+    assert {s.seed for s in specs if s.variant == "baseline-4"} == {1}
+    assert {s.seed for s in specs if s.variant == "baseline"} == {0, 1}
 
 
 def test_the_real_plan_covers_the_claims():

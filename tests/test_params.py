@@ -96,7 +96,7 @@ def test_every_yaml_validates(profile):
         ({"centre": 2}, ["centre: 2 is too large; write a number less than or equal to 1"]),
         ({"route_padding": "yes"}, ["route_padding: 'yes' is neither true nor false"]),
         ({"epochs": [1]}, ["epochs: [1] is no number; write a number"]),
-        ({"stride": 300}, ["stride: 300", "max_length 384"]),
+        ({"stride": 300}, ["stride: 300", "max_length 256"]),
         ({"blocks": 1.5}, ["blocks"]),
         ({"seeds": [0, 1, 0]}, ["seeds: 0 stands there twice"]),
         ({"seeds": [-1]}, ["seeds: -1", "greater than or equal to 0"]),

@@ -156,6 +156,30 @@ def test_the_grid_is_extended_three_times_at_most(plant_trials, real):
     assert {s.learning_rate for s in final} == {5e-5 / 8}
 
 
+def test_more_rows_have_trials_of_their_own(plant_trials, monkeypatch):
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    changes = {"experiments": ["headline", "more-rows"], "more_rows": 4000, "more_seeds": [1, 2]}
+    p = load_exbert("real", "small", arms=["printed", "tuned"], **changes)
+
+    def best_rate(variant, rate, epochs):
+        return 1 - abs(rate - (2.5e-4 if "-more" in variant else 1e-4))
+
+    plant_trials(best_rate)
+    specs = plans.plan(p)
+    more = [s for s in specs if s.variant.endswith("-more")]
+    assert {sum(s.rows) for s in more} == {4000}
+    assert {s.ratio for s in more} == {p.centre}
+    assert {s.seed for s in more} == {1, 2}
+    at_report_s_rate = {(s.variant, s.learning_rate) for s in more if s.arm == "printed"}
+    assert at_report_s_rate == {("v-db-more", 2e-5)}
+    tuned = {(s.variant, s.learning_rate) for s in more if s.arm == "tuned"}
+    assert tuned == {(f"{name}-more", 2.5e-4) for name in (*exbert.HEADLINE, *exbert.DENSE)}
+    fewer = {s.learning_rate for s in specs if s.arm == "tuned" and s.variant in exbert.HEADLINE}
+    assert fewer == {1e-4}
+    with pytest.raises(UserError, match="more_rows: the part more-rows .* needs a number"):
+        load_exbert("real", "small", experiments=["more-rows"])
+
+
 @pytest.fixture
 def halved(monkeypatch):
     """Return parameters of own data, whose trials are halved; no data are read."""

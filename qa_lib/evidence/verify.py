@@ -117,7 +117,7 @@ def list_starter_claims(listed: list[claims.Claim]) -> list[claims.Claim]:
     return [claim for claim in starters if claim is not None]
 
 
-_tables: dict[tuple[str, ...], pd.DataFrame] = {}  # parameters and records → their table
+_tables: dict[tuple[str, ...], pd.DataFrame] = {}  # parameters, claims, records → their table
 
 
 def claims_table(P) -> pd.DataFrame:
@@ -138,15 +138,15 @@ def claims_table(P) -> pd.DataFrame:
     specs = plans.plan(P)
     records = [runs.find_record(spec) for spec in specs]
     checksums = [record["checksum"] for record in records if record]
-    key = (P.model_dump_json(), *checksums)
+    listed = claims.read_claims(P.report, P.mixtures)
+    key = (P.model_dump_json(), repr(listed), *checksums)
     if key not in _tables:
-        _tables[key] = judge_records(P, specs)
+        _tables[key] = judge_records(P, specs, listed)
     return _tables[key].copy()
 
 
-def judge_records(P, specs: list[Spec]) -> pd.DataFrame:
-    """Return the table of `claims_table` from the records of a plan."""
-    listed = claims.read_claims(P.report, P.mixtures)
+def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFrame:
+    """Return the table of `claims_table` of these claims, from the records of a plan."""
     controls = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
     starters = list_starter_claims(listed)
     curves = stats.curves(runs.collect_histories(specs))
