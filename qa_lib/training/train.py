@@ -46,10 +46,10 @@ from qa_lib.training import build, clusters, evaluate, frozen
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 
 
-# Bytes of a batch's attention scores above which freed memory is kept. Below, glibc keeps by itself
-# what a step frees, and more would only hold memory (tests/benchmarks/allocator.py).
+# Bytes of a batch's attention scores, in fp32 and by MiniLM's twelve heads, above which freed
+# memory is kept. tests/benchmarks/allocator.py measures both ways on short and on long windows.
 LARGE = 64 * 2**20
-HEADS = 12  # of attention, in MiniLM and in all encoders of its width or twice that
+HEADS = 12
 
 
 def return_freed_memory():
