@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from qa_lib.models import attention
 from qa_lib.settings import encoder_files
 from qa_lib.settings.hub import describe_offline, resolve_revision
 from qa_lib.settings.params import UserError
@@ -78,7 +79,7 @@ def read_encoder(name: str):
         model, report = AutoModel.from_pretrained(
             path,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=attention.NAME,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are reported instead, for check_weights

@@ -27,6 +27,7 @@ EVERY_RUN = (
     "data/batches.py",
     "data/features.py",
     "data/selection.py",
+    "models/attention.py",
     "models/encoders.py",
     "models/heads.py",
     "tasks/characters.py",
