@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qa_lib.data import corpora
 from qa_lib.data.sources import known_files, read_hub, read_rows
@@ -22,6 +23,7 @@ from qa_lib.settings.hub import resolve_revision, sha256
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec, canonical
+from qa_lib.tasks import get_task
 
 
 @dataclass
@@ -300,6 +302,25 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
 def permute_rows(rows: list[dict], seed: str) -> list[dict]:
     """Return rows in the order that a seed gives."""
     return random.Random(seed).sample(rows, len(rows))
+
+
+def find_task(spec: Spec, dataset: str | None = None) -> Any:
+    """Return the task of a run's dataset (qa_lib/tasks); by default that of all it trains on."""
+    return get_task(find_dataset(dataset or spec.domains[0], spec.source, spec.folder).task)
+
+
+def checkpoint_column(spec: Spec) -> str:
+    """Return the column of a run's history by which its best checkpoint is chosen."""
+    if spec.multitask:
+        return f"{spec.multitask.judged_on}_mean"
+    return f"validation_{find_task(spec).CHECKPOINT_SCORE}"
+
+
+def trial_column(spec: Spec) -> str:
+    """Return the column of a run's history by which it is chosen among trials."""
+    if spec.multitask:
+        return "validation_mean"
+    return f"validation_{find_task(spec).TRIAL_SCORE}"
 
 
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:

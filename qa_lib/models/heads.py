@@ -1,5 +1,6 @@
 """The span head on an encoder: the plain span model."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,34 @@ def span_loss(start: Tensor, end: Tensor, start_positions: Tensor, end_positions
     return (F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)) / 2
 
 
-class SpanModel(nn.Module):
+class EncoderModel(nn.Module):
+    """A model with an encoder: how it is given windows of any task."""
+
+    encoder: nn.Module
+    names_datasets = False  # whether `forward` is told the dataset of a batch
+
+    @property
+    def reads_types(self) -> bool:
+        """Whether the encoder reads token types."""
+        return getattr(self.encoder.config, "type_vocab_size", 0) > 1
+
+    def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
+        """Return the windows as the sampler and the collator read them."""
+        return windows
+
+    def collate(self, tokenizer, task, dataset: str) -> Callable:
+        """Return the function that makes a batch of a dataset's windows. task: that of its rows."""
+        collate = task.make_collator(tokenizer, self.reads_types)
+        if not self.names_datasets:
+            return collate
+        return lambda windows: {**collate(windows), "dataset": dataset}
+
+    def window_details(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
+        """Return what a model says of each window beside its outputs, (W,) each; here nothing."""
+        return {}
+
+
+class SpanModel(EncoderModel):
     r"""The plain span model ("V-DB" in the reports): an encoder, dropout, and one linear layer.
 
     $$p_\text{start}(i) = \operatorname{softmax}_i(w_s^\top h_i + b_s), \qquad
@@ -50,18 +78,7 @@ class SpanModel(nn.Module):
 
     def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
         """Return the columns of the windows that the sampler and the collator read."""
-        return windows.select_columns(
-            ["input_ids", "type_ids", "row", "start_positions", "end_positions"]
-        )
-
-    def window_details(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
-        """Return what a model says of each window beside logits, (W,) each; here nothing."""
-        return {}
-
-    def collate(self, tokenizer) -> span.Collate:
-        """Return the collator of the model's windows."""
-        reads_types = getattr(self.encoder.config, "type_vocab_size", 0) > 1
-        return span.Collate(tokenizer.pad_token_id, reads_types)
+        return windows.select_columns(["input_ids", "type_ids", "row", *span.LABEL_COLUMNS])
 
     def states(self, **inputs) -> Tensor:
         """Return the states that the head reads, (B, T, D)."""

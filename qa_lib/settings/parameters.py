@@ -58,6 +58,7 @@ class Dataset(Strict):
     validate, and the rest is the test set.
     """
 
+    task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
     train: list[str] = []  # register | files under DATA | hub "repo:split"
     test: list[str] = []
     pool: list[str] = []  # test rows are those of these datasets together; nothing trains
@@ -231,3 +232,23 @@ class Gate(Strict):
     layers: Layers = 3  # linear layers, ReLU between them
     hidden: int = Field(768, ge=1, le=10**5)
     mixed: Literal["logits", "probabilities"] = "logits"
+
+
+class Multitask(Strict):
+    """Training on batches of one dataset each, an optimizer step a batch (qa_lib/data/batches.py).
+
+    A round has a batch of each dataset, in the order of `domains`.
+    """
+
+    # rrobin: batches of `batch_size` rows, and in every epoch the same rows of each dataset.
+    # rrobin-full: all rows, in batches by the size of the dataset, at most `batch_size`.
+    schedule: Literal["rrobin", "rrobin-full"] = "rrobin"
+    # Of an epoch. None: as many as the smallest dataset fills at rrobin, and as many as use up the
+    # largest one at rrobin-full.
+    rounds: Rows | None = None
+    # Datasets whose loss is the sum over a batch's rows by `batch_size` (the report's code, where a
+    # batch may have fewer rows) in place of the mean over its rows.
+    fixed_divisor: list[str] = []
+    # The rows on which checkpoints are judged, by the mean of the datasets' scores. Dev: the test
+    # rows, as in the report.
+    judged_on: Literal["validation", "dev"] = "validation"

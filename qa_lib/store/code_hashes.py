@@ -42,6 +42,7 @@ EVERY_RUN = (
 WITH_FIELD = {
     "layer": ("models/exbert.py", "models/st_moe.py"),
     "gate": ("models/gated_mixture.py",),
+    "multitask": ("training/multitask.py",),
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
 }
