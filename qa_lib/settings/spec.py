@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qa_lib.settings.parameters import Gate, Layer, Multitask, Strict
+from qa_lib.settings.parameters import Gate, Heads, Layer, Multitask, Smart, Strict
 
 
 class Spec(Strict):
@@ -51,6 +51,8 @@ class Spec(Strict):
     # [k, n]: train on the k-th of n clusters of questions (qa_lib/training/clusters.py).
     cluster: list[int] | None = None
     gate: Gate | None = None  # a mixture of `experts`, which stay frozen
+    heads: Heads | None = None  # a head for each dataset, of sentences. None: one span head
+    smart: Smart | None = None  # what SMART adds to the loss
     # Batches of one dataset each, in turn. None: all datasets are one.
     multitask: Multitask | None = None
     head_dropout: float = 0.1

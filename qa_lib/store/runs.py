@@ -52,6 +52,8 @@ LIMIT = 4 * 1024 * 1024  # bytes that a committed file may have
 # answers would get other scores, and each record holds the version that it was scored by.
 # 2: an answer keeps the accent of its last letter, and loses invisible characters at its ends.
 SCORING = 2
+# Nested options of a run, whose columns have the option's name in front.
+PREFIXED = ("heads", "smart", "multitask")
 COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and are no scores
 
 
@@ -396,7 +398,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
         "weights",
         "layer",
         "gate",
-        "multitask",
+        *PREFIXED,
         "recipe",
         "stale",
     }
@@ -407,9 +409,13 @@ def label_columns(spec: Spec, record: dict) -> dict:
         columns |= spec.layer.model_dump()
     if spec.gate:
         columns |= spec.gate.model_dump()
-    if spec.multitask:
-        for name, value in spec.multitask.model_dump(exclude={"fixed_divisor"}).items():
-            columns[f"multitask_{name}"] = value
+    for part in PREFIXED:
+        options = getattr(spec, part)
+        if options is None:
+            continue
+        for name, value in options.model_dump().items():
+            if not isinstance(value, list):
+                columns[f"{part}_{name}"] = value
     columns["rows"] = sum(spec.rows)
     columns["encoder"] = encoder_display_name(spec.encoder)
     columns["device"] = record["environment"]["device"]

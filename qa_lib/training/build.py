@@ -1,5 +1,8 @@
 """A run's model before training: encoder, head and layer, or a mixture of frozen experts."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,8 +14,11 @@ from transformers import set_seed
 
 from qa_lib.data import selection
 from qa_lib.losses.extra import ExtraLoss
+from qa_lib.losses.smart import SmartLoss
 from qa_lib.models import encoders, gated_mixture, heads
 from qa_lib.models.exbert import BalanceLoss, ExBERT, ZLoss
+from qa_lib.models.shared_encoder import SharedEncoder, make_head
+from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -29,7 +35,9 @@ def build_model(spec: Spec):
         return build_mixture(spec)
     encoder, tokenizer = encoders.load_encoder(spec.encoder, spec.blocks)
     check_length(spec, encoders.count_positions(encoder))
-    if spec.layer:
+    if spec.heads:
+        model = build_shared_encoder(spec, encoder)
+    elif spec.layer:
         model = ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense)
     else:
         model = heads.SpanModel(encoder, spec.head_dropout)
@@ -38,6 +46,64 @@ def build_model(spec: Spec):
     if spec.reinit:
         encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
     return model, tokenizer
+
+
+def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
+    """Return an encoder with a head for each dataset that the run trains on or is scored on.
+
+    The draws of a head depend on nothing but the seed and its dataset, so that a run has the same
+    weights and the same dropout whatever it is scored on.
+    """
+    model_heads = {}
+    for dataset in dict.fromkeys([*spec.domains, *spec.tests]):
+        d = selection.find_dataset(dataset, spec.source, spec.folder)
+        name = d.part_of or dataset
+        if name not in model_heads:
+            with seeded(f"{spec.seed}/{name}"):
+                model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
+    fixed = spec.multitask.fixed_divisor if spec.multitask else []
+    with seeded(f"{spec.seed}/pooler"):
+        return SharedEncoder(
+            encoder,
+            model_heads,
+            pooling=spec.heads.pooling,
+            frozen=spec.heads.frozen,
+            relational="own" if spec.heads.relational == "own" else "shared",
+            divisors=dict.fromkeys(fixed, spec.batch_size),
+            dropout=spec.head_dropout,
+        )
+
+
+def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
+    """Return the head of a dataset, by its task and its classes.
+
+    Raises UserError where there is no head for such rows.
+    """
+    is_relational = spec.heads.relational != "none"
+    if d.task == "score":
+        low, high = d.range
+        kind = "relational_score" if is_relational else spec.heads.score
+        return make_head(kind, dim, spec.head_dropout, low=low, high=high)
+    if d.task == "classes" and d.text_pair is None:
+        return make_head("classes", dim, spec.head_dropout, classes=len(d.classes))
+    if d.task == "classes" and len(d.classes) == 2:
+        return make_head("relational_pair" if is_relational else "pair", dim, spec.head_dropout)
+    raise UserError(
+        f"{name}: {spec.report} has no head for its rows (task {d.task}); it takes classes of one "
+        "text, two classes of pairs, and scores of pairs"
+    )
+
+
+@contextmanager
+def seeded(text: str) -> Iterator[None]:
+    """Draw PyTorch's random numbers from a seed of their own within a with block.
+
+    text: what the seed is a digest of.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(digest[:8], 16))
+        yield
 
 
 def check_length(spec: Spec, positions: int):
@@ -111,6 +177,8 @@ def make_losses(spec: Spec, model: nn.Module, steps: int) -> list[ExtraLoss]:
     losses: list[ExtraLoss] = []
     if spec.layer and spec.dense is None:
         losses += [BalanceLoss(spec.layer.balance), ZLoss(spec.layer.router_z)]
+    if spec.smart:
+        losses.append(SmartLoss(spec.smart, model, spec.seed, steps))
     return losses
 
 

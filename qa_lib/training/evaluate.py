@@ -113,11 +113,11 @@ def evaluate_test_set(
 ) -> tuple[dict, pd.DataFrame]:
     """Return the scores of a test set, and its examples.
 
-    d: the test set's definition; predict: `predict_outputs`, or a function that returns the same.
+    name, d: the test set's name and definition; predict: `predict_outputs`, or a function that returns the same.
     The examples are one row each: ids, scores and what the task adds, never text.
     """
     task = get_task(d.task)
-    windows, outputs, loss = predict(model, tokenizer, spec, name, rows)
+    windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
     predictions = task.predict(rows, windows, outputs)
     clusters = [hash_text(row[d.cluster]) for row in rows]
     averaged_over = clusters if d.average == "clusters" else None

@@ -1,7 +1,6 @@
 """Training on several datasets in turn: their windows in one list, and batches of one dataset.
 
-data/batches.RoundRobin says which windows make a batch. A batch carries its dataset's name under
-"dataset", by which a model with several heads knows the head.
+data/batches.RoundRobin says which windows make a batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +33,7 @@ def collate_by_dataset(collators: dict[str, Callable]) -> Callable:
 
     def collate(items: list[tuple[str, dict]]) -> dict:
         dataset, _ = items[0]
-        return {**collators[dataset]([window for _, window in items]), "dataset": dataset}
+        return collators[dataset]([window for _, window in items])
 
     return collate
 

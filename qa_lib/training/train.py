@@ -326,8 +326,11 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
             f"batch_size: {spec.batch_size} does not divide among {processes} processes; "
             "change one of them"
         )
-    # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone.
-    tf32 = True if spec.threads == "cuda" and spec.precision == "fp32" else None
+    # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone. It would
+    # round away what SMART measures.
+    tf32 = None
+    if spec.threads == "cuda" and spec.precision == "fp32":
+        tf32 = spec.smart is None
     arguments = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
