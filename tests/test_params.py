@@ -547,7 +547,8 @@ def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
         "rows": [1, 47],
         "fingerprints": ["x", "y"],
         "order": "sequential",
-        "parents": [spec],
+        "start": spec,
+        "teachers": [spec],
         "blocks": 2,
         "places": [1, 0],
     }
