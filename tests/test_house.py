@@ -31,10 +31,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROOMS = {
     "settings": set(),
     "tasks": {"settings"},
-    "models": {"settings", "tasks"},
+    "losses": {"settings", "tasks"},
+    "models": {"settings", "tasks", "losses"},
     "store": {"settings"},
     "data": {"settings", "tasks", "store"},
-    "training": {"settings", "tasks", "models", "store", "data"},
+    "training": {"settings", "tasks", "losses", "models", "store", "data"},
     "reports": {"settings", "tasks", "data", "store"},
     "evidence": {"settings", "tasks", "data", "store", "reports"},
     "own_data": {"settings", "tasks", "data", "store", "reports", "evidence"},

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qa_lib.data import corpora, sentences
 from qa_lib.data.sources import (
@@ -368,6 +369,25 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
 def permute_rows(rows: list[dict], seed: str) -> list[dict]:
     """Return rows in the order that a seed gives."""
     return random.Random(seed).sample(rows, len(rows))
+
+
+def find_task(spec: Spec, dataset: str | None = None) -> Any:
+    """Return the task of a run's dataset (qa_lib/tasks); by default that of all it trains on."""
+    return get_task(find_dataset(dataset or spec.domains[0], spec.source, spec.folder).task)
+
+
+def checkpoint_column(spec: Spec) -> str:
+    """Return the column of a run's history by which its best checkpoint is chosen."""
+    if spec.multitask:
+        return f"{spec.multitask.judged_on}_mean"
+    return f"validation_{find_task(spec).CHECKPOINT_SCORE}"
+
+
+def trial_column(spec: Spec) -> str:
+    """Return the column of a run's history by which it is chosen among trials."""
+    if spec.multitask:
+        return "validation_mean"
+    return f"validation_{find_task(spec).TRIAL_SCORE}"
 
 
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:

@@ -59,6 +59,7 @@ class Dataset(Strict):
     validate, and the rest is the test set.
     """
 
+    task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
     train: list[str] = []  # register | files under DATA | hub "repo:split"
     test: list[str] = []
     pool: list[str] = []  # test rows are those of these datasets together; nothing trains
@@ -290,3 +291,80 @@ class Gate(Strict):
     layers: Layers = 3  # linear layers, ReLU between them
     hidden: int = Field(768, ge=1, le=10**5)
     mixed: Literal["logits", "probabilities"] = "logits"
+
+
+class Heads(Strict):
+    """The heads of an encoder that reads sentences (qa_lib/models/shared_encoder.py).
+
+    Each dataset has one: its task and its classes say which.
+    """
+
+    # What a head reads of a text: the last state of [CLS], the same behind a dense layer with tanh,
+    # or the mean of all states.
+    pooling: Literal["cls", "pooler", "mean"] = "cls"
+    frozen: bool = False  # the encoder is not trained
+    # Whether the heads of pairs read the rich relational layer: one for all, or one for each.
+    relational: Literal["none", "shared", "own"] = "none"
+    # Of a dataset of scores without a relational layer.
+    score: Literal["cosine", "distribution"] = "cosine"
+
+
+class Multitask(Strict):
+    """Training on batches of one dataset each, an optimizer step a batch (qa_lib/data/batches.py).
+
+    A round has a batch of each dataset, in the order of `domains`.
+    """
+
+    # rrobin: batches of `batch_size` rows, and in every epoch the same rows of each dataset.
+    # rrobin-full: all rows, in batches by the size of the dataset, at most `batch_size`.
+    schedule: Literal["rrobin", "rrobin-full"] = "rrobin"
+    # Of an epoch. None: as many as the smallest dataset fills at rrobin, and as many as use up the
+    # largest one at rrobin-full.
+    rounds: Rows | None = None
+    # Datasets whose loss is the sum over a batch's rows by `batch_size` (the report's code, where a
+    # batch may have fewer rows) in place of the mean over its rows.
+    fixed_divisor: list[str] = []
+    # The rows on which checkpoints are judged, by the mean of the datasets' scores. Dev: the test
+    # rows, as in the report.
+    judged_on: Literal["validation", "dev"] = "validation"
+
+
+class Smart(Strict):
+    """The two terms that SMART adds to the loss, and its noise controls (qa_lib/losses/smart.py).
+
+    Defaults are those of the report's final version.
+    """
+
+    adversarial: Penalty = 5.0  # λ, weight of the adversarial term
+    # Paper: gradient ascent, projected to the ball. Unit norm: as public codes have it, where ε is
+    # no radius. R3F: noise in the ball, no ascent. Gaussian: the loss itself, on noisy embeddings.
+    variant: Literal["paper", "unit_norm", "r3f", "gaussian"] = "paper"
+    radius: float = Field(1e-5, ge=0, le=1)  # ε of the ball
+    norm: Literal["inf", "2"] = "inf"  # in which the ball and the ascent are measured
+    # What has a ball of its own. None: an example in the paper, a token in public codes.
+    per: Literal["token", "example"] | None = None
+    steps: int = Field(1, ge=1, le=100)  # k of the ascent
+    step_size: float = Field(1e-3, gt=0, le=1000)  # η of the ascent
+    start_sd: float = Field(1e-5, ge=0, le=1)  # σ of the Gaussian that the ascent starts from
+    draws: int = Field(1, ge=1, le=100)  # of noise, in R3F and Gaussian
+    dropout: Literal["off", "on"] = "off"  # in the passes of the adversarial term
+    # Stopped: the clean side is a target without gradient, and the Bregman term reads the training
+    # pass.
+    clean_side: Literal["gradient", "stopped"] = "gradient"
+    # Softmax: as in the report's code, 0 for one logit and taken across the batch for scores.
+    divergence: Literal["task", "softmax"] = "task"
+    reduction: Literal["mean", "sum"] = "mean"  # over a batch; public codes have the sum
+    bregman: Penalty = 1.0  # μ, weight of the Bregman term
+    beta: float = Field(0.995, ge=0, lt=1)  # β, what an update keeps of the averaged weights
+    # Paper: 0.99 in the first tenth of the updates, then 0.999; `beta` is not read.
+    beta_schedule: Literal["constant", "paper"] = "constant"
+
+    @property
+    def has_ascent(self) -> bool:
+        """Whether the perturbation is found by gradient ascent."""
+        return self.variant in ("paper", "unit_norm")
+
+    @property
+    def unit(self) -> Literal["token", "example"]:
+        """What has a ball of its own."""
+        return self.per or ("token" if self.variant == "unit_norm" else "example")

@@ -27,6 +27,7 @@ EVERY_RUN = (
     "data/batches.py",
     "data/features.py",
     "data/selection.py",
+    "losses/extra.py",
     "models/encoders.py",
     "models/heads.py",
     "tasks/characters.py",
@@ -38,12 +39,15 @@ EVERY_RUN = (
     "training/build.py",
     "training/evaluate.py",
     "training/frozen.py",  # scores the runs that others go on from
+    "training/multitask.py",
     "training/train.py",
 )
 # Those of runs in which a field of Spec is set.
 WITH_FIELD = {
     "layer": ("models/exbert.py", "models/st_moe.py"),
     "gate": ("models/gated_mixture.py",),
+    "heads": ("models/shared_encoder.py",),
+    "smart": ("losses/smart.py",),
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
 }

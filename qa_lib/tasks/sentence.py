@@ -29,6 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, softmax
 
 from qa_lib.settings.parameters import Dataset
+from qa_lib.tasks import metrics
 from qa_lib.tasks.characters import is_visible, normalise_text, text_error
 
 if TYPE_CHECKING:
@@ -203,6 +204,32 @@ def count_truncated(windows) -> int:
     return sum(windows["truncated"])
 
 
+def remark_on_windows(rows: list[dict], windows) -> tuple[dict[str, int], str]:
+    """Return the number of cut rows for the record, and a sentence on them, or ""."""
+    cut = count_truncated(windows)
+    if not cut:
+        return {"texts cut at max_length": cut}, ""
+    return {"texts cut at max_length": cut}, (
+        f"{cut} of {len(rows)} training rows have a text of more tokens than max_length and are "
+        "read without its end; a larger max_length would keep it"
+    )
+
+
+def measure_windows(windows) -> list[int]:
+    """Return the tokens of each window, those of both texts."""
+    lengths = [len(ids) for ids in windows["input_ids"]]
+    names = windows if isinstance(windows, dict) else windows.column_names
+    if f"{PAIR}input_ids" in names:
+        seconds = windows[f"{PAIR}input_ids"]
+        lengths = [n + len(ids) for n, ids in zip(lengths, seconds, strict=True)]
+    return lengths
+
+
+def count_characters(row: dict) -> int:
+    """Count the characters of a row that the encoder reads."""
+    return len(row["text"]) + len(row["text_pair"] or "")
+
+
 @dataclass
 class Collate:
     """Collator of windows into one padded batch.
@@ -248,12 +275,23 @@ class Collate:
 # ---- predictions and what they are worth ----
 
 
-def order_by_row(windows, logits) -> np.ndarray:
+def read_labels(rows: list[dict]) -> np.ndarray:
+    """Return the labels of rows, (R,)."""
+    return np.array([row["label"] for row in rows])
+
+
+def read_outputs(output: Any, lengths: list[int]) -> dict[str, list[np.ndarray]]:
+    """Return the logits of each window of a batch. output: a model's, with `logits`."""
+    return {"logits": list(output.logits.float().cpu().numpy())}
+
+
+def order_by_row(windows, outputs: dict[str, list[np.ndarray]]) -> np.ndarray:
     """Return the logits of rows, (R, …), from those of windows in the order of `windows`.
 
-    Raises ValueError for a logit that is not finite.
+    outputs: of all windows, by name (read_outputs). Raises ValueError for a logit that is not
+    finite.
     """
-    of_windows = np.asarray(logits, np.float64)
+    of_windows = np.asarray(outputs["logits"], np.float64)
     if not np.isfinite(of_windows).all():
         raise ValueError("a logit is not a finite number")
     of_rows = np.empty_like(of_windows)
@@ -360,7 +398,10 @@ class Sentences:
     copy_key = staticmethod(copy_key)
     list_texts = staticmethod(list_texts)
     tokenise_rows = staticmethod(tokenise_rows)
-    count_truncated = staticmethod(count_truncated)
+    remark_on_windows = staticmethod(remark_on_windows)
+    measure_windows = staticmethod(measure_windows)
+    count_characters = staticmethod(count_characters)
+    read_outputs = staticmethod(read_outputs)
 
     def read_label(self, label: Any, d: Dataset) -> int | float | None:
         """Return the label of a source's row; None where the dataset has no such label."""
@@ -411,6 +452,7 @@ class Classes(Sentences):
     """Texts or pairs with one of several classes."""
 
     NAME = "classes"
+    SCORE_NAME = "accuracy"
     TRIAL_SCORE = "accuracy"
     CHECKPOINT_SCORE = "accuracy"
 
@@ -428,41 +470,58 @@ class Classes(Sentences):
         """Return the collator of windows; labels are int64, (B,)."""
         return Collate(tokenizer.pad_token_id, reads_types, scores=False)
 
-    def predict(self, rows: list[dict], windows, logits) -> np.ndarray:
+    def predict(
+        self, rows: list[dict], windows, outputs: dict[str, list[np.ndarray]]
+    ) -> np.ndarray:
         """Return the probabilities of the classes, (R, C).
 
-        logits: those of each window, (W, C), or (W,) where one logit stands for two classes.
+        outputs: the logits of each window, (C,), or one where it stands for two classes.
         """
-        return class_probabilities(order_by_row(windows, logits))
+        return class_probabilities(order_by_row(windows, outputs))
 
     def score(
-        self, rows: list[dict], predictions: np.ndarray
+        self, rows: list[dict], predictions: np.ndarray, clusters: list[str] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Return the values of each row and the averages, in percent.
+        """Return the accuracy of each row, 100 or 0, (R,), and on average, both by name.
 
-        predictions: probabilities, (R, C). Values: accuracy, 100 or 0. Averages: accuracy, ece, and
-        of the class with number k precision_k, recall_k and f1_k.
+        predictions: probabilities, (R, C); clusters: those of the rows, where the average is over
+        clusters.
         """
         from qa_lib.tasks.sentence_score import Accuracy
 
-        labels = np.array([row["label"] for row in rows])
-        predicted = predictions.argmax(axis=1)
-        scores = Accuracy(keep_in_memory=True).compute(predictions=predicted, references=labels)
-        averages = {
-            "accuracy": scores["accuracy"],
-            "ece": calibration_error(predictions, labels),
-        }
-        each = score_each_class(labels, predicted, predictions.shape[1])
-        for of_class in each.itertuples():
+        scores = Accuracy(keep_in_memory=True).compute(
+            predictions=predictions.argmax(axis=1), references=read_labels(rows)
+        )
+        of_rows = scores["accuracy_rows"]
+        return {"accuracy": of_rows}, {"accuracy": metrics.average_scores(of_rows, clusters)}
+
+    def describe_predictions(
+        self,
+        rows: list[dict],
+        windows,
+        predictions: np.ndarray,
+        values: dict[str, np.ndarray],
+        clusters: list[str] | None = None,
+    ) -> dict[str, float]:
+        """Return further numbers of a test set, over rows and in percent.
+
+        ece: expected calibration error; of the class with number k precision_k, recall_k and f1_k;
+        truncated: rows of which a text was cut.
+        """
+        labels = read_labels(rows)
+        further = {"ece": calibration_error(predictions, labels)}
+        each = score_each_class(labels, predictions.argmax(axis=1), predictions.shape[1])
+        for of_class in each.to_dict("records"):
             for name in ("precision", "recall", "f1"):
-                averages[f"{name}_{of_class.Index}"] = getattr(of_class, name)
-        return {"accuracy": scores["accuracy_rows"]}, averages
+                further[f"{name}_{of_class['class']}"] = of_class[name]
+        return further | {"truncated": count_truncated(windows)}
 
 
 class Scores(Sentences):
     """Pairs with a real number within a range."""
 
     NAME = "score"
+    SCORE_NAME = "100 r"
     TRIAL_SCORE = "pearson"
     CHECKPOINT_SCORE = "pearson"
 
@@ -479,24 +538,37 @@ class Scores(Sentences):
         """Return the collator of windows; labels are float32, (B,)."""
         return Collate(tokenizer.pad_token_id, reads_types, scores=True)
 
-    def predict(self, rows: list[dict], windows, logits) -> np.ndarray:
-        """Return the predicted scores, (R,). logits: of each window, (W,) or (W, 1)."""
-        return order_by_row(windows, logits).reshape(len(rows))
+    def predict(
+        self, rows: list[dict], windows, outputs: dict[str, list[np.ndarray]]
+    ) -> np.ndarray:
+        """Return the predicted scores, (R,). outputs: one number for each window."""
+        return order_by_row(windows, outputs).reshape(len(rows))
 
     def score(
-        self, rows: list[dict], predictions: np.ndarray
+        self, rows: list[dict], predictions: np.ndarray, clusters: list[str] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Return the values of each row and the averages: 100 (r + I) and 100 r, as `pearson`.
+        """Return `pearson` of each row, 100 (r + I), (R,), and on average, 100 r.
 
-        predictions: scores, (R,). The values' mean is the average.
+        predictions: scores, (R,). The values' mean is the average. clusters play no part: a
+        correlation is over rows.
         """
         from qa_lib.tasks.sentence_score import Correlation
 
-        labels = np.array([row["label"] for row in rows])
         scores = Correlation(keep_in_memory=True).compute(
-            predictions=predictions, references=labels
+            predictions=predictions, references=read_labels(rows)
         )
         return {"pearson": scores["pearson_rows"]}, {"pearson": scores["pearson"]}
+
+    def describe_predictions(
+        self,
+        rows: list[dict],
+        windows,
+        predictions: np.ndarray,
+        values: dict[str, np.ndarray],
+        clusters: list[str] | None = None,
+    ) -> dict[str, float]:
+        """Return further numbers of a test set. truncated: rows of which a text was cut."""
+        return {"truncated": count_truncated(windows)}
 
 
 CLASSES = Classes()
