@@ -40,6 +40,7 @@ TAKEN_NAMES = frozenset(
     epoch step train_loss validation_loss validation_em validation_f1 loss_gap best_epoch
     id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
     tokens end dataset expert weight share bin of pairs case
+    accuracy pearson score ece truncated label task
     """.split()
 )
 # What names tell by their beginning or end: a spread, a gate's weight, an expert, a trial.
@@ -68,20 +69,78 @@ class Dataset(Strict):
     apart_from: list[str] = []  # no training row shares a context with a row of these
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
-    unit: Literal["title", "question", "context"] = "title"
+    task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
+    # Of the tasks classes and score. A label is the name of a class, or its number from 0.
+    classes: list[str] | None = Field(None, min_length=2)
+    # Of the task score: the lowest and the highest score.
+    range: list[float] | None = Field(None, min_length=2, max_length=2)
+    text: str = "text"  # the field that holds a row's text, or the first text of a pair
+    text_pair: str | None = None  # the field that holds the second text of a pair
+    label: str = "label"  # the field that holds a row's class or score
+    # Text: rows that share a text are of one unit, and so are rows that others connect.
+    unit: Literal["title", "question", "context", "text"] = "title"
     train_rows: int | None = None
     validation_share: float = 0.5
     validation_rows: int | None = None
-    test_rows: int | None = None  # a fixed sample of whole contexts; None: all
-    cluster: Literal["title", "question", "context"] = "context"
+    test_rows: int | None = None  # a fixed sample of whole contexts, or of whole texts; None: all
+    cluster: Literal["title", "question", "context", "text"] = "context"
     average: Literal["rows", "clusters"] = "rows"  # EM: mean over rows, or within clusters first
     split_seed: int = 0
     seen_by: dict[str, str] = {}  # encoder -> what its card says it saw of this dataset
+
+    @model_validator(mode="before")
+    @classmethod
+    def _units(cls, values):
+        """A sentence has no title and no context: its unit and its cluster are its text."""
+        if isinstance(values, dict) and values.get("task", "span") != "span":
+            return {"unit": "text", "cluster": "text"} | values
+        return values
 
     @model_validator(mode="after")
     def _splits(self):
         if not (self.test or self.pool) and self.train_rows is None:
             raise ValueError("a dataset without a test source needs train_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _task(self):
+        for field in ("unit", "cluster"):
+            if (getattr(self, field) == "text") != (self.task != "span"):
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} is nothing that rows of the task "
+                    f"{self.task} have; leave it out"
+                )
+        if self.task == "span":
+            for field in ("classes", "range", "text", "text_pair", "label"):
+                if field in self.model_fields_set:
+                    raise ValueError(
+                        f"{field}: a dataset of the task span has none; name its task, classes or "
+                        "score, or leave it out"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _labels(self):
+        if (self.task == "classes") != (self.classes is not None):
+            raise ValueError(
+                "classes: the task classes, and no other, needs the names of its classes; write "
+                "task: classes and classes: [negative, positive]"
+            )
+        if (self.task == "score") != (self.range is not None):
+            raise ValueError(
+                "range: the task score, and no other, needs the lowest and the highest score; "
+                "write task: score and range: [0, 5]"
+            )
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name stands there twice")
+        if self.range and self.range[0] >= self.range[1]:
+            raise ValueError(f"range: {self.range} does not rise; write the lowest score first")
+        if self.task == "score" and self.text_pair is None:
+            raise ValueError(
+                "text_pair: a score is of two texts; name the field that holds the second"
+            )
+        if self.task == "score" and self.average == "clusters":
+            raise ValueError("average: a correlation is over rows; leave it out")
         return self
 
 

@@ -32,6 +32,8 @@ EVERY_RUN = (
     "models/heads.py",
     "tasks/characters.py",
     "tasks/metrics.py",
+    "tasks/sentence.py",
+    "tasks/sentence_score.py",
     "tasks/span.py",
     "tasks/span_score.py",
     "training/build.py",
@@ -50,7 +52,7 @@ WITH_FIELD = {
     "cluster": ("training/clusters.py",),
 }
 # Where rows come from: generated text, or files and hubs.
-GENERATED = ("data/corpora.py",)
+GENERATED = ("data/corpora.py", "data/sentences.py")
 READ = ("data/sources.py",)
 
 # Calls whose texts are messages; so are all texts in a `raise`.

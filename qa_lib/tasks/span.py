@@ -23,7 +23,7 @@ import numpy as np
 
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import metrics
-from qa_lib.tasks.characters import widen_to_characters
+from qa_lib.tasks.characters import normalise_text, widen_to_characters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +43,17 @@ MAX_QUESTION = 64
 N_BEST = 20  # candidates for each end of a span
 MAX_TOKENS = 30  # of an answer
 CHUNK = 512  # windows whose spans are searched at once
+SAMPLED_BY = "context"  # the unit by which a fixed sample of a test set is drawn
+
+
+def copy_key(row: dict) -> tuple[str, ...]:
+    """Return the normalised (question, context) of a row, the same for all copies of it."""
+    return normalise_text(row["question"]), normalise_text(row["context"])
+
+
+def list_texts(row: dict) -> list[str]:
+    """Return the texts that a training row may not share with a row of another test set."""
+    return [normalise_text(row["context"])]
 
 
 def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:

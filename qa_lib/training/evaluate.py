@@ -119,7 +119,7 @@ def evaluate_test_set(
     task = get_task(d.task)
     windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
     predictions = task.predict(rows, windows, outputs)
-    clusters = [hash_text(row[d.cluster]) for row in rows]
+    clusters = [hash_text(unit) for unit in selection.name_units(rows, d.cluster)]
     averaged_over = clusters if d.average == "clusters" else None
     values, averages = task.score(rows, predictions, averaged_over)
     further = task.describe_predictions(rows, windows, predictions, values, averaged_over)
@@ -140,8 +140,8 @@ def evaluate_test_set(
 
 
 def hash_text(text: str) -> str:
-    """Return twelve digits of the sha256 of a normalised text."""
-    return hashlib.sha256(selection.normalise_text(text).encode()).hexdigest()[:12]
+    """Return twelve digits of the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def is_combined(spec: Spec) -> bool:
