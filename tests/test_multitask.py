@@ -332,6 +332,25 @@ class ExtraLossOfNothing(ExtraLoss):
         return 0.0
 
 
+class Constant(ExtraLoss):
+    """A term that no weight changes."""
+
+    def loss(self, model, batch, outputs, step):
+        return torch.tensor(64.0)
+
+
+def test_the_training_loss_is_the_task_s_without_extra_terms(encoder, monkeypatch):
+    spec = make_spec(encoder, epochs=1.0)
+    plain = train.train(spec, progress=show_nothing)
+    monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Constant()])
+    with_term = train.train(spec, progress=show_nothing)
+    assert with_term["metrics"] == plain["metrics"]
+    assert with_term["history"][0] == pytest.approx(plain["history"][0], abs=1e-4)
+    assert {row["extra_loss"] for row in with_term["load"]["training"]} == {
+        pytest.approx(64.0, abs=1e-4)
+    }
+
+
 def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(encoder, monkeypatch):
     seen = []
 
