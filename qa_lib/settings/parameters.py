@@ -38,13 +38,17 @@ TAKEN_NAMES = frozenset(
     rule input layers hidden mixed model mixture rate dropout layer windows malformed incomplete
     seconds training_seconds tokens_per_second peak_memory_mb parameters active_parameters
     epoch step train_loss validation_loss validation_em validation_f1 loss_gap best_epoch
+    adversarial_loss
     id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
     tokens end dataset expert weight share bin of pairs case
     accuracy pearson score ece truncated label task
     """.split()
 )
-# What names tell by their beginning or end: a spread, a gate's weight, an expert, a trial.
-TAKEN_PATTERN = re.compile(r".*_sd|gate_\d+|(reinit|cluster)-.*|.*-trial")
+# What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
+# parameter, a score on other rows than a test set's, an expert, a trial.
+TAKEN_PATTERN = re.compile(
+    r".*_sd|gate_\d+|(heads|smart|multitask|validation|dev)_.*|(reinit|cluster)-.*|.*-trial"
+)
 
 
 class Strict(BaseModel):

@@ -123,8 +123,8 @@ class Spec(Strict):
 
     @model_validator(mode="after")
     def _roles(self):
-        if bool(self.experts) != bool(self.gate):
-            raise ValueError("experts: these are what a gate mixes, so both are there or neither")
+        if self.experts and not self.gate:
+            raise ValueError("experts: these are what a gate mixes, and there is no gate")
         if self.experts and self.start:
             raise ValueError("start: a mixture trains its gate alone, which goes on from no run")
         return self

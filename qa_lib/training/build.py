@@ -22,6 +22,7 @@ from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
+from qa_lib.tasks import span
 from qa_lib.training import evaluate, frozen
 
 
@@ -30,6 +31,7 @@ def build_model(spec: Spec):
 
     New weights are drawn with the run's seed. A run with a start has its weights.
     """
+    check_tasks(spec)
     set_seed(spec.seed)
     if spec.gate:
         return build_mixture(spec)
@@ -46,6 +48,23 @@ def build_model(spec: Spec):
     if spec.reinit:
         encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
     return model, tokenizer
+
+
+def check_tasks(spec: Spec):
+    """Raise UserError where the model has no head for a dataset, or a batch rows of two tasks."""
+    tasks = {}
+    for dataset in [*spec.domains, *spec.tests]:
+        tasks[dataset] = selection.find_task(spec, dataset).NAME
+        if tasks[dataset] != span.NAME and not spec.heads:
+            raise UserError(
+                f"{dataset} is a dataset of the task {tasks[dataset]}, and {spec.report} answers "
+                "questions by spans; take a dataset of the task span"
+            )
+    if len({tasks[dataset] for dataset in spec.domains}) > 1 and not spec.multitask:
+        raise UserError(
+            f"{', '.join(spec.domains)} are of several tasks, which need batches of one dataset "
+            "each: option multitask"
+        )
 
 
 def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:

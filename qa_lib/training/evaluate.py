@@ -113,8 +113,8 @@ def evaluate_test_set(
 ) -> tuple[dict, pd.DataFrame]:
     """Return the scores of a test set, and its examples.
 
-    name, d: the test set's name and definition; predict: `predict_outputs`, or a function that returns the same.
-    The examples are one row each: ids, scores and what the task adds, never text.
+    name, d: the test set's name and definition; predict: `predict_outputs`, or a function that
+    returns the same. The examples are one row each: ids, scores and what the task adds, never text.
     """
     task = get_task(d.task)
     windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
