@@ -73,7 +73,6 @@ class Dataset(Strict):
     apart_from: list[str] = []  # no training row shares a context with a row of these
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
-    task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
     # Of the tasks classes and score. A label is the name of a class, or its number from 0.
     classes: list[str] | None = Field(None, min_length=2)
     # Of the task score: the lowest and the highest score.
@@ -125,24 +124,26 @@ class Dataset(Strict):
 
     @model_validator(mode="after")
     def _labels(self):
-        if (self.task == "classes") != (self.classes is not None):
+        if self.task == "classes" and self.classes is None:
             raise ValueError(
-                "classes: the task classes, and no other, needs the names of its classes; write "
-                "task: classes and classes: [negative, positive]"
+                "task: classes needs the names of its classes; write classes: [negative, positive]"
             )
-        if (self.task == "score") != (self.range is not None):
+        if self.task == "score" and self.range is None:
             raise ValueError(
-                "range: the task score, and no other, needs the lowest and the highest score; "
-                "write task: score and range: [0, 5]"
+                "task: score needs the lowest and the highest score; write range: [0, 5]"
             )
+        if self.task == "score" and self.text_pair is None:
+            raise ValueError(
+                "task: score is of two texts; write text_pair: and the field that holds the second"
+            )
+        if self.task == "score" and self.classes is not None:
+            raise ValueError("classes: a dataset of the task score has none; leave them out")
+        if self.task == "classes" and self.range is not None:
+            raise ValueError("range: a dataset of the task classes has none; leave it out")
         if self.classes and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: a name stands there twice")
         if self.range and self.range[0] >= self.range[1]:
             raise ValueError(f"range: {self.range} does not rise; write the lowest score first")
-        if self.task == "score" and self.text_pair is None:
-            raise ValueError(
-                "text_pair: a score is of two texts; name the field that holds the second"
-            )
         if self.task == "score" and self.average == "clusters":
             raise ValueError("average: a correlation is over rows; leave it out")
         return self
