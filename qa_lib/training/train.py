@@ -396,8 +396,9 @@ def read_history(log: list[dict]) -> list[dict]:
     """Return a row for each evaluation in the Trainer's log.
 
     train_loss is the mean over the steps since the evaluation before, or None where no loss was
-    logged since then. It leaves out what an extra loss without `in_train_loss` has added. Scores have the prefix validation_, those of watched rows train_, and those
-    of test rows by which a checkpoint is chosen dev_.
+    logged since then. It leaves out what an extra loss without `in_train_loss` has added. Scores
+    have the prefix validation_, those of watched rows train_, and those of test rows by which a
+    checkpoint is chosen dev_.
     """
     rows = []
     losses = []
