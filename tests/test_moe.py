@@ -597,5 +597,5 @@ def test_a_small_study_runs_to_the_end(store, monkeypatch):
 )
 def test_a_curve_has_its_early_score_and_its_plateau(em, early, flat):
     past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
-    curve = train.describe_curve(past)
+    curve = train.describe_curve(past, "em")
     assert (curve["train_em_early"], curve["plateau"]) == pytest.approx((early, flat))
