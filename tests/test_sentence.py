@@ -15,6 +15,8 @@ import pytest
 import torch
 from scipy import stats
 from sklearn import metrics as reference
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 
 from qa_lib.data import corpora, features, selection, sentences, sources
 from qa_lib.evidence import resample
@@ -423,6 +425,57 @@ def test_generated_sentences_are_split_by_their_texts(name):
             assert labels == set(range(len(d.classes)))
         else:
             assert min(labels) < 0.5 < 4.5 < max(labels)
+
+
+def overlap(row: dict) -> float:
+    """Return the share of words that both texts of a pair have."""
+    first, second = (set(text.split()) for text in (row["text"], row["text_pair"]))
+    return len(first & second) / len(first | second)
+
+
+def measure_shallow_accuracy(splits, describe) -> float:
+    """Return the accuracy in percent of a linear model of what `describe` gives of rows."""
+    train = splits.train[:2000]
+    held_out = splits.test + splits.validation
+    describe_train, describe_other = describe(train, held_out)
+    model = LogisticRegression(max_iter=500)
+    model.fit(describe_train, [row["label"] for row in train])
+    return 100 * model.score(describe_other, [row["label"] for row in held_out])
+
+
+def count_words(train: list[dict], other: list[dict]) -> tuple:
+    """Return the counts of words in the rows of two lists."""
+    counter = CountVectorizer()
+    texts = [[f"{row['text']} {row['text_pair'] or ''}" for row in rows] for rows in (train, other)]
+    return counter.fit_transform(texts[0]), counter.transform(texts[1])
+
+
+def list_overlaps(train: list[dict], other: list[dict]) -> tuple:
+    """Return the overlap of each pair in two lists of rows."""
+    return [[overlap(row)] for row in train], [[overlap(row)] for row in other]
+
+
+@pytest.mark.parametrize(
+    "name, describe, low, high",
+    [
+        # words tell a mood, and not all of it; of a pair they tell nothing
+        ("sentiment", count_words, 75, 90),
+        ("paraphrase", count_words, 40, 60),
+        ("nli", count_words, 25, 45),
+        # pairs that share words are alike more often, and not always
+        ("paraphrase", list_overlaps, 55, 75),
+        ("nli", list_overlaps, 40, 65),
+    ],
+)
+def test_generated_sentences_are_as_hard_as_stated(name, describe, low, high):
+    splits = selection.load_splits(name, "embedded")
+    assert low < measure_shallow_accuracy(splits, describe) < high
+
+
+def test_generated_similarity_is_as_hard_as_stated():
+    rows = selection.load_splits("similarity", "embedded").train
+    r = stats.pearsonr([overlap(row) for row in rows], [row["label"] for row in rows]).statistic
+    assert 0.55 < r < 0.8
 
 
 def test_an_unknown_kind_of_sentences_is_the_users_mistake():
