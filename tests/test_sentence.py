@@ -17,14 +17,17 @@ from scipy import stats
 from sklearn import metrics as reference
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
+from transformers import BertConfig, BertModel
 
 from qa_lib.data import corpora, features, selection, sentences, sources
 from qa_lib.evidence import resample
 from qa_lib.models import encoders
+from qa_lib.models.shared_encoder import SharedEncoder, make_head
 from qa_lib.settings import hub, params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import get_task, sentence, span
+from qa_lib.training import evaluate
 
 CLASSES = get_task("classes")
 SCORES = get_task("score")
@@ -747,6 +750,38 @@ def test_averages_may_be_over_clusters():
     assert CLASSES.score(rows, probabilities)[1] == {"accuracy": 50.0}
     averages = CLASSES.score(rows, probabilities, clusters)[1]
     assert averages["accuracy"] == pytest.approx((200 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    "name, head", [("sentiment", "classes"), ("paraphrase", "pair"), ("similarity", "cosine")]
+)
+def test_the_outputs_of_a_model_become_scores(tokenizer, tmp_path, name, head):
+    """From rows to scores, with a tiny encoder and one window at a time as the reference."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    d = selection.find_dataset(name, "embedded")
+    task = get_task(d.task)
+    low, high = d.range or (0, 1)
+    made = make_head(head, 16, 0.0, len(d.classes or ()), low, high)
+    model = SharedEncoder(BertModel(config, add_pooling_layer=False), {name: made}).eval()
+    rows = selection.load_splits(name, "embedded").test[:20]
+    windows = features.load_windows(rows, tokenizer, 64, 16, tmp_path, task)
+    collate = model.collate(tokenizer, task, name)
+    outputs, loss = evaluate.compute_outputs(model, windows, collate, "fp32", task)
+    assert math.isfinite(loss)
+    with torch.no_grad():
+        alone = [model(**collate([window])).logits[0].numpy() for window in windows]
+    assert np.allclose(np.stack(outputs["logits"]), np.stack(alone), atol=1e-5)
+    predictions = task.predict(rows, windows, outputs)
+    values, averages = task.score(rows, predictions)
+    assert values[task.TRIAL_SCORE].mean() == pytest.approx(averages[task.TRIAL_SCORE])
+    assert len(task.tabulate(rows, predictions, values)) == 20
 
 
 # ---- what stays as it was ----
