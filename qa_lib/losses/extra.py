@@ -13,6 +13,9 @@ class ExtraLoss:
 
     # The reported values whose mean over the training stands among the run's scores.
     scored: tuple[str, ...] = ()
+    # Whether the training loss in a run's history has the term too. Without it the training loss
+    # can be compared with the validation loss, which never has it.
+    in_train_loss = False
 
     def loss(self, model: Any, batch: dict, outputs: Any, step: int) -> Any:
         """Return the term for a batch, a scalar tensor with its weight.

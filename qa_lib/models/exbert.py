@@ -142,6 +142,8 @@ class BalanceLoss(ExtraLoss):
     load, as means over the steps since the last log.
     """
 
+    in_train_loss = True
+
     def __init__(self, coefficient: float):
         self.coefficient = coefficient
         self.routing: list[Tensor] = []  # of each step since the last log, (3 + E,) each
@@ -178,6 +180,8 @@ class ZLoss(ExtraLoss):
 
     BalanceLoss logs its value.
     """
+
+    in_train_loss = True
 
     def __init__(self, coefficient: float):
         self.coefficient = coefficient

@@ -262,8 +262,9 @@ class DistributionHead(ScoreHead):
 
     def predict(self, logits: Tensor) -> Tensor:
         """Return the means of the distributions, (B,)."""
-        centres = torch.linspace(0, 1, self.bins, device=logits.device)
-        return super().predict(logits.float().softmax(-1) @ centres)
+        centres = torch.linspace(0, 1, self.bins, dtype=logits.dtype, device=logits.device)
+        # $\sum_k p_k\, c_k$
+        return super().predict(logits.softmax(-1) @ centres)
 
 
 # ---- the rich relational layer ----

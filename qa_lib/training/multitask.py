@@ -5,6 +5,7 @@ data/batches.RoundRobin says which windows make a batch.
 
 from collections.abc import Callable, Sequence
 
+from qa_lib.data.batches import RoundRobin
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 
@@ -54,3 +55,15 @@ def group_rows(spec: Spec, rows: list[dict]) -> dict[str, list[dict]]:
                 f"{spec.run}: no row falls to {dataset}; raise train_rows or validation_rows"
             )
     return groups
+
+
+def count_passes(spec: Spec) -> dict[str, float]:
+    """Return how often an epoch visits a training row of each dataset, on average."""
+    if not spec.multitask:
+        return dict.fromkeys(spec.domains, 1.0)
+    lengths = {dataset: [1] * rows for dataset, rows in zip(spec.domains, spec.rows, strict=True)}
+    schedule = RoundRobin(lengths, spec.batch_size, spec.multitask, spec.seed)
+    visits = dict.fromkeys(spec.domains, 0)
+    for dataset, batch in schedule.iterate_batches():
+        visits[dataset] += len(batch)
+    return {dataset: visits[dataset] / len(lengths[dataset]) for dataset in spec.domains}

@@ -99,13 +99,14 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
-    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)
+    batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
+    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
     if key not in known:
         train_rows, validation_rows, _ = selection.draw_mixture(spec)
         test_sets = selection.load_test_sets(spec).values()
         known[key] = (
-            count_row_tokens(spec, train_rows),
-            count_row_tokens(spec, validation_rows),
+            count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
+            count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
             sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
         )
     train, validation, scored = known[key]
@@ -122,13 +123,13 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     return spec.epochs * share * (train + evaluated / 3) + scored / 3
 
 
-def count_row_tokens(spec: Spec, rows: list[dict]) -> float:
-    """Estimate the tokens of rows of a run's datasets."""
-    groups = multitask.group_rows(spec, rows)
-    return sum(
-        count_tokens(of_dataset, selection.find_task(spec, dataset))
-        for dataset, of_dataset in groups.items()
-    )
+def count_row_tokens(spec: Spec, rows: list[dict], passes: dict[str, float]) -> float:
+    """Estimate the tokens of rows of a run's datasets. passes: over the rows of each."""
+    tokens = 0.0
+    for dataset, of_dataset in multitask.group_rows(spec, rows).items():
+        task = selection.find_task(spec, dataset)
+        tokens += passes[dataset] * count_tokens(of_dataset, task)
+    return tokens
 
 
 def count_tokens(rows: list[dict], task) -> float:
@@ -239,6 +240,8 @@ def speed_class(spec: Spec) -> tuple:
         spec.dense,
         bool(spec.gate),
         bool(spec.multitask),
+        spec.smart and spec.smart.variant,
+        spec.heads and spec.heads.frozen,
         selection.find_task(spec).NAME,
         spec.reinit,
     )

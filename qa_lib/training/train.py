@@ -102,6 +102,9 @@ class RunTrainer(Trainer):
         self.tokenizer = tokenizer
         self.sampler = sampler
         self.losses = losses
+        # Of each step since the last log: what the extra losses have added, where the training loss
+        # is without it.
+        self.added: list[torch.Tensor] = []
         # Rows that are scored at each evaluation beside the validation rows, by the prefix that
         # their scores have in the history.
         self.further_rows: dict[str, list[dict]] = {}
@@ -119,6 +122,8 @@ class RunTrainer(Trainer):
         whole = self.accelerator.unwrap_model(model)
         step = self.state.global_step
         loss = build.add_losses(self.losses, whole, inputs, out, out.loss, step)
+        if not all(extra.in_train_loss for extra in self.losses):
+            self.added.append((loss - out.loss).detach())
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
@@ -126,6 +131,9 @@ class RunTrainer(Trainer):
         if "loss" in logs:
             for extra in self.losses:
                 logs |= extra.read_log()
+            if self.added:
+                logs["extra_loss"] = torch.stack(self.added).mean().item()
+                self.added.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -388,8 +396,9 @@ def read_history(log: list[dict]) -> list[dict]:
     """Return a row for each evaluation in the Trainer's log.
 
     train_loss is the mean over the steps since the evaluation before, or None where no loss was
-    logged since then. Scores have the prefix validation_, those of watched rows train_, and those
-    of test rows by which a checkpoint is chosen dev_.
+    logged since then. It leaves out what an extra loss without `in_train_loss` has added. Scores
+    have the prefix validation_, those of watched rows train_, and those of test rows by which a
+    checkpoint is chosen dev_.
     """
     rows = []
     losses = []
@@ -397,7 +406,7 @@ def read_history(log: list[dict]) -> list[dict]:
     last_step = 0
     for entry in log:
         if "loss" in entry:
-            losses.append(entry["loss"])
+            losses.append(entry["loss"] - entry.get("extra_loss", 0.0))
             steps.append(entry["step"] - last_step)
             last_step = entry["step"]
         elif "eval_loss" in entry:
@@ -462,7 +471,9 @@ def average_scored(losses: list[ExtraLoss], rows: list[dict]) -> dict[str, float
     averages = {}
     for extra in losses:
         for name in extra.scored:
-            averages[name] = float(np.mean([row[name] for row in rows]))
+            values = [row[name] for row in rows if name in row]
+            if values:
+                averages[name] = float(np.mean(values))
     return averages | {"n": len(rows)} if averages else averages
 
 
