@@ -15,14 +15,19 @@ import pytest
 import torch
 from scipy import stats
 from sklearn import metrics as reference
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from transformers import BertConfig, BertModel
 
 from qa_lib.data import corpora, features, selection, sentences, sources
 from qa_lib.evidence import resample
 from qa_lib.models import encoders
+from qa_lib.models.shared_encoder import SharedEncoder, make_head
 from qa_lib.settings import hub, params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import get_task, sentence, span
+from qa_lib.training import evaluate
 
 CLASSES = get_task("classes")
 SCORES = get_task("score")
@@ -425,6 +430,57 @@ def test_generated_sentences_are_split_by_their_texts(name):
             assert min(labels) < 0.5 < 4.5 < max(labels)
 
 
+def overlap(row: dict) -> float:
+    """Return the share of words that both texts of a pair have."""
+    first, second = (set(text.split()) for text in (row["text"], row["text_pair"]))
+    return len(first & second) / len(first | second)
+
+
+def measure_shallow_accuracy(splits, describe) -> float:
+    """Return the accuracy in percent of a linear model of what `describe` gives of rows."""
+    train = splits.train[:2000]
+    held_out = splits.test + splits.validation
+    describe_train, describe_other = describe(train, held_out)
+    model = LogisticRegression(max_iter=500)
+    model.fit(describe_train, [row["label"] for row in train])
+    return 100 * model.score(describe_other, [row["label"] for row in held_out])
+
+
+def count_words(train: list[dict], other: list[dict]) -> tuple:
+    """Return the counts of words in the rows of two lists."""
+    counter = CountVectorizer()
+    texts = [[f"{row['text']} {row['text_pair'] or ''}" for row in rows] for rows in (train, other)]
+    return counter.fit_transform(texts[0]), counter.transform(texts[1])
+
+
+def list_overlaps(train: list[dict], other: list[dict]) -> tuple:
+    """Return the overlap of each pair in two lists of rows."""
+    return [[overlap(row)] for row in train], [[overlap(row)] for row in other]
+
+
+@pytest.mark.parametrize(
+    "name, describe, low, high",
+    [
+        # words tell a mood, and not all of it; of a pair they tell nothing
+        ("sentiment", count_words, 75, 90),
+        ("paraphrase", count_words, 40, 60),
+        ("nli", count_words, 25, 45),
+        # pairs that share words are alike more often, and not always
+        ("paraphrase", list_overlaps, 55, 75),
+        ("nli", list_overlaps, 40, 65),
+    ],
+)
+def test_generated_sentences_are_as_hard_as_stated(name, describe, low, high):
+    splits = selection.load_splits(name, "embedded")
+    assert low < measure_shallow_accuracy(splits, describe) < high
+
+
+def test_generated_similarity_is_as_hard_as_stated():
+    rows = selection.load_splits("similarity", "embedded").train
+    r = stats.pearsonr([overlap(row) for row in rows], [row["label"] for row in rows]).statistic
+    assert 0.55 < r < 0.8
+
+
 def test_an_unknown_kind_of_sentences_is_the_users_mistake():
     with pytest.raises(UserError, match="'irony' is no kind of generated sentences; known: nli,"):
         sentences.draw_rows("irony", 3)
@@ -694,6 +750,38 @@ def test_averages_may_be_over_clusters():
     assert CLASSES.score(rows, probabilities)[1] == {"accuracy": 50.0}
     averages = CLASSES.score(rows, probabilities, clusters)[1]
     assert averages["accuracy"] == pytest.approx((200 / 3 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    "name, head", [("sentiment", "classes"), ("paraphrase", "pair"), ("similarity", "cosine")]
+)
+def test_the_outputs_of_a_model_become_scores(tokenizer, tmp_path, name, head):
+    """From rows to scores, with a tiny encoder and one window at a time as the reference."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    d = selection.find_dataset(name, "embedded")
+    task = get_task(d.task)
+    low, high = d.range or (0, 1)
+    made = make_head(head, 16, 0.0, len(d.classes or ()), low, high)
+    model = SharedEncoder(BertModel(config, add_pooling_layer=False), {name: made}).eval()
+    rows = selection.load_splits(name, "embedded").test[:20]
+    windows = features.load_windows(rows, tokenizer, 64, 16, tmp_path, task)
+    collate = model.collate(tokenizer, task, name)
+    outputs, loss = evaluate.compute_outputs(model, windows, collate, "fp32", task)
+    assert math.isfinite(loss)
+    with torch.no_grad():
+        alone = [model(**collate([window])).logits[0].numpy() for window in windows]
+    assert np.allclose(np.stack(outputs["logits"]), np.stack(alone), atol=1e-5)
+    predictions = task.predict(rows, windows, outputs)
+    values, averages = task.score(rows, predictions)
+    assert values[task.TRIAL_SCORE].mean() == pytest.approx(averages[task.TRIAL_SCORE])
+    assert len(task.tabulate(rows, predictions, values)) == 20
 
 
 # ---- what stays as it was ----

@@ -64,13 +64,14 @@ class Dataset(Strict):
     """
 
     task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
-    train: list[str] = []  # register | files under DATA | hub "repo:split"
+    # Register or kind of sentences | files under DATA | hub "repo:split" or "repo:part:split".
+    train: list[str] = []
     test: list[str] = []
     pool: list[str] = []  # test rows are those of these datasets together; nothing trains
     # This dataset is a second test set of `part_of`; its rows are reported under that name.
     part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
-    apart_from: list[str] = []  # no training row shares a context with a row of these
+    apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
     # Of the tasks classes and score. A label is the name of a class, or its number from 0.

@@ -50,7 +50,7 @@ def name_fields(d: Dataset) -> tuple[str, ...]:
 
 
 def find_text_error(row: Any, d: Dataset) -> str | None:
-    """Return what is wrong with a row apart from its label; None where nothing is.
+    """Return what is wrong with the form of a row, whatever its label; None where nothing is.
 
     row: as its source has it; d: the definition of its dataset.
     """
