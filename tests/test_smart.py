@@ -234,6 +234,23 @@ def test_padding_is_neither_perturbed_nor_counted(variant):
     torch.testing.assert_close(changed.value, term.value, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("variant", ["paper", "unit_norm"])
+def test_padding_is_not_perturbed_even_where_a_model_reads_it(variant):
+    mask = draw_text(1)["attention_mask"]
+    weight = torch.randn(T * D, 5, generator=torch.Generator().manual_seed(1))
+
+    def f(x):
+        return x.flatten(1) @ weight
+
+    x = torch.randn(B, T, D)
+    settings = Smart(variant=variant)
+    term = adversarial_term(
+        f, x, f(x), mask, settings, smart_module.symmetric_kl, torch.Generator()
+    )
+    assert (term.perturbation[mask == 0] == 0).all()
+    assert (term.perturbation[mask == 1] != 0).any(-1).all()
+
+
 def test_positions_of_padding_have_no_part_in_the_divergence_of_spans():
     lowest = torch.finfo(torch.float32).min
     logits = torch.randn(2, 2, 5)
@@ -292,6 +309,18 @@ def test_a_divergence_of_extreme_logits_is_finite(kind, size):
     assert value.isfinite()
     assert a.grad.isfinite().all()
     assert b.grad.isfinite().all()
+
+
+def test_a_class_that_both_sides_exclude_adds_nothing():
+    a, b = (x[:, 0].clone() for x in (LOGITS, OTHER))
+    expected = smart_module.symmetric_kl(a[:, 1:], b[:, 1:])
+    a[:, 0] = -torch.inf
+    b[:, 0] = -torch.inf
+    a.requires_grad_()
+    value = smart_module.symmetric_kl(a, b)
+    torch.testing.assert_close(value, expected)
+    value.sum().backward()
+    assert a.grad.isfinite().all()
 
 
 def test_the_report_s_code_does_nothing_for_one_logit_nor_for_a_batch_of_one():
