@@ -8,7 +8,7 @@ from st_moe_pytorch import SparseMoEBlock
 from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig
 
 from qa_lib.models import encoders, st_moe
-from qa_lib.models.exbert import Block, ExBERT
+from qa_lib.models.exbert import BalanceLoss, Block, ExBERT, ZLoss
 from qa_lib.page import tables
 from qa_lib.reports import plans
 from qa_lib.settings.parameters import Layer
@@ -118,11 +118,19 @@ def test_auxiliary_losses_are_for_training_only():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     torch.manual_seed(3)
-    whole = m(**LABELS, **draw_batch()).loss
+    out = m(**LABELS, **draw_batch())
+    losses = [BalanceLoss(0.5), ZLoss(0.25)]
+    whole = build.add_losses(losses, m, {}, out, out.loss, step=0)
+    # the sum of the report's formula, bit for bit
+    assert whole == out.loss + 0.5 * m.routing.balance_loss + 0.25 * m.routing.z_loss
     torch.manual_seed(3)
     bare = plain(**LABELS, **draw_batch()).loss
     auxiliary = 0.5 * m.routing.balance_loss + 0.25 * m.routing.z_loss
     torch.testing.assert_close(whole - bare, auxiliary, atol=1e-5, rtol=1e-5)
+    logged = losses[0].read_log()
+    assert logged["balance_loss"] == m.routing.balance_loss.item()
+    assert logged["z_loss"] == m.routing.z_loss.item()
+    assert losses[0].read_log() == losses[1].read_log() == {}
     whole = m.eval()(**LABELS, **draw_batch()).loss
     bare = plain.eval()(**LABELS, **draw_batch()).loss
     torch.testing.assert_close(whole, bare)
@@ -170,7 +178,7 @@ def test_a_record_has_the_routing_of_training_and_of_each_test_set(tiny):
 
 def test_going_on_from_fewer_blocks_is_refused(tiny):
     first = plans.plan(tiny())[0]
-    child = first.model_copy(update={"parents": [first], "blocks": 2})
+    child = first.model_copy(update={"start": first, "blocks": 2})
     train.train(first, progress=lambda line: None, keep_weights=True)
     with pytest.raises(UserError, match="cannot go on from v-db.*ask for no more blocks"):
         build.build_model(child)

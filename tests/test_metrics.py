@@ -162,12 +162,12 @@ def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains):
     start = [np.array([0, 2, 1], np.float32)] * 3
     # the answers are "ice", "ice snow" and "ice"
     end = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])]
-    predicted = (make_windows([0, 1, 2]), start, end, 0.0)
+    predicted = (make_windows([0, 1, 2]), {"start": start, "end": end}, 0.0)
     model = SimpleNamespace(window_details=lambda *_: {})
     spec = SimpleNamespace(starter=True)
     dataset = parameters.Dataset(train=["x"], test=["y"], cluster="question", average=average)
     scores, examples = evaluate.evaluate_test_set(
-        model, None, spec, dataset, rows, lambda *_: predicted
+        model, None, spec, "x", dataset, rows, lambda *_: predicted
     )
     assert scores["em"] == pytest.approx(em)
     assert scores["contains"] == pytest.approx(contains)

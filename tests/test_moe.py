@@ -137,10 +137,13 @@ def test_a_mixture_says_what_its_experts_say(experts):
     own = spec.model_copy(update={"gate": Gate(rule="own")})
     mixture, _ = build.build_model(own)
     prepared = mixture.prepare(windows, rows)
-    start, _, _ = evaluate.compute_logits(mixture, prepared, mixture.collate(tokenizer), "fp32")
+    outputs, _ = evaluate.compute_outputs(mixture, prepared, gated_mixture.collate, "fp32", span)
+    start = outputs["start"]
     for k, model in enumerate(models):
         mine = [i for i, r in enumerate(windows["row"]) if rows[r]["domain"] == spec.domains[k]]
-        alone, _, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
+        collate = model.collate(tokenizer, span, spec.domains[0])
+        outputs, _ = evaluate.compute_outputs(model, windows, collate, "fp32", span)
+        alone = outputs["start"]
         assert mine
         for i in mine:
             np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
@@ -149,7 +152,7 @@ def test_a_mixture_says_what_its_experts_say(experts):
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
     spec, models, *_ = experts
     em = iter([10.0, 30.0, 20.0])  # of the three experts
-    monkeypatch.setattr(evaluate, "score_rows", lambda *_: (None, {"exact_match": next(em)}, 0.0))
+    monkeypatch.setattr(evaluate, "score_run_rows", lambda *_: {"em": next(em)})
     mixture, _ = build.build_model(spec.model_copy(update={"gate": Gate(rule="best")}))
     assert mixture.prepare.keywords["best"] == 1
 
@@ -208,12 +211,15 @@ def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, 
         pytest.fail("run again")
 
     for model, expert in zip(models, spec.parents, strict=True):
-        _, start, end, loss = evaluate.predict_spans(model, tokenizer, expert, rows)
-        windows, stored_start, stored_end, same = frozen.predict_and_store(
-            model, tokenizer, expert, rows
+        _, outputs, loss = evaluate.predict_outputs(
+            model, tokenizer, expert, expert.domains[0], rows
+        )
+        start, end = outputs["start"], outputs["end"]
+        windows, logits, same = frozen.predict_and_store(
+            model, tokenizer, expert, expert.domains[0], rows
         )
         assert loss == same
-        for plain, stored in ((start, stored_start), (end, stored_end)):
+        for plain, stored in ((start, logits["start"]), (end, logits["end"])):
             for a, b in zip(plain, stored, strict=True):
                 assert np.array_equal(a, b)
         read = frozen.read_outputs(expert.hash, windows, tokenizer, run_again, expert.precision)
@@ -233,7 +239,7 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
         mixture, _ = build.build_model(spec)
         assert {n.split(".")[0] for n, _ in mixture.named_parameters()} == {"gate"}
         prepared = mixture.prepare(windows, rows)
-        collate = mixture.collate(tokenizer)
+        collate = gated_mixture.collate
         optimizer = torch.optim.AdamW(mixture.parameters(), lr=1e-2)
         for first in range(0, 32, 8):
             batch = collate([prepared[i] for i in range(first, first + 8)])
@@ -323,7 +329,9 @@ def test_reinitialisation_leaves_head_and_draws_alone():
 def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
     _, models, rows, windows, tokenizer = experts
     model = models[0]
-    start, end, _ = evaluate.compute_logits(model, windows, model.collate(tokenizer), "fp32")
+    collate = model.collate(tokenizer, span, "news")
+    outputs, _ = evaluate.compute_outputs(model, windows, collate, "fp32", span)
+    start, end = outputs["start"], outputs["end"]
     free = span.predict_answers(rows, windows, start, end, one_token=True)
     starter = span.predict_answers(rows, windows, start, end, one_token=False)
     # some answers differ, and all of these have one token
@@ -589,5 +597,5 @@ def test_a_small_study_runs_to_the_end(store, monkeypatch):
 )
 def test_a_curve_has_its_early_score_and_its_plateau(em, early, flat):
     past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
-    curve = train.describe_curve(past)
+    curve = train.describe_curve(past, "em")
     assert (curve["train_em_early"], curve["plateau"]) == pytest.approx((early, flat))

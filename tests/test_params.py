@@ -11,7 +11,15 @@ import pytest
 
 from qa_lib.reports import exbert, plans
 from qa_lib.settings import command_line, params
-from qa_lib.settings.parameters import TAKEN_NAMES, Gate, Layer
+from qa_lib.settings.parameters import (
+    TAKEN_NAMES,
+    TAKEN_PATTERN,
+    Gate,
+    Heads,
+    Layer,
+    Multitask,
+    Smart,
+)
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -156,6 +164,11 @@ def test_every_column_of_the_ledger_is_a_taken_name():
     columns = runs.label_columns(spec, {"run": spec.run, "environment": machine})
     assert len(columns) > 50
     assert set(columns) <= TAKEN_NAMES
+    of_sentences = make_spec(heads=Heads(), smart=Smart(), multitask=Multitask())
+    columns = runs.label_columns(of_sentences, {"run": spec.run, "environment": machine})
+    assert {"heads_pooling", "smart_radius", "multitask_schedule"} <= set(columns)
+    for name in set(columns) - TAKEN_NAMES:
+        assert TAKEN_PATTERN.fullmatch(name), name
     for source in ("embedded", "folder", "hub"):
         assert not set(params.read_datasets(source)) & TAKEN_NAMES
 
@@ -547,7 +560,8 @@ def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
         "rows": [1, 47],
         "fingerprints": ["x", "y"],
         "order": "sequential",
-        "parents": [spec],
+        "start": spec,
+        "teachers": [spec],
         "blocks": 2,
         "places": [1, 0],
     }

@@ -8,6 +8,7 @@ import pytest
 from qa_lib.data import selection
 from qa_lib.reports import exbert, plans
 from qa_lib.settings import params
+from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
@@ -184,6 +185,7 @@ def test_more_rows_have_trials_of_their_own(plant_trials, monkeypatch):
 def halved(monkeypatch):
     """Return parameters of own data, whose trials are halved; no data are read."""
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    monkeypatch.setattr(selection, "find_dataset", lambda *a: Dataset(train=["x"], test=["y"]))
     return plans.load_params("exbert", "own", {"data": "x.yaml", "domains": ["a", "b"]})
 
 

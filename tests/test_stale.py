@@ -228,7 +228,7 @@ todo = [spec.variant for spec in study.list_missing(specs)]
 print(json.dumps([todo, runs.describe_stale(specs)]))
 """
 TEXTS = {
-    "models/heads.py": ("The span head on an encoder", "A head for spans on an encoder"),
+    "models/heads.py": ("Heads on an encoder", "Heads above an encoder"),
     "training/train.py": ("is damaged or of other code; ", "is broken or of other code; "),
     "training/build.py": ("# Few examples have to move", "# Only few examples move"),
     "data/selection.py": (
@@ -474,7 +474,7 @@ def test_landed_records_say_no_more_than_before():
 def plan_family():
     """Return a parent with a sparse layer, and a plain run that goes on from it."""
     plain, sparse = plan_profile("quick")
-    return sparse, plain.model_copy(update={"parents": [sparse], "variant": "child"})
+    return sparse, plain.model_copy(update={"start": sparse, "variant": "child"})
 
 
 def test_a_child_of_a_stale_parent_is_stale_too(sources):
@@ -535,7 +535,7 @@ def test_stale_weights_do_not_serve_a_child(sources):
     edit(sources, SPARSE)
     assert not runs.has_weights(parent)
     assert [spec.variant for spec in study.list_missing([child])] == [parent.variant, "child"]
-    kept = child.model_copy(update={"parents": [parent.model_copy(update={"stale": "keep"})]})
+    kept = child.model_copy(update={"start": parent.model_copy(update={"stale": "keep"})})
     assert [spec.variant for spec in study.list_missing([kept])] == ["child"]
 
 
@@ -581,8 +581,8 @@ def test_an_edit_does_not_cost_the_run_that_all_go_on_from(monkeypatch, stale, k
     """Its weights stay where stale runs are trained again, and the others' go as they did."""
     (start, *_) = plan_quick("exbert", stale=stale)
     plain, _ = plan_profile("quick", stale=stale)
-    middle = plain.model_copy(update={"parents": [start]})
-    last = plain.model_copy(update={"parents": [middle], "seed": 1})
+    middle = plain.model_copy(update={"start": start})
+    last = plain.model_copy(update={"start": middle, "seed": 1})
 
     def write_weights(spec, keep, live):
         record_run(spec)

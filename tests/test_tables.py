@@ -376,4 +376,4 @@ class Mixed:
     tests: list[str] = []
 
     def __init__(self, parents: list[Expert]):
-        self.parents = parents
+        self.experts = parents

@@ -33,6 +33,7 @@ from qa_lib.settings import command_line, encoder_files, files
 from qa_lib.settings.parameters import Layer
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
+from qa_lib.tasks import span
 from qa_lib.training import build, evaluate, study, train
 
 
@@ -562,7 +563,7 @@ def plan_child(tiny):
     """Return two runs, of which the second starts from the weights of the first."""
     parent = plans.plan(tiny(ratios=[1.0]))[0]
     other = plans.plan(tiny(ratios=[0.0]))[0]
-    return parent, other.model_copy(update={"parents": [parent], "variant": "child"})
+    return parent, other.model_copy(update={"start": parent, "variant": "child"})
 
 
 def test_a_child_starts_from_the_whole_weights_of_its_parent(tiny):
@@ -635,10 +636,12 @@ def test_an_encoder_is_given_only_what_it_knows(tiny, tmp_path):
     minilm, tokenizer = encoders.load_encoder("minilm", 1)
     windows = features.load_windows(rows, tokenizer, 64, 16, tmp_path)
     model = heads.SpanModel(roberta)
-    batch = model.collate(tokenizer)([dict(w) for w in model.prepare(windows, rows)])
+    collate = model.collate(tokenizer, span, "encyclopaedia")
+    batch = collate([dict(w) for w in model.prepare(windows, rows)])
     assert torch.isfinite(model(**batch).loss)
     assert "token_type_ids" not in batch
-    assert "token_type_ids" in heads.SpanModel(minilm).collate(tokenizer)([dict(windows[0])])
+    collate = heads.SpanModel(minilm).collate(tokenizer, span, "encyclopaedia")
+    assert "token_type_ids" in collate([dict(windows[0])])
 
 
 @pytest.mark.parametrize(
@@ -886,8 +889,8 @@ def test_logits_do_not_depend_on_the_batch(tiny):
     model, tokenizer = build.build_model(spec)
     rows = selection.load_splits("encyclopaedia", "embedded").test[:12]
     windows = features.load_windows(rows, tokenizer, 128, 32, evaluate.CACHE)
-    collate = model.collate(tokenizer)
-    start, _, _ = evaluate.compute_logits(model, windows, collate, "fp32")
+    collate = model.collate(tokenizer, span, "encyclopaedia")
+    outputs, _ = evaluate.compute_outputs(model, windows, collate, "fp32", span)
     for i in (0, 5):
-        alone, _, _ = evaluate.compute_logits(model, windows.select([i]), collate, "fp32")
-        np.testing.assert_allclose(alone[0], start[i], atol=1e-4)
+        alone, _ = evaluate.compute_outputs(model, windows.select([i]), collate, "fp32", span)
+        np.testing.assert_allclose(alone["start"][0], outputs["start"][i], atol=1e-4)

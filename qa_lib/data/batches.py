@@ -1,7 +1,13 @@
-"""The order of training examples, in batches of like length."""
+"""The order of training examples, in batches of like length.
+
+BucketSampler    examples of all datasets together
+RoundRobin       batches of one dataset each, the datasets in turn
+"""
 
 import random
 from collections.abc import Iterator
+
+from qa_lib.settings.parameters import Multitask
 
 
 class BucketSampler:
@@ -41,7 +47,7 @@ class BucketSampler:
             fill = -done % self.batch_size  # completes the batch that the last group left short
             done += len(group)
             yield from group[:fill]
-            for batch in self.shuffle_batches(group[fill:], rng):
+            for batch in cut_batches(group[fill:], self.lengths, self.batch_size, rng):
                 yield from batch
 
     def group_indices(self) -> list[list[int]]:
@@ -53,19 +59,131 @@ class BucketSampler:
             groups.setdefault(domain, []).append(i)
         return list(groups.values())
 
-    def shuffle_batches(self, group: list[int], rng: random.Random) -> list[list[int]]:
-        """Cut a group into batches of like length and shuffle them.
 
-        A batch that is not full stays last.
+def cut_batches(
+    group: list[int], lengths: list[int], batch_size: int, rng: random.Random
+) -> list[list[int]]:
+    """Cut shuffled indices into batches of like length, and shuffle the batches.
+
+    A batch that is not full stays last. lengths: of every index.
+    """
+    size = 32 * batch_size
+    batches = []
+    for begin in range(0, len(group), size):
+        bucket = sorted(group[begin : begin + size], key=lambda i: -lengths[i])
+        for at in range(0, len(bucket), batch_size):
+            batches.append(bucket[at : at + batch_size])
+    short = []
+    if batches and len(batches[-1]) < batch_size:
+        short = [batches.pop()]
+    rng.shuffle(batches)
+    return batches + short
+
+
+def spread_batches(
+    group: list[int], lengths: list[int], batches: int, rng: random.Random
+) -> list[list[int]]:
+    """Spread shuffled indices over a number of batches, and shuffle the batches.
+
+    Every index is in one batch, and the sizes differ by one at most. Indices of like length stand
+    together, within 32 batches.
+    """
+    borders = [len(group) * k // batches for k in range(batches + 1)]
+    spread = []
+    for first in range(0, batches, 32):
+        last = min(first + 32, batches)
+        bucket = sorted(group[borders[first] : borders[last]], key=lambda i: -lengths[i])
+        for k in range(first, last):
+            spread.append(bucket[borders[k] - borders[first] : borders[k + 1] - borders[first]])
+    rng.shuffle(spread)
+    return spread
+
+
+class RoundRobin:
+    """Batches of one dataset each: a round has one of each dataset, in their order.
+
+    schedule  rrobin       every batch has `batch_size` rows. An epoch has as many rounds as the
+                           smallest dataset fills. A larger dataset gives the same rows in every
+                           epoch, which the seed draws once.
+              rrobin-full  every dataset gives all its rows, spread evenly over the rounds, in
+                           batches of at most `batch_size` rows. An epoch has as many rounds as use
+                           up the largest dataset in full batches, and at most as many as the
+                           smallest has rows. A dataset with more rows than its batches hold gives
+                           others of them in another epoch.
+
+    With `rounds` an epoch has that many, and a dataset that is used up begins anew.
+    Indices count the rows (or windows) of all datasets, one dataset after the other. The batches of
+    an epoch follow from seed and epoch alone, so that a training can go on in the middle of one.
+    """
+
+    def __init__(
+        self, lengths: dict[str, list[int]], batch_size: int, multitask: Multitask, seed: int
+    ):
+        """lengths: tokens of each row, by dataset."""
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.is_full = multitask.schedule == "rrobin-full"
+        self.seed = seed
+        self.epoch = 0
+        self.natural_rounds = self.count_rounds()
+        self.rounds = multitask.rounds or self.natural_rounds
+
+    def count_rounds(self) -> int:
+        """Count the rounds of an epoch where no number is given."""
+        sizes = [len(of_dataset) for of_dataset in self.lengths.values()]
+        if self.is_full:
+            return max(1, min(max(sizes) // self.batch_size, min(sizes)))
+        return max(1, min(sizes) // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.rounds * len(self.lengths)
+
+    def set_epoch(self, epoch: int):
+        """Set the epoch. The Trainer's data loader calls this as an epoch starts or resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _, batch in self.iterate_batches():
+            yield batch
+
+    def iterate_batches(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield (dataset, indices) of each batch of the epoch."""
+        batches = {dataset: self.draw_batches(dataset) for dataset in self.lengths}
+        for k in range(self.rounds):
+            first = 0  # index of the dataset's first row
+            for dataset, lengths in self.lengths.items():
+                yield dataset, [first + i for i in batches[dataset][k]]
+                first += len(lengths)
+
+    def draw_batches(self, dataset: str) -> list[list[int]]:
+        """Return a dataset's batches of the epoch, one a round; indices within the dataset."""
+        batches: list[list[int]] = []
+        while len(batches) < self.rounds:
+            rng = random.Random(f"{self.seed}/{self.epoch}/{dataset}/{len(batches)}")
+            left = self.rounds - len(batches)
+            of_pass = self.pass_over_all if self.is_full else self.pass_over_subset
+            batches += of_pass(dataset, left, rng)[:left]
+        return batches
+
+    def pass_over_subset(self, dataset: str, left: int, rng: random.Random) -> list[list[int]]:
+        """Return full batches of the dataset's rows of every epoch.
+
+        A dataset with less than a batch to spare gives all its rows in turn.
         """
-        size = 32 * self.batch_size
-        batches = []
-        for begin in range(0, len(group), size):
-            bucket = sorted(group[begin : begin + size], key=lambda i: -self.lengths[i])
-            for at in range(0, len(bucket), self.batch_size):
-                batches.append(bucket[at : at + self.batch_size])
-        short = []
-        if batches and len(batches[-1]) < self.batch_size:
-            short = [batches.pop()]
-        rng.shuffle(batches)
-        return batches + short
+        lengths = self.lengths[dataset]
+        size = min(self.batch_size, len(lengths))
+        rows = self.natural_rounds * size
+        group = list(range(len(lengths)))
+        if len(group) - rows >= size:
+            random.Random(f"{self.seed}/{dataset}").shuffle(group)
+            group = group[:rows]
+        rng.shuffle(group)
+        return cut_batches(group[:rows], lengths, size, rng)
+
+    def pass_over_all(self, dataset: str, left: int, rng: random.Random) -> list[list[int]]:
+        """Return all rows of a dataset spread over `left` batches, or as many as fill them."""
+        lengths = self.lengths[dataset]
+        group = rng.sample(range(len(lengths)), len(lengths))
+        if len(group) < left * self.batch_size:
+            return spread_batches(group, lengths, min(left, len(group)), rng)
+        return cut_batches(group[: left * self.batch_size], lengths, self.batch_size, rng)

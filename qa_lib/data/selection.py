@@ -1,55 +1,60 @@
 """Splits of datasets, training mixtures, and their disjointness.
 
-The rows come from sources.py or corpora.py. Validation is carved from training by whole units; test
-sets are fixed. No training row shares its normalised (question, context) with a held-out row of its
-mixture. Such copies are dropped and counted. A training row that is a copy of a row of a further
-test set of the run is refused.
+The rows come from sources.py, corpora.py or sentences.py. Validation is carved from training by
+whole units; test sets are fixed. No training row is a copy of a held-out row of its mixture; what
+makes two rows copies of each other, the task says. Such copies are dropped and counted. A training
+row that is a copy of a row of a further test set of the run is refused.
 """
 
 import hashlib
 import random
-import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from qa_lib.data import corpora
-from qa_lib.data.sources import known_files, read_hub, read_rows
+from qa_lib.data import corpora, sentences
+from qa_lib.data.sources import (
+    Entry,
+    complete_sentences,
+    known_files,
+    read_hub,
+    read_hub_sentences,
+    read_rows,
+    read_sentences,
+)
 from qa_lib.settings import params
 from qa_lib.settings.hub import resolve_revision, sha256
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec, canonical
+from qa_lib.tasks import get_task
+from qa_lib.tasks.characters import normalise_text
+from qa_lib.tasks.sentence import connect_texts
 
 
 @dataclass
 class Splits:
-    """The rows of one dataset, and counts of the rows that were left out."""
+    """The rows of one dataset, counts of the rows that were left out, and what the rows are."""
 
     train: list[dict]
     validation: list[dict]
     test: list[dict]
     counts: Counter = field(default_factory=Counter)
+    task: str = "span"
 
 
-@cache
-def normalise_text(text: str) -> str:
-    """Return the case-folded letters and digits of a text, the same for all copies of it."""
-    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+def row_key(row: dict, task: str = "span") -> tuple[str, ...]:
+    """Return the same key for all copies of a row. task: what the row is."""
+    return get_task(task).copy_key(row)
 
 
-def row_key(row: dict) -> tuple[str, str]:
-    """Return the normalised (question, context) of a row, the same for all copies of it."""
-    return normalise_text(row["question"]), normalise_text(row["context"])
-
-
-def held_out_keys(parts: list[Splits]) -> set[tuple[str, str]]:
+def held_out_keys(parts: list[Splits]) -> set[tuple[str, ...]]:
     """Return the keys of all test and validation rows of several datasets."""
     keys = set()
     for part in parts:
-        keys |= {row_key(row) for row in part.test + part.validation}
+        keys |= {row_key(row, part.task) for row in part.test + part.validation}
     return keys
 
 
@@ -76,7 +81,7 @@ def identify_content(d: Dataset, source: str, folder: str | None) -> list[str]:
     if d.pool:
         return [fingerprint(name, source, folder) for name in d.pool]
     if source == "embedded":
-        return [corpora.VERSION]
+        return [corpora.VERSION]  # of generated questions and sentences alike
     if source == "hub":
         return [resolve_revision(place.split(":")[0]) for place in d.train + d.test]
     content = []
@@ -123,7 +128,7 @@ def load_splits(
         test = []
         for member in d.pool:
             test += load_splits(member, source, folder, bad_rows).test
-        return Splits([], [], test, counts)
+        return Splits([], [], test, counts, d.task)
     if source == "folder" and not folder:
         raise UserError(
             "profile real reads real datasets from a folder; name it with DATA=path/to/data "
@@ -143,21 +148,54 @@ def read_parts(
     label = d.part_of or name
 
     def read(places: list[str]) -> list[dict]:
-        rows = []
-        if source == "embedded":
-            for register in places:
-                rows += [{**row, "domain": label} for row in corpora.qa(register, d.rows)]
-        elif source == "hub":
-            for place in places:
-                rows += read_hub(place, label, counts)
-        else:
+        if source in ("folder", "own"):
             for file in places:
                 check_listed_file(folder, file)
-            for file in places:
-                rows += read_rows(Path(folder) / file, label, bad_rows, counts, d.leave_out)
+        rows = []
+        for place in places:
+            if d.task == "span":
+                rows += read_questions(place, d, label, source, folder, bad_rows, counts)
+            else:
+                rows += read_labelled(place, d, label, source, folder, bad_rows, counts)
         return rows
 
     return read(d.train), read(d.test), read(d.apart_from)
+
+
+def read_questions(
+    place: str,
+    d: Dataset,
+    label: str,
+    source: str,
+    folder: str | None,
+    bad_rows: str,
+    counts: Counter,
+) -> list[dict]:
+    """Return the rows of one place of a dataset of the task span. label: their domain."""
+    if source == "embedded":
+        return [{**row, "domain": label} for row in corpora.qa(place, d.rows)]
+    if source == "hub":
+        return read_hub(place, label, counts)
+    return read_rows(Path(folder) / place, label, bad_rows, counts, d.leave_out)
+
+
+def read_labelled(
+    place: str,
+    d: Dataset,
+    label: str,
+    source: str,
+    folder: str | None,
+    bad_rows: str,
+    counts: Counter,
+) -> list[dict]:
+    """Return the rows of one place of a dataset of sentences. label: their domain."""
+    if source == "embedded":
+        drawn = sentences.draw_rows(place, d.rows)
+        entries = [Entry(i, f"row {i}", row) for i, row in enumerate(drawn, 1)]
+        return complete_sentences(place, entries, d, label, bad_rows, counts)
+    if source == "hub":
+        return read_hub_sentences(place, d, label, bad_rows, counts)
+    return read_sentences(Path(folder) / place, d, label, bad_rows, counts)
 
 
 def check_listed_file(folder: str, file: str):
@@ -178,9 +216,14 @@ def split_rows(
 ) -> Splits:
     """Split the rows of a dataset, and count in `counts` those that are left out.
 
-    pool: rows of the training sources; test: of the test sources; apart: rows whose contexts may
-    not train (read_parts).
+    pool: rows of the training sources; test: of the test sources; apart: rows whose contexts, or
+    texts, may not train (read_parts).
     """
+    task = get_task(d.task)
+    if d.unit == "text" and not d.test:
+        unique = drop_copies(pool, d.task)  # else a row of the test set could count twice
+        counts["copies within the pool dropped"] = len(pool) - len(unique)
+        pool = unique
     train, validation, test = carve_units(d, pool, test)
     for key, value in d.leave_out.items():
         counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
@@ -190,21 +233,32 @@ def split_rows(
         test = validation
         validation = []
     if d.apart_from:
-        apart_contexts = {normalise_text(row["context"]) for row in apart}
-        clean = [row for row in train if normalise_text(row["context"]) not in apart_contexts]
+        apart_texts = set()
+        for row in apart:
+            apart_texts.update(task.list_texts(row))
+        clean = [row for row in train if apart_texts.isdisjoint(task.list_texts(row))]
         counts["contexts of other test sets dropped"] = len(train) - len(clean)
         train = clean
-    held = {row_key(row) for row in test}
-    clean_validation = [row for row in validation if row_key(row) not in held]
-    held |= {row_key(row) for row in clean_validation}
-    clean_train = [row for row in train if row_key(row) not in held]
+    held = {task.copy_key(row) for row in test}
+    clean_validation = [row for row in validation if task.copy_key(row) not in held]
+    held |= {task.copy_key(row) for row in clean_validation}
+    clean_train = [row for row in train if task.copy_key(row) not in held]
     dropped = len(train) - len(clean_train) + len(validation) - len(clean_validation)
     counts["copies of held-out rows dropped"] = dropped
     if d.test_rows:
-        contexts = shuffle_units(test, "context", d.split_seed)
-        n = count_units(contexts, test, "context", d.test_rows)
-        test = select_units(test, "context", contexts[:n])
-    return Splits(clean_train, clean_validation, test, counts)
+        names = name_units(test, task.SAMPLED_BY)
+        units = shuffle_units(names, d.split_seed)
+        n = count_units(units, names, d.test_rows)
+        test = select_units(test, names, units[:n])
+    return Splits(clean_train, clean_validation, test, counts, d.task)
+
+
+def drop_copies(rows: list[dict], task: str) -> list[dict]:
+    """Return rows without those that are copies of an earlier row. task: what the rows are."""
+    first = {}
+    for row in rows:
+        first.setdefault(row_key(row, task), row)
+    return list(first.values())
 
 
 def carve_units(
@@ -214,43 +268,57 @@ def carve_units(
 
     Without a test source the test rows are carved from the pool too.
     """
-    units = shuffle_units(pool, d.unit, d.split_seed)
+    names = name_units(pool, d.unit)
+    units = shuffle_units(names, d.split_seed)
     if d.test:
-        n = count_units(units, pool, d.unit, d.validation_rows or 0)
-        train = select_units(pool, d.unit, units[n:])
-        validation = select_units(pool, d.unit, units[:n])
+        n = count_units(units, names, d.validation_rows or 0)
+        train = select_units(pool, names, units[n:])
+        validation = select_units(pool, names, units[:n])
         return train, validation, test
-    n = count_units(units, pool, d.unit, d.train_rows)
+    n = count_units(units, names, d.train_rows)
     others = units[n:]
     cut = round(len(others) * d.validation_share)
-    train = select_units(pool, d.unit, units[:n])
-    validation = select_units(pool, d.unit, others[:cut])
-    test = select_units(pool, d.unit, others[cut:])
+    train = select_units(pool, names, units[:n])
+    validation = select_units(pool, names, others[:cut])
+    test = select_units(pool, names, others[cut:])
     return train, validation, test
 
 
-def shuffle_units(rows: list[dict], unit: str, seed: int) -> list[str]:
-    """Return the units of rows (normalised titles, questions or contexts) in the seed's order."""
-    units = sorted({normalise_text(row[unit]) for row in rows})
+def name_units(rows: list[dict], unit: str) -> list[str]:
+    """Return the unit of each row: its normalised title, question or context.
+
+    Of the unit text it is the group of all rows that texts connect (sentence.connect_texts).
+    """
+    if unit == "text":
+        return connect_texts(rows)
+    return [normalise_text(row[unit]) for row in rows]
+
+
+def shuffle_units(names: list[str], seed: int) -> list[str]:
+    """Return the units that rows have in the seed's order. names: the unit of each row."""
+    units = sorted(set(names))
     random.Random(seed).shuffle(units)
     return units
 
 
-def count_units(units: list[str], rows: list[dict], unit: str, n: int) -> int:
-    """Return how many units it takes, from the first on, to hold at least n rows."""
-    sizes = Counter(normalise_text(row[unit]) for row in rows)
+def count_units(units: list[str], names: list[str], n: int) -> int:
+    """Return how many units it takes, from the first on, to hold at least n rows.
+
+    names: the unit of each row.
+    """
+    sizes = Counter(names)
     total = 0
-    for count, name in enumerate(units):
+    for count, unit in enumerate(units):
         if total >= n:
             return count
-        total += sizes[name]
+        total += sizes[unit]
     return len(units)
 
 
-def select_units(rows: list[dict], unit: str, units: list[str]) -> list[dict]:
-    """Return the rows of some units."""
+def select_units(rows: list[dict], names: list[str], units: list[str]) -> list[dict]:
+    """Return the rows of some units. names: the unit of each row."""
     chosen = set(units)
-    return [row for row in rows if normalise_text(row[unit]) in chosen]
+    return [row for row, name in zip(rows, names, strict=True) if name in chosen]
 
 
 def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
@@ -265,17 +333,18 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     parts = [load_splits(name, spec.source, spec.folder, spec.bad_rows) for name in spec.domains]
     held = held_out_keys(parts)
     tested = {}  # key of a test row → name of its set
-    for name, (_, rows) in load_test_sets(spec).items():
-        tested |= {row_key(row): name for row in rows}
+    for name, (d, rows) in load_test_sets(spec).items():
+        tested |= {row_key(row, d.task): name for row in rows}
     train = []
     validation = []
     counts = Counter()
     places = spec.places or range(len(parts))
     for place, name, part, need in zip(places, spec.domains, parts, spec.rows, strict=True):
-        rows = [row for row in part.train if row_key(row) not in held]
+        rows = [row for row in part.train if row_key(row, part.task) not in held]
         counts += part.counts
         counts += Counter({"copies of other sets' rows dropped": len(part.train) - len(rows)})
-        copies = [tested[key] for key in map(row_key, rows) if key in tested]
+        keys = [row_key(row, part.task) for row in rows]
+        copies = [tested[key] for key in keys if key in tested]
         if copies:
             raise UserError(
                 f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that "
@@ -300,6 +369,25 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
 def permute_rows(rows: list[dict], seed: str) -> list[dict]:
     """Return rows in the order that a seed gives."""
     return random.Random(seed).sample(rows, len(rows))
+
+
+def find_task(spec: Spec, dataset: str | None = None) -> Any:
+    """Return the task of a run's dataset (qa_lib/tasks); by default that of all it trains on."""
+    return get_task(find_dataset(dataset or spec.domains[0], spec.source, spec.folder).task)
+
+
+def checkpoint_column(spec: Spec) -> str:
+    """Return the column of a run's history by which its best checkpoint is chosen."""
+    if spec.multitask:
+        return f"{spec.multitask.judged_on}_mean"
+    return f"validation_{find_task(spec).CHECKPOINT_SCORE}"
+
+
+def trial_column(spec: Spec) -> str:
+    """Return the column of a run's history by which it is chosen among trials."""
+    if spec.multitask:
+        return "validation_mean"
+    return f"validation_{find_task(spec).TRIAL_SCORE}"
 
 
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from qa_lib.data.corpora import MANY, VERSION, _entity, _expand, _load, _name, _sentence
+from qa_lib.settings.params import UserError
 
 KINDS = ("town", "scholar", "company", "candidate", "hero", "pupil", "friend")
 
@@ -120,3 +121,20 @@ def sentiment(rows: int, seed: int = 0) -> list[dict]:
         text = _expand(rng.choice(_load()["reviews"][label]), rng)
         made.append({"id": f"sentiment-{seed}-{n}", "sentence": text, "label": label})
     return made
+
+
+KINDS_OF_ROWS = {
+    "nli": nli,
+    "paraphrase": paraphrase,
+    "similarity": similarity,
+    "sentiment": sentiment,
+}
+
+
+def draw_rows(kind: str, rows: int) -> list[dict]:
+    """Return rows of a kind. Raises UserError where there is no such kind."""
+    if kind not in KINDS_OF_ROWS:
+        raise UserError(
+            f"'{kind}' is no kind of generated sentences; known: {', '.join(KINDS_OF_ROWS)}"
+        )
+    return KINDS_OF_ROWS[kind](rows)

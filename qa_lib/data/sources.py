@@ -1,15 +1,18 @@
 """Sources of rows: files in a folder, and hub datasets at pinned revisions.
 
-Rows of both have one schema: id, title, context, question, answers {text[], answer_start[]},
-is_impossible, domain. This module knows formats; selection.py decides what the rows are used for.
+Rows of both have one schema, that of their dataset's task. Rows of the task span are {id, title,
+context, question, answers {text[], answer_start[]}, is_impossible, domain}. Rows of the tasks
+classes and score are {id, text, text_pair, label, domain}. This module knows formats; selection.py
+decides what the rows are used for.
 """
 
+import csv
 import gzip
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -18,10 +21,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qa_lib.settings import hub
+from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import ROOT, UserError
-from qa_lib.tasks.characters import is_visible
+from qa_lib.tasks import get_task
+from qa_lib.tasks.characters import is_visible, text_error
+from qa_lib.tasks.sentence import name_fields
 
-FORMATS = "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)"
+COMMAS = (".csv", ".csv.gz")
+TABS = (".tsv", ".tsv.gz")
+
+
+class Formats(NamedTuple):
+    """The formats of files that rows are read from."""
+
+    endings: tuple[str, ...]
+    described: str
+
+
+SPAN_FORMATS = Formats(
+    (".jsonl", ".jsonl.gz", ".json", ".parquet"),
+    "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)",
+)
+SENTENCE_FORMATS = Formats(
+    (".jsonl", ".jsonl.gz", ".parquet", *COMMAS, *TABS),
+    "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet), CSV (.csv, .csv.gz) or TSV (.tsv, "
+    ".tsv.gz)",
+)
 FIELDS = ("id", "title", "context", "question", "answers", "is_impossible")
 NEEDED = ("context", "question", "answers")
 BYTE_ORDER_MARK = "\ufeff"
@@ -36,27 +61,53 @@ class Entry(NamedTuple):
     malformed: str = ""  # the reason
 
 
-def iterate_rows(path: Path, fields: Iterable[str] = FIELDS) -> Iterator[Entry]:
+# What the formats' libraries raise for a file that cannot be read.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RecursionError,
+    zlib.error,
+    pa.ArrowException,
+    csv.Error,
+)
+
+
+def iterate_rows(
+    path: Path,
+    fields: Iterable[str] = FIELDS,
+    needed: Iterable[str] = NEEDED,
+    formats: Formats = SPAN_FORMATS,
+) -> Iterator[Entry]:
     """Yield the rows of a file.
 
-    fields: the columns that are read of a Parquet file. Raises UserError where the file is of no
-    known format, or where its rows cannot be reached.
+    fields: the columns that are read of a Parquet file; needed: those that a file with named
+    columns must have. Raises UserError where the file does not exist or is of none of the formats,
+    and where its rows cannot be reached.
     """
-    if not path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".parquet")):
-        raise UserError(f"{path}: its name has none of the known endings; a file is {FORMATS}")
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
+        )
+    known = formats.described
+    if not path.name.endswith(formats.endings):
+        raise UserError(f"{path}: its name has none of the known endings; a file is {known}")
     try:
         if path.suffix == ".parquet":
-            yield from iterate_parquet(path, fields)
+            yield from iterate_parquet(path, fields, needed)
         elif path.suffix == ".json":
             with open_text(path) as file:
                 yield from iterate_nested(json.load(file))
+        elif path.name.endswith(COMMAS + TABS):
+            with open_text(path) as lines:
+                yield from iterate_table(lines, path.name.endswith(TABS), needed)
         else:
             with open_text(path) as lines:
                 yield from iterate_lines(lines)
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error, pa.ArrowException) as e:
+    except UNREADABLE as e:
         hint = "; one row a line is a .jsonl" if path.suffix == ".json" else ""
         reason = " ".join(str(e).split())
-        raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {FORMATS}") from None
+        raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {known}") from None
 
 
 def open_text(path: Path) -> TextIO:
@@ -138,7 +189,50 @@ def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
     return row
 
 
-def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
+def check_columns(names: list[str], needed: Iterable[str]):
+    """Raise ValueError where a column is missing. names: the columns of a file."""
+    for name in needed:
+        if name not in names:
+            raise ValueError(
+                f"no column '{name}' among {', '.join(names) or 'none'}; a row "
+                f"has {', '.join(needed)}"
+            )
+
+
+def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> Iterator[Entry]:
+    """Yield the rows of CSV or TSV as mappings of texts. The first line names the columns.
+
+    In CSV a text with a comma or a quote stands in double quotes. In TSV, which tabs divide, a
+    quote is a character like others, as in the files of GLUE. Raises ValueError for a missing
+    column.
+    """
+    if tabs:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        reader = csv.reader(lines, strict=True)
+    names = next(reader, [])
+    check_columns(names, needed)
+    number = 0
+    while True:
+        place = f"line {reader.line_num + 1}"
+        number += 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            yield Entry(number, place, None, f"not CSV ({e})")
+            continue
+        if not values:  # an empty line
+            number -= 1
+        elif len(values) != len(names):
+            reason = f"it has {len(values)} fields, and the first line names {len(names)}"
+            yield Entry(number, place, None, reason)
+        else:
+            yield Entry(number, place, dict(zip(names, values, strict=True)))
+
+
+def iterate_parquet(path: Path, fields: Iterable[str], needed: Iterable[str]) -> Iterator[Entry]:
     """Yield the rows of a Parquet file.
 
     Only the columns in `fields` are read: others may hold anything. Whole numbers keep every digit.
@@ -147,12 +241,7 @@ def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
     """
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        for name in NEEDED:
-            if name not in names:
-                raise ValueError(
-                    f"no column '{name}' among {', '.join(names) or 'none'}; a row "
-                    f"has {', '.join(NEEDED)}"
-                )
+        check_columns(names, needed)
         columns = [name for name in dict.fromkeys(fields) if name in names]
         number = 0
         for batch in file.iter_batches(columns=columns):
@@ -160,7 +249,8 @@ def iterate_parquet(path: Path, fields: Iterable[str]) -> Iterator[Entry]:
                 number += 1
                 try:
                     row = batch.slice(at, 1).to_pylist()[0]
-                    row["answers"] = split_answers(row["answers"])
+                    if "answers" in row:
+                        row["answers"] = split_answers(row["answers"])
                     entry = Entry(number, f"row {number}", row)
                 except (ValueError, OverflowError) as e:  # bytes that are no text, the year -5000
                     entry = Entry(number, f"row {number}", None, f"cannot be read ({e})")
@@ -207,18 +297,6 @@ def read_flag(value: Any) -> bool | None:
 def make_printable(text: str) -> str:
     """Return a user's text as one line of a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def text_error(field: str, text: str) -> str:
-    """Return what is wrong with the characters of a text; empty where nothing is."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        return (
-            f"field '{field}' holds what is no UTF-8 text at character {e.start + 1} "
-            "(half a character, or a byte of another encoding)"
-        )
-    return ""
 
 
 def answers_error(answers: Any) -> str:
@@ -326,6 +404,31 @@ def move_answers(row: dict) -> dict | None:
     return {**row, "answers": {"text": texts, "answer_start": starts}}
 
 
+def select_whole(
+    source: Path | str,
+    entries: Iterable[Entry],
+    find_error: Callable[[Any], str | None],
+    bad_rows: str,
+    counts: Counter,
+) -> Iterator[Entry]:
+    """Yield the entries whose row has no error.
+
+    source: of the entries, as an error names it. bad_rows: "stop" raises UserError with source,
+    place and reason at the first other row; else such rows are counted.
+    """
+    for entry in entries:
+        reason = entry.malformed or find_error(entry.row)
+        if reason and bad_rows == "stop":
+            raise UserError(
+                f"{source}, {entry.place}: {make_printable(reason)}; mend the row, or leave "
+                "such rows out with PARAMS=bad_rows=skip"
+            )
+        if reason:
+            counts["malformed" if entry.malformed else "incomplete"] += 1
+        else:
+            yield entry
+
+
 def read_rows(
     path: Path, name: str, bad_rows: str, counts: Counter, fields: Iterable[str] = ()
 ) -> list[dict]:
@@ -337,22 +440,10 @@ def read_rows(
     its offset to the nearest place that holds its text, and counts the row; it leaves out other bad
     rows as "skip" does.
     """
-    if not path.exists():
-        raise UserError(
-            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
-        )
     rows = []
     misplaced = []  # rows with an answer that is not at its offset
-    for entry in iterate_rows(path, [*FIELDS, *fields]):
-        reason = entry.malformed or row_error(entry.row)
-        if reason and bad_rows == "stop":
-            raise UserError(
-                f"{path}, {entry.place}: {make_printable(reason)}; mend the row, or leave "
-                "such rows out with PARAMS=bad_rows=skip"
-            )
-        if reason:
-            counts["malformed" if entry.malformed else "incomplete"] += 1
-            continue
+    entries = iterate_rows(path, [*FIELDS, *fields])
+    for entry in select_whole(path, entries, row_error, bad_rows, counts):
         row = complete_row(entry.row, name, entry.number)
         if not misplaced_answer(row):
             rows.append(row)
@@ -386,21 +477,72 @@ def explain_misplaced(rows: list[dict]) -> str:
     )
 
 
-def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
-    """Return the rows of a hub dataset "repo:split" at its pinned revision.
+def read_sentences(path: Path, d: Dataset, name: str, bad_rows: str, counts: Counter) -> list[dict]:
+    """Return the rows of a file in the schema of sentences.
 
-    Rows without an answer are left out and counted. Raises UserError where the hub is out of reach.
+    d: the definition of the dataset, which names the fields; name: the dataset's name. bad_rows: as
+    in `read_rows`; "move" leaves bad rows out as "skip" does.
+    """
+    needed = name_fields(d)
+    entries = iterate_rows(path, ["id", *needed, *d.leave_out], needed, SENTENCE_FORMATS)
+    return complete_sentences(path, entries, d, name, bad_rows, counts)
+
+
+def complete_sentences(
+    source: Path | str,
+    entries: Iterable[Entry],
+    d: Dataset,
+    name: str,
+    bad_rows: str,
+    counts: Counter,
+) -> list[dict]:
+    """Return the rows of entries in the schema of sentences, less the bad ones (select_whole)."""
+    task = get_task(d.task)
+
+    def find_error(row: Any) -> str | None:
+        return task.find_row_error(row, d)
+
+    rows = []
+    for entry in select_whole(source, entries, find_error, bad_rows, counts):
+        rows.append(task.complete_row(entry.row, d, name, entry.number))
+    return rows
+
+
+def load_hub_table(source: str) -> Iterable[dict]:
+    """Return the table of a hub dataset "repo:split", or "repo:part:split", at its revision.
+
+    Raises UserError where the hub is out of reach.
     """
     import datasets as hf_datasets  # heavy, and needed by profile paper alone
 
-    repo, split = source.split(":")
+    repo, *part, split = source.split(":")
     commit = hub.resolve_revision(repo)
     try:
-        table = hf_datasets.load_dataset(repo, split=split, revision=commit)
+        return hf_datasets.load_dataset(repo, *part, split=split, revision=commit)
     except Exception as e:  # the library raises many kinds; the user needs one sentence
         raise hub.describe_offline("dataset", repo, e) from None
+
+
+def read_hub_sentences(
+    source: str, d: Dataset, name: str, bad_rows: str, counts: Counter
+) -> list[dict]:
+    """Return the rows of a hub dataset in the schema of sentences; as `read_sentences`."""
+    split = source.split(":")[-1]
+    entries = []
+    for number, row in enumerate(load_hub_table(source)):
+        row = {"id": f"{split}-{number}", **row}
+        entries.append(Entry(number, f"row {number}", row))
+    return complete_sentences(source, entries, d, name, bad_rows, counts)
+
+
+def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
+    """Return the question rows of a hub dataset "repo:split" at its pinned revision.
+
+    Rows without an answer are left out and counted. Raises UserError where the hub is out of reach.
+    """
+    split = source.split(":")[-1]
     rows = []
-    for i, row in enumerate(table):
+    for i, row in enumerate(load_hub_table(source)):
         if "text" in row:
             row |= parse_marked_text(row.pop("text"))
         if not row["answers"]["text"]:

@@ -8,13 +8,15 @@ taken. An encoder's upper blocks can be left out or re-initialised.
 import copy
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
@@ -274,6 +276,30 @@ def blocks_of(encoder: nn.Module) -> nn.ModuleList:
     if hasattr(encoder, "transformer"):  # DistilBERT
         return encoder.transformer.layer
     return encoder.encoder.layer
+
+
+def embed_tokens(encoder: nn.Module, ids: Tensor, types: Tensor | None = None) -> Tensor:
+    """Return the output of an encoder's embeddings module, (B, T, D).
+
+    ids, types: token ids and token types, (B, T) each; types is None where the batch has none.
+    """
+    inputs = {"input_ids": ids}
+    if types is not None:
+        inputs["token_type_ids"] = types
+    return encoder.embeddings(**inputs)
+
+
+@contextmanager
+def replace_embeddings(encoder: nn.Module, embeddings: Tensor) -> Iterator[None]:
+    """Let an encoder read other embeddings than those of its tokens, within a with block.
+
+    embeddings: (B, T, D), in place of the output of its embeddings module.
+    """
+    hook = encoder.embeddings.register_forward_hook(lambda *_: embeddings)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"):

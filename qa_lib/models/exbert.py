@@ -1,7 +1,9 @@
 """ExBERT (Fan, Fan, Song; CS 7643): a span model with a sparse ST-MoE block (models/st_moe.py)."""
 
+import torch
 from torch import Tensor, nn
 
+from qa_lib.losses.extra import ExtraLoss
 from qa_lib.models import encoders, heads
 from qa_lib.models.st_moe import Expert, MoE, Routing
 from qa_lib.settings.parameters import Layer
@@ -72,7 +74,7 @@ class ExBERT(heads.SpanModel):
     $$\mathcal{L} = \mathcal{L}_\text{span} + \beta\,\mathcal{L}_\text{balance}
       + \zeta\,\mathcal{L}_z$$
 
-    The auxiliary losses are for training only.
+    The auxiliary losses are for training only: BalanceLoss and ZLoss add them there.
     """
 
     def __init__(
@@ -122,17 +124,69 @@ class ExBERT(heads.SpanModel):
     def forward(
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs
     ) -> heads.SpanOutput:
-        """Return what SpanModel returns; in training the loss includes the auxiliary losses."""
+        """Return what SpanModel returns; at evaluation count the picks of each expert."""
         out = super().forward(start_positions, end_positions, **inputs)
         routing = self.routing
-        if routing is None:
-            return out
-        if not self.training:
+        if routing is not None and not self.training:
             picks = routing.expert.flatten().bincount(minlength=self.p.experts + 1)  # (E + 1,)
             self.tally = self.tally + picks[:-1]  # the last counts picks that were not routed
-            return out
-        if out.loss is None:
-            return out
-        # $\mathcal{L}_\text{span} + \beta\,\mathcal{L}_\text{balance} + \zeta\,\mathcal{L}_z$
-        loss = out.loss + self.p.balance * routing.balance_loss + self.p.router_z * routing.z_loss
-        return out._replace(loss=loss)
+        return out
+
+
+class BalanceLoss(ExtraLoss):
+    r"""The balance loss of an ExBERT's router, as a term of the loss in training.
+
+    $$\beta\,\mathcal{L}_\text{balance}$$
+
+    It also logs what the router did: both losses, the share of dropped picks and each expert's
+    load, as means over the steps since the last log.
+    """
+
+    in_train_loss = True
+
+    def __init__(self, coefficient: float):
+        self.coefficient = coefficient
+        self.routing: list[Tensor] = []  # of each step since the last log, (3 + E,) each
+
+    def loss(self, model: ExBERT, batch: dict, outputs: heads.SpanOutput, step: int) -> Tensor:
+        """Return the term for the batch that the model has just read, a scalar."""
+        routing = model.routing
+        losses = torch.stack([routing.balance_loss, routing.z_loss, routing.dropped])
+        self.routing.append(torch.cat([losses, routing.load]).detach())
+        # $\beta\,\mathcal{L}_\text{balance}$
+        return self.coefficient * routing.balance_loss
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is not logged yet."""
+        return {"routing": torch.stack(self.routing)} if self.routing else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]):
+        """Take what was not logged yet when a checkpoint was written."""
+        self.routing = list(state["routing"]) if state else []
+
+    def read_log(self) -> dict[str, float | list[float]]:
+        """Return means over the steps since this was last called."""
+        if not self.routing:
+            return {}
+        balance_loss, z_loss, dropped, *load = torch.stack(self.routing).mean(0).tolist()
+        self.routing.clear()
+        return {"balance_loss": balance_loss, "z_loss": z_loss, "dropped": dropped, "load": load}
+
+
+class ZLoss(ExtraLoss):
+    r"""The z-loss of an ExBERT's router, as a term of the loss in training.
+
+    $$\zeta\,\mathcal{L}_z$$
+
+    BalanceLoss logs its value.
+    """
+
+    in_train_loss = True
+
+    def __init__(self, coefficient: float):
+        self.coefficient = coefficient
+
+    def loss(self, model: ExBERT, batch: dict, outputs: heads.SpanOutput, step: int) -> Tensor:
+        """Return the term for the batch that the model has just read, a scalar."""
+        # $\zeta\,\mathcal{L}_z$
+        return self.coefficient * model.routing.z_loss

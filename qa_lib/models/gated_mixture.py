@@ -65,7 +65,7 @@ class Mixture(nn.Module):
                 g = self.gate(x).cpu().numpy()  # (W, E)
         return {f"gate_{k + 1}": g[:, k] for k in range(g.shape[1])}
 
-    def collate(self, tokenizer) -> Callable:
+    def collate(self, tokenizer, task, dataset: str) -> Callable:
         """Return the collator of a Frozen's windows."""
         return collate
 

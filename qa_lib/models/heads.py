@@ -1,5 +1,11 @@
-"""The span head on an encoder: the plain span model."""
+r"""Heads on an encoder: the plain span model, and heads for classes, pairs and scores.
 
+The heads for classes, pairs and scores are those of Brink, Cooper and Hollister (CS224N), whose
+models have one for each dataset (models/shared_encoder.py). u, v: the encoder's summary of a text
+and of its second text, (B, D) each. B batch, T tokens, D width, C classes, K bins.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +14,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qa_lib.models import encoders
 from qa_lib.tasks import span
 
 
@@ -30,7 +37,34 @@ def span_loss(start: Tensor, end: Tensor, start_positions: Tensor, end_positions
     return (F.cross_entropy(start, start_positions) + F.cross_entropy(end, end_positions)) / 2
 
 
-class SpanModel(nn.Module):
+class EncoderModel(nn.Module):
+    """A model with an encoder: how it is given windows of any task."""
+
+    encoder: nn.Module
+    names_datasets = False  # whether `forward` is told the dataset of a batch
+
+    @property
+    def reads_types(self) -> bool:
+        """Whether the encoder reads token types."""
+        return getattr(self.encoder.config, "type_vocab_size", 0) > 1
+
+    def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
+        """Return the windows as the sampler and the collator read them."""
+        return windows
+
+    def collate(self, tokenizer, task, dataset: str) -> Callable:
+        """Return the function that makes a batch of a dataset's windows. task: that of its rows."""
+        collate = task.make_collator(tokenizer, self.reads_types)
+        if not self.names_datasets:
+            return collate
+        return lambda windows: {**collate(windows), "dataset": dataset}
+
+    def window_details(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
+        """Return what a model says of each window beside its outputs, (W,) each; here nothing."""
+        return {}
+
+
+class SpanModel(EncoderModel):
     r"""The plain span model ("V-DB" in the reports): an encoder, dropout, and one linear layer.
 
     $$p_\text{start}(i) = \operatorname{softmax}_i(w_s^\top h_i + b_s), \qquad
@@ -50,18 +84,7 @@ class SpanModel(nn.Module):
 
     def prepare(self, windows: Dataset, rows: list[dict]) -> Dataset:
         """Return the columns of the windows that the sampler and the collator read."""
-        return windows.select_columns(
-            ["input_ids", "type_ids", "row", "start_positions", "end_positions"]
-        )
-
-    def window_details(self, windows: Dataset, rows: list[dict]) -> dict[str, np.ndarray]:
-        """Return what a model says of each window beside logits, (W,) each; here nothing."""
-        return {}
-
-    def collate(self, tokenizer) -> span.Collate:
-        """Return the collator of the model's windows."""
-        reads_types = getattr(self.encoder.config, "type_vocab_size", 0) > 1
-        return span.Collate(tokenizer.pad_token_id, reads_types)
+        return windows.select_columns(["input_ids", "type_ids", "row", *span.LABEL_COLUMNS])
 
     def states(self, **inputs) -> Tensor:
         """Return the states that the head reads, (B, T, D)."""
@@ -85,3 +108,230 @@ class SpanModel(nn.Module):
         if start_positions is not None:
             loss = span_loss(start, end, start_positions, end_positions)
         return SpanOutput(loss, start, end)
+
+    # ---- for losses that perturb embeddings (losses/smart.py) ----
+
+    def embed(self, batch: dict) -> Tensor:
+        """Return the output of the encoder's embeddings module, (B, T, D)."""
+        return encoders.embed_tokens(self.encoder, batch["input_ids"], batch.get("token_type_ids"))
+
+    def token_mask(self, batch: dict) -> Tensor:
+        """Return the mask of the embeddings, (B, T), 0 at padding."""
+        return batch["attention_mask"]
+
+    def forward_embeddings(self, embeddings: Tensor, batch: dict) -> SpanOutput:
+        """Return the output on a batch whose embeddings are replaced. embeddings: (B, T, D)."""
+        with encoders.replace_embeddings(self.encoder, embeddings):
+            # The class's own forward pass, since a trainer may wrap the model's in autocast.
+            return type(self).forward(self, **batch)
+
+    def compared_outputs(self, output: SpanOutput) -> Tensor:
+        """Return what a divergence compares of an output, (B, 2, T)."""
+        return torch.stack([output.start_logits, output.end_logits], 1)
+
+    def output_kind(self, batch: dict) -> str:
+        """Return the kind of the outputs, by which a divergence is chosen."""
+        return "span"
+
+
+# ---- heads for classes, pairs and scores ----
+
+
+class ClassHead(nn.Module):
+    r"""Classes of one text, as the report has them for sentiment.
+
+    $$z = W \operatorname{drop}(\operatorname{LeakyReLU}(u)) + b$$
+    """
+
+    kind = "classes"
+
+    def __init__(self, dim: int, classes: int, dropout: float = 0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(dim, classes)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Return the logits z, (B, C). u: (B, D)."""
+        return self.linear(self.dropout(F.leaky_relu(u)))
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each row, (B,). labels: numbers of classes, (B,)."""
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return the logits, (B, C)."""
+        return logits
+
+
+class BinaryHead(nn.Module):
+    """What heads with one logit share: whether a pair of texts is of class 1."""
+
+    kind = "binary"
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Binary cross-entropy of each row, (B,). labels: 0 or 1, (B,)."""
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return the logits of class 1, (B,)."""
+        return logits
+
+
+class PairHead(BinaryHead):
+    r"""Two classes of a pair, as the report has them for paraphrases.
+
+    $$z = w^\top \operatorname{drop}([u; v; |u - v|]) + b$$
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(3 * dim, 1)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return the logit z of class 1, (B,). u, v: (B, D)."""
+        return self.linear(self.dropout(join_pair(u, v))).squeeze(-1)
+
+
+class ScoreHead(nn.Module):
+    r"""What heads share whose prediction is a number between `low` and `high`.
+
+    The head gives a number s on a scale on which low is 0 and high is 1. Its loss is the squared
+    error on that scale, and its prediction is $\text{low} + (\text{high} - \text{low})\,s$.
+    """
+
+    kind = "score"
+
+    def __init__(self, low: float, high: float):
+        super().__init__()
+        self.low = low
+        self.high = high
+
+    def losses(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Squared error of each row, (B,). scores: s; labels: between low and high, (B,) each."""
+        return (scores - self.to_unit(labels).to(scores.dtype)).square()
+
+    def predict(self, scores: Tensor) -> Tensor:
+        """Return the predicted numbers, (B,)."""
+        return self.low + (self.high - self.low) * scores
+
+    def to_unit(self, labels: Tensor) -> Tensor:
+        """Return labels on the scale on which low is 0 and high is 1."""
+        return (labels - self.low) / (self.high - self.low)
+
+
+class CosineHead(ScoreHead):
+    r"""Similarity as a cosine, as the report has it; it has no parameters.
+
+    $$s = \frac{u^\top v}{\|u\| \|v\|}$$
+    """
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return s, (B,). u, v: (B, D)."""
+        return F.cosine_similarity(u, v)
+
+
+class DistributionHead(ScoreHead):
+    r"""A distribution over scores, whose mean is the prediction: the report's future work.
+
+    $$p = \operatorname{softmax}(W \operatorname{drop}([u; v; |u - v|]) + b), \qquad
+      s = \sum_k p_k\, c_k, \quad c_k = \tfrac{k}{K - 1}, \; k = 0 \dots K - 1$$
+
+    The target gives a label's two neighbouring bins the weights whose mean is the label; the loss
+    is cross-entropy.
+    """
+
+    kind = "classes"
+
+    def __init__(self, dim: int, low: float, high: float, bins: int = 11, dropout: float = 0.1):
+        super().__init__(low, high)
+        self.bins = bins
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(3 * dim, bins)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return the logits of the bins, (B, K). u, v: (B, D)."""
+        return self.linear(self.dropout(join_pair(u, v)))
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each row, (B,). labels: between low and high, (B,)."""
+        place = self.to_unit(labels).to(logits.dtype) * (self.bins - 1)  # (B,), in bins
+        bins = torch.arange(self.bins, device=logits.device)
+        target = (1 - (place.unsqueeze(-1) - bins).abs()).clamp(min=0)  # (B, K)
+        return F.cross_entropy(logits, target, reduction="none")
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Return the means of the distributions, (B,)."""
+        centres = torch.linspace(0, 1, self.bins, dtype=logits.dtype, device=logits.device)
+        # $\sum_k p_k\, c_k$
+        return super().predict(logits.softmax(-1) @ centres)
+
+
+# ---- the rich relational layer ----
+
+
+class RelationalLayer(nn.Module):
+    r"""The report's rich relational layer, which paraphrases and similarity can share.
+
+    $$r = W \operatorname{drop}\left(\left[u;\; v;\; |u - v|;\;
+      \frac{u \odot v}{\|u\| \|v\| + 10^{-8}}\right]\right) + b$$
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(4 * dim, dim)
+
+    def relate(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return what the linear layer reads of a pair, (B, 4·D). u, v: (B, D)."""
+        lengths = u.norm(dim=-1, keepdim=True) * v.norm(dim=-1, keepdim=True)  # (B, 1)
+        return torch.cat([join_pair(u, v), u * v / (lengths + 1e-8)], -1)
+
+    def forward(self, u: Tensor, v: Tensor) -> Tensor:
+        """Return r, (B, D). u, v: (B, D)."""
+        return self.linear(self.dropout(self.relate(u, v)))
+
+
+class RelationalPairHead(BinaryHead):
+    r"""Two classes of a pair behind the relational layer.
+
+    $$z = w^\top \operatorname{drop}(\operatorname{LeakyReLU}(r)) + b$$
+    """
+
+    def __init__(self, dim: int, dropout: float = 0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(dim, 1)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Return the logit z of class 1, (B,). r: (B, D)."""
+        return self.linear(self.dropout(F.leaky_relu(r))).squeeze(-1)
+
+
+class RelationalScoreHead(ScoreHead):
+    r"""A score behind the relational layer.
+
+    $$s = \sigma(w^\top \operatorname{drop}(\operatorname{LeakyReLU}(r)) + b)$$
+    """
+
+    def __init__(self, dim: int, low: float, high: float, dropout: float = 0.1):
+        super().__init__(low, high)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(dim, 1)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Return s, (B,). r: (B, D)."""
+        return self.linear(self.dropout(F.leaky_relu(r))).squeeze(-1).sigmoid()
+
+
+def join_pair(u: Tensor, v: Tensor) -> Tensor:
+    """Return [u; v; |u − v|], (B, 3·D). u, v: (B, D)."""
+    return torch.cat([u, v, (u - v).abs()], -1)
+
+
+def draw_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Return a linear layer with weights from N(0, 0.02) and biases of 0."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear

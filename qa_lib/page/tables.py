@@ -252,7 +252,7 @@ def trials_table(specs: list[Spec]) -> pd.DataFrame:
     """
     rows = []
     for spec, record in runs.require_records(specs):
-        trained = spec.parents[0] if spec.gate else spec
+        trained = spec.experts[0] if spec.gate else spec
         setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
         labels = runs.label_columns(spec, record)
         rows.append(labels | setting | selected_evaluation(spec, record))

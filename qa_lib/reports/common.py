@@ -10,7 +10,8 @@ from qa_lib.settings.spec import Spec
 
 def shared_fields(params: Study) -> dict:
     """Return the fields that all runs of a study have."""
-    fields = params.model_dump(include=set(Spec.model_fields))
+    # A parameter of a role's name is something else: `start` is the start's dataset.
+    fields = params.model_dump(include=set(Spec.model_fields) - set(Spec.ROLES))
     fields["folder"] = params.data
     fields["weights"] = encoder_files.identify_weights(params.encoder)
     fields["recipe"] = 1

@@ -498,7 +498,7 @@ def plan(
         "domains": params.domains,
         "tests": params.domains,
         "fingerprints": common.fingerprint_domains(params, params.domains),
-        "parents": start,
+        "start": start[0] if start else None,
     }
     models = list_models(params)
     specs = []

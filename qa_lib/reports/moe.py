@@ -221,7 +221,9 @@ class Arm:
             "batch_size": params.gate_batch,
             "checkpoint": params.checkpoint if gate.rule == "learned" else "last",
         }
-        return self.train_domains(variant, rows, gate=gate, parents=experts, **own | fields)
+        return self.train_domains(
+            variant, rows, gate=gate, start=None, experts=experts, **own | fields
+        )
 
     def train_experts(self, model: str, **fields) -> list[Spec]:
         """Return the experts of a mixture, one for each in-domain dataset."""
@@ -253,8 +255,8 @@ class Arm:
 
     def few_shot_fields(self) -> dict:
         """Return the fields of a run that goes on from the baseline on few rows."""
-        baseline = self.train_model("baseline")
-        return {"epochs": self.params.few_epochs, "parents": baseline} | FEW
+        (baseline,) = self.train_model("baseline")
+        return {"epochs": self.params.few_epochs, "start": baseline} | FEW
 
 
 # ---- the experiments, of one seed ----
@@ -447,7 +449,7 @@ def plan(params: Parameters) -> list[Spec]:
         "epochs": 2,
     }
     start = common.plan_start(params, shared, **unlike_report)
-    shared["parents"] = start
+    shared["start"] = start[0] if start else None
     specs = []
     if "printed" in params.arms:
         specs += plan_printed_arm(params, shared)

@@ -7,12 +7,13 @@ choose_by_halving(…)    every rate with few epochs, then the better half of th
 from collections.abc import Callable
 from itertools import product
 
+from qa_lib.data import selection
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 WIDER = 3  # times the rates are extended: a model that is best at ever lower rates learns nothing
 
-# (EM, −loss) of a trial on validation; None where it is not trained yet.
+# (score, −loss) of a trial on validation; None where it is not trained yet.
 Score = tuple[float, float] | None
 
 
@@ -21,14 +22,18 @@ def selected_evaluation(spec: Spec, record: dict) -> dict:
     # An evaluation before training selects nothing.
     rows = [row for row in record["history"] if row["step"]]
     if spec.checkpoint == "best":
-        return max(rows, key=lambda row: row["validation_f1"])
+        column = selection.checkpoint_column(spec)
+        return max(rows, key=lambda row: row[column])
     return rows[-1]
 
 
 def validation_score(spec: Spec, record: dict) -> tuple[float, float]:
-    """Return (EM, −loss) on validation: the highest EM wins, of equals the lowest loss."""
+    """Return (score, −loss) on validation: the highest score wins, of equals the lowest loss.
+
+    The score is that of the run's task, or the mean over its datasets.
+    """
     row = selected_evaluation(spec, record)
-    return row["validation_em"], -row["validation_loss"]
+    return row[selection.trial_column(spec)], -row["validation_loss"]
 
 
 def find_score(spec: Spec) -> Score:

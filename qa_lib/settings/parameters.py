@@ -38,12 +38,17 @@ TAKEN_NAMES = frozenset(
     rule input layers hidden mixed model mixture rate dropout layer windows malformed incomplete
     seconds training_seconds tokens_per_second peak_memory_mb parameters active_parameters
     epoch step train_loss validation_loss validation_em validation_f1 loss_gap best_epoch
+    adversarial_loss
     id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
     tokens end dataset expert weight share bin of pairs case
+    accuracy pearson score ece truncated label task
     """.split()
 )
-# What names tell by their beginning or end: a spread, a gate's weight, an expert, a trial.
-TAKEN_PATTERN = re.compile(r".*_sd|gate_\d+|(reinit|cluster)-.*|.*-trial")
+# What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
+# parameter, a score on other rows than a test set's, an expert, a trial.
+TAKEN_PATTERN = re.compile(
+    r".*_sd|gate_\d+|(heads|smart|multitask|validation|dev)_.*|(reinit|cluster)-.*|.*-trial"
+)
 
 
 class Strict(BaseModel):
@@ -58,29 +63,90 @@ class Dataset(Strict):
     validate, and the rest is the test set.
     """
 
-    train: list[str] = []  # register | files under DATA | hub "repo:split"
+    task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
+    # Register or kind of sentences | files under DATA | hub "repo:split" or "repo:part:split".
+    train: list[str] = []
     test: list[str] = []
     pool: list[str] = []  # test rows are those of these datasets together; nothing trains
     # This dataset is a second test set of `part_of`; its rows are reported under that name.
     part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
-    apart_from: list[str] = []  # no training row shares a context with a row of these
+    apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
-    unit: Literal["title", "question", "context"] = "title"
+    # Of the tasks classes and score. A label is the name of a class, or its number from 0.
+    classes: list[str] | None = Field(None, min_length=2)
+    # Of the task score: the lowest and the highest score.
+    range: list[float] | None = Field(None, min_length=2, max_length=2)
+    text: str = "text"  # the field that holds a row's text, or the first text of a pair
+    text_pair: str | None = None  # the field that holds the second text of a pair
+    label: str = "label"  # the field that holds a row's class or score
+    # Text: rows that share a text are of one unit, and so are rows that others connect.
+    unit: Literal["title", "question", "context", "text"] = "title"
     train_rows: int | None = None
     validation_share: float = 0.5
     validation_rows: int | None = None
-    test_rows: int | None = None  # a fixed sample of whole contexts; None: all
-    cluster: Literal["title", "question", "context"] = "context"
+    test_rows: int | None = None  # a fixed sample of whole contexts, or of whole texts; None: all
+    cluster: Literal["title", "question", "context", "text"] = "context"
     average: Literal["rows", "clusters"] = "rows"  # EM: mean over rows, or within clusters first
     split_seed: int = 0
     seen_by: dict[str, str] = {}  # encoder -> what its card says it saw of this dataset
+
+    @model_validator(mode="before")
+    @classmethod
+    def _units(cls, values):
+        """A sentence has no title and no context: its unit and its cluster are its text."""
+        if isinstance(values, dict) and values.get("task", "span") != "span":
+            return {"unit": "text", "cluster": "text"} | values
+        return values
 
     @model_validator(mode="after")
     def _splits(self):
         if not (self.test or self.pool) and self.train_rows is None:
             raise ValueError("a dataset without a test source needs train_rows")
+        return self
+
+    @model_validator(mode="after")
+    def _task(self):
+        for field in ("unit", "cluster"):
+            if (getattr(self, field) == "text") != (self.task != "span"):
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} is nothing that rows of the task "
+                    f"{self.task} have; leave it out"
+                )
+        if self.task == "span":
+            for field in ("classes", "range", "text", "text_pair", "label"):
+                if field in self.model_fields_set:
+                    raise ValueError(
+                        f"{field}: a dataset of the task span has none; name its task, classes or "
+                        "score, or leave it out"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _labels(self):
+        if self.task == "classes" and self.classes is None:
+            raise ValueError(
+                "task: classes needs the names of its classes; write classes: [negative, positive]"
+            )
+        if self.task == "score" and self.range is None:
+            raise ValueError(
+                "task: score needs the lowest and the highest score; write range: [0, 5]"
+            )
+        if self.task == "score" and self.text_pair is None:
+            raise ValueError(
+                "task: score is of two texts; write text_pair: and the field that holds the second"
+            )
+        if self.task == "score" and self.classes is not None:
+            raise ValueError("classes: a dataset of the task score has none; leave them out")
+        if self.task == "classes" and self.range is not None:
+            raise ValueError("range: a dataset of the task classes has none; leave it out")
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name stands there twice")
+        if self.range and self.range[0] >= self.range[1]:
+            raise ValueError(f"range: {self.range} does not rise; write the lowest score first")
+        if self.task == "score" and self.average == "clusters":
+            raise ValueError("average: a correlation is over rows; leave it out")
         return self
 
 
@@ -231,3 +297,80 @@ class Gate(Strict):
     layers: Layers = 3  # linear layers, ReLU between them
     hidden: int = Field(768, ge=1, le=10**5)
     mixed: Literal["logits", "probabilities"] = "logits"
+
+
+class Heads(Strict):
+    """The heads of an encoder that reads sentences (qa_lib/models/shared_encoder.py).
+
+    Each dataset has one: its task and its classes say which.
+    """
+
+    # What a head reads of a text: the last state of [CLS], the same behind a dense layer with tanh,
+    # or the mean of all states.
+    pooling: Literal["cls", "pooler", "mean"] = "cls"
+    frozen: bool = False  # the encoder is not trained
+    # Whether the heads of pairs read the rich relational layer: one for all, or one for each.
+    relational: Literal["none", "shared", "own"] = "none"
+    # Of a dataset of scores without a relational layer.
+    score: Literal["cosine", "distribution"] = "cosine"
+
+
+class Multitask(Strict):
+    """Training on batches of one dataset each, an optimizer step a batch (qa_lib/data/batches.py).
+
+    A round has a batch of each dataset, in the order of `domains`.
+    """
+
+    # rrobin: batches of `batch_size` rows, and in every epoch the same rows of each dataset.
+    # rrobin-full: all rows, in batches by the size of the dataset, at most `batch_size`.
+    schedule: Literal["rrobin", "rrobin-full"] = "rrobin"
+    # Of an epoch. None: as many as the smallest dataset fills at rrobin, and as many as use up the
+    # largest one at rrobin-full.
+    rounds: Rows | None = None
+    # Datasets whose loss is the sum over a batch's rows by `batch_size` (the report's code, where a
+    # batch may have fewer rows) in place of the mean over its rows.
+    fixed_divisor: list[str] = []
+    # The rows on which checkpoints are judged, by the mean of the datasets' scores. Dev: the test
+    # rows, as in the report.
+    judged_on: Literal["validation", "dev"] = "validation"
+
+
+class Smart(Strict):
+    """The two terms that SMART adds to the loss, and its noise controls (qa_lib/losses/smart.py).
+
+    Defaults are those of the report's final version.
+    """
+
+    adversarial: Penalty = 5.0  # λ, weight of the adversarial term
+    # Paper: gradient ascent, projected to the ball. Unit norm: as public codes have it, where ε is
+    # no radius. R3F: noise in the ball, no ascent. Gaussian: the loss itself, on noisy embeddings.
+    variant: Literal["paper", "unit_norm", "r3f", "gaussian"] = "paper"
+    radius: float = Field(1e-5, ge=0, le=1)  # ε of the ball
+    norm: Literal["inf", "2"] = "inf"  # in which the ball and the ascent are measured
+    # What has a ball of its own. None: an example in the paper, a token in public codes.
+    per: Literal["token", "example"] | None = None
+    steps: int = Field(1, ge=1, le=100)  # k of the ascent
+    step_size: float = Field(1e-3, gt=0, le=1000)  # η of the ascent
+    start_sd: float = Field(1e-5, ge=0, le=1)  # σ of the Gaussian that the ascent starts from
+    draws: int = Field(1, ge=1, le=100)  # of noise, in R3F and Gaussian
+    dropout: Literal["off", "on"] = "off"  # in the passes of the adversarial term
+    # Stopped: the clean side is a target without gradient, and the Bregman term reads the training
+    # pass.
+    clean_side: Literal["gradient", "stopped"] = "gradient"
+    # Softmax: as in the report's code, 0 for one logit and taken across the batch for scores.
+    divergence: Literal["task", "softmax"] = "task"
+    reduction: Literal["mean", "sum"] = "mean"  # over a batch; public codes have the sum
+    bregman: Penalty = 1.0  # μ, weight of the Bregman term
+    beta: float = Field(0.995, ge=0, lt=1)  # β, what an update keeps of the averaged weights
+    # Paper: 0.99 in the first tenth of the updates, then 0.999; `beta` is not read.
+    beta_schedule: Literal["constant", "paper"] = "constant"
+
+    @property
+    def has_ascent(self) -> bool:
+        """Whether the perturbation is found by gradient ascent."""
+        return self.variant in ("paper", "unit_norm")
+
+    @property
+    def unit(self) -> Literal["token", "example"]:
+        """What has a ball of its own."""
+        return self.per or ("token" if self.variant == "unit_norm" else "example")

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from qa_lib.settings.parameters import Gate, Layer, Strict
+from qa_lib.settings.parameters import Gate, Heads, Layer, Multitask, Smart, Strict
 
 
 class Spec(Strict):
@@ -50,7 +50,11 @@ class Spec(Strict):
     augment: int = 0  # altered copies of each training row (qa_lib/data/augment.py)
     # [k, n]: train on the k-th of n clusters of questions (qa_lib/training/clusters.py).
     cluster: list[int] | None = None
-    gate: Gate | None = None  # a mixture of the parents, which stay frozen
+    gate: Gate | None = None  # a mixture of `experts`, which stay frozen
+    heads: Heads | None = None  # a head for each dataset, of sentences. None: one span head
+    smart: Smart | None = None  # what SMART adds to the loss
+    # Batches of one dataset each, in turn. None: all datasets are one.
+    multitask: Multitask | None = None
     head_dropout: float = 0.1
     max_length: int
     stride: int
@@ -58,7 +62,8 @@ class Spec(Strict):
     learning_rate: float
     epochs: float
     schedule: Literal["linear", "constant"] = "linear"
-    # Best: the checkpoint with the highest F1 on validation rows.
+    # Best: the checkpoint with the highest score on validation rows, which the task names (F1 of
+    # spans).
     checkpoint: Literal["last", "best"] = "last"
     looks: int = 1  # evaluations on validation rows in an epoch
     watched: int = 0  # label: training rows that each of these evaluations scores too
@@ -75,8 +80,12 @@ class Spec(Strict):
     # A report's plan raises it for variants whose training changes in a way that no other field
     # shows. It is always hashed.
     recipe: int = Field(1, ge=1)
-    parents: list["Spec"] = []
+    # Other runs that this one needs, by their role:
+    start: "Spec | None" = None  # its weights are those that the training goes on from
+    experts: list["Spec"] = []  # models that a gate mixes
+    teachers: list["Spec"] = []  # models whose outputs the run learns from
 
+    ROLES: ClassVar = ("start", "experts", "teachers")
     LABELS: ClassVar = frozenset(
         {
             "variant",
@@ -92,9 +101,52 @@ class Spec(Strict):
             "watched",
             "starter",
             "stale",
-            "parents",
+            *ROLES,
         }
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_parents(cls, values: Any) -> Any:
+        """Take `parents`, which records have, for the experts of a mixture or for the start."""
+        if not isinstance(values, dict) or "parents" not in values:
+            return values
+        values = dict(values)
+        parents = values.pop("parents")
+        if values.get("gate"):
+            values["experts"] = parents
+        elif len(parents) > 1:
+            raise ValueError("parents: a run without a gate goes on from one run")
+        elif parents:
+            values["start"] = parents[0]
+        return values
+
+    @model_validator(mode="after")
+    def _roles(self):
+        if self.experts and not self.gate:
+            raise ValueError("experts: these are what a gate mixes, and there is no gate")
+        if self.experts and self.start:
+            raise ValueError("start: a mixture trains its gate alone, which goes on from no run")
+        return self
+
+    @property
+    def parents(self) -> list["Spec"]:
+        """The runs that this one needs, in whatever role."""
+        start = [self.start] if self.start else []
+        return start + self.experts + self.teachers
+
+    @property
+    def parent_hashes(self) -> dict[str, list[str]]:
+        """The hashes of parents as hash and record have them.
+
+        `parents` is the start or the experts, as in the first records. `teachers` is there where a
+        run has some.
+        """
+        start = [self.start] if self.start else []
+        hashes = {"parents": [parent.hash for parent in start + self.experts]}
+        if self.teachers:
+            hashes["teachers"] = [teacher.hash for teacher in self.teachers]
+        return hashes
 
     @property
     def hash(self) -> str:
@@ -105,7 +157,7 @@ class Spec(Strict):
         """
         fields = self.model_dump(exclude=set(self.LABELS), exclude_defaults=True)
         fields["recipe"] = self.recipe
-        fields["parents"] = [parent.hash for parent in self.parents]
+        fields |= self.parent_hashes
         return hashlib.sha256(canonical(fields).encode()).hexdigest()
 
     @property
@@ -124,18 +176,28 @@ class Spec(Strict):
             return self.profile == "quick"
         return self.stale == "train"
 
+    def change_with_parents(self, **fields) -> "Spec":
+        """Return the run with other values of fields, in its parents too."""
+        start = self.start and self.start.change_with_parents(**fields)
+        experts = [expert.change_with_parents(**fields) for expert in self.experts]
+        teachers = [teacher.change_with_parents(**fields) for teacher in self.teachers]
+        roles = {"start": start, "experts": experts, "teachers": teachers}
+        return self.model_copy(update=fields | roles)
+
+    def without_parents(self) -> "Spec":
+        """Return the run as if it needed no other."""
+        return self.model_copy(update={"start": None, "experts": [], "teachers": []})
+
     def on_gpu(self) -> "Spec":
         """Return the same training on a GPU, where the number of threads plays no part."""
-        parents = [parent.on_gpu() for parent in self.parents]
-        return self.model_copy(update={"threads": "cuda", "parents": parents})
+        return self.change_with_parents(threads="cuda")
 
     def in_fp32(self) -> "Spec":
         """Return the same training without bf16.
 
         A processor or GPU that lacks bf16 instructions can only emulate them, many times slower.
         """
-        parents = [parent.in_fp32() for parent in self.parents]
-        return self.model_copy(update={"precision": "fp32", "parents": parents})
+        return self.change_with_parents(precision="fp32")
 
     def machine_variants(self) -> list["Spec"]:
         """Return the same training for each kind of machine: with or without a GPU, and bf16."""

@@ -28,26 +28,32 @@ EVERY_RUN = (
     "data/features.py",
     "data/selection.py",
     "models/attention.py",
+    "losses/extra.py",
     "models/encoders.py",
     "models/heads.py",
     "tasks/characters.py",
     "tasks/metrics.py",
+    "tasks/sentence.py",
+    "tasks/sentence_score.py",
     "tasks/span.py",
     "tasks/span_score.py",
     "training/build.py",
     "training/evaluate.py",
     "training/frozen.py",  # scores the runs that others go on from
+    "training/multitask.py",
     "training/train.py",
 )
 # Those of runs in which a field of Spec is set.
 WITH_FIELD = {
     "layer": ("models/exbert.py", "models/st_moe.py"),
     "gate": ("models/gated_mixture.py",),
+    "heads": ("models/shared_encoder.py",),
+    "smart": ("losses/smart.py",),
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
 }
 # Where rows come from: generated text, or files and hubs.
-GENERATED = ("data/corpora.py",)
+GENERATED = ("data/corpora.py", "data/sentences.py")
 READ = ("data/sources.py",)
 
 # Calls whose texts are messages; so are all texts in a `raise`.

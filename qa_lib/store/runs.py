@@ -52,6 +52,8 @@ LIMIT = 4 * 1024 * 1024  # bytes that a committed file may have
 # answers would get other scores, and each record holds the version that it was scored by.
 # 2: an answer keeps the accent of its last letter, and loses invisible characters at its ends.
 SCORING = 2
+# Nested options of a run, whose columns have the option's name in front.
+PREFIXED = ("heads", "smart", "multitask")
 COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and are no scores
 
 
@@ -141,7 +143,7 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
     folder = run_folder(spec)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "examples.parquet", format_parquet(examples))
-    settings = spec.model_dump(exclude={"parents", "folder", "stale"})
+    settings = spec.model_dump(exclude={*Spec.ROLES, "folder", "stale"})
     settings["encoder"] = encoder_display_name(spec.encoder)
     record = {
         "run": spec.run,
@@ -150,7 +152,7 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
         "variant": spec.variant,
         "seed": spec.seed,
         "spec": settings,
-        "parents": [parent.hash for parent in spec.parents],
+        **spec.parent_hashes,
         "scoring": SCORING,
         "code": describe_code(spec),
         **record,
@@ -388,7 +390,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
     They say what was trained, under the plan's labels.
     """
     not_shown = {
-        "parents",
+        *Spec.ROLES,
         "folder",
         "fingerprints",
         "places",
@@ -396,6 +398,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
         "weights",
         "layer",
         "gate",
+        *PREFIXED,
         "recipe",
         "stale",
     }
@@ -406,6 +409,13 @@ def label_columns(spec: Spec, record: dict) -> dict:
         columns |= spec.layer.model_dump()
     if spec.gate:
         columns |= spec.gate.model_dump()
+    for part in PREFIXED:
+        options = getattr(spec, part)
+        if options is None:
+            continue
+        for name, value in options.model_dump().items():
+            if not isinstance(value, list):
+                columns[f"{part}_{name}"] = value
     columns["rows"] = sum(spec.rows)
     columns["encoder"] = encoder_display_name(spec.encoder)
     columns["device"] = record["environment"]["device"]
@@ -440,9 +450,11 @@ def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
 def collect_histories(specs: list[Spec]) -> pd.DataFrame:
     """Return a row for each run and evaluation during training.
 
-    Columns: the labels, epoch, train_loss, validation_loss, validation_em and so on. train_loss is
-    the mean since the evaluation before. Where the last evaluation comes so soon that no loss was
-    logged, it takes that of the evaluation before.
+    Columns: the labels, epoch, train_loss, validation_loss, and validation_<score> for the scores
+    of the run's task: validation_em and validation_f1 of spans. A run on several datasets has
+    validation_mean, and validation_<score>_<dataset> of each. train_loss is the mean since the
+    evaluation before. Where the last evaluation comes so soon that no loss was logged, it takes
+    that of the evaluation before.
     """
     rows = []
     for spec, record in require_records(specs):
@@ -476,7 +488,7 @@ def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
 
     The column `expert` names the dataset that each expert was trained on.
     """
-    experts = [parent.model_copy(update={"tests": mixture.tests}) for parent in mixture.parents]
+    experts = [parent.model_copy(update={"tests": mixture.tests}) for parent in mixture.experts]
     datasets = {find_record(expert)["run"]: expert.domains[0] for expert in experts}
     examples = collect_examples(experts)
     return examples.assign(expert=examples["run"].map(datasets))
@@ -498,7 +510,7 @@ def read_examples(record: dict) -> pd.DataFrame:
     committed = _read_committed_examples(record["report"])
     if run in committed:
         return committed[run]
-    if any("em" in scores for scores in record["metrics"].values()):
+    if set(record["metrics"]) - {"training"}:
         raise UserError(
             f"{RECORDS / record['report']}: the examples of {run} are in no examples-*.parquet; "
             "restore them from git"

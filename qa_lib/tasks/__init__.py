@@ -1,0 +1,46 @@
+"""Tasks: what a row is, how it becomes tokens, and what an answer is worth.
+
+A dataset's definition names its task. All else in the library asks the task and knows no row from
+inside. A task has:
+
+NAME               its name in a dataset's definition
+SCORE_NAME         the name of its score for readers, as in "EM"
+TRIAL_SCORE        the score on validation rows that chooses among trials
+CHECKPOINT_SCORE   the score that chooses among checkpoints
+ROW_FIELDS         the fields of a row that its tokens and labels are made of
+LABEL_COLUMNS      the columns of its labels
+SAMPLED_BY         the unit by which a fixed sample of a test set is drawn
+copy_key(row)      the same for all copies of a row
+list_texts(row)    the normalised texts that a training row may not share with another test set
+tokenise_rows(rows, tokenizer, max_length, stride)
+                   windows as columns: input_ids, type_ids, row, those of LABEL_COLUMNS, and others
+                   that `predict` reads
+remark_on_windows(rows, windows)
+                   (counts for the record, a sentence for the user or ""), of what tokens cannot
+                   hold
+measure_windows(windows)           the tokens of each window
+count_characters(row)              of all that the encoder reads
+make_collator(tokenizer, reads_types)
+                   the function that makes a padded batch of windows
+read_outputs(output, lengths)      a model's output on a batch, as arrays for each window by name
+predict(rows, windows, outputs)    a prediction for each row; outputs: of all windows, by name
+score(rows, predictions, clusters=None)
+                   (score of each row by name, their averages by name); clusters: those of the rows,
+                   where the average is over clusters
+describe_predictions(rows, windows, predictions, values, clusters=None)
+                   further numbers that a record has of a test set
+tabulate(rows, predictions, values)
+                   a row for each example: id, scores and what a page may show, never text
+"""
+
+from typing import Any
+
+# Task → its module.
+MODULES = {"span": "span", "classes": "sentence", "score": "sentence"}
+
+
+def get_task(name: str) -> Any:
+    """Return the task of this name: a module, or an object where one module has two tasks."""
+    from qa_lib.tasks import sentence, span
+
+    return {"span": span, "classes": sentence.CLASSES, "score": sentence.SCORES}[name]

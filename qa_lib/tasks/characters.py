@@ -5,6 +5,10 @@ span that is cut at the borders of tokens may therefore lose the accent of its l
 same reason an answer may begin or end with characters that no token holds.
 """
 
+import re
+import unicodedata
+from functools import cache
+
 import regex
 
 CHARACTER = regex.compile(r"\X")  # an extended grapheme cluster (Unicode Standard Annex 29)
@@ -30,6 +34,24 @@ def widen_to_characters(text: str, start: int, end: int) -> tuple[int, int]:
         if character.end() >= end:
             return start, character.end()
     return start, end
+
+
+@cache
+def normalise_text(text: str) -> str:
+    """Return the case-folded letters and digits of a text, the same for all copies of it."""
+    return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def text_error(field: str, text: str) -> str:
+    """Return what is wrong with the characters of a text; empty where nothing is."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        return (
+            f"field '{field}' holds what is no UTF-8 text at character {e.start + 1} "
+            "(half a character, or a byte of another encoding)"
+        )
+    return ""
 
 
 def is_visible(text: str) -> bool:

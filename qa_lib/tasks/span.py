@@ -13,18 +13,29 @@ end <= start, so that it cannot answer with a single token.
 Shapes: W windows, B batch, T tokens.
 """
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qa_lib.settings.params import UserError
-from qa_lib.tasks.characters import widen_to_characters
+from qa_lib.tasks import metrics
+from qa_lib.tasks.characters import normalise_text, widen_to_characters
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from datasets import Dataset
+
+NAME = "span"
+SCORE_NAME = "EM"
+TRIAL_SCORE = "em"
+CHECKPOINT_SCORE = "f1"
+ROW_FIELDS = ("id", "question", "context", "answers", "is_impossible")
+LABEL_COLUMNS = ("start_positions", "end_positions")
 
 # Tokens of a question. A longer one is cut, so that a window always has room for context
 # (google-research/electra).
@@ -32,6 +43,17 @@ MAX_QUESTION = 64
 N_BEST = 20  # candidates for each end of a span
 MAX_TOKENS = 30  # of an answer
 CHUNK = 512  # windows whose spans are searched at once
+SAMPLED_BY = "context"  # the unit by which a fixed sample of a test set is drawn
+
+
+def copy_key(row: dict) -> tuple[str, ...]:
+    """Return the normalised (question, context) of a row, the same for all copies of it."""
+    return normalise_text(row["question"]), normalise_text(row["context"])
+
+
+def list_texts(row: dict) -> list[str]:
+    """Return the texts that a training row may not share with a row of another test set."""
+    return [normalise_text(row["context"])]
 
 
 def tokenise_rows(rows: list[dict], tokenizer, max_length: int, stride: int) -> dict[str, list]:
@@ -171,6 +193,39 @@ def count_unlabelled(rows: list[dict], windows: "Dataset") -> int:
     return unlabelled
 
 
+def remark_on_windows(rows: list[dict], windows: "Dataset") -> tuple[dict[str, int], str]:
+    """Return counts of the windows for the record, and a sentence on rows that teach a wrong label.
+
+    The sentence is empty where there is no such row.
+    """
+    unlabelled = count_unlabelled(rows, windows)
+    counts = {
+        "further windows": len(windows) - len(rows),
+        "answers whole in no window": unlabelled,
+    }
+    if not unlabelled:
+        return counts, ""
+    return counts, (
+        f"{unlabelled} of {len(rows)} training rows have an answer that no window "
+        "holds whole: they teach “no answer”; a larger max_length or stride would keep them"
+    )
+
+
+def measure_windows(windows) -> list[int]:
+    """Return the tokens of each window."""
+    return [len(ids) for ids in windows["input_ids"]]
+
+
+def count_characters(row: dict) -> int:
+    """Count the characters of a row that the encoder reads."""
+    return len(row["context"]) + len(row["question"])
+
+
+def make_collator(tokenizer, reads_types: bool) -> Callable:
+    """Return the collator of windows. reads_types: whether the encoder reads token types."""
+    return Collate(tokenizer.pad_token_id, reads_types)
+
+
 @dataclass
 class Collate:
     """Collator of windows into one padded batch.
@@ -197,9 +252,21 @@ class Collate:
         batch = {"input_ids": ids, "attention_mask": mask}
         if self.types:
             batch["token_type_ids"] = types
-        for key in ("start_positions", "end_positions"):
+        for key in LABEL_COLUMNS:
             batch[key] = torch.tensor([window[key] for window in windows])
         return batch
+
+
+def read_outputs(output: Any, lengths: list[int]) -> dict[str, list[np.ndarray]]:
+    """Return the logits of each window of a batch, (T,) each: start and end.
+
+    output: of a span model; lengths: the tokens of each window.
+    """
+    logits: dict[str, list[np.ndarray]] = {}
+    for name, padded in (("start", output.start_logits), ("end", output.end_logits)):
+        values = padded.cpu().numpy()  # (B, T)
+        logits[name] = [row[:length] for row, length in zip(values, lengths, strict=True)]
+    return logits
 
 
 def best_spans(
@@ -294,3 +361,85 @@ def predict_answers(
             if null_score > answer["score"]:
                 answer |= {**no_answer, "score": float(null_score)}
     return answers
+
+
+def predict(rows: list[dict], windows, outputs: dict[str, list[np.ndarray]], **rule) -> list[dict]:
+    """Return an answer for each row, as predict_answers does.
+
+    Where a row of `rows` has no answer, as in SQuAD 2.0, every row may be answered by none.
+    outputs: `start` and `end`, the logits of each window; rule: options of predict_answers.
+    """
+    null_answers = any(row["is_impossible"] for row in rows)
+    start, end = outputs["start"], outputs["end"]
+    return predict_answers(rows, windows, start, end, null_answers=null_answers, **rule)
+
+
+def score(
+    rows: list[dict], predictions: list[dict], clusters: list[str] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Return EM and F1 of each row, (n,) each, and their averages, all by name.
+
+    clusters: the cluster of each row, where the average is over clusters.
+    """
+    from qa_lib.tasks.span_score import SpanScore
+
+    scores = SpanScore(keep_in_memory=True).compute(
+        predictions=[answer["text"] for answer in predictions],
+        references=[row["answers"]["text"] for row in rows],
+    )
+    values = {"em": scores["em_rows"], "f1": scores["f1_rows"]}
+    averages = {name: metrics.average_scores(v, clusters) for name, v in values.items()}
+    return values, averages
+
+
+def score_as_starter(
+    rows: list[dict], windows, outputs: dict[str, list[np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return EM and F1 of each row by the starter code's rule: em_starter and f1_starter."""
+    predictions = predict(rows, windows, outputs, one_token=False)
+    values, _ = score(rows, predictions)
+    return {f"{name}_starter": of_rows for name, of_rows in values.items()}
+
+
+def describe_predictions(
+    rows: list[dict],
+    windows,
+    predictions: list[dict],
+    values: dict[str, np.ndarray],
+    clusters: list[str] | None = None,
+) -> dict[str, float]:
+    """Return further numbers of a test set: what a record has beside EM and F1.
+
+    em_rows, f1_rows: averages over rows; tokens: mean length of an answer; contains: percent of the
+    answers that hold a gold answer and more words; overflowed: rows of several windows.
+    """
+    within = [
+        100.0 * metrics.contains(answer["text"], row["answers"]["text"])
+        for answer, row in zip(predictions, rows, strict=True)
+    ]
+    windows_of_row = Counter(windows["row"])
+    return {
+        "em_rows": metrics.average_scores(values["em"]),
+        "f1_rows": metrics.average_scores(values["f1"]),
+        "tokens": float(np.mean([answer["tokens"] for answer in predictions])),
+        "contains": metrics.average_scores(np.array(within), clusters),
+        "overflowed": sum(n > 1 for n in windows_of_row.values()),
+    }
+
+
+def tabulate(
+    rows: list[dict], predictions: list[dict], values: dict[str, np.ndarray]
+) -> "pd.DataFrame":
+    """Return a row for each example: id, scores, character span and length in tokens."""
+    import pandas as pd
+
+    examples = pd.DataFrame(
+        {
+            "id": [row["id"] for row in rows],
+            **{name: v.astype(np.float32) for name, v in values.items()},
+            "start": [answer["start"] for answer in predictions],
+            "end": [answer["end"] for answer in predictions],
+            "tokens": [answer["tokens"] for answer in predictions],
+        }
+    )
+    return examples.astype({"start": np.int32, "end": np.int32, "tokens": np.int16})

@@ -1,40 +1,128 @@
 """A run's model before training: encoder, head and layer, or a mixture of frozen experts."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import set_seed
 
 from qa_lib.data import selection
+from qa_lib.losses.extra import ExtraLoss
+from qa_lib.losses.smart import SmartLoss
 from qa_lib.models import encoders, gated_mixture, heads
-from qa_lib.models.exbert import ExBERT
+from qa_lib.models.exbert import BalanceLoss, ExBERT, ZLoss
+from qa_lib.models.shared_encoder import SharedEncoder, make_head
+from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
+from qa_lib.tasks import span
 from qa_lib.training import evaluate, frozen
 
 
 def build_model(spec: Spec):
     """Return (model, tokenizer) of a run before training.
 
-    New weights are drawn with the run's seed. A run with a parent starts from the parent's weights.
+    New weights are drawn with the run's seed. A run with a start has its weights.
     """
+    check_tasks(spec)
     set_seed(spec.seed)
     if spec.gate:
         return build_mixture(spec)
     encoder, tokenizer = encoders.load_encoder(spec.encoder, spec.blocks)
     check_length(spec, encoders.count_positions(encoder))
-    if spec.layer:
+    if spec.heads:
+        model = build_shared_encoder(spec, encoder)
+    elif spec.layer:
         model = ExBERT(encoder, spec.head_dropout, spec.layer, spec.dense)
     else:
         model = heads.SpanModel(encoder, spec.head_dropout)
-    for parent in spec.parents:
-        copy_weights(spec, model, parent)
+    if spec.start:
+        copy_weights(spec, model, spec.start)
     if spec.reinit:
         encoders.reinitialise(encoder, spec.reinit, spec.seed, spec.reinit_from)
     return model, tokenizer
+
+
+def check_tasks(spec: Spec):
+    """Raise UserError where the model has no head for a dataset, or a batch rows of two tasks."""
+    tasks = {}
+    for dataset in [*spec.domains, *spec.tests]:
+        tasks[dataset] = selection.find_task(spec, dataset).NAME
+        if tasks[dataset] != span.NAME and not spec.heads:
+            raise UserError(
+                f"{dataset} is a dataset of the task {tasks[dataset]}, and {spec.report} answers "
+                "questions by spans; take a dataset of the task span"
+            )
+    if len({tasks[dataset] for dataset in spec.domains}) > 1 and not spec.multitask:
+        raise UserError(
+            f"{', '.join(spec.domains)} are of several tasks, which need batches of one dataset "
+            "each: option multitask"
+        )
+
+
+def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
+    """Return an encoder with a head for each dataset that the run trains on or is scored on.
+
+    The draws of a head depend on nothing but the seed and its dataset, so that a run has the same
+    weights and the same dropout whatever it is scored on.
+    """
+    model_heads = {}
+    for dataset in dict.fromkeys([*spec.domains, *spec.tests]):
+        d = selection.find_dataset(dataset, spec.source, spec.folder)
+        name = d.part_of or dataset
+        if name not in model_heads:
+            with seeded(f"{spec.seed}/{name}"):
+                model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
+    fixed = spec.multitask.fixed_divisor if spec.multitask else []
+    with seeded(f"{spec.seed}/pooler"):
+        return SharedEncoder(
+            encoder,
+            model_heads,
+            pooling=spec.heads.pooling,
+            frozen=spec.heads.frozen,
+            relational="own" if spec.heads.relational == "own" else "shared",
+            divisors=dict.fromkeys(fixed, spec.batch_size),
+            dropout=spec.head_dropout,
+        )
+
+
+def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
+    """Return the head of a dataset, by its task and its classes.
+
+    Raises UserError where there is no head for such rows.
+    """
+    is_relational = spec.heads.relational != "none"
+    if d.task == "score":
+        low, high = d.range
+        kind = "relational_score" if is_relational else spec.heads.score
+        return make_head(kind, dim, spec.head_dropout, low=low, high=high)
+    if d.task == "classes" and d.text_pair is None:
+        return make_head("classes", dim, spec.head_dropout, classes=len(d.classes))
+    if d.task == "classes" and len(d.classes) == 2:
+        return make_head("relational_pair" if is_relational else "pair", dim, spec.head_dropout)
+    raise UserError(
+        f"{name}: {spec.report} has no head for its rows (task {d.task}); it takes classes of one "
+        "text, two classes of pairs, and scores of pairs"
+    )
+
+
+@contextmanager
+def seeded(text: str) -> Iterator[None]:
+    """Draw PyTorch's random numbers from a seed of their own within a with block.
+
+    text: what the seed is a digest of.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(digest[:8], 16))
+        yield
 
 
 def check_length(spec: Spec, positions: int):
@@ -52,24 +140,32 @@ def check_length(spec: Spec, positions: int):
         )
 
 
-def copy_weights(spec: Spec, model: heads.SpanModel, parent: Spec):
-    """Copy the parent's weights into the model of `spec`.
+def copy_weights(spec: Spec, model: nn.Module, start: Spec):
+    """Copy the weights of the start into the model of `spec`.
 
-    Weights that only the model has stay as drawn, and weights that only the parent has are dropped.
-    Raises UserError where the parent lacks weights outside of the experts' layer.
+    What only the model has stays as drawn: the experts' layer, and a head that the start lacks or
+    has for another number of classes. What only the start has is dropped. Raises UserError where
+    the start lacks weights of the encoder.
     """
-    keys = model.load_state_dict(load_weights(parent), strict=False)
+    wanted = model.state_dict()
+    weights = {}
+    for key, tensor in load_weights(start).items():
+        is_other_head = not key.startswith("encoder.") and key in wanted
+        if is_other_head and tensor.shape != wanted[key].shape:
+            continue
+        weights[key] = tensor
+    keys = model.load_state_dict(weights, strict=False)
     for key in keys.missing_keys:
-        if not key.startswith("block.") and ".experts." not in key:
+        if key.startswith("encoder.") and ".experts." not in key:
             raise UserError(
-                f"{spec.run} cannot go on from {parent.run}, which has no {key}; "
+                f"{spec.run} cannot go on from {start.run}, which has no {key}; "
                 "ask for no more blocks"
             )
 
 
-def load_trained_model(spec: Spec) -> heads.SpanModel:
+def load_trained_model(spec: Spec) -> nn.Module:
     """Return the model of a trained run, on the run's device."""
-    model, _ = build_model(spec.model_copy(update={"parents": []}))
+    model, _ = build_model(spec.without_parents())
     model.load_state_dict(load_weights(spec))
     return model.to(device_of(spec))
 
@@ -89,6 +185,34 @@ def device_of(spec: Spec) -> str:
     return "cuda" if spec.threads == "cuda" else "cpu"
 
 
+# ---- what is added to the loss ----
+
+
+def make_losses(spec: Spec, model: nn.Module, steps: int) -> list[ExtraLoss]:
+    """Return what a run adds to its task's loss, in the order in which it is added.
+
+    model: before its first step; steps: all optimizer steps of the training.
+    """
+    losses: list[ExtraLoss] = []
+    if spec.layer and spec.dense is None:
+        losses += [BalanceLoss(spec.layer.balance), ZLoss(spec.layer.router_z)]
+    if spec.smart:
+        losses.append(SmartLoss(spec.smart, model, spec.seed, steps))
+    return losses
+
+
+def add_losses(
+    losses: list[ExtraLoss], model: nn.Module, batch: dict, outputs: Any, loss: Tensor, step: int
+) -> Tensor:
+    """Return the loss of a batch with the terms of all extra losses.
+
+    outputs: of the model on the batch; loss: the task's; step: optimizer steps done before.
+    """
+    for extra in losses:
+        loss = loss + extra.loss(model, batch, outputs, step)
+    return loss
+
+
 # ---- mixtures ----
 
 
@@ -102,7 +226,7 @@ def build_mixture(spec: Spec):
         return gated_mixture.Mixture(None, spec.gate.mixed, prepare), tokenizer
     from_dataset = spec.gate.input == "dataset"
     dim = len(spec.domains) if from_dataset else encoder.config.hidden_size
-    gate = gated_mixture.MLP(dim, len(spec.parents), spec.gate)
+    gate = gated_mixture.MLP(dim, len(spec.experts), spec.gate)
     if from_dataset:
         # Few examples have to move this gate, so it starts from equal weights.
         torch.nn.init.zeros_(gate[0].weight)
@@ -116,14 +240,14 @@ def choose_best_expert(spec: Spec, tokenizer, prepare) -> gated_mixture.Mixture:
     It is the expert with the highest EM on the validation rows of all datasets.
     """
     candidates = []
-    for expert in range(len(spec.parents)):
+    for expert in range(len(spec.experts)):
         prepare_for_expert = partial(prepare, best=expert)
         candidates.append(gated_mixture.Mixture(None, spec.gate.mixed, prepare_for_expert))
     _, validation, _ = selection.draw_mixture(spec)
     exact_matches = []
     for candidate in candidates:
-        _, scores, _ = evaluate.score_rows(candidate, tokenizer, spec, validation)
-        exact_matches.append(scores["exact_match"])
+        scores = evaluate.score_run_rows(candidate, tokenizer, spec, validation)
+        exact_matches.append(scores["em"])
     return candidates[int(np.argmax(exact_matches))]
 
 
@@ -135,7 +259,7 @@ def prepare_windows(
     windows: features.load_windows of `rows`; best: index of the expert that rule `best` trusts.
     """
     outputs = []
-    for expert in spec.parents:
+    for expert in spec.experts:
         load = partial(load_trained_model, expert)
         outputs.append(frozen.read_outputs(expert.hash, windows, tokenizer, load, spec.precision))
     domains = [rows[i]["domain"] for i in windows["row"]]
@@ -171,7 +295,7 @@ def gate_inputs(
 
 def rule_weights(spec: Spec, domains: list[str], best: int) -> np.ndarray:
     """Weights of each expert by a fixed rule, (W, E); equal ones where the gate is learned."""
-    experts = spec.parents
+    experts = spec.experts
     if spec.gate.rule == "own":
         own = [[domain in expert.domains for expert in experts] for domain in domains]
         return np.array(own, np.float32)
@@ -194,9 +318,8 @@ def count_parameters(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
     if not spec.gate:
         return own, active
     others = []
-    for expert in spec.parents:
-        without_parents = expert.model_copy(update={"parents": []})
-        expert_model, _ = build_model(without_parents)
+    for expert in spec.experts:
+        expert_model, _ = build_model(expert.without_parents())
         others.append(expert_model)
     if spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls"):
         plain_encoder, _ = encoders.load_encoder(spec.encoder)

@@ -1,7 +1,9 @@
-"""Evaluation of a model on rows: logits of all windows, answer spans, EM and F1."""
+"""Evaluation of a model on rows: its outputs on all windows, its predictions, and their scores.
+
+What a prediction is and what it is worth, the task of the rows says (qa_lib/tasks).
+"""
 
 import hashlib
-from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -11,22 +13,21 @@ from qa_lib.data import features, selection
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.tasks import metrics, span
-from qa_lib.tasks.span_score import SpanScore
+from qa_lib.tasks import get_task, metrics
+from qa_lib.training import multitask
 
 CACHE = runs.RUNS / "cache"  # features and frozen outputs, computed once
 # Rules of a mixture that need no model: they combine the scores of the experts' own answers.
 COMBINED = ("others", "oracle")
 
 
-def iterate_batches(model, windows, collate, precision: str):
+def iterate_batches(model, windows, lengths: list[int], collate, precision: str):
     """Yield (indices, lengths, batch, output) of a model in evaluation mode over all windows.
 
     The longest windows come first, so that the windows of a batch have like lengths.
     indices: of the batch's windows; lengths: tokens of each.
     """
     device = next(model.parameters(), torch.empty(0)).device
-    lengths = [len(ids) for ids in windows["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     tokens_per_batch = 65536 if device.type == "cuda" else 4096
     start = 0
@@ -39,116 +40,108 @@ def iterate_batches(model, windows, collate, precision: str):
             longest = lengths[order[start]]
             indices = order[start : start + max(1, tokens_per_batch // longest)]
             batch = collate([windows[i] for i in indices])
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            for name, value in batch.items():
+                if torch.is_tensor(value):  # the dataset's name is none
+                    batch[name] = value.to(device)
             yield indices, [lengths[i] for i in indices], batch, model(**batch)
             start += len(indices)
 
 
-def compute_logits(
-    model, windows, collate, precision: str
-) -> tuple[list[np.ndarray], list[np.ndarray], float]:
-    """Return the start and end logits of each window, (T,) each, and the mean loss."""
-    start = [None] * len(windows)
-    end = [None] * len(windows)
-    total = 0.0
-    for indices, lengths, _, output in iterate_batches(model, windows, collate, precision):
-        total += output.loss.item() * len(indices)
-        start_logits = output.start_logits.cpu().numpy()
-        end_logits = output.end_logits.cpu().numpy()
-        for row, (i, length) in enumerate(zip(indices, lengths, strict=True)):
-            start[i] = start_logits[row, :length]
-            end[i] = end_logits[row, :length]
-    return start, end, total / max(1, len(windows))
+def compute_outputs(
+    model, windows, collate, precision: str, task
+) -> tuple[dict[str, list[np.ndarray]], float]:
+    """Return a model's outputs on each window, by name, and the mean loss.
 
-
-def predict_spans(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
-    """Return (windows of the rows, start logits, end logits, mean loss) of a model."""
-    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, CACHE)
-    prepared = model.prepare(windows, rows)
-    return windows, *compute_logits(model, prepared, model.collate(tokenizer), spec.precision)
-
-
-def score_answers(
-    rows: list[dict], windows, start: list[np.ndarray], end: list[np.ndarray], **rule
-) -> tuple[list[dict], dict]:
-    """Return the answers that logits give, and their scores (span_score.SpanScore).
-
-    start, end: logits of each window; rule: options of span.predict_answers.
+    The names are those of the task's read_outputs: start and end for spans.
     """
-    null_answers = any(row["is_impossible"] for row in rows)
-    answers = span.predict_answers(rows, windows, start, end, null_answers=null_answers, **rule)
-    scores = SpanScore(keep_in_memory=True).compute(
-        predictions=[answer["text"] for answer in answers],
-        references=[row["answers"]["text"] for row in rows],
-    )
-    return answers, scores
+    outputs: dict[str, list] = {}
+    total = 0.0
+    lengths = task.measure_windows(windows)
+    batches = iterate_batches(model, windows, lengths, collate, precision)
+    for indices, of_batch, _, output in batches:
+        total += output.loss.item() * len(indices)
+        for name, values in task.read_outputs(output, of_batch).items():
+            of_all = outputs.setdefault(name, [None] * len(windows))
+            for i, value in zip(indices, values, strict=True):
+                of_all[i] = value
+    return outputs, total / max(1, len(windows))
 
 
-def score_rows(model, tokenizer, spec: Spec, rows: list[dict]) -> tuple[list[dict], dict, float]:
-    """Return a model's answers on rows, their scores, and the mean loss."""
-    windows, start, end, loss = predict_spans(model, tokenizer, spec, rows)
-    return *score_answers(rows, windows, start, end), loss
+def predict_outputs(model, tokenizer, spec: Spec, dataset: str, rows: list[dict]) -> tuple:
+    """Return (windows of a dataset's rows, a model's outputs on each by name, mean loss)."""
+    task = selection.find_task(spec, dataset)
+    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, CACHE, task)
+    prepared = model.prepare(windows, rows)
+    collate = model.collate(tokenizer, task, dataset)
+    return windows, *compute_outputs(model, prepared, collate, spec.precision, task)
+
+
+def score_rows(
+    model, tokenizer, spec: Spec, dataset: str, rows: list[dict]
+) -> tuple[list, dict[str, float], float]:
+    """Return a model's predictions on a dataset's rows, their average scores, and the mean loss."""
+    task = selection.find_task(spec, dataset)
+    windows, outputs, loss = predict_outputs(model, tokenizer, spec, dataset, rows)
+    predictions = task.predict(rows, windows, outputs)
+    _, averages = task.score(rows, predictions)
+    return predictions, averages, loss
+
+
+def score_run_rows(model, tokenizer, spec: Spec, rows: list[dict]) -> dict[str, float]:
+    """Return a model's loss and scores on rows of a run's datasets, as its history names them.
+
+    A run of one kind of rows has `loss` and the task's scores. A run on several datasets in turn
+    has `mean`, the mean over the datasets of the score that chooses checkpoints, `loss`, the mean
+    of their losses, and `<score>_<dataset>` and `loss_<dataset>` of each.
+    """
+    losses = []
+    chosen_by = []
+    of_datasets: dict[str, float] = {}
+    for dataset, own_rows in multitask.group_rows(spec, rows).items():
+        _, averages, loss = score_rows(model, tokenizer, spec, dataset, own_rows)
+        if not spec.multitask:
+            return {"loss": loss, **averages}
+        losses.append(loss)
+        chosen_by.append(averages[selection.find_task(spec, dataset).CHECKPOINT_SCORE])
+        of_datasets[f"loss_{dataset}"] = loss
+        of_datasets |= {f"{name}_{dataset}": value for name, value in averages.items()}
+    return {"loss": float(np.mean(losses)), "mean": float(np.mean(chosen_by)), **of_datasets}
 
 
 def evaluate_test_set(
-    model, tokenizer, spec: Spec, d: Dataset, rows: list[dict], predict=predict_spans
+    model, tokenizer, spec: Spec, name: str, d: Dataset, rows: list[dict], predict=predict_outputs
 ) -> tuple[dict, pd.DataFrame]:
     """Return the scores of a test set, and its examples.
 
-    d: the test set's definition; predict: `predict_spans`, or a function that returns the same.
-    The examples are one row each: ids, scores and character spans, never text.
+    name, d: the test set's name and definition; predict: `predict_outputs`, or a function that
+    returns the same. The examples are one row each: ids, scores and what the task adds, never text.
     """
-    windows, start, end, loss = predict(model, tokenizer, spec, rows)
-    answers, scores = score_answers(rows, windows, start, end)
-    values = {"em": scores["em_rows"], "f1": scores["f1_rows"]}
+    task = get_task(d.task)
+    windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
+    predictions = task.predict(rows, windows, outputs)
+    clusters = [hash_text(unit) for unit in selection.name_units(rows, d.cluster)]
+    averaged_over = clusters if d.average == "clusters" else None
+    values, averages = task.score(rows, predictions, averaged_over)
+    further = task.describe_predictions(rows, windows, predictions, values, averaged_over)
     if spec.starter:
-        _, other = score_answers(rows, windows, start, end, one_token=False)
-        values |= {"em_starter": other["em_rows"], "f1_starter": other["f1_rows"]}
-    clusters = [hash_text(row[d.cluster]) for row in rows]
-    examples = tabulate_examples(rows, clusters, values, answers)
-    for name, detail in model.window_details(windows, rows).items():
-        examples[name] = detail[[answer["window"] for answer in answers]].astype(np.float32)
+        by_starter = task.score_as_starter(rows, windows, outputs)
+        values |= by_starter
+        for column, of_rows in by_starter.items():
+            averages[column] = metrics.average_scores(of_rows, averaged_over)
+    examples = task.tabulate(rows, predictions, values)
+    examples.insert(1, "cluster", clusters)
+    for column, detail in model.window_details(windows, rows).items():
+        of_window = [prediction["window"] for prediction in predictions]
+        examples[column] = detail[of_window].astype(np.float32)
     if d.pool:
         examples["part"] = [row["domain"] for row in rows]
-    averaged_over = clusters if d.average == "clusters" else None
-    within = [
-        100.0 * metrics.contains(answer["text"], row["answers"]["text"])
-        for answer, row in zip(answers, rows, strict=True)
-    ]
-    windows_of_row = Counter(windows["row"])
-    return {
-        **{name: metrics.average_scores(v, averaged_over) for name, v in values.items()},
-        "em_rows": scores["exact_match"],
-        "f1_rows": scores["f1"],
-        "loss": loss,
-        "tokens": float(examples["tokens"].mean()),
-        "contains": metrics.average_scores(np.array(within), averaged_over),
-        "overflowed": sum(n > 1 for n in windows_of_row.values()),
-        "n": len(rows),
-        "clusters": len(set(clusters)),
-    }, examples
+    scores = {**averages, **further, "loss": loss}
+    return scores | {"n": len(rows), "clusters": len(set(clusters))}, examples
 
 
 def hash_text(text: str) -> str:
-    """Return twelve digits of the sha256 of a normalised text."""
-    return hashlib.sha256(selection.normalise_text(text).encode()).hexdigest()[:12]
-
-
-def tabulate_examples(
-    rows: list[dict], clusters: list[str], values: dict[str, np.ndarray], answers: list[dict]
-) -> pd.DataFrame:
-    """Return a row for each example: id, cluster, scores, character span and length in tokens."""
-    examples = pd.DataFrame(
-        {
-            "id": [row["id"] for row in rows],
-            "cluster": clusters,
-            **{name: v.astype(np.float32) for name, v in values.items()},
-            "start": [answer["start"] for answer in answers],
-            "end": [answer["end"] for answer in answers],
-            "tokens": [answer["tokens"] for answer in answers],
-        }
-    )
-    return examples.astype({"start": np.int32, "end": np.int32, "tokens": np.int16})
+    """Return twelve digits of the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def is_combined(spec: Spec) -> bool:

@@ -20,6 +20,7 @@ from qa_lib.models import heads
 from qa_lib.settings.files import read_seal, write_folder
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes
+from qa_lib.tasks import span
 from qa_lib.training import evaluate
 
 
@@ -53,13 +54,19 @@ def read_outputs(
     return Outputs(**values)
 
 
-def predict_and_store(model: heads.SpanModel, tokenizer, spec: Spec, rows: list[dict]) -> tuple:
-    """Return the same as evaluate.predict_spans, and store the outputs for mixtures of the run."""
+def predict_and_store(
+    model: heads.SpanModel, tokenizer, spec: Spec, dataset: str, rows: list[dict]
+) -> tuple:
+    """Return the same as evaluate.predict_outputs, and store the outputs for mixtures of the run.
+
+    The rows are those of a task of spans, as all that is mixed.
+    """
     windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
     values, loss = compute_outputs(model, windows, tokenizer, spec.precision)
     _store_once(spec.hash, windows, spec.precision, lambda: values)
     cuts = np.cumsum([len(ids) for ids in windows["input_ids"]])[:-1]
-    return windows, np.split(values["start"], cuts), np.split(values["end"], cuts), loss
+    logits = {name: np.split(values[name], cuts) for name in ("start", "end")}
+    return windows, logits, loss
 
 
 def drop_outputs(spec: Spec):
@@ -110,9 +117,11 @@ def compute_outputs(
     hook = model.encoder.register_forward_hook(
         lambda module, args, out: hidden.append(out.last_hidden_state.float())
     )
-    for indices, lengths, batch, out in evaluate.iterate_batches(
-        model, windows, model.collate(tokenizer), precision
-    ):
+    collate = span.make_collator(tokenizer, model.reads_types)
+    batches = evaluate.iterate_batches(
+        model, windows, span.measure_windows(windows), collate, precision
+    )
+    for indices, lengths, batch, out in batches:
         total += out.loss.item() * len(indices)
         states = hidden.pop()  # (B, T, D)
         mask = batch["attention_mask"][:, :, None]

@@ -15,7 +15,7 @@ from qa_lib.data import selection
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.tasks import metrics
+from qa_lib.tasks import metrics, span
 from qa_lib.tasks.characters import widen_to_characters
 from qa_lib.training import evaluate
 
@@ -62,6 +62,9 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
     stored = runs.read_examples(record)
     frames = []
     for name, (d, rows) in selection.load_test_sets(spec).items():
+        if d.task != span.NAME:  # what others stored is no answer, but what it was worth
+            frames.append(stored[stored["set"] == name])
+            continue
         frame = rescore_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
         metrics_by_set[name] = {**metrics_by_set[name], **average_test_set(frame, d)}
         frames.append(frame.drop(columns="contains"))

@@ -28,7 +28,8 @@ from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.training import pool
+from qa_lib.tasks import get_task
+from qa_lib.training import multitask, pool
 
 HOURS = 12  # a longer study stops unless it is told YES=1
 CHARACTERS = 4.4  # characters of English text per word piece, for the estimate
@@ -98,32 +99,42 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
-    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests)
+    batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
+    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
     if key not in known:
         train_rows, validation_rows, _ = selection.draw_mixture(spec)
         test_sets = selection.load_test_sets(spec).values()
         known[key] = (
-            count_tokens(train_rows),
-            count_tokens(validation_rows),
-            sum(count_tokens(rows) for _, rows in test_sets),
+            count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
+            count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
+            sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
         )
     train, validation, scored = known[key]
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
-        outputs = (*spec.rows, *(expert.hash for expert in spec.parents))
+        outputs = (*spec.rows, *(expert.hash for expert in spec.experts))
         if outputs in known:
             return gate_training
         known[outputs] = ()
-        return gate_training + (1 + len(spec.parents)) * (train + validation) / 3
+        return gate_training + (1 + len(spec.experts)) * (train + validation) / 3
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     return spec.epochs * share * (train + evaluated / 3) + scored / 3
 
 
-def count_tokens(rows: list[dict]) -> float:
-    """Estimate the tokens of rows from their characters."""
-    return sum(len(row["context"]) + len(row["question"]) for row in rows) / CHARACTERS
+def count_row_tokens(spec: Spec, rows: list[dict], passes: dict[str, float]) -> float:
+    """Estimate the tokens of rows of a run's datasets. passes: over the rows of each."""
+    tokens = 0.0
+    for dataset, of_dataset in multitask.group_rows(spec, rows).items():
+        task = selection.find_task(spec, dataset)
+        tokens += passes[dataset] * count_tokens(of_dataset, task)
+    return tokens
+
+
+def count_tokens(rows: list[dict], task) -> float:
+    """Estimate the tokens of a task's rows from their characters."""
+    return sum(task.count_characters(row) for row in rows) / CHARACTERS
 
 
 def batch_memory(spec: Spec) -> float:
@@ -171,35 +182,52 @@ def check_memory(spec: Spec):
 def measure_speed(spec: Spec) -> float:
     """Measure the tokens a second that this machine trains.
 
-    Trains two steps with the run's own encoder, batch size and precision.
+    Trains two steps with the run's own encoder, batch size, precision and extra losses, on rows of
+    its first dataset.
     """
     from qa_lib.training import build  # its import takes seconds, and only training needs it
 
     device = build.device_of(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    model, _ = build.build_model(spec.model_copy(update={"parents": []}))
+    model, tokenizer = build.build_model(spec.without_parents())
     model.to(device)
+    losses = build.make_losses(spec, model, steps=2)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    length = min(96, spec.max_length)
-    vocabulary = model.encoder.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, (spec.batch_size, length), device=device)
+    batch, tokens = make_sample_batch(spec, model, tokenizer, device)
     for step in range(2):
         if step == 1:  # the first step warms up
             began = time.monotonic()
         with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bf16"):
-            out = model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                start_positions=ids[:, 0] % length,
-                end_positions=ids[:, 1] % length,
-            )
-        out.loss.backward()
+            out = model(**batch)
+        loss = build.add_losses(losses, model, batch, out, out.loss, step)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        out.loss.item()
+        loss.item()
+        for extra in losses:
+            extra.after_step(model)
     torch.set_num_threads(before)
-    return ids.numel() / (time.monotonic() - began)
+    return tokens / (time.monotonic() - began)
+
+
+def make_sample_batch(spec: Spec, model, tokenizer, device: str) -> tuple[dict, int]:
+    """Return a batch of a run's first dataset, in windows of at most 96 tokens, and its tokens."""
+    dataset = spec.domains[0]
+    task = selection.find_task(spec, dataset)
+    rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
+    rows = rows[: spec.batch_size]
+    columns = task.tokenise_rows(rows, tokenizer, min(96, spec.max_length), min(24, spec.stride))
+    windows = []
+    for i in range(spec.batch_size):
+        number = i % len(columns["row"])
+        windows.append({name: values[number] for name, values in columns.items()})
+    batch = model.collate(tokenizer, task, dataset)(windows)
+    for name, value in batch.items():
+        if torch.is_tensor(value):
+            batch[name] = value.to(device)
+    lengths = task.measure_windows(columns)
+    return batch, sum(lengths[i % len(lengths)] for i in range(spec.batch_size))
 
 
 def speed_class(spec: Spec) -> tuple:
@@ -211,6 +239,10 @@ def speed_class(spec: Spec) -> tuple:
         bool(spec.layer),
         spec.dense,
         bool(spec.gate),
+        bool(spec.multitask),
+        spec.smart and spec.smart.variant,
+        spec.heads and spec.heads.frozen,
+        selection.find_task(spec).NAME,
         spec.reinit,
     )
 
@@ -223,7 +255,7 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
     known: dict[tuple, tuple] = {}
     tokens = {spec.hash: estimate_tokens(spec, known) for spec in todo}
     # One run of each speed class stands for the others; for a mixture, one of its experts.
-    samples = {speed_class(spec): spec.parents[0] if spec.gate else spec for spec in todo}
+    samples = {speed_class(spec): spec.experts[0] if spec.gate else spec for spec in todo}
     if not torch.cuda.is_available():
         for spec in samples.values():
             check_memory(spec)
@@ -417,8 +449,12 @@ def _train_one(spec: Spec, keep: bool, live: bool | None):
                 f"the disk of {runs.RUNS} is full; make room, the same command goes on from here"
             ) from None
         raise
-    scores = ", ".join(f"{name} EM {record['metrics'][name]['em']:.1f}" for name in spec.tests)
-    progress(f"{spec.run}  {record['seconds']:.0f} s  {scores}")
+    scores = []
+    for name in spec.tests:
+        task = selection.find_task(spec, name)
+        value = record["metrics"][name][task.TRIAL_SCORE]
+        scores.append(f"{name} {task.SCORE_NAME} {value:.1f}")
+    progress(f"{spec.run}  {record['seconds']:.0f} s  {', '.join(scores)}")
     if progress.live:
         print(flush=True)
 
@@ -501,7 +537,7 @@ def _train_in_pool(
 
 
 def print_comparison(p, plan: Callable[..., list[Spec]]):
-    """Print the EM of each new run beside that of its committed record, for each test set."""
+    """Print the score of each new run beside that of its committed record, for each test set."""
     committed = runs.read_committed(p.report)
     for spec in plan(p):
         ours = runs.find_record(spec, fresh=True)
@@ -517,6 +553,10 @@ def print_comparison(p, plan: Callable[..., list[Spec]]):
         for name in spec.tests:
             if name not in theirs["metrics"]:
                 continue
-            em = ours["metrics"][name]["em"]
-            committed_em = theirs["metrics"][name]["em"]
-            print(f"{ours['run']}  {name}: EM {em:.2f}, committed {committed_em:.2f}{machine}")
+            task = selection.find_task(spec, name)
+            value = ours["metrics"][name][task.TRIAL_SCORE]
+            known = theirs["metrics"][name][task.TRIAL_SCORE]
+            print(
+                f"{ours['run']}  {name}: {task.SCORE_NAME} {value:.2f}, "
+                f"committed {known:.2f}{machine}"
+            )

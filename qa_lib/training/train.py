@@ -6,9 +6,10 @@
         the same over several GPUs, into the same record
 
 The Hugging Face Trainer does the loop. Overridden are `compute_loss`, `evaluate`, `log` and the
-sampler, nothing else. A run that is killed at any moment goes on from its last complete checkpoint,
-and on CPU ends with the same scores. Where that checkpoint was taken between two logged steps, the
-next evaluation reports a mean training loss over fewer steps.
+order of examples, nothing else. What the loss is beside the task's own, the run's extra losses say
+(qa_lib/losses/extra.py). A run that is killed at any moment goes on from its last complete
+checkpoint, and on CPU ends with the same scores. Where that checkpoint was taken between two logged
+steps, the next evaluation reports a mean training loss over fewer steps.
 """
 
 import contextlib
@@ -24,26 +25,32 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast
-from safetensors.torch import save
+from safetensors.torch import load_file, save
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from qa_lib.data import augment, features, selection
-from qa_lib.data.batches import BucketSampler
+from qa_lib.data.batches import BucketSampler, RoundRobin
+from qa_lib.losses.extra import ExtraLoss
+from qa_lib.models import heads
 from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
-from qa_lib.tasks import span
-from qa_lib.training import build, clusters, evaluate, frozen
+from qa_lib.training import build, clusters, evaluate, frozen, multitask
 
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
+# What the Trainer itself logs at a step; all else comes from extra losses.
+OWN_LOG = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step"})
 
 
 # Bytes of a batch's attention scores, in fp32 and by MiniLM's twelve heads, above which freed
@@ -79,70 +86,133 @@ def keep_freed_memory():
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-class SpanTrainer(Trainer):
+class RunTrainer(Trainer):
     """The Trainer with our loss, our validation score and our order of examples."""
 
-    def __init__(self, spec: Spec, rows: list[dict], tokenizer, **kwargs):
+    def __init__(
+        self,
+        spec: Spec,
+        rows: list[dict],
+        tokenizer,
+        sampler: BucketSampler | RoundRobin,
+        losses: list[ExtraLoss],
+        **kwargs,
+    ):
         self.spec = spec
         self.tokenizer = tokenizer
-        self.domains = [row["domain"] for row in rows]
-        self.routing: list[torch.Tensor] = []  # of each step since the last log
-        self.watched: list[dict] = []  # training rows that are scored at each evaluation
+        self.sampler = sampler
+        self.losses = losses
+        # Of each step since the last log: what the extra losses have added, where the training loss
+        # is without it.
+        self.added: list[torch.Tensor] = []
+        # Rows that are scored at each evaluation beside the validation rows, by the prefix that
+        # their scores have in the history.
+        self.further_rows: dict[str, list[dict]] = {}
         if spec.watched:
-            self.watched = rows[:: math.ceil(len(rows) / spec.watched)]
+            self.further_rows["train"] = rows[:: math.ceil(len(rows) / spec.watched)]
+        if spec.multitask and spec.multitask.judged_on == "dev":
+            self.further_rows["dev"] = load_dev_rows(spec)
         super().__init__(**kwargs)
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # Keeper prints instead
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the model's own loss, and keep what its router did, where it has one."""
+        """Return the model's own loss and that of the run's extra losses, in one sum."""
         out = model(**inputs)
-        routing = getattr(self.accelerator.unwrap_model(model), "routing", None)
-        if routing is not None:
-            losses = torch.stack([routing.balance_loss, routing.z_loss, routing.dropped])
-            self.routing.append(torch.cat([losses, routing.load]).detach())
-        return (out.loss, out) if return_outputs else out.loss
+        whole = self.accelerator.unwrap_model(model)
+        step = self.state.global_step
+        loss = build.add_losses(self.losses, whole, inputs, out, out.loss, step)
+        if not all(extra.in_train_loss for extra in self.losses):
+            self.added.append((loss - out.loss).detach())
+        return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
-        """Log what the router did beside the loss, as means over the steps since the last log.
-
-        That is both auxiliary losses, the share of dropped assignments and each expert's load.
-        """
-        if "loss" in logs and self.routing:
-            balance_loss, z_loss, dropped, *load = torch.stack(self.routing).mean(0).tolist()
-            logs["balance_loss"] = balance_loss
-            logs["z_loss"] = z_loss
-            logs["dropped"] = dropped
-            logs["load"] = load
-            self.routing.clear()
+        """Log beside the loss what the extra losses report."""
+        if "loss" in logs:
+            for extra in self.losses:
+                logs |= extra.read_log()
+            if self.added:
+                logs["extra_loss"] = torch.stack(self.added).mean().item()
+                self.added.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Log and return loss, EM and F1 on the validation rows, and EM and F1 on watched rows."""
+        """Log and return loss and scores on the validation rows, and scores on further rows."""
         if self.state.log_history:
             last = self.state.log_history[-1]
             if "eval_loss" in last and last["step"] == self.state.global_step:
                 return last  # the Trainer asks twice at the last step
-        _, scores, loss = evaluate.score_rows(
-            self.model, self.tokenizer, self.spec, self.eval_dataset
-        )
-        logs = {"eval_loss": loss, "eval_em": scores["exact_match"], "eval_f1": scores["f1"]}
-        if self.watched:
-            _, scores, _ = evaluate.score_rows(self.model, self.tokenizer, self.spec, self.watched)
-            logs |= {"eval_train_em": scores["exact_match"], "eval_train_f1": scores["f1"]}
+        scores = evaluate.score_run_rows(self.model, self.tokenizer, self.spec, self.eval_dataset)
+        logs = {f"eval_{name}": value for name, value in scores.items()}
+        for prefix, rows in self.further_rows.items():
+            scores = evaluate.score_run_rows(self.model, self.tokenizer, self.spec, rows)
+            for name, value in scores.items():
+                if not name.startswith("loss"):
+                    logs[f"eval_{prefix}_{name}"] = value
         self.log(logs)
         return logs
 
-    def _get_train_sampler(self, train_dataset=None):
-        """Return the sampler that gives the run's order of examples."""
-        windows = self.train_dataset
-        return BucketSampler(
-            [len(ids) for ids in windows["input_ids"]],
-            [self.domains[r] for r in windows["row"]],
-            self.args.train_batch_size,
-            self.spec.order,
-            self.spec.seed,
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of the run's batches, in its order of examples."""
+        if not isinstance(self.sampler, RoundRobin):
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
         )
+        return self.accelerator.prepare(loader)
+
+    def _get_train_sampler(self, train_dataset=None) -> BucketSampler:
+        """Return the sampler that gives the run's order of examples."""
+        return self.sampler
+
+
+def load_dev_rows(spec: Spec) -> list[dict]:
+    """Return the test rows of a run's training datasets."""
+    rows = []
+    tested = spec.model_copy(update={"tests": spec.domains})
+    for _, of_dataset in selection.load_test_sets(tested).values():
+        rows += of_dataset
+    return rows
+
+
+class LossKeeper(TrainerCallback):
+    """Tells extra losses of each optimizer step, and writes their state into checkpoints."""
+
+    FILE = "losses.safetensors"
+
+    def __init__(self, losses: list[ExtraLoss]):
+        self.losses = losses
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Tell every extra loss that the model has new weights."""
+        for extra in self.losses:
+            extra.after_step(model)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Write the state of all extra losses. It comes before the seal of Keeper.on_save."""
+        if not state.is_world_process_zero:
+            return
+        tensors = {}
+        for number, extra in enumerate(self.losses):
+            for name, tensor in extra.state_dict().items():
+                tensors[f"{number}.{name}"] = tensor.detach().clone().contiguous()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files.write(folder / self.FILE, save(tensors))
+
+    def load(self, checkpoint: Path, device: str):
+        """Take the states that a checkpoint has; the first checkpoints have none."""
+        if not (checkpoint / self.FILE).exists():
+            return
+        tensors = load_file(checkpoint / self.FILE, device=device)
+        states: list[dict[str, torch.Tensor]] = [{} for _ in self.losses]
+        for key, tensor in tensors.items():
+            number, name = key.split(".", 1)
+            states[int(number)][name] = tensor
+        for extra, state in zip(self.losses, states, strict=True):
+            extra.load_state_dict(state)
 
 
 class Keeper(TrainerCallback):
@@ -241,6 +311,11 @@ def drop_other_checkpoints(folder: Path, resume: Path | None, progress: Callable
         shutil.rmtree(path, ignore_errors=True)
 
 
+def count_processes() -> int:
+    """Return the number of processes that train the run together, which accelerate launch sets."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> TrainingArguments:
     """Return the Trainer's arguments for a run.
 
@@ -248,14 +323,22 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
     divide among the processes of a distributed training.
     """
     steps = math.ceil(steps_per_epoch * spec.epochs)
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by accelerate launch
+    processes = count_processes()
+    if spec.multitask and processes > 1:
+        raise UserError(
+            f"{spec.run} trains on several datasets in turn, which {processes} processes cannot "
+            "share; train it in one process"
+        )
     if spec.batch_size % processes:
         raise UserError(
             f"batch_size: {spec.batch_size} does not divide among {processes} processes; "
             "change one of them"
         )
-    # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone.
-    tf32 = True if spec.threads == "cuda" and spec.precision == "fp32" else None
+    # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone. It would
+    # round away what SMART measures.
+    tf32 = None
+    if spec.threads == "cuda" and spec.precision == "fp32":
+        tf32 = spec.smart is None
     arguments = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
@@ -299,7 +382,8 @@ def evaluation_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> dict
     if spec.checkpoint == "best":
         arguments["save_strategy"] = "best"
         arguments["load_best_model_at_end"] = True
-        arguments["metric_for_best_model"] = "f1"
+        column = selection.checkpoint_column(spec)
+        arguments["metric_for_best_model"] = column.removeprefix("validation_")
     # The curve of a watched run begins before its first step.
     arguments["eval_on_start"] = spec.watched > 0 and not resume
     return arguments
@@ -312,7 +396,9 @@ def read_history(log: list[dict]) -> list[dict]:
     """Return a row for each evaluation in the Trainer's log.
 
     train_loss is the mean over the steps since the evaluation before, or None where no loss was
-    logged since then.
+    logged since then. It leaves out what an extra loss without `in_train_loss` has added. Scores
+    have the prefix validation_, those of watched rows train_, and those of test rows by which a
+    checkpoint is chosen dev_.
     """
     rows = []
     losses = []
@@ -320,7 +406,7 @@ def read_history(log: list[dict]) -> list[dict]:
     last_step = 0
     for entry in log:
         if "loss" in entry:
-            losses.append(entry["loss"])
+            losses.append(entry["loss"] - entry.get("extra_loss", 0.0))
             steps.append(entry["step"] - last_step)
             last_step = entry["step"]
         elif "eval_loss" in entry:
@@ -328,43 +414,67 @@ def read_history(log: list[dict]) -> list[dict]:
                 "epoch": round(entry["epoch"], 4),
                 "step": entry["step"],
                 "train_loss": float(np.average(losses, weights=steps)) if losses else None,
-                "validation_loss": entry["eval_loss"],
-                "validation_em": entry["eval_em"],
-                "validation_f1": entry["eval_f1"],
             }
-            for name in ("train_em", "train_f1"):
-                if f"eval_{name}" in entry:
-                    row[name] = entry[f"eval_{name}"]
+            for key, value in entry.items():
+                name = key.removeprefix("eval_")
+                if name.startswith(("train_", "dev_")):
+                    row[name] = value
+                elif name != key:
+                    row[f"validation_{name}"] = value
             rows.append(row)
             losses = []
             steps = []
     return rows
 
 
-def describe_curve(history: list[dict]) -> dict[str, float]:
-    """Return scores on watched training rows that say how fast training EM rises.
+def describe_curve(history: list[dict], score: str) -> dict[str, float]:
+    """Return scores on watched training rows that say how fast a training score rises.
 
-    history: rows of `read_history`, the first of them before training. train_em_early is the EM
-    after a tenth of all steps. plateau is the share of steps, in percent, after which EM stays
-    within 1 of its last value.
+    history: rows of `read_history`, the first of them before training; score: the name of the
+    score, EM for spans. train_<score>_early is the score after a tenth of all steps. plateau is the
+    share of steps, in percent, after which the score stays within 1 of its last value.
     """
     steps = [row["step"] for row in history]
-    em = [row["train_em"] for row in history]
-    moving = [step for step, value in zip(steps, em, strict=True) if abs(value - em[-1]) > 1]
+    values = [row[f"train_{score}"] for row in history]
+    moving = [s for s, value in zip(steps, values, strict=True) if abs(value - values[-1]) > 1]
     flat = next(step for step in steps if step > max(moving, default=-1))
+    last = {}
+    for name, value in history[-1].items():
+        if name.startswith("train_") and name != "train_loss":
+            last[name] = value
     return {
-        "train_em_early": float(np.interp(0.1 * steps[-1], steps, em)),
+        f"train_{score}_early": float(np.interp(0.1 * steps[-1], steps, values)),
         "plateau": 100 * flat / steps[-1],
-        "train_em": em[-1],
-        "train_f1": history[-1]["train_f1"],
+        **last,
         "n": len(history),
     }
 
 
-def read_routing(log: list[dict]) -> list[dict]:
-    """Return a row for each logged step with what the router did; none without a router."""
-    names = ("step", "balance_loss", "z_loss", "dropped", "load")
-    return [{name: entry[name] for name in names} for entry in log if "load" in entry]
+def read_extra_losses(log: list[dict]) -> list[dict]:
+    """Return a row for each logged step with what the extra losses reported: step and values.
+
+    Of a router these are balance_loss, z_loss, dropped and load.
+    """
+    rows = []
+    for entry in log:
+        values = {name: value for name, value in entry.items() if name not in OWN_LOG}
+        if "loss" in entry and values:
+            rows.append({"step": entry["step"], **values})
+    return rows
+
+
+def average_scored(losses: list[ExtraLoss], rows: list[dict]) -> dict[str, float]:
+    """Return the means over a training of those reported values that are scores of the run.
+
+    rows: of `read_extra_losses`. The result has n, the number of rows, where it has a score.
+    """
+    averages = {}
+    for extra in losses:
+        for name in extra.scored:
+            values = [row[name] for row in rows if name in row]
+            if values:
+                averages[name] = float(np.mean(values))
+    return averages | {"n": len(rows)} if averages else averages
 
 
 # ---- what made a run ----
@@ -515,7 +625,10 @@ def train_and_score(
     """
     model, tokenizer = build.build_model(spec)
     rows, validation, counts = draw_rows(spec)
-    windows = load_training_windows(spec, tokenizer, rows, counts, progress)
+    examples = load_training_examples(spec, model, tokenizer, rows, counts, progress)
+    steps = math.ceil(examples.steps_per_epoch * spec.epochs)
+    losses = build.make_losses(spec, model, steps)
+    loss_keeper = LossKeeper(losses)
     checkpoints = runs.run_folder(spec) / "checkpoints"
     code = runs.describe_code(spec)
     resume = last_checkpoint(checkpoints, code if spec.trains_stale else None)
@@ -524,44 +637,50 @@ def train_and_score(
         notes = files.read_seal(resume)
         spent = notes["seconds"]
         code = code_hashes.join_codes(code, notes.get("code"))
-    steps_per_epoch = math.ceil(len(windows) / spec.batch_size)
-    trainer = SpanTrainer(
+    trainer = RunTrainer(
         spec,
         rows,
         tokenizer,
+        examples.sampler,
+        losses,
         model=model,
-        train_dataset=model.prepare(windows, rows),
+        train_dataset=examples.windows,
         eval_dataset=validation,
-        args=training_arguments(spec, steps_per_epoch, bool(resume)),
-        data_collator=model.collate(tokenizer),
-        callbacks=[Keeper(spec, progress, spent, code)],
+        args=training_arguments(spec, examples.steps_per_epoch, bool(resume)),
+        data_collator=examples.collate,
+        callbacks=[loss_keeper, Keeper(spec, progress, spent, code)],
     )
     if trainer.is_world_process_zero():
         drop_other_checkpoints(checkpoints, resume, progress)
     if resume:
         progress(f"{spec.run}  goes on from {resume.name}")
+        loss_keeper.load(resume, build.device_of(spec))
     began = time.monotonic()
     tokens = 0.0
     # A mixture with fixed weights has nothing to learn.
     if any(parameter.requires_grad for parameter in model.parameters()):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        tokens = sum(len(ids) for ids in windows["input_ids"]) * spec.epochs
+        tokens = examples.tokens_per_epoch * spec.epochs
     training_seconds = time.monotonic() - began + spent
     if not trainer.is_world_process_zero():
         return None, NO_EXAMPLES
     history = read_history(trainer.state.log_history)
-    load = {"training": read_routing(trainer.state.log_history)}
-    scores, test_load, examples = score_test_sets(spec, model, tokenizer, progress, keep_weights)
+    reported = read_extra_losses(trainer.state.log_history)
+    scores, test_load, table = score_test_sets(spec, model, tokenizer, progress, keep_weights)
     if keep_weights:
         save_weights(spec, model)
     peak = peak_memory(spec)
+    of_training = average_scored(losses, reported)
     if spec.watched and history:
-        scores["training"] = describe_curve(history)
+        score = selection.trial_column(spec).removeprefix("validation_")
+        of_training |= describe_curve(history, score)
+    if of_training:
+        scores["training"] = of_training
     parameters, active = build.count_parameters(model, spec)
     results = {
         "metrics": scores,
         "history": history,
-        "load": load | test_load,
+        "load": {"training": reported} | test_load,
         "data": dict(counts),
         "parameters": parameters,
         "active_parameters": active,
@@ -573,7 +692,7 @@ def train_and_score(
         "seconds": spent,  # `train` adds its own
         "code": code,
     }
-    return results, examples
+    return results, table
 
 
 def draw_rows(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
@@ -587,24 +706,70 @@ def draw_rows(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     return rows, validation, counts
 
 
-def load_training_windows(
-    spec: Spec, tokenizer, rows: list[dict], counts: Counter, progress: Callable[[str], None]
-):
-    """Return the windows of the training rows; add counts of them to `counts`.
+@dataclass
+class Examples:
+    """The training examples of a run, and their order."""
 
-    Reports answers that no window holds whole, since their rows teach a wrong label.
+    windows: Any  # as the model prepares them; of several datasets multitask.JoinedWindows
+    collate: Callable
+    sampler: BucketSampler | RoundRobin
+    steps_per_epoch: int
+    tokens_per_epoch: int
+
+
+def load_training_examples(
+    spec: Spec,
+    model: torch.nn.Module,
+    tokenizer,
+    rows: list[dict],
+    counts: Counter,
+    progress: Callable[[str], None],
+) -> Examples:
+    """Return the training examples of a run; add counts of their windows to `counts`.
+
+    Reports what windows cannot hold of the rows.
     """
-    windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
-    counts["windows"] = len(windows)
-    counts["further windows"] = len(windows) - len(rows)
-    unlabelled = span.count_unlabelled(rows, windows)
-    counts["answers whole in no window"] = unlabelled
-    if unlabelled:
-        progress(
-            f"{spec.run}  {unlabelled} of {len(rows)} training rows have an answer that no window "
-            "holds whole: they teach “no answer”; a larger max_length or stride would keep them"
+    prepared = {}
+    collators = {}
+    lengths = {}
+    domains = []
+    for dataset, of_dataset in multitask.group_rows(spec, rows).items():
+        task = selection.find_task(spec, dataset)
+        windows = features.load_windows(
+            of_dataset, tokenizer, spec.max_length, spec.stride, evaluate.CACHE, task
         )
-    return windows
+        of_windows, remark = task.remark_on_windows(of_dataset, windows)
+        counts.update({"windows": len(windows), **of_windows})
+        if remark:
+            progress(f"{spec.run}  {remark}")
+        prepared[dataset] = model.prepare(windows, of_dataset)
+        collators[dataset] = model.collate(tokenizer, task, dataset)
+        lengths[dataset] = task.measure_windows(windows)
+        domains += [of_dataset[row]["domain"] for row in windows["row"]]
+    if spec.multitask:
+        sampler = RoundRobin(lengths, spec.batch_size, spec.multitask, spec.seed)
+        of_all = np.concatenate(list(lengths.values()))
+        return Examples(
+            multitask.JoinedWindows(prepared),
+            multitask.collate_by_dataset(collators),
+            sampler,
+            len(sampler),
+            int(sum(of_all[batch].sum() for batch in sampler)),
+        )
+    (dataset,) = prepared
+    return Examples(
+        prepared[dataset],
+        collators[dataset],
+        BucketSampler(
+            lengths[dataset],
+            domains,
+            spec.batch_size // count_processes(),
+            spec.order,
+            spec.seed,
+        ),
+        math.ceil(len(domains) / spec.batch_size),
+        sum(lengths[dataset]),
+    )
 
 
 def score_test_sets(
@@ -618,8 +783,8 @@ def score_test_sets(
 
     The load holds only the test sets on which the model has counted tokens per expert.
     """
-    predict = evaluate.predict_spans
-    if keep_weights and not spec.gate:
+    predict = evaluate.predict_outputs
+    if keep_weights and isinstance(model, heads.SpanModel):
         predict = frozen.predict_and_store  # a mixture may ask for the same outputs again
     frozen.drop_outputs(spec)
     scores = {}
@@ -629,7 +794,7 @@ def score_test_sets(
         progress(f"{spec.run}  scoring {name}")
         model.tally = 0
         scores[name], examples = evaluate.evaluate_test_set(
-            model, tokenizer, spec, dataset, rows, predict
+            model, tokenizer, spec, name, dataset, rows, predict
         )
         frames.append(examples.assign(set=name))
         if torch.is_tensor(model.tally):

@@ -28,6 +28,7 @@ from qa_lib.data.batches import BucketSampler
 from qa_lib.models import encoders, gated_mixture, heads
 from qa_lib.settings.parameters import Gate
 from qa_lib.settings.spec import has_bf16
+from qa_lib.tasks import span
 from qa_lib.training import evaluate, frozen
 
 PRECISION = "bf16" if has_bf16() else "fp32"
@@ -110,7 +111,8 @@ def measure(folder: Path) -> None:
         return gated_mixture.collate([stored[i] for i in part])
 
     def run_live(part: list[int]) -> dict:
-        batch = models[0].collate(tokenizer)([windows[i] for i in part])
+        collate = span.make_collator(tokenizer, models[0].reads_types)
+        batch = collate([windows[i] for i in part])
         return run_models(batch, models, plain)
 
     width = stored.x.shape[1]

@@ -1,0 +1,234 @@
+r"""One encoder with a head for each dataset: the multitask model of Brink, Cooper and Hollister.
+
+$$\mathcal{L}_d = \frac{1}{n} \sum_{i=1}^{n} \ell_d\left(h_d(e(x_i)),\, y_i\right)$$
+
+e: the shared encoder and its pooling; $h_d$, $\ell_d$: head and loss of dataset d
+(models/heads.py). A pair is two texts that the same encoder reads, each by itself. A batch holds
+rows of one dataset.
+
+B batch, T tokens, D width.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qa_lib.models import encoders, heads
+
+PAIR = "pair_"  # prefix of what a batch holds of second texts
+HeadName = Literal[
+    "classes", "pair", "cosine", "distribution", "relational_pair", "relational_score"
+]
+
+
+class HeadOutput(NamedTuple):
+    """The output of a shared encoder on a batch."""
+
+    loss: Tensor | None  # scalar; None without labels
+    # Of classes (B, C); of a pair (B,), the logit of class 1; of a score (B,), the number itself.
+    logits: Tensor
+    raw: Tensor  # (B, …), what the head's loss and a divergence read
+
+
+def make_head(
+    name: HeadName,
+    dim: int,
+    dropout: float,
+    classes: int = 2,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> nn.Module:
+    """Return a new head. classes: how many there are; low, high: range of a score."""
+    match name:
+        case "classes":
+            return heads.ClassHead(dim, classes, dropout)
+        case "pair":
+            return heads.PairHead(dim, dropout)
+        case "cosine":
+            return heads.CosineHead(low, high)
+        case "distribution":
+            return heads.DistributionHead(dim, low, high, dropout=dropout)
+        case "relational_pair":
+            return heads.RelationalPairHead(dim, dropout)
+        case "relational_score":
+            return heads.RelationalScoreHead(dim, low, high, dropout)
+
+
+class Pooler(nn.Module):
+    r"""BERT's pooler: $\tanh(W h_\text{[CLS]} + b)$, drawn anew."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear = heads.draw_linear(dim, dim)
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the summary, (B, D). state: of [CLS], (B, D)."""
+        return self.linear(state).tanh()
+
+
+class SharedEncoder(heads.EncoderModel):
+    """An encoder and a head for each dataset.
+
+    pooling: what a head reads of a text. "cls" is the last state of [CLS], "pooler" the same behind
+    a dense layer with tanh (as in the report's code), "mean" the mean of all states but padding's.
+    frozen: the encoder is not trained, its head and a pooler are.
+    relational: whether the heads that read the rich relational layer share one, or each has its
+    own (the control).
+    divisors: dataset → what the sum of its rows' losses is divided by. A dataset without one has
+    the mean over the rows in the batch. The report's code divides by a fixed batch size, though a
+    batch may have fewer rows.
+    """
+
+    names_datasets = True  # a batch says which dataset its rows are of
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads_by_dataset: dict[str, nn.Module],
+        pooling: Literal["cls", "pooler", "mean"] = "cls",
+        frozen: bool = False,
+        relational: Literal["shared", "own"] = "shared",
+        divisors: dict[str, int] | None = None,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(not frozen)
+        self.heads = nn.ModuleDict(heads_by_dataset)
+        self.pooling = pooling
+        self.divisors = divisors or {}
+        dim = encoder.config.hidden_size
+        self.pooler = Pooler(dim) if pooling == "pooler" else None
+        self.relational = relational
+        self.relations = nn.ModuleDict()
+        for dataset, head in heads_by_dataset.items():
+            name = self.name_relation(dataset)
+            if reads_relation(head) and name not in self.relations:
+                self.relations[name] = heads.RelationalLayer(dim, dropout)
+
+    def name_relation(self, dataset: str) -> str:
+        """Return the name of the relational layer that a dataset's head reads."""
+        return dataset if self.relational == "own" else "shared"
+
+    def name_dataset(self, dataset: str | None) -> str:
+        """Return the dataset of a batch. Without a name it is the only one.
+
+        Raises ValueError where there are several, and where none has the name.
+        """
+        if dataset is None and len(self.heads) == 1:
+            return next(iter(self.heads))
+        if dataset not in self.heads:
+            raise ValueError(f"no head for dataset {dataset}; there are {', '.join(self.heads)}")
+        return dataset
+
+    def forward(
+        self, dataset: str | None = None, labels: Tensor | None = None, **batch
+    ) -> HeadOutput:
+        """Return the output on a batch of one dataset, with labels also the loss.
+
+        batch: input_ids, attention_mask and, where the encoder reads them, token_type_ids, (B, T)
+        each; of second texts the same with the prefix `pair_`. labels: (B,).
+        """
+        return self.read_states(dataset, labels, batch, self.encode(batch))
+
+    def encode(self, batch: dict) -> Tensor:
+        """Return the last hidden states of all texts of a batch, first texts before second ones."""
+        texts = stack_texts(batch, self.encoder.config.pad_token_id)
+        return self.encoder(**texts).last_hidden_state
+
+    def read_states(
+        self, dataset: str | None, labels: Tensor | None, batch: dict, states: Tensor
+    ) -> HeadOutput:
+        """Return the output on a batch from the states of its texts, in the order of `encode`."""
+        name = self.name_dataset(dataset)
+        head = self.heads[name]
+        mask = stack_texts(batch, self.encoder.config.pad_token_id)["attention_mask"]
+        summaries = at_least_fp32(self.pool(states, mask))
+        inputs = summaries.chunk(2) if has_pair(batch) else (summaries,)  # (B, D) each
+        if reads_relation(head):
+            inputs = (self.relations[self.name_relation(name)](*inputs),)
+        raw = at_least_fp32(head(*inputs))
+        loss = None
+        if labels is not None:
+            losses = head.losses(raw, labels)  # (B,)
+            loss = losses.mean()
+            if name in self.divisors:
+                loss = losses.sum() / self.divisors[name]
+        return HeadOutput(loss, head.predict(raw), raw)
+
+    def pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Return the summary of each text, (N, D). states: (N, T, D); mask: (N, T)."""
+        if self.pooling == "mean":
+            real = mask.unsqueeze(-1).to(states.dtype)  # (N, T, 1)
+            return (states * real).sum(1) / real.sum(1)
+        first = states[:, 0]
+        return first if self.pooler is None else self.pooler(first)
+
+    # ---- for losses that perturb embeddings (losses/smart.py) ----
+
+    def embed(self, batch: dict) -> Tensor:
+        """Return the output of the encoder's embeddings module, (B, T, D).
+
+        The tokens of a pair's second text follow those of the first, so that an example is one row.
+        """
+        texts = stack_texts(batch, self.encoder.config.pad_token_id)
+        embeddings = encoders.embed_tokens(
+            self.encoder, texts["input_ids"], texts.get("token_type_ids")
+        )
+        return torch.cat(embeddings.chunk(2), 1) if has_pair(batch) else embeddings
+
+    def token_mask(self, batch: dict) -> Tensor:
+        """Return the mask of the embeddings, (B, T), 0 at padding."""
+        mask = stack_texts(batch, self.encoder.config.pad_token_id)["attention_mask"]
+        return torch.cat(mask.chunk(2), 1) if has_pair(batch) else mask
+
+    def forward_embeddings(self, embeddings: Tensor, batch: dict) -> HeadOutput:
+        """Return the output on a batch whose embeddings are replaced. embeddings: as of `embed`."""
+        if has_pair(batch):
+            embeddings = torch.cat(embeddings.chunk(2, 1))
+        with encoders.replace_embeddings(self.encoder, embeddings):
+            states = self.encode(batch)
+        return self.read_states(batch.get("dataset"), batch.get("labels"), batch, states)
+
+    def compared_outputs(self, output: HeadOutput) -> Tensor:
+        """Return what a divergence compares of an output, (B, …)."""
+        return output.raw
+
+    def output_kind(self, batch: dict) -> str:
+        """Return the kind of a batch's outputs, by which a divergence is chosen."""
+        return self.heads[self.name_dataset(batch.get("dataset"))].kind
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return a tensor in fp32 where it was in bf16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def reads_relation(head: nn.Module) -> bool:
+    """Return whether a head reads the rich relational layer."""
+    return isinstance(head, heads.RelationalPairHead | heads.RelationalScoreHead)
+
+
+def has_pair(batch: dict) -> bool:
+    """Return whether a batch holds second texts."""
+    return f"{PAIR}input_ids" in batch
+
+
+def stack_texts(batch: dict, pad: int) -> dict[str, Tensor]:
+    """Return what the encoder reads of a batch, (B, T) each; of a pair (2·B, T).
+
+    Second texts follow the first ones, and the shorter of the two is padded to the longer. pad: id
+    of the padding token.
+    """
+    names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch]
+    if not has_pair(batch):
+        return {name: batch[name] for name in names}
+    length = max(batch["input_ids"].shape[1], batch[f"{PAIR}input_ids"].shape[1])
+    stacked = {}
+    for name in names:
+        value = pad if name == "input_ids" else 0
+        texts = [batch[name], batch[f"{PAIR}{name}"]]
+        padded = [F.pad(text, (0, length - text.shape[1]), value=value) for text in texts]
+        stacked[name] = torch.cat(padded)
+    return stacked

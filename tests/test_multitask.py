@@ -1,0 +1,544 @@
+"""Training on several datasets in turn, extra losses with a state, and the roles of parents."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from qa_lib.data import batches, selection
+from qa_lib.losses.extra import ExtraLoss
+from qa_lib.models import encoders
+from qa_lib.reports import trials
+from qa_lib.settings import encoder_files
+from qa_lib.settings.parameters import Gate, Heads, Multitask, Smart
+from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
+from qa_lib.training import build, evaluate, study, train
+
+SENTENCES = ["sentiment", "paraphrase", "similarity"]
+
+
+def show_nothing(line: str) -> None:
+    """Take a line of a training's progress and show nothing."""
+
+
+# ---- schedules ----
+
+
+def make_schedule(sizes: dict[str, int], batch_size: int, seed: int = 0, **options):
+    """Return the batches of datasets of these sizes, whose rows are of many lengths."""
+    lengths = {name: [5 + 7 * i % 40 for i in range(size)] for name, size in sizes.items()}
+    return batches.RoundRobin(lengths, batch_size, Multitask(**options), seed)
+
+
+def list_epoch(schedule: batches.RoundRobin, epoch: int) -> list[tuple[str, list[int]]]:
+    """Return (dataset, rows of the dataset) of each batch of an epoch."""
+    schedule.set_epoch(epoch)
+    firsts = {}
+    total = 0
+    for name, of_dataset in schedule.lengths.items():
+        firsts[name] = total
+        total += len(of_dataset)
+    listed = []
+    for name, indices in schedule.iterate_batches():
+        listed.append((name, [i - firsts[name] for i in indices]))
+    return listed
+
+
+def rows_of(epoch: list[tuple[str, list[int]]], name: str) -> Counter:
+    """Return how often an epoch visits each row of a dataset."""
+    return Counter(row for dataset, batch in epoch if dataset == name for row in batch)
+
+
+SIZES = {"sst": 85, "quora": 1410, "sts": 60}
+
+
+def test_rrobin_has_equal_batches_and_the_same_rows_of_the_larger_datasets():
+    schedule = make_schedule(SIZES, 8)
+    first = list_epoch(schedule, 0)
+    # 60 // 8 rounds of three batches
+    assert [name for name, _ in first] == ["sst", "quora", "sts"] * 7
+    assert len(schedule) == 21
+    assert {len(batch) for _, batch in first} == {8}
+    second = list_epoch(schedule, 1)
+    assert first != second
+    for name in ("sst", "quora"):
+        assert rows_of(first, name) == rows_of(second, name)
+        assert len(rows_of(first, name)) == 56
+    # the smallest has less than a batch to spare, which another epoch visits
+    assert len(rows_of(first, "sts")) == 56
+    assert rows_of(first, "sts") != rows_of(second, "sts")
+    other_seed = make_schedule(SIZES, 8, seed=1)
+    assert rows_of(list_epoch(other_seed, 0), "quora") != rows_of(first, "quora")
+
+
+def test_rrobin_full_visits_all_rows_in_batches_by_size():
+    schedule = make_schedule(SIZES, 64, schedule="rrobin-full")
+    epoch = list_epoch(schedule, 0)
+    rounds = 1410 // 64
+    assert [name for name, _ in epoch] == ["sst", "quora", "sts"] * rounds
+    for name, size in (("sst", 85), ("sts", 60)):
+        visits = rows_of(epoch, name)
+        assert len(visits) == size
+        assert set(visits.values()) == {1}
+        sizes = {len(batch) for dataset, batch in epoch if dataset == name}
+        assert sizes == {size // rounds, size // rounds + 1}
+    assert {len(batch) for dataset, batch in epoch if dataset == "quora"} == {64}
+    assert len(rows_of(epoch, "quora")) == 64 * rounds
+    # what an epoch of the largest leaves out, another one visits
+    both = rows_of(epoch, "quora") + rows_of(list_epoch(schedule, 1), "quora")
+    assert len(both) > 64 * rounds
+
+
+def test_at_a_small_batch_every_round_still_has_a_row_of_each():
+    """As at the report's batch of 16, where its batches of SST and STS are of one row."""
+    epoch = list_epoch(make_schedule(SIZES, 16, schedule="rrobin-full"), 0)
+    assert len(epoch) == 3 * 60
+    assert {len(batch) for name, batch in epoch if name == "sts"} == {1}
+    assert {len(batch) for name, batch in epoch if name == "sst"} == {1, 2}
+    assert {len(batch) for name, batch in epoch if name == "quora"} == {16}
+
+
+def test_a_number_of_rounds_begins_datasets_anew():
+    """Rrobin for as many steps as rrobin-full; and without Quora for as many as with it."""
+    long = list_epoch(make_schedule(SIZES, 8, rounds=20), 0)
+    assert [name for name, _ in long] == ["sst", "quora", "sts"] * 20
+    assert {len(batch) for _, batch in long} == {8}
+    for name in SIZES:
+        # 20 batches of the rows of 7
+        assert set(rows_of(long, name).values()) <= {2, 3}
+    assert len(rows_of(long, "quora")) == 56
+    with_quora = list_epoch(make_schedule(SIZES, 64, schedule="rrobin-full"), 0)
+    few = {"sst": 85, "sts": 60}
+    without = list_epoch(make_schedule(few, 64, schedule="rrobin-full", rounds=22), 0)
+    for name in few:
+        sizes = [len(batch) for dataset, batch in without if dataset == name]
+        assert sorted(sizes) == sorted(len(b) for dataset, b in with_quora if dataset == name)
+    many = list_epoch(make_schedule({"sst": 10}, 4, schedule="rrobin-full", rounds=25), 0)
+    assert set(rows_of(many, "sst").values()) <= {2, 3, 4}
+
+
+@pytest.mark.parametrize("name", ["rrobin", "rrobin-full"])
+def test_a_schedule_follows_from_seed_and_epoch_and_its_batches_have_like_lengths(name):
+    schedule = make_schedule(SIZES, 8, schedule=name)
+    third = list_epoch(schedule, 3)
+    again = make_schedule(SIZES, 8, schedule=name)
+    assert list_epoch(again, 3) == third
+    assert list(again) == list(schedule)
+    lengths = schedule.lengths["quora"]
+    spreads = []
+    for dataset, batch in third:
+        if dataset == "quora":
+            of_batch = [lengths[row] for row in batch]
+            spreads.append(max(of_batch) - min(of_batch))
+    assert sum(spreads) / len(spreads) < 15  # of 40
+
+
+# ---- runs ----
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Return the folder of a tiny encoder with MiniLM's tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    _, tokenizer = encoders.load_encoder("minilm", 1)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_spec(encoder: str, **changes) -> Spec:
+    """Return a run on generated sentences that takes seconds."""
+    domains = changes.get("domains", SENTENCES)
+    fields = {
+        "report": "smart",
+        "variant": "rrobin",
+        "profile": "quick",
+        "size": "full",
+        "seed": 0,
+        "source": "embedded",
+        "domains": domains,
+        "fingerprints": ["x"] * len(domains),
+        "rows": [24] * len(domains),
+        "validation_rows": 10 * len(domains),
+        "tests": domains,
+        "encoder": encoder,
+        "weights": encoder_files.identify_weights(encoder),
+        "heads": Heads(pooling="mean"),
+        "multitask": Multitask(),
+        "max_length": 48,
+        "stride": 8,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "epochs": 2.0,
+        "checkpoint": "best",
+        "warmup": 0.1,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+        "precision": "fp32",
+        "threads": 1,
+    }
+    return Spec(**fields | changes)
+
+
+class Killed(Exception):
+    """The end of a training at a step of a test's choice."""
+
+
+def kill_at_step(spec: Spec, step: int, monkeypatch):
+    """Train a run until it ends at a step; there is a checkpoint at each logged step."""
+    with monkeypatch.context() as patch:
+        patch.setenv("QA_CHECKPOINT_SECONDS", "0")
+        go_on = train.Keeper.on_step_end
+
+        def end_at_step(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                raise Killed
+            go_on(self, args, state, control, **kwargs)
+
+        patch.setattr(train.Keeper, "on_step_end", end_at_step)
+        with pytest.raises(Killed):
+            train.train(spec, progress=show_nothing)
+
+
+def train_twice(spec: Spec, step: int, store, monkeypatch) -> tuple[dict, dict]:
+    """Return the records of a run that nothing disturbed, and of one that a step ended."""
+    undisturbed = train.train(spec, progress=show_nothing, keep_weights=True)
+    (store / "runs" / "smart").rename(store / "undisturbed")
+    kill_at_step(spec, step, monkeypatch)
+    lines = []
+    again = train.train(spec, progress=lines.append, keep_weights=True)
+    assert any("goes on from checkpoint-" in line for line in lines)
+    weights = load_file(next((store / "undisturbed").glob("*/model.safetensors")))
+    for name, tensor in load_file(runs.run_folder(spec) / "model.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+    return undisturbed, again
+
+
+def compare_records(ours: dict, theirs: dict):
+    """Assert that two records of one run have the same numbers."""
+    assert ours["metrics"] == theirs["metrics"]
+    assert ours["load"] == theirs["load"]
+    for row, other in zip(ours["history"], theirs["history"], strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
+
+
+def test_a_run_on_three_datasets_is_killed_and_ends_with_the_same_numbers(
+    encoder, store, monkeypatch
+):
+    """It has SMART with its averaged weights, and goes on in the middle of its second epoch."""
+    spec = make_spec(encoder, smart=Smart(radius=1e-2, start_sd=1e-3, step_size=1e-2, beta=0.5))
+    undisturbed, again = train_twice(spec, 15, store, monkeypatch)
+    compare_records(again, undisturbed)
+    # three rounds of three batches in an epoch
+    assert [row["step"] for row in again["history"]] == [9, 18]
+    row = again["history"][-1]
+    scores = {
+        "sentiment": row["validation_accuracy_sentiment"],
+        "paraphrase": row["validation_accuracy_paraphrase"],
+        "similarity": row["validation_pearson_similarity"],
+    }
+    assert row["validation_mean"] == pytest.approx(sum(scores.values()) / 3)
+    losses = [row[f"validation_loss_{name}"] for name in SENTENCES]
+    assert row["validation_loss"] == pytest.approx(sum(losses) / 3)
+    best = max(again["history"], key=lambda row: (row["validation_mean"], -row["step"]))
+    assert again["chosen_step"] == best["step"]
+    assert trials.selected_evaluation(spec, again) == best
+    assert trials.validation_score(spec, again) == (
+        best["validation_mean"],
+        -best["validation_loss"],
+    )
+    for name, score in (("sentiment", "accuracy"), ("similarity", "pearson")):
+        assert math.isfinite(again["metrics"][name][score])
+    # SMART's report of every logged step, and its mean among the run's scores
+    assert {"step", "adversarial_loss", "perturbation"} <= set(again["load"]["training"][0])
+    assert again["metrics"]["training"]["adversarial_loss"] > 0
+    # what a record and the ledger say
+    ledger = runs.collect_ledger([spec])
+    assert set(ledger["set"]) == {*SENTENCES, "training"}
+    assert set(ledger["multitask_schedule"]) == {"rrobin"}
+    text = (runs.run_folder(spec) / "metrics.json").read_text(encoding="utf-8")
+    examples = runs.collect_examples([spec])
+    text += examples.to_csv()
+    assert list(examples.columns[:2]) == ["id", "cluster"]
+    for row in selection.load_splits("sentiment", "embedded").test:
+        assert row["text"] not in text
+
+
+class Toy(ExtraLoss):
+    """A term whose weight halves at every second step, and which depends on all steps before."""
+
+    scored = ("toy",)
+
+    def __init__(self):
+        self.steps = torch.zeros(())
+        self.sum = torch.zeros(())
+        self.values: list[float] = []
+
+    def loss(self, model, batch, outputs, step):
+        assert step == self.steps
+        value = (1 + self.sum) * sum(p.square().mean() for p in model.parameters())
+        self.values.append(value.item())
+        return 0.1 * value
+
+    def after_step(self, model):
+        self.steps = self.steps + 1
+        self.sum = 0.5 * self.sum + self.values[-1]
+
+    def state_dict(self):
+        values = torch.tensor(self.values, dtype=torch.float64)
+        return {"steps": self.steps, "sum": self.sum, "values": values}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        self.sum = state["sum"]
+        self.values = state["values"].tolist()
+
+    def read_log(self):
+        mean = sum(self.values) / len(self.values)
+        self.values.clear()
+        return {"toy": mean}
+
+
+def test_the_state_of_an_extra_loss_goes_with_the_checkpoints(encoder, store, monkeypatch):
+    monkeypatch.setattr(
+        build, "make_losses", lambda spec, model, steps: [ExtraLossOfNothing(), Toy()]
+    )
+    spec = make_spec(encoder, checkpoint="last")
+    undisturbed, again = train_twice(spec, 13, store, monkeypatch)
+    compare_records(again, undisturbed)
+    logged = [row["toy"] for row in again["load"]["training"]]
+    assert len(set(logged)) == len(logged) == 18
+    assert again["metrics"]["training"] == {"toy": pytest.approx(sum(logged) / 18), "n": 18}
+
+
+class ExtraLossOfNothing(ExtraLoss):
+    """A term of 0 without a state."""
+
+    def loss(self, model, batch, outputs, step):
+        return 0.0
+
+
+class Constant(ExtraLoss):
+    """A term that no weight changes."""
+
+    def loss(self, model, batch, outputs, step):
+        return torch.tensor(64.0)
+
+
+def test_the_training_loss_is_the_task_s_without_extra_terms(encoder, monkeypatch):
+    spec = make_spec(encoder, epochs=1.0)
+    plain = train.train(spec, progress=show_nothing)
+    monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Constant()])
+    with_term = train.train(spec, progress=show_nothing)
+    assert with_term["metrics"] == plain["metrics"]
+    assert with_term["history"][0] == pytest.approx(plain["history"][0], abs=1e-4)
+    for row in with_term["load"]["training"]:
+        assert row["extra_loss"] == pytest.approx(64.0, abs=1e-4)
+
+
+def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(encoder, monkeypatch):
+    seen = []
+
+    class Seen(ExtraLossOfNothing):
+        def loss(self, model, batch, outputs, step):
+            seen.append((batch["dataset"], len(batch["labels"])))
+            return 0.0
+
+    monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Seen()])
+    train.train(make_spec(encoder, epochs=1.0), progress=show_nothing)
+    assert seen == [(name, 8) for name in SENTENCES] * 3
+    seen.clear()
+    full = make_spec(
+        encoder,
+        epochs=1.0,
+        rows=[12, 40, 12],
+        multitask=Multitask(schedule="rrobin-full", fixed_divisor=["sentiment"]),
+    )
+    train.train(full, progress=show_nothing)
+    assert [name for name, _ in seen] == SENTENCES * 5
+    visits = Counter()
+    for name, rows in seen:
+        visits[name] += rows
+    assert visits == {"sentiment": 12, "paraphrase": 40, "similarity": 12}
+
+
+def test_a_fixed_divisor_divides_the_sum_over_rows_by_the_batch_size(encoder):
+    options = {"rows": [12, 40, 12], "batch_size": 8, "head_dropout": 0.0}
+    plain = make_spec(encoder, multitask=Multitask(schedule="rrobin-full"), **options)
+    fixed = Multitask(schedule="rrobin-full", fixed_divisor=["sentiment"])
+    losses = {}
+    for spec in (plain, make_spec(encoder, multitask=fixed, **options)):
+        model, tokenizer = build.build_model(spec)
+        rows = selection.draw_mixture(spec)[0]
+        model.eval()
+        of_rows = [row for row in rows if row["domain"] == "sentiment"][:3]
+        _, _, losses[spec.hash] = evaluate.predict_outputs(
+            model, tokenizer, spec, "sentiment", of_rows
+        )
+    whole, divided = losses.values()
+    assert divided == pytest.approx(whole * 3 / 8)
+
+
+def test_checkpoints_can_be_judged_on_test_rows_as_in_the_report(encoder):
+    spec = make_spec(encoder, multitask=Multitask(judged_on="dev"))
+    record = train.train(spec, progress=show_nothing)
+    best = max(record["history"], key=lambda row: (row["dev_mean"], -row["step"]))
+    assert record["chosen_step"] == best["step"]
+    assert trials.selected_evaluation(spec, record) == best
+    of_tests = []
+    for name, score in zip(SENTENCES, ("accuracy", "accuracy", "pearson"), strict=True):
+        assert record["metrics"][name][score] == pytest.approx(best[f"dev_{score}_{name}"])
+        of_tests.append(record["metrics"][name][score])
+    assert best["dev_mean"] == pytest.approx(sum(of_tests) / 3)
+
+
+def test_a_single_dataset_of_sentences_trains_and_is_scored_on_all(encoder):
+    """Heads that no batch trains are those of the seed, whatever else the run is scored on."""
+    one = make_spec(encoder, domains=["sentiment"], multitask=None, variant="finetune")
+    alone = train.train(one, progress=show_nothing, keep_weights=True)
+    assert [set(row) for row in alone["history"]] == [
+        {"epoch", "step", "train_loss", "validation_loss", "validation_accuracy"}
+    ] * 2
+    on_all = one.model_copy(update={"tests": SENTENCES})
+    assert on_all.hash == one.hash
+    of_all = train.train(on_all, progress=show_nothing, keep_weights=True)
+    assert of_all["metrics"]["sentiment"] == alone["metrics"]["sentiment"]
+    assert math.isfinite(of_all["metrics"]["similarity"]["pearson"])
+    weights = load_file(runs.run_folder(one) / "model.safetensors")
+    model, _ = build.build_model(make_spec(encoder, start=on_all))
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("encoder.", "heads.sentiment.")):
+            assert torch.equal(tensor, weights[name])
+    # frozen: the encoder stays as its file has it
+    frozen = one.model_copy(update={"heads": Heads(frozen=True), "learning_rate": 1e-2})
+    train.train(frozen, progress=show_nothing, keep_weights=True)
+    weights = load_file(runs.run_folder(frozen) / "model.safetensors")
+    plain, _ = encoders.load_encoder(encoder)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(weights[f"encoder.{name}"], tensor)
+
+
+def test_a_study_estimates_and_trains_sentences(encoder, capsys):
+    spec = make_spec(encoder, smart=Smart(), epochs=1.0)
+    runs.RUNS.mkdir()
+    tokens, hours, _ = study.estimate_cost([spec], 1)
+    assert tokens[spec.hash] > 0
+    assert hours > 0
+    study._train([spec], tokens, 1, set(), False)
+    output = capsys.readouterr().out
+    assert "sentiment accuracy " in output
+    assert " EM " not in output
+
+
+# ---- roles of parents ----
+
+
+def test_the_head_that_a_start_lacks_is_the_seed_s(encoder):
+    quora = make_spec(encoder, domains=["paraphrase"], multitask=None, seed=3)
+    train.train(quora, progress=show_nothing, keep_weights=True)
+    weights = load_file(runs.run_folder(quora) / "model.safetensors")
+    child = make_spec(encoder, start=quora, seed=1)
+    model, _ = build.build_model(child)
+    fresh, _ = build.build_model(child.without_parents())
+    drawn = fresh.state_dict()
+    for name, tensor in model.state_dict().items():
+        is_of_start = name.startswith(("encoder.", "heads.paraphrase."))
+        expected = weights[name] if is_of_start else drawn[name]
+        assert torch.equal(tensor, expected), name
+    # of other classes is another head
+    other = child.model_copy(update={"start": quora.model_copy(update={"heads": Heads()})})
+    assert other.hash != child.hash
+
+
+def test_only_the_start_is_loaded_into_the_model(encoder):
+    """A teacher counts as a parent that has to be trained, and its weights stay its own."""
+    teacher = make_spec(encoder, domains=["sentiment"], multitask=None, seed=3, epochs=1.0)
+    taught = make_spec(encoder, teachers=[teacher])
+    assert study.list_missing([taught]) == [
+        teacher.for_this_machine(),
+        taught.for_this_machine(),
+    ]
+    train.train(teacher, progress=show_nothing, keep_weights=True)
+    model, _ = build.build_model(taught)
+    plain, _ = build.build_model(taught.without_parents())
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    record = train.train(taught, progress=show_nothing)
+    assert record["parents"] == []
+    assert record["teachers"] == [teacher.hash]
+
+
+def test_roles_have_the_hash_of_the_list_they_were(encoder):
+    plain = make_spec(encoder)
+    fields = plain.model_dump(exclude=set(Spec.ROLES))
+    start = make_spec(encoder, seed=1)
+    assert Spec(**fields, parents=[start]) == plain.model_copy(update={"start": start})
+    assert Spec(**fields, parents=[]) == plain
+    gate = {"gate": Gate()}
+    experts = [start, make_spec(encoder, seed=2)]
+    mixed = Spec(**fields | gate, parents=experts)
+    assert mixed == plain.model_copy(update=gate | {"experts": experts})
+    assert mixed.parent_hashes == {"parents": [run.hash for run in experts]}
+    hashes = {
+        plain.model_copy(update={role: [start] if role != "start" else start}).hash
+        for role in ("start", "teachers")
+    }
+    assert len({plain.hash, *hashes}) == 3
+    assert mixed.on_gpu().experts[0].threads == "cuda"
+    for wrong, words in (
+        ({"parents": experts}, "goes on from one run"),
+        ({"experts": experts}, "there is no gate"),
+        (gate | {"start": start, "experts": experts}, "goes on from no run"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Spec(**fields | wrong)
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"heads": None, "multitask": None, "domains": ["sentiment"]},
+            "sentiment is a dataset of the task classes, and smart answers questions by spans",
+        ),
+        ({"multitask": None}, "are of several tasks, which need batches of one dataset"),
+        ({"domains": ["nli"], "multitask": None}, "nli: smart has no head for its rows"),
+        (
+            {"domains": ["dialogue"], "multitask": None},
+            "dialogue: smart has no head for its rows .task span",
+        ),
+    ],
+)
+def test_a_dataset_whose_task_the_run_cannot_use_is_one_sentence(encoder, changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        build.build_model(make_spec(encoder, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_several_processes_cannot_share_datasets_in_turn(encoder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several datasets in turn, which 2 processes cannot"):
+        train.training_arguments(make_spec(encoder), 10, False)
+
+
+def test_a_dataset_without_a_row_of_its_own_is_refused(encoder):
+    spec = make_spec(encoder, rows=[24, 1, 24], validation_rows=6)
+    with pytest.raises(UserError, match="no row falls to .*; raise train_rows or validation_rows"):
+        train.train(spec, progress=show_nothing)
