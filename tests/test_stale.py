@@ -228,7 +228,7 @@ todo = [spec.variant for spec in study.list_missing(specs)]
 print(json.dumps([todo, runs.describe_stale(specs)]))
 """
 TEXTS = {
-    "models/heads.py": ("The span head on an encoder", "A head for spans on an encoder"),
+    "models/heads.py": ("Heads on an encoder", "Heads above an encoder"),
     "training/train.py": ("is damaged or of other code; ", "is broken or of other code; "),
     "training/build.py": ("# Few examples have to move", "# Only few examples move"),
     "data/selection.py": (
