@@ -59,7 +59,7 @@ def format_html(shown: pd.DataFrame, classes: pd.DataFrame, title: str) -> str:
     """
     safe = shown.rename(columns=escape_html, index=escape_html).map(escape_html)
     cells = classes.set_axis(safe.index).set_axis(safe.columns, axis=1)
-    return Table(safe).set_td_classes(cells).to_html(table_attributes=title)
+    return Table(safe).set_td_classes(cells).to_html(table_attributes=title, exclude_styles=True)
 
 
 def format_tex(shown: pd.DataFrame, classes: pd.DataFrame, caption: str, label: str) -> str:
