@@ -194,15 +194,20 @@ def figure_trials(
 
 def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
     """Return trials with `chosen`: whether the runs of equal tuning have a trial's settings."""
-    chosen = set()
     tuned = [spec for spec in plans.plan(P) if spec.arm == "tuned" and spec.tests]
-    for spec in tuned:
+    labels = []
+    for spec, record in runs.require_records(tuned):
         if not spec.variant.endswith("-trial"):
             trained = grids.find_trained(spec)
-            name = plans.display_name(P.report, spec.variant)
-            chosen.add((name, trained.learning_rate, trained.epochs))
-    settings = zip(rows["model"], rows["learning_rate"], rows["epochs"], strict=True)
-    return rows.assign(chosen=[setting in chosen for setting in settings])
+            setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
+            labels.append(runs.label_columns(spec, record) | setting)
+    if not labels:
+        return rows.assign(chosen=False)
+    columns = ["model", *by]
+    chosen = tables.add_display_names(pd.DataFrame(labels))[columns].astype(str)
+    settings = set(chosen.itertuples(index=False, name=None))
+    of_trials = rows[columns].astype(str).itertuples(index=False, name=None)
+    return rows.assign(chosen=[setting in settings for setting in of_trials])
 
 
 def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
