@@ -145,6 +145,16 @@ def run_verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_findings(args: argparse.Namespace) -> int:
+    """Print the hash of a report's runs, and what its findings say that they do not bear out."""
+    from qa_lib.page import written
+    from qa_lib.reports import plans
+
+    for line in written.describe_state(plans.parameters_to_render(args)):
+        print(line)
+    return 0
+
+
 def add_power(parser: argparse.ArgumentParser):
     """Add the arguments of `power`."""
     parser.add_argument("reports", nargs="*", metavar="REPORT", help="by default every report")
@@ -296,6 +306,11 @@ VERBS = {
         "print the verdict on every claim of a report",
         command_line.add_arguments,
         run_verify,
+    ),
+    "findings": (
+        "print the hash of a report's runs, which its findings in Markdown are tied to",
+        command_line.add_arguments,
+        run_findings,
     ),
     "power": ("print which claims could ever be decided", add_power, run_power),
     "overview": (

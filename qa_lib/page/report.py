@@ -91,35 +91,35 @@ def save_table(
     Raises UserError where a row names no run.
     """
     ids = require_runs(name, frame)
-    caption = f"{caption} {_describe_seeds(frame)}".strip()
+    caption = f"{caption} {describe_seeds(frame)}".strip()
     evidence = [" ".join(_tuple(run)) for run in frame["run"]]
     _write_file(P, f"{name}.csv", runs.format_csv(frame.assign(run=evidence)))
     shown = _format_frame(P, frame, digits)
     if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():
         shown = shown.drop(columns="seeds")  # the caption says it
     _write_file(P, f"{name}.md", _format_markdown(shown, profile_tag(P), caption))
-    tex = _format_tex(shown, f"[{profile_tag(P)}] {_escape_tex(caption)}", f"tab:{name}")
+    tex = _format_tex(shown, f"[{profile_tag(P)}] {escape_tex(caption)}", f"tab:{name}")
     _write_file(P, f"{name}.tex", "".join(f"% run {run}\n" for run in ids) + tex)
     title = f'aria-labelledby="{name}-title"'
     return Html(
-        f'<figure id="{name}"><figcaption id="{name}-title">{_badge(P)} {escape(caption)}'
+        f'<figure id="{name}"><figcaption id="{name}-title">{profile_badge(P)} {escape(caption)}'
         f'</figcaption>\n<div class="scroll" tabindex="0" role="region" {title}>\n'
         f"<table {title}>{_format_html(shown, links or {})}</table></div>"
-        f"{_link_files(P, name, 'csv', 'md', 'tex')}{_list_runs(ids)}</figure>"
+        f"{link_files(P, name, 'csv', 'md', 'tex')}{list_runs(ids)}</figure>"
     )
 
 
 def _format_markdown(shown: pd.DataFrame, tag: str, caption: str) -> str:
     """Return a frame of text as a Markdown table under its caption."""
-    columns = {name: _escape_markdown(name, quote=False) for name in shown}
-    rows = shown.map(_escape_markdown).rename(columns=columns)
+    columns = {name: escape_markdown(name, quote=False) for name in shown}
+    rows = shown.map(escape_markdown).rename(columns=columns)
     table = rows.to_markdown(index=False, disable_numparse=True)
-    return f"**{tag}** {_escape_markdown(caption)}\n\n{table}\n"
+    return f"**{tag}** {escape_markdown(caption)}\n\n{table}\n"
 
 
 def _format_tex(shown: pd.DataFrame, caption: str, label: str) -> str:
     """Return a frame of text as a LaTeX table."""
-    rows = shown.drop(columns="runs").rename(columns=_escape_tex).map(_escape_tex)
+    rows = shown.drop(columns="runs").rename(columns=escape_tex).map(escape_tex)
     return rows.to_latex(index=False, caption=caption, label=label)
 
 
@@ -181,8 +181,8 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
     return Html(
         f'<figure id="{name}"><div class="scroll" tabindex="0"><img width="{width}" '
         f'height="{height}" alt="{escape(alt)}" src="data:image/png;base64,{image}"></div>'
-        f"<figcaption>{_badge(P)} {escape(caption)} {_describe_seeds(frame)}</figcaption>"
-        f"{_link_files(P, name, 'svg', 'png')}{_list_runs(ids)}</figure>"
+        f"<figcaption>{profile_badge(P)} {escape(caption)} {describe_seeds(frame)}</figcaption>"
+        f"{link_files(P, name, 'svg', 'png')}{list_runs(ids)}</figure>"
     )
 
 
@@ -218,7 +218,7 @@ def show_header(P, verdicts: str = "") -> Html:
     remark = runs.describe_stale(specs)
     if remark and not specs[0].trains_stale:
         paragraphs.append(escape(f"{remark[0].upper()}{remark[1:]}."))
-    head = f'<p class="lab">{_badge(P)} {PROFILES[P.profile][0]}.</p>'
+    head = f'<p class="lab">{profile_badge(P)} {PROFILES[P.profile][0]}.</p>'
     return Html(head + "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs))
 
 
@@ -263,7 +263,7 @@ def show_provenance(P, specs: list[Spec]) -> Html:
         f"Encoder and its hash: {', '.join(sorted(encoders))}."
     )
     paragraphs = "".join(f"<p>{escape(paragraph)}</p>\n" for paragraph in text)
-    return Html(paragraphs + _list_runs([record["run"] for record in records]))
+    return Html(paragraphs + list_runs([record["run"] for record in records]))
 
 
 def _describe_machine(environment: dict) -> str:
@@ -332,7 +332,7 @@ def profile_tag(P) -> str:
     return P.profile.upper()
 
 
-def _badge(P) -> str:
+def profile_badge(P) -> str:
     """Return the profile's tag in its colour."""
     style = f"background:{PROFILES[P.profile][1]};color:#fff;padding:0 .4em;border-radius:.2em"
     return f'<strong style="{style}">{profile_tag(P)}</strong>'
@@ -348,7 +348,7 @@ def _count(ids) -> str:
     return "1 run" if len(ids) == 1 else f"{len(ids)} runs"
 
 
-def _link_files(P, name: str, *kinds: str) -> str:
+def link_files(P, name: str, *kinds: str) -> str:
     """Return links to the files beside the page, or in its folder `beside`.
 
     They are hidden in a notebook, which has no files beside it.
@@ -361,13 +361,13 @@ def _link_files(P, name: str, *kinds: str) -> str:
     return f'<span class="files" hidden>{" ".join(links)}</span>'
 
 
-def _list_runs(ids: list[str]) -> str:
+def list_runs(ids: list[str]) -> str:
     """Return the names of runs, folded away under their number."""
     names = escape("  ".join(ids))
     return f"<details><summary>{_count(ids)}</summary><code>{names}</code></details>"
 
 
-def _describe_seeds(frame: pd.DataFrame) -> str:
+def describe_seeds(frame: pd.DataFrame) -> str:
     """Return how many seeds a frame has, or "" for a frame whose rows are single runs."""
     if {"seed", "variant", "ratio"} <= set(frame):
         groups = frame.groupby(["variant", "ratio"], dropna=False)
@@ -419,15 +419,15 @@ def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
             for values in frame.to_dict("records")
         ]
     )
-    return rows.map(_one_line)
+    return rows.map(join_lines)
 
 
-def _one_line(text: str) -> str:
+def join_lines(text: str) -> str:
     """Return the text with a space in place of breaks and control characters, which end a row."""
     return BREAKS.sub(" ", text)
 
 
-def _escape_markdown(text: str, quote: bool = True) -> str:
+def escape_markdown(text: str, quote: bool = True) -> str:
     """Return the text such that Markdown shows it as it is.
 
     quote: whether quotation marks become character references too. What would be markup becomes a
@@ -437,7 +437,7 @@ def _escape_markdown(text: str, quote: bool = True) -> str:
     return text.replace("|", "\\|")
 
 
-def _escape_tex(text: str) -> str:
+def escape_tex(text: str) -> str:
     """Return the text such that LaTeX shows it as it is; backslash, ~ and ^ become spaces.
 
     A row that begins with [ or * would be an argument of the line break before it.

@@ -1,0 +1,289 @@
+"""Comparisons of two models that no claim makes, by the contrast and the interval of a claim.
+
+measure_pairs(P, pairs)                a claim's contrast with other models in its places
+collect_comparisons(P, comparisons)    rows of the forest figure
+collect_steps(P, claim, steps)         rows of the step chart
+
+A value is how far `ours` is above `against`, in the unit of the claim. It has no verdict, since
+nothing was frozen about it. Its 95 % interval is that of the verdicts (verdicts.interval); variance
+between seeds is pooled with that of the report's controls. A pair that the claims table has already
+is taken from there, so that a page gives one interval for one comparison.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from qa_lib.evidence import claims, stats, verify
+from qa_lib.reports import plans
+from qa_lib.reports.comparisons import Comparison, Step, check_chain
+from qa_lib.settings.params import UserError
+from qa_lib.store import runs
+
+NUMBERS = ["value", "low", "high"]
+# Arm → how a setting is called in the rows of a figure.
+SETTINGS = {"tuned": "equal", "printed": "report"}
+
+
+class Pair(NamedTuple):
+    """Two variants, in the places of those that a claim compares."""
+
+    claim: str
+    ours: str
+    against: str
+    by_starter: bool = False  # scored by the starter code's rule
+
+    @property
+    def id(self) -> str:
+        """The name of the comparison among claims."""
+        rule = "/starter" if self.by_starter else ""
+        return f"{self.claim}/{self.ours}/{self.against}{rule}"
+
+
+def find_claim(P, name: str) -> claims.Claim:
+    """Return a claim of a report by its id.
+
+    Raises UserError for one that does not exist, or that has no contrast.
+    """
+    listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
+    if name not in listed:
+        raise UserError(f"there is no claim {name} in params/claims/{P.report}.yaml")
+    if listed[name].contrast is None:
+        raise UserError(f"params/claims/{P.report}.yaml: {name} has no contrast to be measured")
+    return listed[name]
+
+
+def find_sign(claim: claims.Claim) -> int:
+    """Return 1 where the claim puts its `ours` higher, −1 where it puts it lower."""
+    return 1 if claim.contrast.direction == "higher" else -1
+
+
+def compare_models(claim: claims.Claim, pair: Pair) -> claims.Claim:
+    """Return a claim that asks how far one variant is above another, by a claim's contrast."""
+    contrast = claim.contrast
+    other_side = contrast.ours if contrast.against is None else contrast.against
+    contrast = contrast.model_copy(
+        update={
+            "ours": contrast.ours | {"variant": pair.ours},
+            "against": other_side | {"variant": pair.against},
+            "beyond": None,
+            "direction": "higher",
+            "target": 0.0,
+        }
+    )
+    each = []
+    for column in contrast.each:
+        if any(isinstance(side[column], list) for side in contrast.sides()):
+            each.append(column)
+    contrast = contrast.model_copy(update={"each": each})
+    compared = claim.model_copy(
+        update={
+            "id": pair.id,
+            "kind": "superiority",
+            "primary": False,
+            "contrast": contrast,
+            "delta": claim.effect,
+        }
+    )
+    return claims.starter_claim(compared) if pair.by_starter else compared
+
+
+_pairs: dict[tuple, pd.DataFrame] = {}  # parameters, pairs, records → their table
+
+
+def measure_pairs(P, pairs: list[Pair]) -> pd.DataFrame:
+    """Return a row for each pair and arm: value, low, high (95 %), part, n, run.
+
+    value: ours less against. Where a pair has no runs in an arm, n is 0 and the numbers are not a
+    number. A page asks several times; the records are resampled once.
+    """
+    if not pairs:
+        columns = [*Pair._fields, "arm", "unit", *NUMBERS, "part", "n", "run"]
+        return pd.DataFrame(columns=columns)
+    specs = plans.plan(P)
+    checksums = [record["checksum"] for record in map(runs.find_record, specs) if record]
+    key = (P.model_dump_json(), tuple(pairs), *checksums)
+    if key not in _pairs:
+        _pairs[key] = resample_pairs(P, specs, pairs)
+    return _pairs[key].copy()
+
+
+def resample_pairs(P, specs: list, pairs: list[Pair]) -> pd.DataFrame:
+    """Return the table of `measure_pairs`, from the records of a plan."""
+    listed = claims.read_claims(P.report, P.mixtures)
+    asked = [compare_models(find_claim(P, pair.claim), pair) for pair in pairs]
+    metrics = {metric for claim in asked for metric in list_metrics(claim)}
+    controls = []
+    for claim in listed:
+        # Variance is never pooled over metrics, so controls by others play no part.
+        if claim.control and claim.contrast and list_metrics(claim) <= metrics:
+            controls.append(claims.control_claim(claim))
+    curves = stats.curves(runs.collect_histories(specs))
+    ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
+    ledger = ledger[ledger["metric"].isin(metrics)]
+    examples = runs.collect_examples(specs)
+    table = verify.claims_table(P)
+    rows = []
+    for arm in verify.ARMS:
+        samples = stats.draw_samples(listed, ledger, examples, P.domains, arm)
+        judged = stats.judge_samples(asked + controls, samples, P.profile).set_index("id")
+        for pair, claim in zip(pairs, asked, strict=True):
+            row = pair._asdict() | {"arm": arm, "unit": claim.unit}
+            known = find_in_table(table, find_claim(P, pair.claim), pair, arm)
+            if len(known):
+                sign = find_sign(find_claim(P, pair.claim))
+                rows.append(row | read_value(known, sign) | {"part": known["part"].iloc[0]})
+                continue
+            at = judged.loc[pair.id]
+            row |= {"value": at["d"], "low": at["low"], "high": at["high"]}
+            row["part"] = verify.name_part(at["part"], P.domains) if at["run"] else ""
+            rows.append(row | {"n": at["n"], "run": at["run"]})
+    return pd.DataFrame(rows)
+
+
+def list_metrics(claim: claims.Claim) -> set[str]:
+    """Return the metrics that a claim's contrast is in."""
+    return {metric for side in claim.contrast.sides() for metric in np.ravel(side["metric"])}
+
+
+def find_in_table(table: pd.DataFrame, claim: claims.Claim, pair: Pair, arm: str) -> pd.DataFrame:
+    """Return the row of the claims table that makes a pair's comparison; no row where none does."""
+    contrast = claim.contrast
+    is_of_claim = contrast.ours.get("variant") == pair.ours and contrast.against is not None
+    if not is_of_claim or contrast.beyond or contrast.target:
+        return table[:0]
+    if contrast.against.get("variant") == pair.against:
+        return select_row(table, claim.id, "starter" if pair.by_starter else "claim", arm)
+    if claim.control == pair.against and not pair.by_starter:
+        return select_row(table, claim.id, "control", arm)
+    return table[:0]
+
+
+# ---- central comparisons ----
+
+
+def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
+    """Return the rows of the forest figure, in their order.
+
+    Columns: comparison (its position), ours, against, on, unit, setting (`printed`, `equal` or
+    `report`), variant (that of the idea, or the control's), control (the control that `ours` is
+    compared with; empty where it is compared with `against`), value, low, high, n, run. An arm that
+    was not run has a row with n = 0. Where the report was scored by the starter code's rule, so are
+    the rows of its comparison.
+    """
+    table = verify.claims_table(P)
+    asked = [(compared, find_claim(P, compared.claim)) for compared in comparisons]
+    pairs = []
+    for compared, claim in asked:
+        by_starter = len(select_row(table, claim.id, "starter", "printed")) > 0
+        own = (claim.control,) if claim.control else ()
+        for control in dict.fromkeys(own + compared.controls):
+            pairs.append(Pair(claim.id, name_variant(claim), control, by_starter))
+    measured = measure_pairs(P, pairs)
+    rows = []
+    for position, (compared, claim) in enumerate(asked):
+        labels = {
+            "comparison": position,
+            "ours": compared.ours,
+            "against": compared.against,
+            "on": compared.on,
+            "unit": claim.unit,
+            "variant": name_variant(claim),
+        }
+        for row in list_values(claim, table, measured):
+            rows.append(labels | row)
+    return pd.DataFrame(rows)
+
+
+def name_variant(claim: claims.Claim) -> str:
+    """Return the variant of the idea that a claim is about; of several the first."""
+    return str(np.ravel(claim.contrast.ours["variant"])[0])
+
+
+def select_row(table: pd.DataFrame, claim: str, comparison: str, arm: str) -> pd.DataFrame:
+    """Return the row of a claim in the claims table, or no row where no run has made it."""
+    at = (table["claim"] == claim) & (table["comparison"] == comparison) & (table["arm"] == arm)
+    return table[at & (table["n"] > 0)]
+
+
+def list_values(claim: claims.Claim, table: pd.DataFrame, measured: pd.DataFrame) -> list[dict]:
+    """Return the values of one central comparison: printed, ours in both arms, and its controls."""
+    sign = find_sign(claim)
+    rows = []
+    if claim.printed is not None:
+        low, high = sorted(sign * end for end in claim.range)
+        printed = {"setting": "printed", "control": "", "value": (low + high) / 2}
+        run = table.loc[table["claim"] == claim.id, "run"].iloc[0]
+        rows.append(printed | {"low": low, "high": high, "n": 0, "run": run})
+    for arm, setting in SETTINGS.items():
+        whole = select_row(table, claim.id, "starter", arm)
+        if whole.empty:
+            whole = select_row(table, claim.id, "claim", arm)
+        rows.append({"setting": setting, "control": ""} | read_value(whole, sign))
+        beside = measured[(measured["claim"] == claim.id) & (measured["arm"] == arm)]
+        for row in beside[beside["n"] > 0].to_dict("records"):
+            left = {name: row[name] for name in [*NUMBERS, "n", "run"]}
+            rows.append({"setting": setting, "control": row["against"]} | left)
+    return rows
+
+
+def read_value(rows: pd.DataFrame, sign: int) -> dict:
+    """Return value, low, high, n and run of a row of the claims table; n = 0 where there is none.
+
+    sign: of `find_sign`, since the table has its effects in the claim's direction.
+    """
+    if rows.empty:
+        return dict.fromkeys(NUMBERS, np.nan) | {"n": 0, "run": ()}
+    row = rows.iloc[0]
+    low, high = sorted([sign * row["low"], sign * row["high"]])
+    return {"value": sign * row["ours"], "low": low, "high": high, "n": row["n"], "run": row["run"]}
+
+
+# ---- from the baseline to the report's model ----
+
+
+def collect_steps(P, claim: str, steps: tuple[Step, ...], arm: str) -> pd.DataFrame:
+    """Return a row for each step, and a last one for all steps together.
+
+    Columns: says, before, after, start, value, low, high (95 %), known (whether both its variants
+    were trained), n, run. start: where the step begins, as the sum of those before it. Steps
+    between which a variant was not trained share one value: what they give together.
+    """
+    check_chain(steps)
+    nodes = [steps[0].before, *(step.after for step in steps)]
+    pairs = [Pair(claim, nodes[-1], nodes[0])]
+    for first in range(len(nodes)):
+        for last in range(first + 1, len(nodes)):
+            pairs.append(Pair(claim, nodes[last], nodes[first]))
+    measured = measure_pairs(P, list(dict.fromkeys(pairs)))
+    measured = measured[measured["arm"] == arm].set_index(["ours", "against"])
+    rows = []
+    start = 0.0
+    first = 0
+    while first < len(steps):
+        last = find_next_known(nodes, first, measured)
+        row = measured.loc[(nodes[last], nodes[first])]
+        for step in steps[first:last]:
+            labels = {"says": step.says, "before": step.before, "after": step.after}
+            rows.append(labels | describe_step(row, start, is_known=last == first + 1))
+        start += row["value"]
+        first = last
+    whole = measured.loc[(nodes[-1], nodes[0])]
+    labels = {"says": "all steps together", "before": nodes[0], "after": nodes[-1]}
+    rows.append(labels | describe_step(whole, 0.0, is_known=True))
+    return pd.DataFrame(rows)
+
+
+def find_next_known(nodes: list[str], first: int, measured: pd.DataFrame) -> int:
+    """Return the position of the next variant that has runs to compare; the last one else."""
+    for last in range(first + 1, len(nodes)):
+        if measured.loc[(nodes[last], nodes[first]), "n"]:
+            return last
+    return len(nodes) - 1
+
+
+def describe_step(row: pd.Series, start: float, is_known: bool) -> dict:
+    """Return the numbers of a step from its row of `measure_pairs`."""
+    numbers = {name: row[name] for name in [*NUMBERS, "n", "run"]}
+    return {"start": start, "known": bool(is_known and row["n"])} | numbers

@@ -1,0 +1,298 @@
+"""The pieces of a report's page, each reached from its notebook by one call.
+
+    from qa_lib.page import pieces as page
+
+    page.show_answer(P, smart.COMPARISONS)
+    page.figure_comparisons(P, smart.COMPARISONS)
+    page.table_models(P, ["finetune", "smart"], {"smart": "adversarial term"})
+    page.show_findings(P, "why")
+
+A table or figure whose part of the study was not run shows a note in its place. Prose stands in
+params/findings/<slug>.md.
+"""
+
+from html import escape
+from typing import get_args
+
+import pandas as pd
+
+from qa_lib.evidence import compare, verify
+from qa_lib.page import charts, grids, looks, render, report, tables, verdict_groups, written
+from qa_lib.reports import plans
+from qa_lib.reports.comparisons import Comparison, Step
+from qa_lib.store import runs
+
+UNWRITTEN = "No findings are written for these runs; the numbers are theirs."
+ARMS = {"printed": "the report's settings", "tuned": "equal tuning"}
+NOT_RUN = "equal tuning"  # the part of the study that a note names
+
+
+# ---- prose ----
+
+
+def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
+    """Return the answer box: the finding, three numbers, and what it does not show.
+
+    On a page of other runs than those that findings were written of: the numbers of the first
+    comparison, and one line that says so.
+    """
+    found = written.read_findings(P.report)
+    if written.is_written_of(P, found):
+        texts = written.fill_section(P, found, written.ANSWER)
+        answer = written.split_answer(found, texts)
+        opening, numbers, end = answer.finding, answer.numbers, answer.limit
+        paragraphs = [render.markdown(opening), render.markdown(end)]
+    else:
+        numbers = list_numbers(compare.collect_comparisons(P, comparisons[:1]))
+        paragraphs = [f"<p>{UNWRITTEN}</p>", ""]
+    items = []
+    for number, label in numbers:
+        items.append(f"<li><strong>{escape(number)}</strong> {show_inline(label)}</li>")
+    first, last = paragraphs
+    kind = "Answer" if last else "Numbers"
+    return report.Html(
+        f'<section class="answer" aria-label="{kind}">{first}<ul>{"".join(items)}</ul>{last}'
+        "</section>"
+    )
+
+
+def show_inline(text: str) -> str:
+    """Return Markdown as HTML without a paragraph around it."""
+    return render.markdown(text).strip().removeprefix("<p>").removesuffix("</p>")
+
+
+def list_numbers(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return (number, what it is) of the first comparison: ours in both arms, and the printed."""
+    numbers = []
+    for row in rows[rows["control"] == ""].itertuples():
+        name, _ = charts.SETTINGS[row.setting]
+        if row.setting == "printed":
+            numbers.append((f"{charts.format_printed(row)} {row.unit}", name))
+        elif row.n:
+            label = f"{name}: {row.ours} against {row.against}"
+            numbers.append((f"{charts.format_difference(row)} {row.unit}", label))
+    return numbers
+
+
+def show_findings(P, section: str) -> report.Markdown:
+    """Return a section of the findings, with its numbers.
+
+    It is empty on a page of other runs, since the answer box says that none are written for them.
+    """
+    found = written.read_findings(P.report)
+    if not written.is_written_of(P, found):
+        return report.Markdown("")
+    return report.Markdown("\n\n".join(written.fill_section(P, found, section)))
+
+
+def fold(title: str, *parts) -> report.Html:
+    """Return parts of a page folded away under a title. A part is HTML, or Markdown."""
+    texts = []
+    for part in parts:
+        is_html = isinstance(part, report.Html)
+        texts.append(str(part) if is_html else render.markdown(str(part)))
+    return report.Html(
+        f'<details class="more"><summary>{escape(title)}</summary>{"".join(texts)}</details>'
+    )
+
+
+def list_parts_not_run(P) -> report.Html:
+    """Return the parts of the study that this page lacks, folded; empty where it has all."""
+    field = type(P).model_fields["experiments"]
+    (choices,) = get_args(field.annotation)
+    missing = [name for name in get_args(choices) if name not in P.experiments]
+    if "tuned" not in P.arms:
+        missing.append(NOT_RUN)
+    if not missing:
+        return report.Html("")
+    return fold("Parts of the study that were not run here", ", ".join(missing) + ".")
+
+
+# ---- figures ----
+
+
+def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
+    """Return the forest figure: printed, ours in both arms, and what controls leave."""
+    rows = compare.collect_comparisons(P, comparisons)
+    rows = rows[(rows["n"] > 0) | (rows["setting"] != "printed") | (rows["run"].map(len) > 0)]
+    made = rows[rows["n"] > 0]
+    if made.empty:
+        return report.note_absent("central comparisons")
+    seeds = (
+        f"{made['n'].min()}"
+        if made["n"].nunique() == 1
+        else (f"{made['n'].min()} to {made['n'].max()}")
+    )
+    caption = (
+        "Central comparisons: how far the model is ahead of another. Hollow: what the report "
+        "prints. Squares: the same model against a control, which is what the control leaves of "
+        f"the effect. Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
+    )
+    alt = "A row for each comparison: " + "; ".join(
+        f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
+        f"{charts.format_difference(row)} {row.unit}"
+        for row in made[made["control"] == ""].itertuples()
+    )
+
+    def draw(look: looks.Look):
+        return charts.draw_forest(P.report, rows, look)
+
+    return looks.save_drawing(P, "fig_comparisons", draw, caption, alt, made)
+
+
+def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
+    """Return the step chart from the baseline to the report's model, by a claim's contrast."""
+    if arm not in P.arms:
+        return report.note_absent(NOT_RUN)
+    rows = compare.collect_steps(P, claim, steps, arm)
+    made = rows[rows["n"] > 0]
+    if made.empty:
+        return report.note_absent("steps to the report's model")
+    unit = compare.find_claim(P, claim).unit
+    hatched = " Hatched: steps that were not run apart." if (~rows["known"]).any() else ""
+    caption = (
+        f"From {plans.display_name(P.report, steps[0].before)} to "
+        f"{plans.display_name(P.report, steps[-1].after)}, one change at a time, with "
+        f"{ARMS[arm]}; bars are 95 % intervals of a step.{hatched}"
+    )
+    alt = "; ".join(
+        f"{row.says}: {charts.format_difference(row)} {unit}" for row in made.itertuples()
+    )
+
+    def draw(look: looks.Look):
+        return charts.draw_steps(P.report, rows, unit, look)
+
+    return looks.save_drawing(P, f"fig_steps_{arm}", draw, caption, alt, made)
+
+
+def figure_trials(
+    P, by: tuple[str, str] = ("rate", "epochs"), score: str = "validation_em"
+) -> report.Html:
+    """Return the trials of every model as heat maps, the chosen settings ringed.
+
+    by: the columns of tables.trials_table that go down and across. score: that which chose.
+    """
+    specs = plans.plan(P)
+    tried = [spec for spec in specs if spec.variant.endswith("-trial")]
+    if not tried:
+        return report.note_absent(NOT_RUN)
+    rows = mark_chosen(P, tables.trials_table(tried), by)
+    caption = (
+        "Equal tuning: the validation score of every trial, one seed. The ring is on the setting "
+        f"that was chosen. {describe_edges(rows, by)}".strip()
+    )
+    alt = "; ".join(
+        f"{row['model']}: {by[0]} {row[by[0]]}, {by[1]} {row[by[1]]}"
+        for row in rows[rows["chosen"]].to_dict("records")
+    )
+
+    def draw(look: looks.Look):
+        return charts.draw_trials(rows, by, score, look)
+
+    return looks.save_drawing(P, "fig_trials", draw, caption, f"Chosen: {alt}", rows)
+
+
+def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
+    """Return trials with `chosen`: whether the runs of equal tuning have a trial's settings."""
+    tuned = [spec for spec in plans.plan(P) if spec.arm == "tuned" and spec.tests]
+    labels = []
+    for spec, record in runs.require_records(tuned):
+        if not spec.variant.endswith("-trial"):
+            trained = grids.find_trained(spec)
+            setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
+            labels.append(runs.label_columns(spec, record) | setting)
+    if not labels:
+        return rows.assign(chosen=False)
+    columns = ["model", *by]
+    chosen = tables.add_display_names(pd.DataFrame(labels))[columns].astype(str)
+    settings = set(chosen.itertuples(index=False, name=None))
+    of_trials = rows[columns].astype(str).itertuples(index=False, name=None)
+    return rows.assign(chosen=[setting in settings for setting in of_trials])
+
+
+def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
+    """Return one sentence about chosen settings at an edge of what was tried; empty without any."""
+    told = []
+    for column in by:
+        values = (
+            list(rows[column].cat.categories)
+            if rows[column].dtype == "category"
+            else (sorted(rows[column].unique()))
+        )
+        if len(values) < 2:
+            continue
+        chosen = rows[rows["chosen"]]
+        at_edge = chosen[chosen[column].isin([values[0], values[-1]])]["model"].unique()
+        if len(at_edge):
+            name = charts.NAMES_OF.get(column, column)
+            told.append(f"{name} of {', '.join(at_edge)}")
+    return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
+
+
+# ---- tables ----
+
+
+def table_models(P, variants: list[str], parts: dict[str, str]) -> report.Html:
+    """Return the table of models: blocks, extra parts, weights; rate, epochs, seeds in both arms.
+
+    parts: variant → its extra parts in words. Variants without runs are left out.
+    """
+    planned = {spec.variant for spec in plans.plan(P)}
+    variants = [variant for variant in variants if variant in planned]
+    if not variants:
+        return report.note_absent("models")
+    frame = grids.describe_models(P, variants, parts)
+    shown, classes = grids.lay_out_models(frame)
+    caption = "The models, and how each is trained."
+    return grids.save_frame(P, "table_models", shown, classes, caption, frame)
+
+
+def table_grid(
+    P,
+    name: str,
+    caption: str,
+    variants: list[str],
+    columns: dict[str, tuple[str, str]],
+    printed: dict[str, dict[str, float]],
+    arm: str = "printed",
+    lower: tuple[str, ...] = (),
+    **which,
+) -> report.Html:
+    """Return a grid of results, model × set, with what the report prints.
+
+    columns: heading → (set, metric). printed: variant → heading → value. lower: the headings under
+    which a lower value is better. which: further columns of the ledger that rows must have, e.g.
+    ratio=0.6.
+    """
+    specs = [spec for spec in plans.plan(P) if spec.arm == arm and spec.variant in variants]
+    if not specs:
+        return report.note_absent(ARMS[arm] if arm == "tuned" else name)
+    ledger = runs.collect_ledger(specs)
+    for column, value in which.items():
+        ledger = ledger[ledger[column] == value]
+    headings = {at: heading for heading, at in columns.items()}
+    places = list(zip(ledger["set"], ledger["metric"], strict=True))
+    ledger = ledger.assign(
+        column=[headings.get(at) for at in places],
+        model=[plans.display_name(P.report, variant) for variant in ledger["variant"]],
+    )
+    ledger = ledger[ledger["column"].notna()]
+    if ledger.empty:
+        return report.note_absent(name)
+    ledger["column"] = pd.Categorical(ledger["column"], list(columns), ordered=True)
+    ledger = ledger.sort_values("column").astype({"column": str})
+    known = set(ledger["variant"])
+    models = [plans.display_name(P.report, v) for v in variants if v in known]
+    cells = grids.average_cells(ledger, models)
+    theirs = {plans.display_name(P.report, v): values for v, values in printed.items()}
+    shown, classes = grids.lay_out_grid(cells, theirs, lower)
+    caption = f"{caption} {grids.describe_seeds(cells)} Bold: the best of ours."
+    return grids.save_frame(P, name, shown, classes, caption, cells)
+
+
+def show_verdicts(P) -> report.Html:
+    """Return the verdicts by the models that are compared; writes claims.csv beside the page."""
+    table = verify.write_claims(P)
+    if not (table["n"] > 0).any():
+        return report.note_absent("claims")
+    return verdict_groups.show_groups(P, table)

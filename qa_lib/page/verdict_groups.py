@@ -1,0 +1,191 @@
+"""The verdicts of a report as a page shows them: by the models that a claim compares."""
+
+import re
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from qa_lib.evidence import claims, verify
+from qa_lib.evidence.verdicts import Verdict
+from qa_lib.page import report
+from qa_lib.reports import plans
+
+# Verdict → its class in page.css.
+CLASSES = {
+    Verdict.REPRODUCED: "yes",
+    Verdict.SMALLER: "partly",
+    Verdict.NOT_REPRODUCED: "no",
+    Verdict.UNDECIDED: "open",
+    Verdict.NOT_TESTED: "open",
+}
+STANCES = {
+    "result": "What the report states as a result",
+    "hope": "What it hopes",
+    "explanation": "How it explains its results",
+}
+LEGEND = (
+    "A claim stands under the models that it compares. Behind “not reproduced” stands what it "
+    "means: the effect is less than half of what is printed, in the direction but below it, below "
+    "it with the direction open, larger, or opposite; of an equality, different. “Undecided” says "
+    "what is missing. In brackets stands the 95 % interval, of several parts that of the one "
+    "shown. "
+)
+MARK = "†"
+
+
+def name_sides(P, claim: claims.Claim) -> str:
+    """Return the models that a claim compares: "ExBERT (final) against V-DB"."""
+    if claim.contrast is None:
+        return ""
+    ours, *others = [name_models(P, side) for side in claim.contrast.sides()]
+    if not others:
+        return f"{ours}, by itself"
+    if claim.contrast.beyond:
+        return f"{ours} against {others[0]}, beyond {others[1]} against {others[2]}"
+    return f"{ours} against {others[0]}" if others[0] != ours else f"{ours}, against itself"
+
+
+def name_models(P, side: dict) -> str:
+    """Return the models of one side of a contrast; of many the first, and how many more."""
+    names = []
+    for variant in np.ravel(side["variant"]):
+        names.append(plans.display_name(P.report, str(variant)))
+    first, *others = dict.fromkeys(names)
+    if len(others) > 1:
+        return f"{first} and {len(others)} more"
+    return " and ".join([first, *others])
+
+
+def show_verdict(row, with_reason: bool = True) -> str:
+    """Return a verdict as HTML: the word in its colour, then what it means, or why."""
+    word = f'<span class="verdict {CLASSES[Verdict(row.verdict)]}">{escape(row.verdict)}</span>'
+    if row.unpooled and row.unpooled != row.verdict:
+        word += MARK
+    if not row.reason or row.verdict == Verdict.NOT_TESTED or not with_reason:
+        return word
+    reason = verify.format_verdict(row).removeprefix(f"{row.verdict}: ")
+    return f"{word}: {escape(reason)}"
+
+
+def show_arm(name: str, row) -> str:
+    """Return what an arm says of a claim, as HTML; empty where no run has made the comparison."""
+    if row is None or not row.n:
+        return ""
+    return f"{name} {escape(verify.format_effect(row))} {show_verdict(row)}"
+
+
+def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
+    """Return a claim as HTML: what it says; printed, ours in both arms, and what a control leaves.
+
+    tables: arm or comparison → its rows by claim.
+    """
+    values = [f"printed {escape(verify.format_printed(row))}" if row.printed != "–" else ""]
+    if row.claim in tables["starter"].index:
+        starter = tables["starter"].loc[row.claim]
+        values.append(f"scored as in the report {escape(verify.format_effect(starter))}")
+    values.append(show_arm("report's settings", row))
+    tuned = tables["tuned"]
+    if row.claim in tuned.index:
+        values.append(show_arm("equal tuning", tuned.loc[row.claim]))
+    for arm, words in (("printed", ""), ("tuned", "equal tuning: ")):
+        beside = tables[f"control {arm}"]
+        if row.claim in beside.index and beside.loc[row.claim, "n"]:
+            of_claim = row if arm == "printed" else tuned.loc[row.claim]
+            control = verify.format_control(P.report, beside.loc[row.claim], of_claim)
+            values.append(escape(f"{words}beside {control}"))
+    line = "; ".join(filter(None, values))
+    primary = ", primary" if row.primary else ""
+    says = f"{escape(row.says)} ({escape(row.where)}{primary})"
+    return f"<li><p>{says}</p><p>{line}</p></li>"
+
+
+def show_group(P, heading: str, rows: list, tables: dict[str, pd.DataFrame]) -> str:
+    """Return the claims about the same models: one is shown, if any a primary one."""
+    first, *others = sorted(rows, key=lambda row: not row.primary)
+    text = f"<h4>{escape(heading)}</h4><ul>{show_claim(P, first, tables)}</ul>"
+    if not others:
+        return text
+    folded = "".join(show_claim(P, row, tables) for row in others)
+    counts = pd.Series([row.verdict for row in others], dtype=object).value_counts()
+    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if verdict in counts)
+    summary = f"{len(others)} more of the same models: {told}"
+    return f"{text}{fold_items(summary, folded)}"
+
+
+def fold_items(summary: str, items: str) -> str:
+    """Return items of a list, folded under a summary."""
+    return f"<details><summary>{escape(summary)}</summary><ul>{items}</ul></details>"
+
+
+def show_remarks(rows: list) -> str:
+    """Return what is to be borne in mind with claims, folded; empty where there is nothing."""
+    items = []
+    for row in rows:
+        if row.confound:
+            remark = f"<p>{escape(row.says)}</p><p>{escape(row.confound)}</p>"
+            items.append(f"<li>{remark}</li>")
+    return fold_items("What to bear in mind with these claims", "".join(items)) if items else ""
+
+
+def show_untested(rows: list) -> str:
+    """Return the claims that are not tested and why, folded; empty where there are none."""
+    if not rows:
+        return ""
+    items = []
+    for row in rows:
+        items.append(f"<li><p>{escape(row.says)}</p><p>{escape(row.reason)}</p></li>")
+    number = "1 claim is" if len(rows) == 1 else f"{len(rows)} claims are"
+    return fold_items(f"{number} not tested: why", "".join(items))
+
+
+def describe_mark(table: pd.DataFrame) -> str:
+    """Return what the mark behind a verdict means, where a verdict has one."""
+    if not (table["unpooled"] != table["verdict"]).any():
+        return ""
+    return (
+        f"{MARK}: another verdict with the variance of the comparison's own seeds alone, none "
+        "pooled (docs/claims.md)."
+    )
+
+
+def show_groups(P, table: pd.DataFrame) -> report.Html:
+    """Return the verdicts of a report: counts, groups of each stance, and what is not tested.
+
+    table: of verify.claims_table.
+    """
+    listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
+    tables = {
+        "tuned": verify.select(table, "tuned"),
+        "starter": verify.select(table, comparison="starter"),
+        "control printed": verify.select(table, comparison="control"),
+        "control tuned": verify.select(table, "tuned", "control"),
+    }
+    parts = []
+    untested = []
+    groups: dict[str, dict[str, list]] = {stance: {} for stance in STANCES}
+    for row in verify.select(table).itertuples():
+        tuned = tables["tuned"]
+        is_tested_alike = row.claim in tuned.index and (
+            tuned.loc[row.claim, "verdict"] != Verdict.NOT_TESTED
+        )
+        if row.verdict == Verdict.NOT_TESTED and not is_tested_alike:
+            untested.append(row)
+            continue
+        heading = name_sides(P, listed[row.claim])
+        groups[row.stance].setdefault(heading, []).append(row)
+    for stance, of_stance in groups.items():
+        if of_stance:
+            parts.append(f"<p><strong>{STANCES[stance]}</strong></p>")
+        for heading, rows in of_stance.items():
+            parts.append(show_group(P, heading, rows, tables))
+    tested = [row for of_stance in groups.values() for rows in of_stance.values() for row in rows]
+    legend = escape(LEGEND + describe_mark(verify.select(table)))
+    text = (
+        f"<p>{escape(verify.count_verdicts(table))}</p>"
+        f"<details><summary>How to read the verdicts</summary><p>{legend}</p></details>"
+        f"{''.join(parts)}{show_remarks(tested)}{show_untested(untested)}"
+    )
+    # A hyphen before a digit is a minus.
+    text = re.sub(r"(?<=[\s\[])-(?=\d)", "−", text)
+    return report.Html(f'<div class="verdicts">{text}</div>')

@@ -1,0 +1,387 @@
+"""Findings in Markdown: params/findings/<slug>.md, with numbers filled in by name.
+
+    ---
+    runs: 1f0c6a52d9e84b37
+    ---
+
+    ## why
+
+    <!-- holds: claims.headline.report.low > 0 and claims.headline.equal.high < 0 -->
+    At the report's settings ExBERT is {{ claims.headline.report }} EM ahead of V-DB.
+
+`runs` is the hash of the runs that the sentences were written of; `python -m qa_lib findings
+REPORT` prints that of the present ones. A page of other runs shows none of the sentences. A
+section begins with `## name`, and its paragraphs are parted by blank lines. The condition above a
+paragraph says when it is true.
+
+Names, in braces and in conditions:
+
+    claims.ID.printed, .unit          of a claim, `_` for each `-` of its id: what is printed
+    claims.ID.report, .equal          ours at the report's settings, and with equal tuning; as text
+                                      with its 95 % interval. In the direction of the claim:
+        .ours .low .high .n           numbers, and seeds
+        .verdict .meaning             "not reproduced", "less than half"
+        .ahead                        the same, as how far `ours` is above `against`
+        .control .starter             the same against the control, and by the starter code's rule
+    mean(VARIANT, SET, METRIC, ARM)   the mean of a score over seeds; METRIC "em", ARM "report"
+    setting(VARIANT, FIELD, ARM)      a field of a model's runs, as learning_rate
+    params.NAME                       a parameter of the page
+    values.NAME                       what the report's file collects (`collect_values`)
+
+Numbers have one decimal; `| digits(2)` and `| percent` write others.
+"""
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+from qa_lib.evidence import claims, verify
+from qa_lib.reports import plans
+from qa_lib.settings.params import ROOT, UserError
+from qa_lib.store import runs
+
+FOLDER = ROOT / "params" / "findings"
+ARMS = {"report": "printed", "equal": "tuned"}  # as readers name them, and in the ledger
+CONDITION = re.compile(r"<!-- holds: (.*) -->")
+# The section of the answer box, and the most words that it may have.
+ANSWER = "answer"
+MOST_WORDS = 70
+
+
+# ---- the file ----
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph of a section: its lines with their numbers, and the condition above it."""
+
+    lines: list[tuple[int, str]]
+    condition: str = ""
+
+    @property
+    def line(self) -> int:
+        """The number of its first line."""
+        return self.lines[0][0]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A report's findings: the hash of their runs, and name → paragraphs of each section."""
+
+    file: Path
+    runs: str
+    sections: dict[str, list[Paragraph]] = field(default_factory=dict)
+
+    def place(self, line: int) -> str:
+        """Return the place of a line, as an error names it."""
+        path = self.file.relative_to(ROOT) if self.file.is_relative_to(ROOT) else self.file
+        return f"{path}, line {line}"
+
+
+def read_findings(slug: str) -> Findings | None:
+    """Return the findings of a report; None where none are written.
+
+    Raises UserError where the head names no runs, or where text stands outside of a section.
+    """
+    file = FOLDER / f"{slug}.md"
+    if not file.exists():
+        return None
+    text = file.read_text(encoding="utf-8")
+    head = re.match(r"---\n(.*?)\n---\n", text, re.S)
+    fields = yaml.safe_load(head[1]) if head else None
+    if not isinstance(fields, dict) or set(fields) != {"runs"}:
+        raise UserError(
+            f"{Findings(file, '').place(1)}: the file begins with ---, a line `runs: HASH`, and ---"
+        )
+    found = Findings(file, str(fields["runs"]))
+    paragraphs = None
+    for block in split_blocks(text, text[: head.end()].count("\n")):
+        number, first = block[0]
+        if first.startswith("## "):
+            paragraphs = found.sections.setdefault(first.removeprefix("## ").strip(), [])
+            block = block[1:]
+        if not block:
+            continue
+        if paragraphs is None:
+            raise UserError(f"{found.place(number)}: text belongs below a heading `## name`")
+        condition = CONDITION.fullmatch(block[0][1].strip())
+        if condition and len(block) == 1:
+            raise UserError(f"{found.place(number)}: no paragraph stands below this condition")
+        paragraphs.append(Paragraph(block[1:], condition[1]) if condition else Paragraph(block))
+    return found
+
+
+def split_blocks(text: str, skip: int) -> list[list[tuple[int, str]]]:
+    """Return the blocks of lines between blank lines, each line with its number."""
+    blocks: list[list[tuple[int, str]]] = [[]]
+    for number, line in enumerate(text.splitlines(), 1):
+        if number <= skip:
+            continue
+        if line.strip():
+            blocks[-1].append((number, line))
+        elif blocks[-1]:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
+# ---- what its names mean ----
+
+
+class Names(dict):
+    """Names and their values. An unknown one raises LookupError with a sentence."""
+
+    def __init__(self, what: str, values: dict):
+        super().__init__(values)
+        self.what = what
+
+    def __missing__(self, name):
+        close = difflib.get_close_matches(str(name), [str(known) for known in self], 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UnknownName(f"{self.what} has no {name}{hint}")
+
+
+class UnknownName(Exception):
+    """A name that stands for nothing. Its argument is a sentence."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Ours in one arm, with its 95 % interval; as text "3.2 [2.0, 4.4]"."""
+
+    ours: float
+    low: float
+    high: float
+    n: int
+    verdict: str
+    meaning: str
+    ahead: "Effect | None" = None
+    control: "Effect | None" = None
+    starter: "Effect | None" = None
+
+    def __str__(self) -> str:
+        text = verify.format_number(self.ours, 1) + verify.format_interval(self.low, self.high, 1)
+        return text.replace("-", "−")
+
+
+def read_effect(row: pd.Series, sign: int = 1) -> Effect:
+    """Return the effect in a row of the claims table; sign −1 turns it around."""
+    low, high = sorted([sign * row["low"], sign * row["high"]])
+    return Effect(sign * row["ours"], low, high, row["n"], row["verdict"], row["reason"])
+
+
+def name_claims(P) -> Names:
+    """Return claim → what is printed and ours in each arm that was run."""
+    table = verify.claims_table(P)
+    named = {}
+    for claim in claims.read_claims(P.report, P.mixtures):
+        rows = table[(table["claim"] == claim.id) & (table["n"] > 0)]
+        values = {"printed": verify.format_claimed_value(claim), "unit": claim.unit}
+        is_lower = claim.contrast is not None and claim.contrast.direction == "lower"
+        for name, arm in ARMS.items():
+            of_arm = rows[rows["arm"] == arm].set_index("comparison")
+            if "claim" not in of_arm.index:
+                continue
+            more = {"ahead": read_effect(of_arm.loc["claim"], -1 if is_lower else 1)}
+            for comparison in {"control", "starter"} & set(of_arm.index):
+                more[comparison] = read_effect(of_arm.loc[comparison])
+            effect = read_effect(of_arm.loc["claim"])
+            values[name] = Effect(**vars(effect) | more)
+        name = claim.id.replace("-", "_")
+        named[name] = Names(f"claims.{name}, of these runs,", values)
+    return Names(f"params/claims/{P.report}.yaml", named)
+
+
+def collect_names(P) -> dict:
+    """Return all names that findings may use, with their values."""
+    specs = plans.plan(P)
+    ledger = runs.collect_ledger(specs)
+    collect_values = getattr(plans.find_report(P.report), "collect_values", None)
+
+    def mean(variant: str, test_set: str, metric: str = "em", arm: str = "report") -> float:
+        """Return the mean of a score over the seeds of a variant's runs."""
+        wanted = {"variant": variant, "set": test_set, "metric": metric, "arm": ARMS.get(arm, arm)}
+        rows = ledger[(ledger[[*wanted]] == pd.Series(wanted)).all(axis=1)]
+        if rows.empty:
+            raise UnknownName(f"no run of {variant} has {metric} on {test_set}, arm {arm}")
+        return float(rows["value"].mean())
+
+    def setting(variant: str, name: str, arm: str = "report"):
+        """Return the one value that a field has in a variant's runs."""
+        chosen = [s for s in specs if s.variant == variant and s.arm == ARMS.get(arm, arm)]
+        values = {getattr(spec, name, None) for spec in chosen}
+        if len(values) != 1:
+            raise UnknownName(f"the runs of {variant}, arm {arm}, have no one {name}")
+        return values.pop()
+
+    return {
+        "claims": name_claims(P),
+        "mean": mean,
+        "setting": setting,
+        "params": Names("params", P.model_dump()),
+        "values": Names("values", collect_values(P) if collect_values else {}),
+    }
+
+
+# ---- filled in ----
+
+
+def write_value(value) -> str:
+    """Return a value as prose has it: 3.2, −0.4, 1,000, 3e-5."""
+    if isinstance(value, float | np.floating):
+        if 0 < value < 0.01:
+            return np.format_float_scientific(value, precision=2, trim="-", exp_digits=1)
+        return verify.format_number(float(value), 1).replace("-", "−")
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return "" if value is None else str(value)
+
+
+def write_digits(value: float, digits: int) -> str:
+    """Return a number with so many decimals."""
+    return verify.format_number(value, digits).replace("-", "−")
+
+
+def write_percent(share: float) -> str:
+    """Return a share as percent: 0.48 is 48 %."""
+    return f"{100 * share:.0f} %"
+
+
+def make_environment() -> Environment:
+    """Return the language of the braces: unknown names are errors, numbers have one decimal."""
+    environment = Environment(undefined=StrictUndefined, finalize=write_value, autoescape=False)
+    environment.filters |= {"digits": write_digits, "percent": write_percent}
+    return environment
+
+
+def fill_paragraph(found: Findings, paragraph: Paragraph, names: dict) -> str:
+    """Return a paragraph with its numbers. Raises UserError with file and line for a wrong name."""
+    environment = make_environment()
+    lines = []
+    for number, line in paragraph.lines:
+        try:
+            lines.append(environment.from_string(line).render(names))
+        except (TemplateError, UnknownName, TypeError) as e:
+            raise UserError(f"{found.place(number)}: {e}") from None
+    return "\n".join(lines)
+
+
+def is_borne_out(found: Findings, paragraph: Paragraph, names: dict) -> bool:
+    """Return whether the records bear a paragraph out; without a condition they do."""
+    if not paragraph.condition:
+        return True
+    try:
+        holds = make_environment().compile_expression(paragraph.condition, undefined_to_none=False)
+        return bool(holds(**names))
+    except (TemplateError, UnknownName, TypeError) as e:
+        raise UserError(f"{found.place(paragraph.line - 1)}: {e}") from None
+
+
+def fill_section(P, found: Findings, section: str) -> list[str]:
+    """Return the paragraphs of a section that the records bear out, with their numbers.
+
+    Raises UserError where there is no such section, and for a wrong name.
+    """
+    if section not in found.sections:
+        known = ", ".join(found.sections)
+        raise UserError(f"{found.place(1)}: there is no section {section}; there are {known}")
+    names = collect_names(P)
+    texts = []
+    for paragraph in found.sections[section]:
+        if is_borne_out(found, paragraph, names):
+            texts.append(fill_paragraph(found, paragraph, names))
+    return texts
+
+
+def list_untrue(P, found: Findings) -> list[str]:
+    """Return a line for each paragraph that the records do not bear out.
+
+    Every number of the file is filled in, so that a wrong name ends here too.
+    """
+    names = collect_names(P)
+    untrue = []
+    for section, paragraphs in found.sections.items():
+        for paragraph in paragraphs:
+            fill_paragraph(found, paragraph, names)
+            if not is_borne_out(found, paragraph, names):
+                place = found.place(paragraph.line)
+                untrue.append(f"{place}, section {section}: {paragraph.condition} does not hold")
+    if ANSWER in found.sections:
+        split_answer(found, [fill_paragraph(found, x, names) for x in found.sections[ANSWER]])
+    return untrue
+
+
+# ---- the runs that it is written of ----
+
+
+def hash_runs(P) -> str:
+    """Return a hash over the hashes of all runs of a page, in 16 hexadecimal digits.
+
+    Raises UserError where a run has no record.
+    """
+    hashes = {record["hash"] for _, record in runs.require_records(plans.plan(P))}
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]
+
+
+def is_written_of(P, found: Findings | None) -> bool:
+    """Return whether there are findings, and of the runs of this page."""
+    return found is not None and found.runs == hash_runs(P)
+
+
+def describe_state(P) -> list[str]:
+    """Return the hash of a page's runs, and what is to be said of the findings about them."""
+    lines = [f"runs: {hash_runs(P)}"]
+    found = read_findings(P.report)
+    if found is None:
+        return [*lines, f"no findings are written: params/findings/{P.report}.md"]
+    if not is_written_of(P, found):
+        lines.append(f"the findings are of other runs ({found.runs}): the page shows none of them")
+    return lines + list_untrue(P, found)
+
+
+# ---- the answer ----
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a page: a finding, three numbers (value, what it is), what it does not show."""
+
+    finding: str
+    numbers: list[tuple[str, str]]
+    limit: str
+
+
+def split_answer(found: Findings, texts: list[str]) -> Answer:
+    """Return the answer from the paragraphs of its section.
+
+    These are one sentence or two; a list of three items, each `- **number** what it is`; and what
+    is not shown. Raises UserError for other paragraphs, and for more than 70 words.
+    """
+    place = found.place(found.sections[ANSWER][0].line)
+    if len(texts) != 3:
+        raise UserError(
+            f"{place}: the answer has three paragraphs: the finding, a list of three numbers, and "
+            f"what it does not show; here are {len(texts)}"
+        )
+    finding, items, limit = texts
+    numbers = re.findall(r"^- \*\*(.+?)\*\*,? (.+(?:\n  .+)*)", items, re.M)
+    if len(numbers) != 3:
+        raise UserError(
+            f"{place}: the answer has three numbers, each as `- **number** what it is`; here are "
+            f"{len(numbers)}"
+        )
+    words = count_words(" ".join(texts))
+    if words > MOST_WORDS:
+        raise UserError(f"{place}: the answer has {words} words; the most is {MOST_WORDS}")
+    return Answer(finding, numbers, limit)
+
+
+def count_words(text: str) -> int:
+    """Return the number of words that a reader sees; a mark alone is none."""
+    return len([word for word in text.split() if re.search(r"\w", word)])
