@@ -53,12 +53,6 @@ NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 OWN_LOG = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step"})
 
 
-# Bytes of a batch's attention scores, in fp32 and by MiniLM's twelve heads, above which freed
-# memory is kept. tests/benchmarks/allocator.py measures both ways on short and on long windows.
-LARGE = 64 * 2**20
-HEADS = 12
-
-
 def return_freed_memory():
     """Return to the system what earlier runs of this process freed, and forget their peak.
 
@@ -69,21 +63,6 @@ def return_freed_memory():
     ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def keep_freed_memory():
-    """Let glibc keep large blocks of freed memory, which speeds up training on long windows.
-
-    By default glibc returns them at once, and the next step faults them in again. Sets
-    mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2 GB). A higher M_MMAP_THRESHOLD alone is
-    not enough: it is at most 32 MB, and attention over long windows asks for more. Nothing happens
-    where there is no glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(-4, 0)  # M_MMAP_MAX
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class RunTrainer(Trainer):
@@ -593,8 +572,6 @@ def prepare_device(spec: Spec):
     else:
         torch.set_num_threads(spec.threads)
         return_freed_memory()
-        if 4 * HEADS * spec.batch_size * spec.max_length**2 > LARGE:
-            keep_freed_memory()
 
 
 def combine_experts(spec: Spec) -> tuple[dict, pd.DataFrame]:

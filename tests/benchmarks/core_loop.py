@@ -27,7 +27,6 @@ from qa_lib.data.batches import BucketSampler
 from qa_lib.models import encoders, heads
 from qa_lib.settings.spec import has_bf16
 from qa_lib.tasks import span
-from qa_lib.training import train
 
 DECILES = [61, 107, 122, 134, 146, 158, 172, 188, 209, 246, 384]
 ROUNDS = 5
@@ -140,11 +139,9 @@ LOOP = None
 
 
 def start_loop(ours: bool, threads: int, lengths: list[int]) -> None:
-    """Make a loop in this process alone, so that no loop changes another's allocator."""
+    """Make a loop in this process alone, so that no loop changes another's memory."""
     global LOOP
     torch.set_num_threads(threads)
-    if ours:
-        train.keep_freed_memory()
     LOOP = Loop(ours, draw_windows(lengths))
     LOOP.measure_rate(2)
 

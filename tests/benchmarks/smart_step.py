@@ -32,7 +32,6 @@ from qa_lib.losses.smart import SmartLoss, count_forward_equivalents
 from qa_lib.models import encoders
 from qa_lib.models.shared_encoder import SharedEncoder, make_head
 from qa_lib.settings.parameters import Smart
-from qa_lib.training import train
 
 logging.set_verbosity_error()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +136,6 @@ def median_ratio(seconds: list[float], others: list[float]) -> float:
 
 def main():
     torch.set_num_threads(THREADS)
-    train.keep_freed_memory()
     batch = draw_batch()
     steps = [Step(name, batch) for name in ("plain", "peer", *OURS)]
     passes = {step.name: [] for step in steps}

@@ -26,7 +26,6 @@ import torch
 from qa_lib.models import st_moe
 from qa_lib.settings.parameters import Layer
 from qa_lib.settings.spec import has_bf16
-from qa_lib.training import train
 
 D, E = 384, 16
 THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
@@ -88,7 +87,6 @@ def measure_size(b: int, t: int, rounds: int, times: int) -> None:
 
 def main():
     torch.set_num_threads(THREADS)
-    train.keep_freed_memory()
     for size in SIZES:
         measure_size(*size)
 
