@@ -15,6 +15,7 @@ steps, the next evaluation reports a mean training loss over fewer steps.
 import contextlib
 import ctypes
 import datetime
+import gc
 import json
 import math
 import os
@@ -56,8 +57,9 @@ OWN_LOG = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step"})
 def return_freed_memory():
     """Return to the system what earlier runs of this process freed, and forget their peak.
 
-    So peak memory is the run's own. Nothing happens where there is no glibc.
+    So peak memory is the run's own. Where there is no glibc, garbage alone is collected.
     """
+    gc.collect()  # the Trainer of an earlier run holds its model in a cycle of references
     if platform.libc_ver()[0] != "glibc":
         return
     ctypes.CDLL(None).malloc_trim(0)
