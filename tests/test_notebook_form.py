@@ -137,10 +137,20 @@ def test_visible_words_are_counted():
     assert count_visible_words(html) == 3
 
 
+def repeat_first_cells(nb):
+    """Append a notebook's first two code cells to it, and return it.
+
+    So a test fails where a name that some cell leaves behind is taken for a parameter.
+    """
+    nb.cells += [nbformat.v4.new_code_cell(cell.source) for cell in nb.cells[1:3]]
+    return nb
+
+
 def test_run_all_makes_a_short_page(places):
     p = plans.load_params(SLUG, "quick", TINY)
-    nb = render.read_notebook(SLUG)
+    nb = repeat_first_cells(render.read_notebook(SLUG))
     nb = render.execute(nb, SLUG, render.choose_values(nb, p))
+    del nb.cells[-2:]
     html = render.page(nb, p)
     check_page(html)
     names = re.findall(r'<figure id="(\w+)"', html)

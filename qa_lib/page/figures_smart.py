@@ -315,10 +315,10 @@ def figure_terms(P, arm: str = "printed") -> report.Html:
         return report.note_absent("SMART")
     caption = (
         "SMART's term in training, a line for each run: the norm of the perturbation, the term "
-        "before its weight, and the norm of its gradient in units of that of the task's loss. "
-        "Above the dotted line the term is a tenth of the loss."
+        "before its weight, and the norm of its gradient in units of the task's. Dotted: a tenth. "
+        f"{describe_terms(P, arm)}"
     )
-    alt = describe_terms(P, arm)
+    alt = "Three panels over training: " + ", ".join(rows["model"].cat.categories) + "."
 
     def draw(look: Look) -> Figure:
         return draw_terms(P.report, rows, look)
