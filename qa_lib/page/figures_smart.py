@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from qa_lib.data import selection
 from qa_lib.data.batches import RoundRobin
-from qa_lib.page import looks, pieces, report, tables
+from qa_lib.page import charts, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -420,6 +420,33 @@ def table_contamination(P) -> report.Html:
     return report.save_table(P, "table_contamination", pd.DataFrame(rows), caption)
 
 
+# ---- training curves ----
+
+CURVES = {"train_loss": "training loss", "validation_loss": "validation loss"}
+
+
+def figure_learning(P) -> report.Html:
+    """Return the losses of one task over the epochs, without and with SMART."""
+    specs = []
+    for spec in plans.plan(P):
+        if spec.variant in ("finetune", "smart") and spec.arm == "printed":
+            specs.append(spec)
+    history = runs.collect_histories(specs) if specs else pd.DataFrame()
+    if history.empty:
+        return report.note_absent("single")
+    parts = []
+    for column, heading in CURVES.items():
+        parts.append(history.assign(column=heading, value=history[column]))
+    rows = pd.concat(parts, ignore_index=True)
+    caption = "Losses on sentiment after each epoch, without and with SMART; means over seeds."
+    alt = "Training and validation loss by epoch, a line for each of two models."
+
+    def draw(look: Look) -> Figure:
+        return charts.draw_sweep(P.report, rows, "epoch", "epoch", rows[:0], look)
+
+    return looks.save_drawing(P, "fig_learning", draw, caption, alt, rows)
+
+
 # ---- sweeps, on sentiment ----
 
 
@@ -488,6 +515,39 @@ def table_controls(P) -> report.Html:
     """Return the scores of the controls."""
     caption = "The controls, at the report's settings."
     return pieces.table_grid(P, "table_controls", caption, list(CONTROLS), name_columns(P), {})
+
+
+def table_examples(P) -> report.Html:
+    """Return sentences on which fine-tuning without and with SMART differ: two each way.
+
+    With text and class where the text is generated; else by id, since real text is not published.
+    """
+    first = [find_first(P, variant) for variant in ("finetune", "smart")]
+    if None in first:
+        return report.note_absent("single")
+    examples = runs.collect_examples(first)
+    examples = examples[examples["set"] == P.domains[0]]
+    right = examples.pivot(index="id", columns="variant", values="accuracy").gt(0)
+    ours, theirs = right["smart"], right["finetune"]
+    parts = {"SMART": ours & ~theirs, "Fine-tuned": theirs & ~ours}
+    texts = {}
+    classes = []
+    if P.source == "embedded":
+        d, test_rows = selection.load_test_sets(first[0])[P.domains[0]]
+        texts = {row["id"]: row for row in test_rows}
+        classes = d.classes
+    rows = []
+    for name, of_part in parts.items():
+        for id_ in of_part[of_part].index[:2]:
+            row = {"only right": name, "id": id_}
+            if id_ in texts:
+                label = int(texts[id_]["label"])
+                row |= {"sentence": texts[id_]["text"], "class": classes[label]}
+            rows.append(row | {"run": tuple(examples["run"].unique())})
+    if not rows:
+        return report.note_absent("examples on which two models differ")
+    caption = "Sentences that one of two models alone has right, the first two each way."
+    return report.save_table(P, "table_examples", pd.DataFrame(rows), caption)
 
 
 # ---- SMART as in the report's code ----
