@@ -98,8 +98,8 @@ def name_class_columns(P) -> dict[str, tuple[str, str]]:
     return columns | {CALIBRATION: (sentiment, "ece")}
 
 
-# Ratios of gradient norms, λR_s to L. Below the first a term cannot be told from rounding of the
-# rate; below the second it is a small correction.
+# Ratios of gradient norms, λR_s to L, that a sentence of the page is chosen by. Both are chosen:
+# below the first a step is practically that of the loss alone, below the second nearly so.
 TOO_SMALL = 0.01
 SMALL = 0.1
 
@@ -123,7 +123,6 @@ def show_ball(
         "move along that direction, and along noise of the same size; the dotted line is ε."
     )
     alt = "A histogram of coordinates, most of them at −1 and 1, and two curves that rise."
-
     start, delta = np.asarray(start) / radius, np.asarray(delta) / radius
 
     def draw(look: Look) -> Figure:
@@ -340,7 +339,8 @@ def draw_terms(slug: str, rows: pd.DataFrame, look: Look) -> Figure:
             run = run.dropna(subset=column)
             run = run[run[column] > 0]
             colour = look.model_colour(slug, variant)
-            axis.semilogy(100 * run["done"], run[column], color=colour, lw=1.4)
+            mark = "o" if len(run) < 4 else ""
+            axis.semilogy(100 * run["done"], run[column], color=colour, lw=1.4, marker=mark, ms=4)
         axis.set_title(label, fontsize=10)
         axis.set(xlim=(0, 100))
         axis.minorticks_off()
