@@ -113,9 +113,8 @@ def show_ball(
     """Return the picture of a perturbation, from tensors of the notebook.
 
     start, delta: the Gaussian start, and the perturbation after one ascent step and its projection
-    to the ball, (T, D) each, of one example. by_radius: columns radius, adversarial and
-    noise: the divergence of the outputs along δ and along Gaussian noise of the same norm. radius:
-    ε of the ball.
+    to the ball, (T, D) each, of one example. by_radius: columns radius, adversarial and noise: the
+    divergence of the outputs along δ, and along random signs of the same size. radius: ε.
     """
     caption = (
         "Left: all coordinates of one sentence's perturbation, in multiples of ε. The step leaves "
@@ -143,15 +142,15 @@ def draw_ball(
     left.hist(start.ravel(), bins, color=noise)
     left.hist(delta.ravel(), bins, color=adversary, alpha=0.85)
     left.set(xlabel="coordinate of δ, in ε", ylabel="coordinates")
-    left.annotate("Gaussian start", (1.3, 0.02), xycoords=("data", "axes fraction"))
-    top = {"xycoords": ("data", "axes fraction"), "ha": "center", "color": adversary}
-    left.annotate("after the projection", (0, 0.9), **top)
+    middle = {"xycoords": ("data", "axes fraction"), "ha": "center"}
+    left.annotate("Gaussian start", (0, 0.2), color=look.colours["soft"], **middle)
+    left.annotate("in the ball", (0, 0.9), color=adversary, **middle)
     right.loglog(by_radius["radius"], by_radius["adversarial"], color=adversary)
     right.loglog(by_radius["radius"], by_radius["noise"], color=look.colours["soft"])
     right.axvline(radius, color=look.colours["text"], lw=1, ls=":")
     right.set(xlabel="size of the perturbation", ylabel="divergence of outputs")
     right.minorticks_off()
-    last = by_radius.iloc[len(by_radius) // 2]
+    last = by_radius.iloc[-3]
     above = {"textcoords": "offset points", "xytext": (-6, 4), "ha": "right"}
     below = {"textcoords": "offset points", "xytext": (6, -12), "ha": "left"}
     right.annotate("adversarial", (last["radius"], last["adversarial"]), color=adversary, **above)
