@@ -28,7 +28,7 @@ LINE = 0.205  # inches that a line of text takes
 NAMES = 2.85
 VALUES = 1.35
 # Columns of trials as an axis names them.
-NAMES_OF = {"rate": "learning rate"}
+NAMES_OF = {"rate": "learning rate", "setting": "λ, or epochs"}
 HEAT = LinearSegmentedColormap.from_list("heat", ["#edf3f9", "#5f9bd1", "#0b4a80"])
 
 

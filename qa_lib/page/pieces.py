@@ -213,7 +213,8 @@ def figure_trials(
 ) -> report.Html:
     """Return the trials of every model as heat maps, the chosen settings ringed.
 
-    by: the columns of tables.trials_table that go down and across. score: that which chose.
+    by: the columns of tables.trials_table that go down and across. score: that which chose; where
+    the models have different ones, "chosen_by".
     """
     specs = plans.plan(P)
     tried = [spec for spec in specs if spec.variant.endswith("-trial")]
@@ -283,6 +284,7 @@ def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
         if not spec.variant.endswith("-trial"):
             trained = grids.find_trained(spec)
             setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
+            setting["setting"] = tables.name_setting(spec)
             labels.append(runs.label_columns(spec, record) | setting)
     if not labels:
         return rows.assign(chosen=False)
@@ -297,16 +299,13 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
     """Return one sentence about chosen settings at an edge of what was tried; empty without any."""
     told = []
     for column in by:
-        values = (
-            list(rows[column].cat.categories)
-            if rows[column].dtype == "category"
-            else (sorted(rows[column].unique()))
-        )
-        if len(values) < 2:
-            continue
-        chosen = rows[rows["chosen"]]
-        at_edge = chosen[chosen[column].isin([values[0], values[-1]])]["model"].unique()
-        if len(at_edge):
+        at_edge = []
+        for model, of_model in rows.groupby("model", observed=True):
+            tried = of_model.sort_values(column)[column].unique()
+            chosen = of_model[of_model["chosen"]]
+            if len(tried) > 1 and chosen[column].isin([tried[0], tried[-1]]).any():
+                at_edge.append(str(model))
+        if at_edge:
             name = charts.NAMES_OF.get(column, column)
             told.append(f"{name} of {', '.join(at_edge)}")
     return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
