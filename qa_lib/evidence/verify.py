@@ -199,9 +199,10 @@ def tell_not_measured(judged: pd.DataFrame, listed: list[claims.Claim], P) -> pd
     """Return `judged` with the reason why a metric is in no record, where a claim is about it."""
     judged = judged.copy()
     for claim in listed:
-        metric = claim.contrast.metric if claim.contrast else None
-        if P.profile in claim.profiles and metric in P.not_measured:
-            judged.loc[claim.id, "reason"] = P.not_measured[metric]
+        for metric, why in P.not_measured.items():
+            is_about = claim.contrast and metric in np.ravel(claim.contrast.metric)
+            if is_about and P.profile in claim.profiles and judged.loc[claim.id, "n"] == 0:
+                judged.loc[claim.id, "reason"] = why
     return judged
 
 
