@@ -356,8 +356,14 @@ def choose_values(nb, p) -> dict:
     if set(values) <= set(listed):
         return values
     needed = {name: values[name] for name in listed}
-    usual = plans.load_params(p.report, p.profile, needed).model_dump()
-    added = [name for name in values if name not in listed and values[name] != usual[name]]
+    try:
+        usual = plans.load_params(p.report, p.profile, needed).model_dump()
+    except UserError:  # those of the files alone do not fit the ones that are listed
+        usual = {}
+    added = []
+    for name, value in values.items():
+        if name not in listed and (name not in usual or usual[name] != value):
+            added.append(name)
     cell.source += "".join(f"\n{name} = None" for name in added)
     return {name: values[name] for name in [*listed, *added]}
 
