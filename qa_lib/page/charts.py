@@ -322,7 +322,7 @@ def draw_sweep(
         names[plans.display_name(report, variant)] = look.model_colour(report, variant)
     top = LINE * len(names) + 0.1
     shape = (len(sets), 1) if look.is_narrow else (1, len(sets))
-    height = top + (1.9 * len(sets) if look.is_narrow else 2.4)
+    height = top + (1.9 * len(sets) if look.is_narrow else 2.1)
     size = (look.width, height)
     fig, panels = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
     fig.get_layout_engine().set(rect=(0, 0.02, 1, 1 - top / height - 0.02))

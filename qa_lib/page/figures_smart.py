@@ -174,7 +174,7 @@ def figure_architectures(P, variants: tuple[str, str]) -> report.Html:
     frame = pd.DataFrame({"run": [record["run"] for _, record in runs.require_records(specs)]})
     caption = (
         "The models as configured (Figures 1 and 2 of the report): one encoder, a head for each "
-        "task, an optimizer step for one task's batch after the other."
+        "task, and a step for one task's batch after the other. Below: rows in a batch."
     )
     alt = "; ".join(
         f"{plans.display_name(P.report, spec.variant)}: "
@@ -232,7 +232,7 @@ def draw_architecture(axes, spec: Spec, look: Look):
     parts = describe_heads(spec)
     related = [at for at, (_, _, reads, _) in enumerate(parts) if reads]
     width = 3.0
-    blocks = f"{spec.blocks} blocks" if spec.blocks else "all blocks"
+    blocks = "all blocks" if spec.blocks is None else f"blocks: {spec.blocks}"
     draw_box(
         axes,
         0,
@@ -341,10 +341,11 @@ def draw_terms(slug: str, rows: pd.DataFrame, look: Look) -> Figure:
             mark = "o" if len(run) < 4 else ""
             axis.semilogy(100 * run["done"], run[column], color=colour, lw=1.4, marker=mark, ms=4)
         axis.set_title(label, fontsize=10)
-        axis.set(xlim=(0, 100))
+        axis.set(xlim=(0, 100), ylim=find_decades(rows[column]))
         axis.minorticks_off()
     for axis in axes if not look.is_narrow else axes[-1:]:
         axis.set_xlabel("training done, %")
+    axes[-1].set_ylim(top=max(1.0, axes[-1].get_ylim()[1]))
     axes[-1].axhline(SMALL, color=look.colours["text"], lw=1, ls=":")
     colours = {
         plans.display_name(slug, v): look.model_colour(slug, v) for v in rows["variant"].unique()
@@ -353,6 +354,14 @@ def draw_terms(slug: str, rows: pd.DataFrame, look: Look) -> Figure:
         y = 1 - (0.2 * at + 0.12) / height
         fig.text(0.01, y, model, color=colours[model], va="center", weight="bold")
     return fig
+
+
+def find_decades(values: pd.Series) -> tuple[float, float]:
+    """Return the powers of ten between which all values above 0 lie."""
+    exponents = np.log10(values[values > 0])
+    if exponents.empty:
+        return 0.1, 1.0
+    return 10.0 ** np.floor(exponents.min() - 0.1), 10.0 ** np.ceil(exponents.max() + 0.1)
 
 
 def describe_terms(P, arm: str = "printed") -> str:

@@ -75,11 +75,11 @@ def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     items = []
     for number, label in numbers:
         items.append(f"<li><strong>{escape(number)}</strong> {show_inline(label)}</li>")
+    listed = f"<ul>{''.join(items)}</ul>" if items else ""
     first, last = paragraphs
     kind = "Answer" if last else "Numbers"
     return report.Html(
-        f'<section class="answer" aria-label="{kind}">{first}<ul>{"".join(items)}</ul>{last}'
-        "</section>"
+        f'<section class="answer" aria-label="{kind}">{first}{listed}{last}</section>'
     )
 
 
@@ -362,7 +362,6 @@ def table_grid(
     ledger = ledger.assign(model=names)
     if seconds:
         ledger = pd.concat([ledger, grids.list_epoch_seconds(P, specs, seconds)])
-        lower = (*lower, seconds)
     known = set(ledger["variant"])
     models = [plans.display_name(P.report, v) for v in variants if v in known]
     cells = grids.average_cells(ledger, models)
@@ -372,6 +371,10 @@ def table_grid(
         source, values = benchmark
         further = source, {plans.display_name(P.report, v): values[v] for v in values}
     shown, classes = grids.lay_out_grid(cells, theirs, lower, further)
+    if seconds:  # how long a run took is no achievement
+        classes = classes.replace(
+            {at: {"number best": "number"} for at in classes if seconds in at}
+        )
     caption = f"{caption} {grids.describe_seeds(cells)} Bold: the best of ours."
     return grids.save_frame(P, name, shown, classes, caption, cells)
 

@@ -10,6 +10,7 @@ Tags of a cell say more than which table or figure it draws:
     parameters, setup   run for every table or figure that is drawn alone
     preview             for a reader in JupyterLab, not run for a page
     notebook            run, but not shown on the page
+    output              of which the page shows what comes out, and not the code
     top                 shown at the top of the page
     fold                (of text) folded under its first line
 
