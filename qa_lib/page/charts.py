@@ -291,7 +291,10 @@ def draw_panel(axes, rows: pd.DataFrame, by: tuple[str, str], score: str, scale:
         if row["chosen"]:
             ring = {"facecolor": "none", "edgecolor": "#e8590c", "lw": 2.4, "zorder": 5}
             axes.add_patch(plt.Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, **ring))
-    axes.set_xticks(np.arange(len(names_across)) + 0.5, [format_tick(x) for x in names_across])
+    ticks = [format_tick(x) for x in names_across]
+    if look.is_narrow:
+        ticks = [tick.replace(" epochs", "\nepochs") for tick in ticks]
+    axes.set_xticks(np.arange(len(names_across)) + 0.5, ticks)
     axes.set_yticks(np.arange(len(names_down)) + 0.5, [format_tick(y) for y in names_down])
     axes.tick_params(length=0)
     axes.grid(visible=False)

@@ -143,7 +143,7 @@ def draw_ball(
     left.hist(delta.ravel(), bins, color=adversary, alpha=0.85)
     left.set(xlabel="coordinate of δ, in ε", ylabel="coordinates")
     middle = {"xycoords": ("data", "axes fraction"), "ha": "center"}
-    left.annotate("Gaussian start", (0, 0.2), color=look.colours["soft"], **middle)
+    left.annotate("Gaussian start", (0, 0.3), color=look.colours["soft"], **middle)
     left.annotate("in the ball", (0, 0.9), color=adversary, **middle)
     right.loglog(by_radius["radius"], by_radius["adversarial"], color=adversary)
     right.loglog(by_radius["radius"], by_radius["noise"], color=look.colours["soft"])
