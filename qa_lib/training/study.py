@@ -153,27 +153,26 @@ def batch_memory(spec: Spec) -> float:
     """Memory in GB that a run on CPU takes beside its weights.
 
     States grow with the tokens of a batch, attention with their square over the windows. Fitted to
-    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. SMART keeps the states of
-    three passes.
+    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. Of sentences it took 3.5 at
+    64 texts of 256 tokens, and SMART keeps the states of three passes.
     """
     share = (spec.blocks or 6) / 6
-    length = longest_row(spec)
-    states = 4 * spec.batch_size * length / (16 * 384)
-    attention = 2.5 * spec.batch_size * length**2 / (16 * 384**2)
-    passes = 3 if spec.smart else 1
-    return 1.2 + share * passes * (states + attention)
+    if spec.heads:
+        passes = 3 if spec.smart else 1
+        return 1.2 + share * passes * 3.5 * spec.batch_size * longest_row(spec) / (64 * 256)
+    states = 4 * spec.batch_size * spec.max_length / (16 * 384)
+    attention = 2.5 * spec.batch_size * spec.max_length**2 / (16 * 384**2)
+    return 1.2 + share * (states + attention)
 
 
 def longest_row(spec: Spec) -> float:
-    """Estimate the tokens of the longest row, or window, that a run reads at once."""
-    if not spec.heads:
-        return spec.max_length
+    """Estimate the tokens of the longest training row of a run on sentences, of both its texts."""
     longest = 0
     for dataset in spec.domains:
         task = selection.find_task(spec, dataset)
         rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
         longest = max(longest, *(task.count_characters(row) for row in rows))
-    return min(spec.max_length, longest / CHARACTERS)
+    return min(2 * spec.max_length, longest / CHARACTERS)
 
 
 def check_memory(spec: Spec):
