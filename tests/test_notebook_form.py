@@ -124,16 +124,22 @@ def test_the_first_cell_shows_committed_results_alone(notebook):
 
 
 def count_visible_words(html: str) -> int:
-    """Count the words that a reader sees without unfolding anything; maths is none."""
+    """Count the words that a reader sees without unfolding anything.
+
+    Maths and numbers are none.
+    """
     soup = bs4.BeautifulSoup(html, "html.parser")
-    for hidden in soup.select("style, script, math, nav, .skip, .files, details > :not(summary)"):
+    folded = "details > :not(summary)"
+    for hidden in soup.select(f"style, script, math, nav, .skip, .files, .lab, {folded}"):
         hidden.extract()
     words = soup.body.get_text(" ").split()
-    return len([word for word in words if re.search(r"\w", word)])
+    return len([word for word in words if re.search(r"[^\W\d_]", word)])
 
 
 def test_visible_words_are_counted():
-    html = "<body><p>One two <math>x</math></p><details><summary>three</summary><p>4</p></details>"
+    html = (
+        "<body><p>One two 3.4 <math>x</math></p><details><summary>three</summary><p>4</p></details>"
+    )
     assert count_visible_words(html) == 3
 
 
