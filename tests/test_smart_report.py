@@ -192,6 +192,22 @@ def test_every_claim_s_variants_and_sets_are_planned(load):
     assert {c.claim for c in smart.COMPARISONS} <= set(of_claims)
 
 
+def test_classes_are_as_unequal_as_asked_on_as_many_rows(load):
+    of = plans.plan(load("quick", experiments=["imbalance"], sweep_imbalance=[1.0, 16.0]))
+    counts = {}
+    for spec in of:
+        rows, _, _ = selection.draw_mixture(spec.model_copy(update={"rows": [400]}))
+        labels = [row["label"] for row in rows]
+        counts[spec.imbalance.ratio, spec.variant] = [labels.count(label) for label in range(5)]
+    assert counts[1.0, "smart-imbalance"] == [80] * 5
+    skewed = counts[16.0, "finetune-imbalance"]
+    assert skewed == counts[16.0, "smart-imbalance"]
+    assert sum(skewed) == 400
+    assert skewed[0] / skewed[-1] == pytest.approx(16, rel=0.1)
+    with pytest.raises(UserError, match="2300 training rows of sentiment at an imbalance of 16"):
+        selection.draw_mixture(of[-1].model_copy(update={"rows": [2300]}))
+
+
 # ---- equal tuning ----
 
 
