@@ -7,7 +7,7 @@ SHELL := bash
 .NOTPARALLEL:
 # WORKERS=n is the parallelism, not make -j.
 
-REPORTS  := moe exbert
+REPORTS  := moe exbert smart
 PROFILES := quick real paper
 # Of a profile, the reports that `make reproduce` and `make data` mean: at paper those whose hub datasets are named.
 reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
@@ -96,7 +96,7 @@ option   = $(if $2, --$1=$(call quoted,$2))
 FLAGS    = --profile $(profile)$(call option,size,$(SIZE))$(call option,data,$(DATA))$(call option,params,$(PARAMS))$(call option,stale,$(STALE))
 TRAINING = $(FLAGS)$(call option,workers,$(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
 # What a page shows: its notebook, its parameters, the library's own code.
-inputs   = $(wildcard notebooks/*_$(slug).ipynb $(if $(filter own-%,$(profile)),notebooks/*_own.ipynb) params/*.yaml params/*/$(slug).yaml) \
+inputs   = $(wildcard notebooks/*_$(slug).ipynb $(if $(filter own-%,$(profile)),notebooks/*_own.ipynb) params/*.yaml params/*/$(slug).yaml params/findings/$(slug).md) \
            $(wildcard qa_lib/*.py qa_lib/*/*.py qa_lib/*/*.yaml qa_lib/page/*)
 
 # A table or figure that the report's notebook does not draw is refused before the study starts.

@@ -76,6 +76,7 @@ def add_train(parser: argparse.ArgumentParser):
 
 def run_train(args: argparse.Namespace) -> int:
     """Train one run of the plan, and print its scores."""
+    from qa_lib.data import selection
     from qa_lib.reports import plans
     from qa_lib.training import train
 
@@ -87,8 +88,12 @@ def run_train(args: argparse.Namespace) -> int:
     spec = chosen[0]
     record = train.train(spec, keep_weights=True)
     if record:  # of the processes of a distributed training, one writes the record
-        scores = {name: record["metrics"][name] for name in spec.tests}
-        print(" ".join(f"{name}: EM {m['em']:.1f} F1 {m['f1']:.1f}" for name, m in scores.items()))
+        scores = []
+        for name in spec.tests:
+            task = selection.find_task(spec, name)
+            value = record["metrics"][name][task.TRIAL_SCORE]
+            scores.append(f"{name}: {task.SCORE_NAME} {value:.1f}")
+        print(" ".join(scores))
     return 0
 
 

@@ -248,6 +248,8 @@ def test_a_mixture_leaves_out_what_another_of_its_sets_holds_out(monkeypatch, tm
         source="folder",
         folder=str(tmp_path),
         bad_rows="stop",
+        imbalance=None,
+        multitask=None,
     )
     monkeypatch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
     mixed, _, counts = selection.draw_mixture(spec)

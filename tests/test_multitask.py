@@ -539,6 +539,6 @@ def test_several_processes_cannot_share_datasets_in_turn(encoder, monkeypatch):
 
 
 def test_a_dataset_without_a_row_of_its_own_is_refused(encoder):
-    spec = make_spec(encoder, rows=[24, 1, 24], validation_rows=6)
+    spec = make_spec(encoder, rows=[24, 0, 24], validation_rows=6)
     with pytest.raises(UserError, match="no row falls to .*; raise train_rows or validation_rows"):
         train.train(spec, progress=show_nothing)

@@ -290,6 +290,14 @@ def test_printed_values_stand_beside_ours_where_the_rows_would_be_too_many():
     assert classes["SQuAD", "ours"]["f"] == "number best"
 
 
+def test_a_benchmark_stands_above_what_is_printed():
+    benchmark = ("handout", {"a": {"SQuAD": 50.0}})
+    shown, classes = grids.lay_out_grid(make_cells(["a"]), {"a": {"SQuAD": 51.2}}, (), benchmark)
+    assert list(shown.index) == ["a, handout", "a, printed", "a"]
+    assert list(shown["SQuAD"]) == ["50", "51.2", "0.0 ± 1.4"]
+    assert set(classes.loc["a, handout"]) == {"number printed"}
+
+
 def test_a_grid_has_at_most_ten_rows():
     with pytest.raises(ValueError, match="at most 10 rows, this one 11: split it"):
         grids.lay_out_grid(make_cells(list("abcdefghijk")), {})
@@ -591,8 +599,11 @@ def test_committed_findings_stand_on_the_committed_records(monkeypatch):
     runs.read_committed.cache_clear()
     runs._read_committed_examples.cache_clear()
     for file in sorted((ROOT / "params" / "findings").glob("*.md")):
-        P = plans.load_params(file.stem, "real", size="small")
         found = written.read_findings(file.stem)
+        if found.runs == "none":
+            assert not any(found.sections.values()), f"{file.name}: a finding without runs"
+            continue
+        P = plans.load_params(file.stem, "real", size="small")
         assert written.is_written_of(P, found), f"{file.name}: python -m qa_lib findings"
         assert written.list_untrue(P, found) == []
 
@@ -606,6 +617,14 @@ def test_a_fold_holds_markdown_and_html():
     assert page.summary.text == "A <title>"
     assert page.em.text == "words"
     assert len(page.find_all("p")) == 2
+
+
+def test_parts_of_a_fold_that_were_not_run_are_named_once():
+    absent = [report.note_absent("a"), report.note_absent("b, c")]
+    assert pieces.fold("All", *absent) == report.note_absent("a, b, c")
+    html = pieces.fold("Some", absent[0], report.Html("<p>d</p>"), absent[1])
+    assert report.ABSENT not in html
+    assert "<p>d</p><p>Not run here: a, b, c.</p>" in html
 
 
 def test_findings_need_no_notebook():

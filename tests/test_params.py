@@ -16,6 +16,7 @@ from qa_lib.settings.parameters import (
     TAKEN_PATTERN,
     Gate,
     Heads,
+    Imbalance,
     Layer,
     Multitask,
     Smart,
@@ -164,7 +165,8 @@ def test_every_column_of_the_ledger_is_a_taken_name():
     columns = runs.label_columns(spec, {"run": spec.run, "environment": machine})
     assert len(columns) > 50
     assert set(columns) <= TAKEN_NAMES
-    of_sentences = make_spec(heads=Heads(), smart=Smart(), multitask=Multitask())
+    options = {"heads": Heads(), "smart": Smart(), "multitask": Multitask()}
+    of_sentences = make_spec(**options, imbalance=Imbalance())
     columns = runs.label_columns(of_sentences, {"run": spec.run, "environment": machine})
     assert {"heads_pooling", "smart_radius", "multitask_schedule"} <= set(columns)
     for name in set(columns) - TAKEN_NAMES:
@@ -223,7 +225,7 @@ def test_a_quote_that_is_not_closed_is_one_sentence():
     [
         (["moe", "--size", "huge"], "^SIZE=huge is not a size; known: small, full$"),
         (["moe", "--profile", "quik"], "^PROFILE=quik is not a profile; known: quick"),
-        (["mo"], "^'mo' is not a report of this study; known: exbert, moe$"),
+        (["mo"], "^'mo' is not a report of this study; known: exbert, moe, smart$"),
     ],
 )
 def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):

@@ -215,7 +215,7 @@ def test_render_prints_where_the_page_is(plant, tmp_path, monkeypatch, capsys, w
     assert capsys.readouterr().out.startswith(f"{file if where else file.relative_to(tmp_path)}: ")
 
 
-@pytest.mark.parametrize("slug", ["moe", "exbert"])
+@pytest.mark.parametrize("slug", ["moe", "exbert", "smart"])
 def test_a_table_or_figure_drawn_alone_keeps_the_cells_that_it_needs(slug):
     whole = nbformat.read(next((ROOT / "notebooks").glob(f"*_{slug}.ipynb")), 4)
     drawn = []
@@ -281,6 +281,26 @@ def test_text_and_lines_have_enough_contrast():
             assert contrast(scheme[ink], scheme["box"]) >= 4.5, ink
     assert all(contrast("#ffffff", colour) >= 4.5 for _, colour in report.PROFILES.values())
     assert all(contrast("#ffffff", colour) >= 3 for _, colour in exbert.MODELS.values())
+
+
+def test_tags_say_where_a_cell_stands(plant, tmp_path):
+    folder = plant(
+        new_markdown_cell("## Data"),
+        code("'unseen'", "notebook"),
+        code("'first'", "top", "output"),
+        new_markdown_cell("### Folded *title*\n\n- a **rest**", metadata={"tags": ["fold"]}),
+    )
+    text = (folder / "report.html").read_text()
+    assert "unseen" not in text
+    assert text.index("first") < text.index('id="data"')
+    assert text.count("first") == 1  # what comes out, and no code
+    more = bs4.BeautifulSoup(text, "html.parser").find("details", class_="more")
+    assert more.summary.text == "Folded *title*"
+    assert more.li.strong.text == "rest"
+    # a cell for a reader in JupyterLab alone is not even run
+    nb = new_notebook(cells=[code("1 / 0", "preview"), code("1")])
+    nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
+    assert [cell.source for cell in render.read_notebook("exbert").cells] == ["1"]
 
 
 def test_neighbours_that_are_not_drawn_share_a_sentence(plant):

@@ -395,6 +395,8 @@ def test_a_mixture_of_two_tasks_knows_its_copies(monkeypatch):
         source="folder",
         folder="",
         bad_rows="stop",
+        imbalance=None,
+        multitask=None,
     )
     monkeypatch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
     mixed, _, counts = selection.draw_mixture(spec)

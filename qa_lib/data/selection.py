@@ -324,7 +324,8 @@ def select_units(rows: list[dict], names: list[str], units: list[str]) -> list[d
 def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     """Draw the training rows of a run, domain after domain, and its validation rows.
 
-    Validation has the proportions of training. The third result counts the rows left out.
+    Validation has the proportions of training; of datasets in turn it has as many rows of each. The
+    third result counts the rows left out.
     The rows of a domain are the start of one permutation for each seed and place of the domain, so
     that mixtures of one seed share as many rows as they can.
     Raises UserError where a domain has fewer rows than the mixture needs, and where a row is a copy
@@ -355,8 +356,12 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
                 f"the mixture needs {need} training rows of {name}, which has {len(rows)}: "
                 f"{need - len(rows)} short; lower train_rows or change ratios"
             )
-        train += permute_rows(rows, f"{spec.seed}/{place}")[:need]
-        share = round(spec.validation_rows * need / sum(spec.rows))
+        permuted = permute_rows(rows, f"{spec.seed}/{place}")
+        if spec.imbalance:
+            permuted = skew_classes(permuted, need, spec.imbalance.ratio, name)
+        train += permuted[:need]
+        part_of_rows = 1 / len(parts) if spec.multitask else need / sum(spec.rows)
+        share = round(spec.validation_rows * part_of_rows)
         validation += permute_rows(part.validation, f"validation/{place}")[:share]
     if spec.validation_rows and not validation:
         raise UserError(
@@ -364,6 +369,31 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
             f"{', '.join(spec.domains)}; raise validation_rows"
         )
     return train, validation, counts
+
+
+def skew_classes(rows: list[dict], need: int, ratio: float, name: str) -> list[dict]:
+    r"""Return `need` rows whose classes have unequal numbers, in the order of `rows`.
+
+    Class k of C has a share proportional to $\rho^{-k/(C-1)}$: of the first class there are ρ rows
+    for one of the last (Cui et al. 2019, arXiv 1901.05555). name: of the dataset. Raises UserError
+    where a class has too few rows.
+    """
+    labels = sorted({row["label"] for row in rows})
+    shares = [ratio ** (-k / max(1, len(labels) - 1)) for k in range(len(labels))]
+    borders = [round(need * sum(shares[:k]) / sum(shares)) for k in range(len(labels) + 1)]
+    left = {label: borders[k + 1] - borders[k] for k, label in enumerate(labels)}
+    skewed = []
+    for row in rows:
+        if left[row["label"]]:
+            left[row["label"]] -= 1
+            skewed.append(row)
+    for label, number in left.items():
+        if number:
+            raise UserError(
+                f"{need} training rows of {name} at an imbalance of {ratio:g} need {number} more "
+                f"of class {label} than it has; ask for fewer rows or a smaller imbalance"
+            )
+    return skewed
 
 
 def permute_rows(rows: list[dict], seed: str) -> list[dict]:

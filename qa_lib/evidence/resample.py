@@ -71,11 +71,18 @@ def count_rows(name: str, rows: pd.DataFrame, recorded: pd.DataFrame) -> pd.Data
 
 
 def choose_columns(metric: str, rows: pd.DataFrame) -> list[str]:
-    """Return the columns of examples that a metric is computed from; a correlation has two."""
+    """Return the columns of examples that a metric is computed from.
+
+    A correlation has two where the examples hold what was predicted and what is right. Else it has
+    one, of values whose mean it is (tasks/sentence.py).
+    """
     has_pairs = "gold" in rows and rows["gold"].notna().all()
     if has_pairs and metric in ("pearson", "score"):
         return ["predicted", "gold"]
-    return ["accuracy"] if metric == "score" else [metric]
+    if metric == "score":
+        is_scored = "pearson" in rows and rows["pearson"].notna().all()
+        return ["pearson"] if is_scored else ["accuracy"]
+    return [metric]
 
 
 def redraw_metric(
@@ -134,8 +141,9 @@ def resample(
     drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988).
 
     examples: run, set, cluster, and of each row its score in a column of the metric's name; of a
-    set that is scored by a correlation `predicted` and `gold`. `score` is a set's own metric: that
-    correlation, else accuracy. Raises UserError where ledger and examples do not fit.
+    set that is scored by a correlation also `predicted` and `gold` in its place. `score` is a set's
+    own metric: that correlation, else accuracy. Raises UserError where ledger and examples do not
+    fit.
     """
     rng = np.random.default_rng(seed)
     draws = {}

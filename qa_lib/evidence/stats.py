@@ -40,14 +40,11 @@ def curves(histories: pd.DataFrame) -> pd.DataFrame:
     the last epoch train_loss and loss_gap (validation less training). Raises UserError for a
     validation loss that is not a number.
     """
-    no_labels = [
-        "epoch",
-        "step",
-        "train_loss",
-        "validation_loss",
-        "validation_em",
-        "validation_f1",
-    ]
+    no_labels = ["epoch", "step", "train_loss"]
+    for column in histories:
+        # what an evaluation measured
+        if column.startswith(("validation_", "dev_", "train_")) and column != "validation_rows":
+            no_labels.append(column)
     # A run may stand under several variants or arms.
     names = [column for column in ("run", "variant", "arm") if column in histories]
     rows = []

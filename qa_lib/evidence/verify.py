@@ -157,7 +157,7 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
         samples = stats.draw_samples(listed, ledger, examples, P.domains, arm)
         of_claims = stats.judge_samples(listed, samples, P.profile)
         of_controls = stats.judge_samples(list(controls.values()), samples, P.profile)
-        judged[arm, "claim"] = of_claims.set_index("id")
+        judged[arm, "claim"] = tell_not_measured(of_claims.set_index("id"), listed, P)
         judged[arm, "control"] = of_controls.set_index("id")
         if "em_starter" in set(ledger["metric"]):
             of_starters = stats.judge_samples(starters, samples, P.profile)
@@ -193,6 +193,17 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
     texts = ["verdict", "reason", "unpooled", "rule_part"]
     frame[texts] = frame[texts].fillna("")
     return frame.assign(more=frame["more"].fillna(0).astype(int))
+
+
+def tell_not_measured(judged: pd.DataFrame, listed: list[claims.Claim], P) -> pd.DataFrame:
+    """Return `judged` with the reason why a metric is in no record, where a claim is about it."""
+    judged = judged.copy()
+    for claim in listed:
+        for metric, why in P.not_measured.items():
+            is_about = claim.contrast and metric in np.ravel(claim.contrast.metric)
+            if is_about and P.profile in claim.profiles and judged.loc[claim.id, "n"] == 0:
+                judged.loc[claim.id, "reason"] = why
+    return judged
 
 
 def write_claims(P) -> pd.DataFrame:

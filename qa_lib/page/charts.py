@@ -1,4 +1,4 @@
-"""Figures that every report's page has: the forest of comparisons, the steps, the trials.
+"""Figures that every report's page has: the forest of comparisons, steps, trials, and sweeps.
 
 Each function returns a figure for a look (looks.py). What a mark is stands beside it as text, so
 that no figure needs a legend.
@@ -28,7 +28,7 @@ LINE = 0.205  # inches that a line of text takes
 NAMES = 2.85
 VALUES = 1.35
 # Columns of trials as an axis names them.
-NAMES_OF = {"rate": "learning rate"}
+NAMES_OF = {"rate": "learning rate", "setting": "λ, or epochs"}
 HEAT = LinearSegmentedColormap.from_list("heat", ["#edf3f9", "#5f9bd1", "#0b4a80"])
 
 
@@ -291,7 +291,10 @@ def draw_panel(axes, rows: pd.DataFrame, by: tuple[str, str], score: str, scale:
         if row["chosen"]:
             ring = {"facecolor": "none", "edgecolor": "#e8590c", "lw": 2.4, "zorder": 5}
             axes.add_patch(plt.Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, **ring))
-    axes.set_xticks(np.arange(len(names_across)) + 0.5, [format_tick(x) for x in names_across])
+    ticks = [format_tick(x) for x in names_across]
+    if look.is_narrow:
+        ticks = [tick.replace(" epochs", "\nepochs") for tick in ticks]
+    axes.set_xticks(np.arange(len(names_across)) + 0.5, ticks)
     axes.set_yticks(np.arange(len(names_down)) + 0.5, [format_tick(y) for y in names_down])
     axes.tick_params(length=0)
     axes.grid(visible=False)
@@ -302,3 +305,48 @@ def draw_panel(axes, rows: pd.DataFrame, by: tuple[str, str], score: str, scale:
 def format_tick(value) -> str:
     """Return a setting as one would write it: 2, not 2.0; 3e-5, not 3e-05."""
     return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
+# ---- sweeps ----
+
+
+def draw_sweep(
+    report: str, rows: pd.DataFrame, by: str, label: str, baseline: pd.DataFrame, look: Look
+) -> Figure:
+    """Draw scores over the values of one setting: a panel for each set, a line for each model.
+
+    Points are means over seeds, bars reach from the lowest seed to the highest. Models are named
+    above, in their colours. rows: column (a set, in its order), variant, value, seed, and `by`.
+    baseline: rows of a model without the setting; the mean of each set is a dashed line.
+    """
+    sets = list(rows["column"].unique())
+    names = {}
+    for variant in rows["variant"].unique():
+        names[plans.display_name(report, variant)] = look.model_colour(report, variant)
+    top = LINE * len(names) + 0.1
+    shape = (len(sets), 1) if look.is_narrow else (1, len(sets))
+    height = top + (1.9 * len(sets) if look.is_narrow else 2.1)
+    size = (look.width, height)
+    fig, panels = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
+    fig.get_layout_engine().set(rect=(0, 0.02, 1, 1 - top / height - 0.02))
+    is_wide_range = rows[by].min() > 0 and rows[by].max() > 20 * rows[by].min()
+    for axes, name in zip(panels.flat, sets, strict=True):
+        of_set = rows[rows["column"] == name]
+        for variant, of_model in of_set.groupby("variant", sort=False):
+            at = of_model.groupby(by)["value"].agg(["mean", "min", "max"])
+            style = {"color": look.model_colour(report, variant), "lw": 1.6}
+            axes.plot(at.index, at["mean"], "o-", ms=5, **style)
+            axes.vlines(at.index, at["min"], at["max"], **style)
+        for variant, of_model in baseline[baseline["column"] == name].groupby("variant"):
+            colour = look.model_colour(report, variant)
+            axes.axhline(of_model["value"].mean(), color=colour, lw=1.2, ls="--")
+        axes.set_title(name, fontsize=10)
+        if is_wide_range:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+    for axes in panels.flat if not look.is_narrow else panels.flat[-1:]:
+        axes.set_xlabel(label)
+    for at, (name, colour) in enumerate(names.items()):
+        y = 1 - (LINE * at + 0.12) / height
+        fig.text(0.01, y, name, color=colour, va="center", weight="bold")
+    return fig

@@ -115,7 +115,10 @@ def average_cells(rows: pd.DataFrame, models: list[str]) -> pd.DataFrame:
 
 
 def lay_out_grid(
-    cells: pd.DataFrame, printed: dict[str, dict[str, float]], lower: tuple[str, ...] = ()
+    cells: pd.DataFrame,
+    printed: dict[str, dict[str, float]],
+    lower: tuple[str, ...] = (),
+    benchmark: tuple[str, dict[str, dict[str, float]]] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a grid as text, and the class of each of its cells.
 
@@ -124,7 +127,8 @@ def lay_out_grid(
     ours, a column for each.
 
     cells: of `average_cells`. printed: model → column → value. lower: the columns in which a lower
-    value is better. Raises ValueError for a grid of more than ten rows.
+    value is better. benchmark: a source and its values, rows above those that are printed.
+    Raises ValueError for a grid of more than ten rows.
     """
     models = list(cells["model"].unique())
     columns = list(cells["column"].unique())
@@ -140,17 +144,47 @@ def lay_out_grid(
     classes = pd.DataFrame(best, models, columns).map(
         lambda is_it: "number best" * is_it or "number"
     )
-    theirs = {}
-    for model, of_model in printed.items():
-        theirs[model] = [f"{of_model[c]:g}" if c in of_model else "–" for c in columns]
-    theirs = pd.DataFrame(theirs, columns).T
+    theirs = list_values(printed, columns)
     if theirs.empty:
         return ours, classes
     grey = pd.DataFrame("number printed", theirs.index, columns)
-    if len(theirs) + len(ours) <= MOST_ROWS:
-        theirs.index = [f"{model}, printed" for model in theirs.index]
-        return pd.concat([theirs, ours]), pd.concat([grey.set_axis(theirs.index), classes])
-    return interleave(theirs, ours), interleave(grey, classes)
+    if benchmark is None and len(theirs) + len(ours) > MOST_ROWS:
+        return interleave(theirs, ours), interleave(grey, classes)
+    sources = {PRINTED: theirs}
+    if benchmark:
+        sources = {benchmark[0]: list_values(benchmark[1], columns), PRINTED: theirs}
+    above = [
+        frame.set_axis([f"{model}, {source}" for model in frame.index])
+        for source, frame in sources.items()
+    ]
+    above = pd.concat(above)
+    if len(above) + len(ours) > MOST_ROWS:
+        raise ValueError(f"a grid has at most {MOST_ROWS} rows: split it")
+    grey = pd.DataFrame("number printed", above.index, columns)
+    return pd.concat([above, ours]), pd.concat([grey, classes])
+
+
+def list_values(of_models: dict[str, dict[str, float]], columns: list[str]) -> pd.DataFrame:
+    """Return what a source has of models as text: a row for each model, "–" where it has none."""
+    rows = {}
+    for model, values in of_models.items():
+        rows[model] = [f"{values[c]:g}" if c in values else "–" for c in columns]
+    return pd.DataFrame(rows, columns).T
+
+
+def list_epoch_seconds(P, specs: list[Spec], column: str) -> pd.DataFrame:
+    """Return a row of a grid for each run: the seconds of training in an epoch."""
+    rows = []
+    for spec, record in runs.require_records(specs):
+        row = {
+            "variant": spec.variant,
+            "model": plans.display_name(P.report, spec.variant),
+            "column": column,
+            "seed": spec.seed,
+            "value": record["training_seconds"] / find_trained(spec).epochs,
+        }
+        rows.append(row | {"run": record["run"]})
+    return pd.DataFrame(rows)
 
 
 def interleave(printed: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:

@@ -133,17 +133,30 @@ def save_drawing(
     runs.write(folder / f"{name}.svg", render_drawing(draw, WIDE, tag, "svg"))
     wide = render_drawing(draw, WIDE, tag)
     runs.write(folder / f"{name}.png", wide)
+    return report.Html(
+        f'<figure id="{name}" class="drawing">{embed_drawing(draw, tag, alt, wide)}'
+        f"<figcaption>{escape(caption)}</figcaption>"
+        f"{report.link_files(P, name, 'svg', 'png')}{report.list_runs(ids)}</figure>"
+    )
+
+
+def show_drawing(draw: Drawing, caption: str, alt: str) -> report.Html:
+    """Return a figure for display that shows no result, and so has no run and no file."""
+    picture = embed_drawing(draw, "", alt, render_drawing(draw, WIDE, ""))
+    return report.Html(
+        f'<figure class="drawing">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
+    )
+
+
+def embed_drawing(draw: Drawing, tag: str, alt: str, wide: bytes) -> str:
+    """Return a drawing for each kind of screen, as one HTML element. wide: it on a wide page."""
     sources = []
     for look, media in SOURCES.items():
         address, size = embed_image(render_drawing(draw, look, tag))
         sources.append(f'<source media="{media}" srcset="{address}" {size}>')
     address, size = embed_image(wide)
     image = f'<img {size} alt="{escape(alt)}" src="{address}">'
-    return report.Html(
-        f'<figure id="{name}" class="drawing"><picture>{"".join(sources)}{image}</picture>'
-        f"<figcaption>{escape(caption)}</figcaption>"
-        f"{report.link_files(P, name, 'svg', 'png')}{report.list_runs(ids)}</figure>"
-    )
+    return f"<picture>{''.join(sources)}{image}</picture>"
 
 
 def embed_image(png: bytes) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
     from qa_lib.page import pieces as page
 
+    page.show_committed("smart", smart.COMPARISONS)
     page.show_answer(P, smart.COMPARISONS)
     page.figure_comparisons(P, smart.COMPARISONS)
     page.table_models(P, ["finetune", "smart"], {"smart": "adversarial term"})
@@ -11,6 +12,7 @@ A table or figure whose part of the study was not run shows a note in its place.
 params/findings/<slug>.md.
 """
 
+import re
 from html import escape
 from typing import get_args
 
@@ -23,11 +25,36 @@ from qa_lib.reports.comparisons import Comparison, Step
 from qa_lib.store import runs
 
 UNWRITTEN = "No findings are written for these runs; the numbers are theirs."
+NOTHING_COMMITTED = report.Html("<p>No results on real data are committed yet.</p>")
 ARMS = {"printed": "the report's settings", "tuned": "equal tuning"}
 NOT_RUN = "equal tuning"  # the part of the study that a note names
 
 
+# ---- what is recorded already ----
+
+
+def show_committed(slug: str, comparisons: tuple[Comparison, ...]) -> report.Html:
+    """Return the answer and the forest figure of the committed results on real data.
+
+    Nothing is trained. Of two sizes it is the larger one that is whole; where neither is, a line
+    says so.
+    """
+    for size in ("full", "small"):
+        P = plans.load_params(slug, "real", size=size)
+        if all(runs.find_record(spec) for spec in plans.plan(P)):
+            return report.Html(show_answer(P, comparisons) + figure_comparisons(P, comparisons))
+    return NOTHING_COMMITTED
+
+
 # ---- prose ----
+
+
+def show_setting(P) -> report.Html:
+    """Return encoder, data and seeds of a page, and in a notebook the profile with its meaning."""
+    meaning, _ = report.PROFILES[P.profile]
+    head = f'<p class="lab">{report.profile_badge(P)} {meaning}.</p>'
+    paragraphs = [f"<p>{text}</p>" for text in report.describe_setting(P)]
+    return report.Html(head + "".join(paragraphs))
 
 
 def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
@@ -48,11 +75,11 @@ def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     items = []
     for number, label in numbers:
         items.append(f"<li><strong>{escape(number)}</strong> {show_inline(label)}</li>")
+    listed = f"<ul>{''.join(items)}</ul>" if items else ""
     first, last = paragraphs
     kind = "Answer" if last else "Numbers"
     return report.Html(
-        f'<section class="answer" aria-label="{kind}">{first}<ul>{"".join(items)}</ul>{last}'
-        "</section>"
+        f'<section class="answer" aria-label="{kind}">{first}{listed}{last}</section>'
     )
 
 
@@ -86,14 +113,30 @@ def show_findings(P, section: str) -> report.Markdown:
 
 
 def fold(title: str, *parts) -> report.Html:
-    """Return parts of a page folded away under a title. A part is HTML, or Markdown."""
+    """Return parts of a page folded away under a title. A part is HTML, or Markdown.
+
+    Parts that were not run are named in one line at the end. Where none was, a note says so.
+    """
     texts = []
+    absent = []
     for part in parts:
+        if str(part).startswith(report.ABSENT):
+            absent += re.findall("“(.*?)”", part)
+            continue
         is_html = isinstance(part, report.Html)
         texts.append(str(part) if is_html else render.markdown(str(part)))
+    if not texts:
+        return report.note_absent(", ".join(absent))
+    if absent:
+        texts.append(f"<p>Not run here: {escape(', '.join(absent))}.</p>")
     return report.Html(
         f'<details class="more"><summary>{escape(title)}</summary>{"".join(texts)}</details>'
     )
+
+
+def show_provenance(P) -> report.Html:
+    """Return what is behind a page, folded: commit, data, machine, versions, runs and time."""
+    return fold("Provenance", report.show_provenance(P, plans.plan(P)))
 
 
 def list_parts_not_run(P) -> report.Html:
@@ -170,7 +213,8 @@ def figure_trials(
 ) -> report.Html:
     """Return the trials of every model as heat maps, the chosen settings ringed.
 
-    by: the columns of tables.trials_table that go down and across. score: that which chose.
+    by: the columns of tables.trials_table that go down and across. score: that which chose; where
+    the models have different ones, "chosen_by".
     """
     specs = plans.plan(P)
     tried = [spec for spec in specs if spec.variant.endswith("-trial")]
@@ -192,6 +236,46 @@ def figure_trials(
     return looks.save_drawing(P, "fig_trials", draw, caption, f"Chosen: {alt}", rows)
 
 
+def figure_sweep(
+    P,
+    name: str,
+    caption: str,
+    variants: tuple[str, ...],
+    by: str,
+    label: str,
+    columns: dict[str, tuple[str, str]],
+    baseline: str | None = None,
+    arm: str = "printed",
+) -> report.Html:
+    """Return scores over the values of one setting, a panel for each set.
+
+    variants: those of the sweep. by: the column of the ledger that varies; label: how the axis
+    calls it. columns: heading → (set, metric). baseline: a variant without the setting, whose mean
+    is a dashed line.
+    """
+    part = name.removeprefix("fig_")
+    of_arm = [spec for spec in plans.plan(P) if spec.arm == arm]
+    specs = [spec for spec in of_arm if spec.variant in variants]
+    if not specs:
+        return report.note_absent(part)
+    rows = collect_columns(runs.collect_ledger(specs), columns)
+    if rows.empty:
+        return report.note_absent(part)
+    beside = [spec for spec in of_arm if spec.variant == baseline]
+    lines = collect_columns(runs.collect_ledger(beside), columns) if beside else rows[:0]
+    seeds = rows.groupby(["variant", by])["seed"].nunique()
+    number = f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()} to {seeds.max()}"
+    caption = f"{caption} Points: means over seeds, of which there are {number}."
+    if len(lines):
+        caption += f" Dashed: {plans.display_name(P.report, baseline)}."
+    alt = f"Scores over {label}: {', '.join(columns)}."
+
+    def draw(look: looks.Look):
+        return charts.draw_sweep(P.report, rows, by, label, lines, look)
+
+    return looks.save_drawing(P, name, draw, caption, alt, pd.concat([rows, lines]))
+
+
 def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
     """Return trials with `chosen`: whether the runs of equal tuning have a trial's settings."""
     tuned = [spec for spec in plans.plan(P) if spec.arm == "tuned" and spec.tests]
@@ -200,6 +284,7 @@ def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
         if not spec.variant.endswith("-trial"):
             trained = grids.find_trained(spec)
             setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
+            setting["setting"] = tables.name_setting(spec)
             labels.append(runs.label_columns(spec, record) | setting)
     if not labels:
         return rows.assign(chosen=False)
@@ -214,16 +299,13 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
     """Return one sentence about chosen settings at an edge of what was tried; empty without any."""
     told = []
     for column in by:
-        values = (
-            list(rows[column].cat.categories)
-            if rows[column].dtype == "category"
-            else (sorted(rows[column].unique()))
-        )
-        if len(values) < 2:
-            continue
-        chosen = rows[rows["chosen"]]
-        at_edge = chosen[chosen[column].isin([values[0], values[-1]])]["model"].unique()
-        if len(at_edge):
+        at_edge = []
+        for model, of_model in rows.groupby("model", observed=True):
+            tried = of_model.sort_values(column)[column].unique()
+            chosen = of_model[of_model["chosen"]]
+            if len(tried) > 1 and chosen[column].isin([tried[0], tried[-1]]).any():
+                at_edge.append(str(model))
+        if at_edge:
             name = charts.NAMES_OF.get(column, column)
             told.append(f"{name} of {', '.join(at_edge)}")
     return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
@@ -256,13 +338,16 @@ def table_grid(
     printed: dict[str, dict[str, float]],
     arm: str = "printed",
     lower: tuple[str, ...] = (),
+    benchmark: tuple[str, dict[str, dict[str, float]]] | None = None,
+    seconds: str | None = None,
     **which,
 ) -> report.Html:
     """Return a grid of results, model × set, with what the report prints.
 
     columns: heading → (set, metric). printed: variant → heading → value. lower: the headings under
-    which a lower value is better. which: further columns of the ledger that rows must have, e.g.
-    ratio=0.6.
+    which a lower value is better. benchmark: whose values stand beside the printed ones, and these
+    values. seconds: the heading of a last column with the seconds of training in an epoch. which:
+    further columns of the ledger that rows must have, e.g. ratio=0.6.
     """
     specs = [spec for spec in plans.plan(P) if spec.arm == arm and spec.variant in variants]
     if not specs:
@@ -270,24 +355,41 @@ def table_grid(
     ledger = runs.collect_ledger(specs)
     for column, value in which.items():
         ledger = ledger[ledger[column] == value]
-    headings = {at: heading for heading, at in columns.items()}
-    places = list(zip(ledger["set"], ledger["metric"], strict=True))
-    ledger = ledger.assign(
-        column=[headings.get(at) for at in places],
-        model=[plans.display_name(P.report, variant) for variant in ledger["variant"]],
-    )
-    ledger = ledger[ledger["column"].notna()]
+    ledger = collect_columns(ledger, columns)
     if ledger.empty:
         return report.note_absent(name)
-    ledger["column"] = pd.Categorical(ledger["column"], list(columns), ordered=True)
-    ledger = ledger.sort_values("column").astype({"column": str})
+    names = [plans.display_name(P.report, variant) for variant in ledger["variant"]]
+    ledger = ledger.assign(model=names)
+    if seconds:
+        ledger = pd.concat([ledger, grids.list_epoch_seconds(P, specs, seconds)])
     known = set(ledger["variant"])
     models = [plans.display_name(P.report, v) for v in variants if v in known]
     cells = grids.average_cells(ledger, models)
     theirs = {plans.display_name(P.report, v): values for v, values in printed.items()}
-    shown, classes = grids.lay_out_grid(cells, theirs, lower)
+    further = None
+    if benchmark:
+        source, values = benchmark
+        further = source, {plans.display_name(P.report, v): values[v] for v in values}
+    shown, classes = grids.lay_out_grid(cells, theirs, lower, further)
+    if seconds:  # how long a run took is no achievement
+        classes = classes.replace(
+            {at: {"number best": "number"} for at in classes if seconds in at}
+        )
     caption = f"{caption} {grids.describe_seeds(cells)} Bold: the best of ours."
     return grids.save_frame(P, name, shown, classes, caption, cells)
+
+
+def collect_columns(ledger: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """Return the rows of a ledger that stand under headings, which are in `column`, in their order.
+
+    columns: heading → (set, metric).
+    """
+    headings = {at: heading for heading, at in columns.items()}
+    places = zip(ledger["set"], ledger["metric"], strict=True)
+    rows = ledger.assign(column=[headings.get(at) for at in places])
+    rows = rows[rows["column"].notna()]
+    rows["column"] = pd.Categorical(rows["column"], list(columns), ordered=True)
+    return rows.sort_values("column", kind="stable").astype({"column": str})
 
 
 def show_verdicts(P) -> report.Html:

@@ -5,6 +5,15 @@
     python -m qa_lib render exbert --profile quick --only fig3_ratios
         that figure alone
 
+Tags of a cell say more than which table or figure it draws:
+
+    parameters, setup   run for every table or figure that is drawn alone
+    preview             for a reader in JupyterLab, not run for a page
+    notebook            run, but not shown on the page
+    output              of which the page shows what comes out, and not the code
+    top                 shown at the top of the page
+    fold                (of text) folded under its first line
+
 The page makes no request: maths is MathML, images are embedded, and a content policy in its head
 refuses the rest. Its one script, page/sort.js, lets a reader sort the tables. The policy names this
 script by its hash and refuses any other. A notebook that fails leaves the earlier page as it was.
@@ -157,9 +166,15 @@ class Page(HTMLExporter):
 
 @clean_settings()
 def page(nb, p) -> str:
-    """Return an executed notebook as HTML; its first cell is the title block."""
-    nb = merge_absent_notes(copy.deepcopy(nb))
+    """Return an executed notebook as HTML; its first cell is the title block.
+
+    Cells tagged `top` stand at the top, and those tagged `notebook` are not on the page.
+    """
+    nb = copy.deepcopy(nb)
     title = nb.cells.pop(0).source
+    shown = [cell for cell in nb.cells if "notebook" not in tags(cell)]
+    nb.cells = sorted(shown, key=lambda cell: "top" not in tags(cell))
+    nb = merge_absent_notes(nb)
     if p.profile == "own":
         title = title.replace("your data", Path(p.data).stem, 1)
     text = "".join(markdown(cell.source) for cell in nb.cells if cell.cell_type == "markdown")
@@ -256,6 +271,11 @@ def read_notes(source: str) -> dict[str, str]:
     return notes
 
 
+def find_parameters(nb):
+    """Return the cell of a notebook that is tagged `parameters`."""
+    return next(cell for cell in nb.cells if "parameters" in tags(cell))
+
+
 def say_parameters_once(nb):
     """Merge the cell of default parameters with the cell of used ones that papermill adds below.
 
@@ -316,24 +336,36 @@ def find_notebook(slug: str, profile: str | None = None) -> Path:
 
 
 def read_notebook(slug: str, profile: str | None = None):
-    """Return a report's notebook; of profile own that of own data."""
-    return load_notebook_node(str(find_notebook(slug, profile)))
+    """Return a report's notebook; of profile own that of own data.
+
+    Cells tagged `preview` are left out: they show a reader in JupyterLab what is recorded already.
+    """
+    nb = load_notebook_node(str(find_notebook(slug, profile)))
+    nb.cells = [cell for cell in nb.cells if "preview" not in tags(cell)]
+    return nb
 
 
 def choose_values(nb, p) -> dict:
     """Return the parameters that a notebook is executed with.
 
-    A report's notebook lists every parameter. That of own data lists a few, and those that differ
-    from params/own/<slug>.yaml are added to its cell.
+    A notebook lists every parameter, or a few. To the cell of a few are added those that differ
+    from what the files of the profile have.
     """
     values = p.model_dump()
-    if p.profile != "own":
+    cell = find_parameters(nb)
+    listed = read_notes(cell.source)
+    if set(values) <= set(listed):
         return values
-    listed = read_notes(nb.cells[1].source)
     needed = {name: values[name] for name in listed}
-    usual = plans.load_params(p.report, p.profile, needed).model_dump()
-    added = [name for name in values if name not in listed and values[name] != usual[name]]
-    nb.cells[1].source += "".join(f"\n{name} = None" for name in added)
+    try:
+        usual = plans.load_params(p.report, p.profile, needed).model_dump()
+    except UserError:  # those of the files alone do not fit the ones that are listed
+        usual = {}
+    added = []
+    for name, value in values.items():
+        if name not in listed and (name not in usual or usual[name] != value):
+            added.append(name)
+    cell.source += "".join(f"\n{name} = None" for name in added)
     return {name: values[name] for name in [*listed, *added]}
 
 

@@ -202,24 +202,31 @@ def show_header(P, verdicts: str = "") -> Html:
 
     Where stale records are kept it says so, since the page is drawn from them.
     """
-    *others, last = P.domains
-    text = (
-        f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(others)} and {last}; "
-        f"{P.describe_training()}."
-    )
     verdicts = verdicts or (
         "The verdicts on its claims need runs that are not there yet; they stand at the end once "
         "they are."
     )
     lead = r"^((?:Advice|Result): .*?\.)(?= |$)"
     verdicts = re.sub(lead, r"<strong>\1</strong>", escape(verdicts))
-    paragraphs = [escape(text), verdicts]
+    setting, *remarks = describe_setting(P)
+    paragraphs = [setting, verdicts, *remarks]
+    head = f'<p class="lab">{profile_badge(P)} {PROFILES[P.profile][0]}.</p>'
+    return Html(head + "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs))
+
+
+def describe_setting(P) -> list[str]:
+    """Return encoder, data and seeds of a page as HTML, and that stale records are kept if so."""
+    *others, last = P.domains
+    text = (
+        f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(others)} and {last}; "
+        f"{P.describe_training()}."
+    )
+    paragraphs = [escape(text)]
     specs = plans.plan(P)
     remark = runs.describe_stale(specs)
     if remark and not specs[0].trains_stale:
         paragraphs.append(escape(f"{remark[0].upper()}{remark[1:]}."))
-    head = f'<p class="lab">{profile_badge(P)} {PROFILES[P.profile][0]}.</p>'
-    return Html(head + "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs))
+    return paragraphs
 
 
 ABSENT = '<p class="absent">'

@@ -12,7 +12,7 @@ from scipy.special import rel_entr
 
 from qa_lib.evidence import stats
 from qa_lib.reports import plans
-from qa_lib.reports.trials import selected_evaluation
+from qa_lib.reports.trials import selected_evaluation, validation_score
 from qa_lib.settings import params
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -117,7 +117,7 @@ def describe_datasets(P, specs: list[Spec]) -> pd.DataFrame:
             "training rows, at most": most_training_rows(specs, name),
             "test rows": scores["n"],
             "different texts": f"{scores['clusters']:,} {dataset.cluster}s",
-            "longer than a window": scores["overflowed"],
+            "longer than a window": scores.get("overflowed", scores.get("truncated")),
             "seen by the encoder": dataset.seen_by.get(P.encoder, unknown),
             "run": tuple(record["run"] for record in records),
         }
@@ -248,15 +248,29 @@ def trials_table(specs: list[Spec]) -> pd.DataFrame:
     """Return a row for each trial of a model: rate, epochs, and the evaluation that it kept.
 
     The rate and epochs of a mixture are those of its experts. The evaluation is a row of
-    runs.collect_histories.
+    runs.collect_histories. `chosen_by` is the score that chooses among the model's trials, and
+    `setting` what its trials differ in beside the rate, in words.
     """
     rows = []
     for spec, record in runs.require_records(specs):
         trained = spec.experts[0] if spec.gate else spec
         setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
-        labels = runs.label_columns(spec, record)
-        rows.append(labels | setting | selected_evaluation(spec, record))
-    return add_display_names(pd.DataFrame(rows)).sort_values(["model", "rate", "epochs"])
+        labels = runs.label_columns(spec, record) | {"setting": name_setting(spec)}
+        score, _ = validation_score(spec, record)
+        kept = selected_evaluation(spec, record)
+        rows.append(labels | setting | kept | {"chosen_by": score})
+    weight = ["smart_adversarial"] if any(spec.smart for spec in specs) else []
+    frame = add_display_names(pd.DataFrame(rows)).sort_values(["model", "rate", "epochs", *weight])
+    settings = frame["setting"].unique()
+    return frame.assign(setting=pd.Categorical(frame["setting"], settings, ordered=True))
+
+
+def name_setting(spec: Spec) -> str:
+    """Return what trials of a model differ in beside the rate: λ with SMART, else the epochs."""
+    if spec.smart:
+        return f"λ = {spec.smart.adversarial:g}"
+    trained = spec.experts[0] if spec.gate else spec
+    return f"{trained.epochs:g} epochs"
 
 
 def scores_by_part(specs: list[Spec]) -> pd.DataFrame:

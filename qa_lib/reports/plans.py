@@ -110,15 +110,21 @@ def load_from_names(slug: str, names: dict[str, Any]) -> Any:
     return params.validate(model, given, dict.fromkeys(given, "notebook parameter "))
 
 
-def load_own_from_names(slug: str, names: dict[str, Any]) -> Any:
-    """Return the parameters of own data from a notebook's names.
+def load_few_from_names(slug: str, names: dict[str, Any], profile: str | None = None) -> Any:
+    """Return parameters from a notebook's names where it lists a few of them.
 
-    The notebook lists a few parameters. params/own/<slug>.yaml has the others, and those that are
-    None there.
+    The others, and those that are None there, are those of the profile's files. profile: by default
+    the notebook's own `profile`.
     """
     code_hashes.check_kernel()
     given = {name: value for name, value in read_names(slug, names).items() if value is not None}
-    return load_params(slug, "own", given, given_in="notebook parameter ")
+    profile = profile or given.get("profile")
+    return load_params(slug, profile, given, given_in="notebook parameter ")
+
+
+def load_own_from_names(slug: str, names: dict[str, Any]) -> Any:
+    """Return the parameters of own data from a notebook's names, of which it lists a few."""
+    return load_few_from_names(slug, names, "own")
 
 
 def read_names(slug: str, names: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 choose_by_trials(…)     every rate with every number of epochs, and rates beyond the edge
 choose_by_halving(…)    every rate with few epochs, then the better half of them with more
+choose_from_settings(…) a list of settings for each model, and none beyond
 """
 
 from collections.abc import Callable
@@ -125,6 +126,32 @@ def choose_by_halving(
             half = (len(ranked) + 1) // 2
             left[model] = ranked[::-1][:half]
     return every, {model: (ranked[0], epochs[-1]) for model, ranked in left.items()}
+
+
+def choose_from_settings(
+    settings: dict[str, list[dict]],
+    trial: Callable[[str, dict], Spec],
+    score: Callable[[Spec], Score] = find_score,
+) -> tuple[list[Spec], dict[str, dict]]:
+    """Return all trials, and model → the setting of its best trial by `score`.
+
+    settings: of each model, as fields of a run; as many for every model. trial: gives the run of a
+    model at one of them. The settings are not extended where the best lies at an edge. Nothing is
+    chosen until every trial is recorded.
+    """
+    tried = {}
+    every = []
+    for model, of_model in settings.items():
+        tried[model] = [trial(model, setting) for setting in of_model]
+        every += tried[model]
+    scores = score_trials(every, score)
+    if scores is None:
+        return every, {}
+    best = {}
+    for model, of_model in settings.items():
+        of_trials = [scores[spec.hash] for spec in tried[model]]
+        best[model] = of_model[of_trials.index(max(of_trials))]
+    return every, best
 
 
 def score_trials(specs: list[Spec], score: Callable[[Spec], Score]) -> dict[str, Score] | None:

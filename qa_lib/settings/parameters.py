@@ -47,7 +47,8 @@ TAKEN_NAMES = frozenset(
 # What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
 # parameter, a score on other rows than a test set's, an expert, a trial.
 TAKEN_PATTERN = re.compile(
-    r".*_sd|gate_\d+|(heads|smart|multitask|validation|dev)_.*|(reinit|cluster)-.*|.*-trial"
+    r".*_sd|gate_\d+|(heads|smart|multitask|imbalance|validation|dev)_.*"
+    r"|(reinit|cluster)-.*|.*-trial"
 )
 
 
@@ -239,6 +240,11 @@ class Study(Strict):
         return ()
 
     @property
+    def not_measured(self) -> dict[str, str]:
+        """Metrics that claims are about and that no record has → why."""
+        return {}
+
+    @property
     def fewest_seeds(self) -> int:
         """The seeds of the comparison that has the fewest."""
         return len(self.seeds)
@@ -333,6 +339,12 @@ class Multitask(Strict):
     # The rows on which checkpoints are judged, by the mean of the datasets' scores. Dev: the test
     # rows, as in the report.
     judged_on: Literal["validation", "dev"] = "validation"
+
+
+class Imbalance(Strict):
+    """Training rows whose classes have unequal numbers (qa_lib/data/selection.py)."""
+
+    ratio: float = Field(10.0, ge=1, le=1000)  # rows of the first class for one of the last
 
 
 class Smart(Strict):

@@ -10,7 +10,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from qa_lib.settings.parameters import Gate, Heads, Layer, Multitask, Smart, Strict
+from qa_lib.settings.parameters import (
+    Gate,
+    Heads,
+    Imbalance,
+    Layer,
+    Multitask,
+    Smart,
+    Strict,
+)
 
 
 class Spec(Strict):
@@ -50,6 +58,7 @@ class Spec(Strict):
     augment: int = 0  # altered copies of each training row (qa_lib/data/augment.py)
     # [k, n]: train on the k-th of n clusters of questions (qa_lib/training/clusters.py).
     cluster: list[int] | None = None
+    imbalance: Imbalance | None = None  # None: classes as they come
     gate: Gate | None = None  # a mixture of `experts`, which stay frozen
     heads: Heads | None = None  # a head for each dataset, of sentences. None: one span head
     smart: Smart | None = None  # what SMART adds to the loss

@@ -53,7 +53,8 @@ LIMIT = 4 * 1024 * 1024  # bytes that a committed file may have
 # 2: an answer keeps the accent of its last letter, and loses invisible characters at its ends.
 SCORING = 2
 # Nested options of a run, whose columns have the option's name in front.
-PREFIXED = ("heads", "smart", "multitask")
+PREFIXED = ("heads", "smart", "multitask", "imbalance")
+OWN_SCORES = ("accuracy", "pearson")  # of sets of sentences; a set has one of them
 COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and are no scores
 
 
@@ -427,7 +428,8 @@ def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
     """Return a row for each run, test set and metric.
 
     Columns: the labels, set, metric, value (scores in percent), and n, the rows that were scored.
-    The set "training" holds what was measured while a run trained.
+    The set "training" holds what was measured while a run trained. The metric `score` of a set of
+    sentences is its own of accuracy and pearson, so that sets of both can be put together.
     """
     rows = []
     for spec, record in require_records(specs):
@@ -437,8 +439,11 @@ def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
         if "training" in metrics:
             test_sets.append("training")
         for test_set in test_sets:
-            scores = metrics[test_set]
+            scores = dict(metrics[test_set])
             n = int(scores["n"])
+            for own in OWN_SCORES:
+                if own in scores:
+                    scores["score"] = scores[own]
             for metric, value in scores.items():
                 if metric not in COUNTS:
                     rows.append(

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from qa_lib.data import selection
+from qa_lib.losses.smart import count_forward_equivalents
 from qa_lib.models import encoders
 from qa_lib.models.exbert import Block
 from qa_lib.settings import encoder_files
@@ -93,9 +94,10 @@ def list_parents(specs: list[Spec]) -> set[str]:
 
 
 def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
-    """Estimate the tokens that a run has to process; a token that is only scored counts a third.
+    """Estimate the tokens that a run has to process, each counted by what it costs.
 
-    Loads the run's data, and so checks them.
+    1 is a token in a plain training step. A token that is only scored counts a third. Loads the
+    run's data, and so checks them.
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
@@ -120,7 +122,17 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
         return gate_training + (1 + len(spec.experts)) * (train + validation) / 3
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
-    return spec.epochs * share * (train + evaluated / 3) + scored / 3
+    trained = train * count_plain_steps(spec)
+    return spec.epochs * share * (trained + evaluated / 3) + scored / 3
+
+
+def count_plain_steps(spec: Spec) -> float:
+    """Count what a training step costs in plain steps, each of three forward passes."""
+    if spec.smart:
+        return count_forward_equivalents(spec.smart) / 3
+    if spec.heads and spec.heads.frozen:
+        return 1 / 3
+    return 1.0
 
 
 def count_row_tokens(spec: Spec, rows: list[dict], passes: dict[str, float]) -> float:
@@ -141,12 +153,26 @@ def batch_memory(spec: Spec) -> float:
     """Memory in GB that a run on CPU takes beside its weights.
 
     States grow with the tokens of a batch, attention with their square over the windows. Fitted to
-    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens.
+    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. Of sentences it took 3.5 at
+    64 texts of 256 tokens, and SMART keeps the states of three passes.
     """
     share = (spec.blocks or 6) / 6
+    if spec.heads:
+        passes = 3 if spec.smart else 1
+        return 1.2 + share * passes * 3.5 * spec.batch_size * longest_row(spec) / (64 * 256)
     states = 4 * spec.batch_size * spec.max_length / (16 * 384)
     attention = 2.5 * spec.batch_size * spec.max_length**2 / (16 * 384**2)
     return 1.2 + share * (states + attention)
+
+
+def longest_row(spec: Spec) -> float:
+    """Estimate the tokens of the longest training row of a run on sentences, of both its texts."""
+    longest = 0
+    for dataset in spec.domains:
+        task = selection.find_task(spec, dataset)
+        rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
+        longest = max(longest, *(task.count_characters(row) for row in rows))
+    return min(2 * spec.max_length, longest / CHARACTERS)
 
 
 def check_memory(spec: Spec):
@@ -182,14 +208,18 @@ def check_memory(spec: Spec):
 def measure_speed(spec: Spec) -> float:
     """Measure the tokens a second that this machine trains.
 
-    Trains two steps with the run's own encoder, batch size, precision and extra losses, on rows of
-    its first dataset.
+    Trains two plain steps with the run's own encoder, batch size, precision and layers, on rows of
+    its first dataset. What SMART and frozen encoders cost beside them, `count_plain_steps` says.
     """
     from qa_lib.training import build  # its import takes seconds, and only training needs it
 
     device = build.device_of(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
+    plain = {"smart": None}
+    if spec.heads:
+        plain["heads"] = spec.heads.model_copy(update={"frozen": False})
+    spec = spec.model_copy(update=plain)
     model, tokenizer = build.build_model(spec.without_parents())
     model.to(device)
     losses = build.make_losses(spec, model, steps=2)
@@ -231,7 +261,7 @@ def make_sample_batch(spec: Spec, model, tokenizer, device: str) -> tuple[dict, 
 
 
 def speed_class(spec: Spec) -> tuple:
-    """Return a key that is equal for runs of like speed."""
+    """Return a key that is equal for runs whose plain steps have like speed."""
     return (
         spec.weights,
         spec.blocks,
@@ -239,9 +269,6 @@ def speed_class(spec: Spec) -> tuple:
         bool(spec.layer),
         spec.dense,
         bool(spec.gate),
-        bool(spec.multitask),
-        spec.smart and spec.smart.variant,
-        spec.heads and spec.heads.frozen,
         selection.find_task(spec).NAME,
         spec.reinit,
     )

@@ -1,0 +1,180 @@
+"""Notebooks that read like an annotated paper: their form, Run All, and the page they make."""
+
+import ast
+import re
+
+import bs4
+import nbformat
+import pytest
+
+from qa_lib.page import pieces, render
+from qa_lib.reports import plans, smart
+from qa_lib.settings.params import ROOT, UserError
+
+SLUG = "smart"
+FILE = ROOT / "notebooks" / "04_smart.ipynb"
+SECTIONS = [
+    "The idea",
+    "What was run",
+    "With equal tuning",
+    "At the report's settings",
+    "Why",
+    "Could the term matter?",
+    "Verdicts",
+    "Limits",
+    "If you want to use this",
+    "More",
+    "Try this",
+]
+TINY = {
+    "seeds": [0],
+    "train_rows": 24,
+    "pair_rows": 24,
+    "full_rows": 48,
+    "validation_rows": 8,
+    "epochs": 1.0,
+    "blocks": 1,
+    "batch_size": 8,
+    "smart_batch": 4,
+    "experiments": ["single", "rrobin", "full", "codes", "weights"],
+    "sweep_weights": [1.0, 100.0],
+}
+
+
+@pytest.fixture
+def notebook():
+    """Return the notebook."""
+    return nbformat.read(FILE, as_version=nbformat.NO_CONVERT)
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Make runs, records and figures those of this test. The kernel inherits the names."""
+    for name in ("QA_RUNS", "QA_RECORDS", "QA_FIGURES"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+def list_sources(nb, kind: str) -> list[str]:
+    """Return the text of all cells of one kind, code or markdown."""
+    return [cell.source for cell in nb.cells if cell.cell_type == kind]
+
+
+def test_it_is_stripped_and_short(notebook):
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert len(notebook.cells) < 50
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs
+            assert cell.execution_count is None
+            assert len(cell.source.splitlines()) <= 24
+        assert set(cell.metadata) <= {"tags"}
+
+
+def test_a_dozen_parameters_are_those_of_the_quick_profile(notebook):
+    source = render.find_parameters(notebook).source
+    assigned = {}
+    for node in ast.parse(source).body:
+        assigned[node.targets[0].id] = ast.literal_eval(node.value)
+    assert 10 <= len(assigned) <= 14
+    assert set(render.read_notes(source)) == set(assigned)
+    quick = plans.load_params(SLUG, "quick").model_dump()
+    assert assigned == {name: quick[name] for name in assigned}
+
+
+def test_any_parameter_can_be_given(notebook):
+    changes = {"head_dropout": 0.2, "epochs": 1.0}
+    p = plans.load_params(SLUG, "quick", changes)
+    values = render.choose_values(notebook, p)
+    assert values["head_dropout"] == 0.2
+    assert plans.load_few_from_names(SLUG, values) == p
+
+
+def test_it_has_its_sections_and_no_typed_result(notebook):
+    text = "\n".join(list_sources(notebook, "markdown"))
+    assert re.findall(r"^## (.+)$", text, re.M) == SECTIONS
+    prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS\d+", "", text, flags=re.S)
+    assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:points?|percent)", prose), "a result, typed in"
+
+
+def test_a_table_or_figure_has_one_cell(notebook):
+    drawn = []
+    for cell in notebook.cells:
+        drawn += [tag for tag in render.tags(cell) if tag.startswith(("table", "fig"))]
+    assert len(drawn) == len(set(drawn)) > 12
+    alone = render.keep_only(notebook, "fig_terms")
+    assert len(alone.cells) == 4
+
+
+def test_a_mistyped_parameter_is_one_sentence(places):
+    words = "^notebook parameter seed is not a parameter; did you mean seeds"
+    with pytest.raises(UserError, match=words):
+        render.execute(render.read_notebook(SLUG), SLUG, {"seed": 0})
+    assert not (places / "QA_RUNS").exists()
+
+
+def test_the_first_cell_shows_committed_results_alone(notebook):
+    assert render.tags(notebook.cells[1]) == ["preview"]
+    for cell in render.read_notebook(SLUG).cells:
+        assert "show_committed" not in cell.source
+    # the store of a test is empty
+    assert pieces.show_committed(SLUG, smart.COMPARISONS) == pieces.NOTHING_COMMITTED
+
+
+def count_visible_words(html: str) -> int:
+    """Count the words that a reader sees without unfolding anything.
+
+    Maths and numbers are none.
+    """
+    soup = bs4.BeautifulSoup(html, "html.parser")
+    folded = "details > :not(summary)"
+    for hidden in soup.select(f"style, script, math, nav, .skip, .files, .lab, {folded}"):
+        hidden.extract()
+    words = soup.body.get_text(" ").split()
+    return len([word for word in words if re.search(r"[^\W\d_]", word)])
+
+
+def test_visible_words_are_counted():
+    html = (
+        "<body><p>One two 3.4 <math>x</math></p><details><summary>three</summary><p>4</p></details>"
+    )
+    assert count_visible_words(html) == 3
+
+
+def repeat_first_cells(nb):
+    """Append a notebook's first two code cells to it, and return it.
+
+    So a test fails where a name that some cell leaves behind is taken for a parameter.
+    """
+    nb.cells += [nbformat.v4.new_code_cell(cell.source) for cell in nb.cells[1:3]]
+    return nb
+
+
+def test_run_all_makes_a_short_page(places):
+    p = plans.load_params(SLUG, "quick", TINY)
+    nb = repeat_first_cells(render.read_notebook(SLUG))
+    nb = render.execute(nb, SLUG, render.choose_values(nb, p))
+    del nb.cells[-2:]
+    html = render.page(nb, p)
+    check_page(html)
+    names = re.findall(r'<figure id="(\w+)"', html)
+    files = {f.stem for f in (places / "QA_FIGURES" / SLUG / "quick").iterdir()}
+    assert files - {"claims"} == set(names)
+    assert {"fig_comparisons", "table1", "table2", "fig_terms", "table_degenerate"} <= set(names)
+    assert "“equal tuning”" in html
+    assert str(ROOT) not in html
+
+
+def check_page(html: str):
+    """Assert that a page is short, and has its answer before the idea."""
+    assert len(html.encode()) < 1_200_000
+    assert count_visible_words(html) <= 1500
+    assert "<math" in html
+    parts = ['id="fig_comparisons"', 'id="the-idea"', 'id="verdicts"', 'id="limits"']
+    places = [html.index(part) for part in parts]
+    assert places == sorted(places)
+    assert pieces.UNWRITTEN in html
+    assert "Try this" not in html
+    assert "first numbers of the second token" not in html
