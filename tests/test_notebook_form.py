@@ -159,7 +159,7 @@ def test_run_all_makes_a_short_page(places):
     del nb.cells[-2:]
     html = render.page(nb, p)
     check_page(html)
-    names = re.findall(r'<figure id="(\w+)"', html)
+    names = re.findall(r'<figure [^>]*id="(\w+)"', html)
     files = {f.stem for f in (places / "QA_FIGURES" / SLUG / "quick").iterdir()}
     assert files - {"claims"} == set(names)
     assert {"table1", "table2", "fig_terms", "table_degenerate"} <= set(names)
