@@ -328,7 +328,7 @@ def draw_sweep(
     height = top + (1.9 * len(sets) if look.is_narrow else 2.1)
     size = (look.width, height)
     fig, panels = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
-    fig.get_layout_engine().set(rect=(0, 0.02, 1, 1 - top / height - 0.02))
+    fig.get_layout_engine().set(rect=(0, 0.2 / height, 1, 1 - (top + 0.2) / height))
     is_wide_range = rows[by].min() > 0 and rows[by].max() > 20 * rows[by].min()
     for axes, name in zip(panels.flat, sets, strict=True):
         of_set = rows[rows["column"] == name]

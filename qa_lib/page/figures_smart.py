@@ -332,7 +332,7 @@ def draw_terms(slug: str, rows: pd.DataFrame, look: Look) -> Figure:
     shape = (panels, 1) if look.is_narrow else (1, panels)
     height = heads + (1.9 * panels if look.is_narrow else 2.3)
     fig, axes = plt.subplots(*shape, figsize=(look.width, height), layout="constrained")
-    fig.get_layout_engine().set(rect=(0, 0.02, 1, 1 - heads / height - 0.02))
+    fig.get_layout_engine().set(rect=(0, 0.2 / height, 1, 1 - (heads + 0.2) / height))
     for axis, (column, label) in zip(axes, TERMS.items(), strict=True):
         for (variant, _), run in rows.groupby(["variant", "run"], sort=False, observed=True):
             run = run.dropna(subset=column)
