@@ -156,7 +156,8 @@ def test_run_all_with_tiny_parameters(slug, store):
     assert str(ROOT) not in page
 
 
-@each
+# The library's notes are the same in both; MoE's runs take two minutes.
+@pytest.mark.parametrize("slug", ["exbert", pytest.param("moe", marks=pytest.mark.slow)])
 def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
     parts, absent, drawn, gone = FEW[slug]
     p = plans.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
