@@ -78,10 +78,10 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
         d = selection.find_dataset(dataset, spec.source, spec.folder)
         name = d.part_of or dataset
         if name not in model_heads:
-            with seeded(f"{spec.seed}/{name}"):
+            with seed_draws(f"{spec.seed}/{name}"):
                 model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
     fixed = spec.multitask.fixed_divisor if spec.multitask else []
-    with seeded(f"{spec.seed}/pooler"):
+    with seed_draws(f"{spec.seed}/pooler"):
         return SharedEncoder(
             encoder,
             model_heads,
@@ -114,7 +114,7 @@ def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
 
 
 @contextmanager
-def seeded(text: str) -> Iterator[None]:
+def seed_draws(text: str) -> Iterator[None]:
     """Draw PyTorch's random numbers from a seed of their own within a with block.
 
     text: what the seed is a digest of.
