@@ -609,13 +609,7 @@ def train_and_score(
     losses = build.make_losses(spec, model, steps)
     loss_keeper = LossKeeper(losses)
     checkpoints = runs.run_folder(spec) / "checkpoints"
-    code = runs.describe_code(spec)
-    resume = last_checkpoint(checkpoints, code if spec.trains_stale else None)
-    spent = 0.0  # seconds of training by the starts before this one
-    if resume:
-        notes = files.read_seal(resume)
-        spent = notes["seconds"]
-        code = code_hashes.join_codes(code, notes.get("code"))
+    resume, spent, code = find_resume(spec, checkpoints)
     trainer = RunTrainer(
         spec,
         rows,
@@ -649,10 +643,7 @@ def train_and_score(
     if keep_weights:
         save_weights(spec, model)
     peak = peak_memory(spec)
-    of_training = average_scored(losses, reported)
-    if spec.watched and history:
-        score = selection.trial_column(spec).removeprefix("validation_")
-        of_training |= describe_curve(history, score)
+    of_training = score_training(spec, losses, history, reported)
     if of_training:
         scores["training"] = of_training
     parameters, active = build.count_parameters(model, spec)
@@ -672,6 +663,34 @@ def train_and_score(
         "code": code,
     }
     return results, table
+
+
+def find_resume(spec: Spec, checkpoints: Path) -> tuple[Path | None, float, dict | None]:
+    """Return (the checkpoint that a run goes on from, or None; seconds; code).
+
+    seconds: of training that led to the checkpoint; code: what makes the run, the starts before
+    this one included.
+    """
+    code = runs.describe_code(spec)
+    resume = last_checkpoint(checkpoints, code if spec.trains_stale else None)
+    if resume is None:
+        return None, 0.0, code
+    notes = files.read_seal(resume)
+    return resume, notes["seconds"], code_hashes.join_codes(code, notes.get("code"))
+
+
+def score_training(
+    spec: Spec, losses: list[ExtraLoss], history: list[dict], reported: list[dict]
+) -> dict[str, float]:
+    """Return the scores of the training itself: of extra losses, and of watched rows.
+
+    history: of `read_history`; reported: of `read_extra_losses`.
+    """
+    scores = average_scored(losses, reported)
+    if spec.watched and history:
+        score = selection.trial_column(spec).removeprefix("validation_")
+        scores |= describe_curve(history, score)
+    return scores
 
 
 def draw_rows(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
