@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qa_lib.data import corpora, sentences
+from qa_lib.data import alter, corpora, sentences
 from qa_lib.data.sources import (
     Entry,
     complete_sentences,
@@ -64,7 +64,7 @@ def fingerprint(name: str, source: str, folder: str | None) -> str:
     The definition is taken without the fields that testing alone reads.
     """
     d = find_dataset(name, source, folder)
-    without = {"test_rows", "cluster", "average", "seen_by"}
+    without = {"test_rows", "cluster", "average", "seen_by", "altered"}
     if source == "own":  # files anywhere: their content is their identity
         without |= {"train", "test"}
     definition = d.model_dump(exclude=without, exclude_defaults=True)
@@ -250,6 +250,8 @@ def split_rows(
         units = shuffle_units(names, d.split_seed)
         n = count_units(units, names, d.test_rows)
         test = select_units(test, names, units[:n])
+    if d.altered:
+        test = alter.alter_rows(test, d.altered)
     return Splits(clean_train, clean_validation, test, counts, d.task)
 
 

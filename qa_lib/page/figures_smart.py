@@ -27,6 +27,7 @@ SCORES = ("Sentiment", "Paraphrase", "Similarity")
 FILMS = "Sentiment, films"
 SECONDS = "Seconds an epoch"
 CALIBRATION = "calibration error"
+ALTERATIONS = {"typos": "with typing mistakes", "swaps": "with words swapped"}
 TABLE_1 = {
     "pretrain": {"Sentiment": 39.3, FILMS: 78.8},
     "finetune": {"Sentiment": 52.2, FILMS: 96.3},
@@ -68,6 +69,7 @@ PARTS = {
 }
 WITH_SMART = ("smart", "rrobin-smart", "rrobin-pre-smart", "rrobin-full-smart")
 DEGENERATE = ("rrobin", "rrobin-smart", "rrobin-smart-softmax")
+ALTERED = ("finetune", "smart", "rrobin", "rrobin-smart")
 NOISE = ("finetune", "smart", "smart-dropout", "smart-unit-norm", "smart-r3f")
 CONTROLS = (
     "heads-only",
@@ -89,6 +91,15 @@ def name_columns(P, films: bool = False) -> dict[str, tuple[str, str]]:
     if films:
         return first | ({FILMS: (P.reviews, "accuracy")} if P.reviews else {})
     return first | {SCORES[1]: (paraphrase, "accuracy"), SCORES[2]: (similarity, "pearson")}
+
+
+def name_altered_columns(P) -> dict[str, tuple[str, str]]:
+    """Return heading → (set, metric) of sentiment as it is written, and altered."""
+    columns = {SCORES[0]: (P.domains[0], "accuracy")}
+    for name in P.altered_tests:
+        rule = params.read_datasets(P.source, P.data)[name].altered
+        columns[ALTERATIONS[rule]] = (name, "accuracy")
+    return columns
 
 
 def name_class_columns(P) -> dict[str, tuple[str, str]]:
@@ -494,6 +505,19 @@ def figure_sizes(P) -> report.Html:
     return draw_sentiment(P, "fig_sizes", caption, variants, "rows", "training rows")
 
 
+def figure_imbalance(P) -> report.Html:
+    """Return accuracy by the imbalance of classes, without and with SMART."""
+    caption = (
+        "Sentiment by the imbalance of its classes in training, as many rows each time: rows of "
+        "the first class for one of the last. Without and with SMART."
+    )
+    variants, label = (
+        ("finetune-imbalance", "smart-imbalance"),
+        "rows of the first class to the last",
+    )
+    return draw_sentiment(P, "fig_imbalance", caption, variants, "imbalance_ratio", label)
+
+
 def figure_quora(P) -> report.Html:
     """Return accuracy on sentiment by the rows of the rich dataset that it is trained beside."""
     caption = "Sentiment as the paraphrases beside it grow, in as many steps."
@@ -509,6 +533,16 @@ def table_noise(P) -> report.Html:
     columns = {SCORES[0]: (P.domains[0], "accuracy")}
     caption = "SMART, and random noise at its cost: accuracy on sentiment."
     return pieces.table_grid(P, "table_noise", caption, list(NOISE), columns, {})
+
+
+def table_altered(P) -> report.Html:
+    """Return accuracy on altered sentences, without and with SMART."""
+    caption = (
+        "Sentiment as it is written; with typing mistakes in one word of five; and with one word "
+        "of five swapped with the next. At least one word of a sentence is hit."
+    )
+    columns = name_altered_columns(P)
+    return pieces.table_grid(P, "table_altered", caption, list(ALTERED), columns, {})
 
 
 def table_classes(P) -> report.Html:

@@ -109,6 +109,8 @@ class Parameters(Study):
     # Classes of one text; two classes of pairs, the rich dataset; scores of pairs.
     domains: list[str] = Field(min_length=3, max_length=3)
     reviews: str | None = None  # another dataset of classes of one text, for one task alone
+    # The first dataset's test rows altered: what SMART should stand better than its baseline.
+    altered_tests: list[str]
     experiments: list[
         Literal[
             "single",
@@ -194,7 +196,8 @@ class Parameters(Study):
     def named_datasets(self) -> dict[str, list[str]]:
         known = super().named_datasets()
         reviews = [self.reviews] if self.reviews and "reviews" in self.experiments else []
-        return {"domains": known["domains"], "reviews": reviews, "start": known["start"]}
+        altered = {"altered_tests": self.altered_tests}
+        return known | {"reviews": reviews} | altered
 
     @property
     def not_measured(self) -> dict[str, str]:
@@ -230,6 +233,8 @@ def check_datasets(params: Parameters):
         asked.append(("domains", name, wanted))
     if "reviews" in params.experiments:
         asked.append(("reviews", params.reviews, WANTED[0]))
+    for name in params.altered_tests:
+        asked.append(("altered_tests", name, WANTED[0]))
     for parameter, name, wanted in asked:
         d = selection.find_dataset(name, params.source, params.data)
         texts = "single texts" if d.text_pair is None else "pairs"
@@ -381,11 +386,16 @@ class Arm:
 # ---- the experiments ----
 
 
+def list_tests(params: Parameters) -> list[str]:
+    """Return the test sets of SMART's models and of their baselines, the altered ones too."""
+    return params.domains + params.altered_tests
+
+
 def plan_single(arm: Arm) -> list[Spec]:
     """One task: frozen encoder, fine-tuned, with SMART (Table 2, rows 1 to 3)."""
     specs = []
     for model in ("pretrain", "finetune", "smart"):
-        specs += arm.train_model(model)
+        specs += arm.train_model(model, tests=list_tests(arm.params))
     return specs
 
 
@@ -402,7 +412,8 @@ def plan_reviews(arm: Arm) -> list[Spec]:
 
 def plan_rrobin(arm: Arm) -> list[Spec]:
     """Three tasks in turn, in equal batches, without and with SMART (rows 4 and 5)."""
-    return arm.train_model("rrobin") + arm.train_model("rrobin-smart")
+    tests = list_tests(arm.params)
+    return arm.train_model("rrobin", tests=tests) + arm.train_model("rrobin-smart", tests=tests)
 
 
 def plan_full(arm: Arm) -> list[Spec]:
@@ -431,7 +442,7 @@ def plan_controls(arm: Arm) -> list[Spec]:
 def plan_heads(arm: Arm) -> list[Spec]:
     """Heads of the pairs alone, on the encoder that was fine-tuned on one task."""
     specs = []
-    for start in arm.train_model("finetune"):
+    for start in arm.train_model("finetune", tests=list_tests(arm.params)):
         tests = arm.models["heads-only"]["domains"]
         specs.append(start)
         specs += arm.train_model("heads-only", seeds=[start.seed], start=start, tests=tests)
@@ -600,7 +611,9 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
             followers.append(model)
     chosen = best | dict.fromkeys(followers, best["rrobin"])
     tuned = Arm(params, arm.shared, arm.models, chosen)
-    for model in (*TUNED, *followers):
+    for model in TUNED:
+        specs += tuned.train_model(model, tests=list_tests(params))
+    for model in followers:
         specs += tuned.train_model(model)
     return specs
 

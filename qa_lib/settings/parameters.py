@@ -72,6 +72,8 @@ class Dataset(Strict):
     # This dataset is a second test set of `part_of`; its rows are reported under that name.
     part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
+    # Test sentences with typing mistakes, or with neighbouring words swapped (qa_lib/data/alter.py).
+    altered: Literal["typos", "swaps"] | None = None
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
@@ -116,7 +118,7 @@ class Dataset(Strict):
                     f"{self.task} have; leave it out"
                 )
         if self.task == "span":
-            for field in ("classes", "range", "text", "text_pair", "label"):
+            for field in ("classes", "range", "text", "text_pair", "label", "altered"):
                 if field in self.model_fields_set:
                     raise ValueError(
                         f"{field}: a dataset of the task span has none; name its task, classes or "

@@ -24,6 +24,7 @@ LIBRARY = Path(__file__).parent.parent
 
 # The modules of every run.
 EVERY_RUN = (
+    "data/alter.py",
     "data/batches.py",
     "data/features.py",
     "data/selection.py",
