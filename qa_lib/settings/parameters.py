@@ -72,7 +72,7 @@ class Dataset(Strict):
     # This dataset is a second test set of `part_of`; its rows are reported under that name.
     part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
-    # Test sentences with typing mistakes, or with neighbouring words swapped (qa_lib/data/alter.py).
+    # Test sentences with typing mistakes, or with neighbouring words swapped (data/alter.py).
     altered: Literal["typos", "swaps"] | None = None
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     rows: int | None = None  # embedded only: how many are generated
