@@ -2,6 +2,7 @@
 
 BucketSampler    examples of all datasets together
 RoundRobin       batches of one dataset each, the datasets in turn
+RandomDraws      batches of one dataset each, the datasets drawn at random
 """
 
 import random
@@ -187,3 +188,78 @@ class RoundRobin:
         if len(group) < left * self.batch_size:
             return spread_batches(group, lengths, min(left, len(group)), rng)
         return cut_batches(group[: left * self.batch_size], lengths, self.batch_size, rng)
+
+
+class RandomDraws:
+    r"""Batches of one dataset each, drawn at random with replacement (ROaD, Algorithm 1).
+
+    An update of the weights has `passes` batches, whose gradients are averaged. Each has
+    `batch_size` / `passes` rows of a dataset that is drawn anew, so that an update may have several
+    batches of one dataset. Dataset d with $N_d$ rows is drawn with probability
+
+    $p_d \propto N_d^\alpha$
+
+    uniform       α = 0
+    proportional  α = 1
+    annealed      α falls from 1 at the first update of an epoch to 0.2 at its last (Stickland and
+                  Murray 2019, who let it fall from epoch to epoch)
+
+    The report says "random" and no more. A dataset gives its rows in an order that is drawn anew
+    each time they are used up. Batches hold rows of like length. The batches of an epoch follow
+    from seed and epoch alone, so that a training can go on in the middle of one.
+    """
+
+    def __init__(
+        self, lengths: dict[str, list[int]], batch_size: int, multitask: Multitask, seed: int
+    ):
+        """lengths: tokens of each row, by dataset."""
+        self.lengths = lengths
+        self.passes = multitask.passes
+        self.size = batch_size // multitask.passes
+        self.sampling = multitask.sampling
+        self.updates = multitask.rounds
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.updates * self.passes
+
+    def set_epoch(self, epoch: int):
+        """Set the epoch. The Trainer's data loader calls this as an epoch starts or resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _, batch in self.iterate_batches():
+            yield batch
+
+    def iterate_batches(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield (dataset, indices) of each batch of the epoch."""
+        rng = random.Random(f"{self.seed}/{self.epoch}/draws")
+        first = {}  # index of each dataset's first row
+        total = 0
+        for dataset, lengths in self.lengths.items():
+            first[dataset] = total
+            total += len(lengths)
+        streams = {dataset: self.iterate_rows(dataset) for dataset in self.lengths}
+        names = list(self.lengths)
+        for update in range(self.updates):
+            weights = self.weigh_datasets(update)
+            for dataset in rng.choices(names, weights, k=self.passes):
+                yield dataset, [first[dataset] + i for i in next(streams[dataset])]
+
+    def weigh_datasets(self, update: int) -> list[float]:
+        r"""Return $N_d^\alpha$ of each dataset at an update of the epoch, counted from 0."""
+        done = update / max(1, self.updates - 1)
+        alpha = {"uniform": 0.0, "proportional": 1.0, "annealed": 1 - 0.8 * done}[self.sampling]
+        return [len(lengths) ** alpha for lengths in self.lengths.values()]
+
+    def iterate_rows(self, dataset: str) -> Iterator[list[int]]:
+        """Yield a dataset's batches without end; indices within the dataset."""
+        lengths = self.lengths[dataset]
+        size = min(self.size, len(lengths))
+        turn = 0
+        while True:
+            rng = random.Random(f"{self.seed}/{self.epoch}/{dataset}/{turn}")
+            group = rng.sample(range(len(lengths)), len(lengths) // size * size)
+            yield from cut_batches(group, lengths, size, rng)
+            turn += 1

@@ -47,7 +47,7 @@ TAKEN_NAMES = frozenset(
 # What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
 # parameter, a score on other rows than a test set's, an expert, a trial.
 TAKEN_PATTERN = re.compile(
-    r".*_sd|gate_\d+|(heads|smart|multitask|imbalance|validation|dev)_.*"
+    r".*_sd|gate_\d+|(heads|smart|multitask|imbalance|layer_decay|validation|dev)_.*"
     r"|(reinit|cluster)-.*|.*-trial"
 )
 
@@ -331,16 +331,38 @@ class Multitask(Strict):
 
     # rrobin: batches of `batch_size` rows, and in every epoch the same rows of each dataset.
     # rrobin-full: all rows, in batches by the size of the dataset, at most `batch_size`.
-    schedule: Literal["rrobin", "rrobin-full"] = "rrobin"
+    # draws: datasets are drawn at random, `passes` of them for an update, which averages gradients.
+    schedule: Literal["rrobin", "rrobin-full", "draws"] = "rrobin"
     # Of an epoch. None: as many as the smallest dataset fills at rrobin, and as many as use up the
-    # largest one at rrobin-full.
+    # largest one at rrobin-full. With draws a round is an update.
     rounds: Rows | None = None
+    # With draws: batches of an update, each of `batch_size` / `passes` rows of one dataset.
+    passes: int = Field(1, ge=1, le=64)
+    sampling: Literal["uniform", "proportional", "annealed"] = "uniform"  # with draws
     # Datasets whose loss is the sum over a batch's rows by `batch_size` (the report's code, where a
     # batch may have fewer rows) in place of the mean over its rows.
     fixed_divisor: list[str] = []
     # The rows on which checkpoints are judged, by the mean of the datasets' scores. Dev: the test
     # rows, as in the report.
     judged_on: Literal["validation", "dev"] = "validation"
+
+    @model_validator(mode="after")
+    def _draws(self):
+        if self.schedule == "draws" and self.rounds is None:
+            raise ValueError("rounds: the schedule draws needs the updates of an epoch; name them")
+        if self.schedule != "draws" and (self.passes, self.sampling) != (1, "uniform"):
+            raise ValueError(
+                "passes: several batches an update, and a law of sampling, are of the schedule "
+                "draws; leave them out, or write schedule: draws"
+            )
+        return self
+
+
+class LayerDecay(Strict):
+    """Learning rates that fall from the heads to the embeddings (training/layer_rates.py)."""
+
+    rate: float = Field(0.75, gt=0, le=1)  # γ, from one layer to the one below
+    top: Literal[1, 2] = 2  # power of γ that the top block has: 2 in ELECTRA's code
 
 
 class Imbalance(Strict):

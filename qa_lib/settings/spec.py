@@ -15,6 +15,7 @@ from qa_lib.settings.parameters import (
     Heads,
     Imbalance,
     Layer,
+    LayerDecay,
     Multitask,
     Smart,
     Strict,
@@ -64,6 +65,7 @@ class Spec(Strict):
     smart: Smart | None = None  # what SMART adds to the loss
     # Batches of one dataset each, in turn. None: all datasets are one.
     multitask: Multitask | None = None
+    layer_decay: LayerDecay | None = None  # None: one learning rate for all layers
     head_dropout: float = 0.1
     max_length: int
     stride: int

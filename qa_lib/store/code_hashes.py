@@ -52,6 +52,7 @@ WITH_FIELD = {
     "smart": ("losses/smart.py",),
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
+    "layer_decay": ("training/layer_rates.py",),
 }
 # Where rows come from: generated text, or files and hubs.
 GENERATED = ("data/corpora.py", "data/sentences.py")

@@ -1,11 +1,11 @@
 """Training on several datasets in turn: their windows in one list, and batches of one dataset.
 
-data/batches.RoundRobin says which windows make a batch.
+RoundRobin and RandomDraws (data/batches.py) say which windows make a batch.
 """
 
 from collections.abc import Callable, Sequence
 
-from qa_lib.data.batches import RoundRobin
+from qa_lib.data.batches import RandomDraws, RoundRobin
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 
@@ -57,12 +57,27 @@ def group_rows(spec: Spec, rows: list[dict]) -> dict[str, list[dict]]:
     return groups
 
 
+def make_schedule(spec: Spec, lengths: dict[str, list[int]]) -> RoundRobin | RandomDraws:
+    """Return the order of a run's batches. lengths: tokens of each window, by dataset.
+
+    Raises UserError where a batch does not divide among the passes of an update.
+    """
+    passes = spec.multitask.passes
+    if spec.batch_size % passes:
+        raise UserError(
+            f"batch_size: {spec.batch_size} does not divide among {passes} passes; change one of "
+            "them"
+        )
+    order = RandomDraws if spec.multitask.schedule == "draws" else RoundRobin
+    return order(lengths, spec.batch_size, spec.multitask, spec.seed)
+
+
 def count_passes(spec: Spec) -> dict[str, float]:
     """Return how often an epoch visits a training row of each dataset, on average."""
     if not spec.multitask:
         return dict.fromkeys(spec.domains, 1.0)
     lengths = {dataset: [1] * rows for dataset, rows in zip(spec.domains, spec.rows, strict=True)}
-    schedule = RoundRobin(lengths, spec.batch_size, spec.multitask, spec.seed)
+    schedule = make_schedule(spec, lengths)
     visits = dict.fromkeys(spec.domains, 0)
     for dataset, batch in schedule.iterate_batches():
         visits[dataset] += len(batch)

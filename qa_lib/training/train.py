@@ -40,14 +40,14 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from qa_lib.data import augment, features, selection
-from qa_lib.data.batches import BucketSampler, RoundRobin
+from qa_lib.data.batches import BucketSampler, RandomDraws, RoundRobin
 from qa_lib.losses.extra import ExtraLoss
 from qa_lib.models import heads
 from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
-from qa_lib.training import build, clusters, evaluate, frozen, multitask
+from qa_lib.training import build, clusters, evaluate, frozen, layer_rates, multitask
 
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 # What the Trainer itself logs at a step; all else comes from extra losses.
@@ -75,7 +75,7 @@ class RunTrainer(Trainer):
         spec: Spec,
         rows: list[dict],
         tokenizer,
-        sampler: BucketSampler | RoundRobin,
+        sampler: BucketSampler | RoundRobin | RandomDraws,
         losses: list[ExtraLoss],
         **kwargs,
     ):
@@ -133,9 +133,24 @@ class RunTrainer(Trainer):
         self.log(logs)
         return logs
 
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """Return the optimizer, whose layers have rates of their own where the run says so."""
+        if self.spec.layer_decay is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        groups = layer_rates.group_parameters(
+            self.model,
+            self.args.learning_rate,
+            self.args.weight_decay,
+            self.get_decay_parameter_names(self.model),
+            self.spec.layer_decay,
+        )
+        make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = make(groups, **options)
+        return self.optimizer
+
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of the run's batches, in its order of examples."""
-        if not isinstance(self.sampler, RoundRobin):
+        if not self.spec.multitask:
             return super().get_train_dataloader()
         loader = DataLoader(
             self.train_dataset,
@@ -325,6 +340,7 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
         seed=spec.seed,
         data_seed=spec.seed,
         per_device_train_batch_size=spec.batch_size // processes,
+        gradient_accumulation_steps=spec.multitask.passes if spec.multitask else 1,
         learning_rate=spec.learning_rate,
         num_train_epochs=spec.epochs,
         lr_scheduler_type=spec.schedule,
@@ -710,8 +726,8 @@ class Examples:
 
     windows: Any  # as the model prepares them; of several datasets multitask.JoinedWindows
     collate: Callable
-    sampler: BucketSampler | RoundRobin
-    steps_per_epoch: int
+    sampler: BucketSampler | RoundRobin | RandomDraws
+    steps_per_epoch: int  # updates of the weights
     tokens_per_epoch: int
 
 
@@ -745,13 +761,13 @@ def load_training_examples(
         lengths[dataset] = task.measure_windows(windows)
         domains += [of_dataset[row]["domain"] for row in windows["row"]]
     if spec.multitask:
-        sampler = RoundRobin(lengths, spec.batch_size, spec.multitask, spec.seed)
+        sampler = multitask.make_schedule(spec, lengths)
         of_all = np.concatenate(list(lengths.values()))
         return Examples(
             multitask.JoinedWindows(prepared),
             multitask.collate_by_dataset(collators),
             sampler,
-            len(sampler),
+            len(sampler) // spec.multitask.passes,
             int(sum(of_all[batch].sum() for batch in sampler)),
         )
     (dataset,) = prepared

@@ -1,0 +1,227 @@
+"""Averaged gradients of datasets drawn at random (ROaD, Algorithm 1), and layer-wise rates."""
+
+from collections import Counter
+
+import pytest
+import torch
+from test_multitask import SENTENCES, compare_records, list_epoch, make_spec, rows_of, train_twice
+
+from qa_lib.data import batches
+from qa_lib.models import encoders
+from qa_lib.settings.parameters import LayerDecay, Multitask
+from qa_lib.settings.params import UserError
+from qa_lib.training import build, layer_rates, multitask, train
+
+SIZES = {"nli": 300, "yesno": 60, "sentiment": 30}
+
+
+def make_draws(sizes: dict[str, int], batch_size: int, seed: int = 0, **options):
+    """Return the batches of datasets of these sizes, whose rows are of many lengths."""
+    lengths = {name: [5 + 7 * i % 40 for i in range(size)] for name, size in sizes.items()}
+    of_draws = Multitask(schedule="draws", **options)
+    return batches.RandomDraws(lengths, batch_size, of_draws, seed)
+
+
+def count_datasets(epoch: list[tuple[str, list[int]]]) -> dict[str, float]:
+    """Return the share of an epoch's batches that each dataset has."""
+    counts = Counter(name for name, _ in epoch)
+    return {name: counts[name] / len(epoch) for name in SIZES}
+
+
+# ---- draws ----
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4, 8])
+def test_an_update_has_as_many_batches_as_passes_and_the_same_rows(passes):
+    draws = make_draws(SIZES, 16, rounds=50, passes=passes)
+    epoch = list_epoch(draws, 0)
+    assert len(draws) == len(epoch) == 50 * passes
+    assert {len(batch) for _, batch in epoch} == {16 // passes}
+
+
+@pytest.mark.parametrize(
+    "sampling, expected",
+    [
+        ("uniform", {"nli": 1 / 3, "yesno": 1 / 3, "sentiment": 1 / 3}),
+        ("proportional", {"nli": 300 / 390, "yesno": 60 / 390, "sentiment": 30 / 390}),
+    ],
+)
+def test_datasets_are_drawn_in_the_stated_proportions(sampling, expected):
+    epoch = list_epoch(make_draws(SIZES, 8, rounds=2000, passes=4, sampling=sampling), 0)
+    assert count_datasets(epoch) == pytest.approx(expected, abs=0.02)
+
+
+def test_annealed_sampling_begins_proportional_and_ends_nearly_uniform():
+    draws = make_draws(SIZES, 8, rounds=1000, passes=4, sampling="annealed")
+    assert draws.weigh_datasets(0) == [300, 60, 30]
+    assert draws.weigh_datasets(999) == pytest.approx([n**0.2 for n in SIZES.values()])
+    middle = draws.weigh_datasets(500)
+    assert middle == pytest.approx([n**0.6 for n in SIZES.values()], rel=0.01)
+    epoch = list_epoch(draws, 0)
+    late = count_datasets(epoch[-800:])["nli"]
+    assert late < count_datasets(epoch[:800])["nli"] - 0.15
+    alone = make_draws(SIZES, 8, rounds=1, sampling="annealed")
+    assert alone.weigh_datasets(0) == [300, 60, 30]
+
+
+def test_the_draws_of_an_update_are_independent():
+    """Two passes fall on one dataset as often as chance has it, a third of the time."""
+    epoch = list_epoch(make_draws(SIZES, 8, rounds=3000, passes=2), 0)
+    names = [name for name, _ in epoch]
+    same = [a == b for a, b in zip(names[::2], names[1::2], strict=True)]
+    assert sum(same) / len(same) == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_a_dataset_gives_all_its_rows_before_one_comes_again():
+    epoch = list_epoch(make_draws(SIZES, 8, rounds=400, passes=2), 0)
+    counts = rows_of(epoch, "yesno")
+    assert set(counts) == set(range(60))
+    assert max(counts.values()) - min(counts.values()) <= 1
+    few = list_epoch(make_draws({"sentiment": 3}, 8, rounds=5), 0)
+    assert [sorted(batch) for _, batch in few] == [[0, 1, 2]] * 5
+
+
+def test_draws_follow_from_seed_and_epoch():
+    draws = make_draws(SIZES, 8, rounds=20, passes=2)
+    third = list_epoch(draws, 3)
+    assert list_epoch(make_draws(SIZES, 8, rounds=20, passes=2), 3) == third
+    assert list_epoch(draws, 2) != third
+    assert list_epoch(make_draws(SIZES, 8, seed=1, rounds=20, passes=2), 3) != third
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"schedule": "draws"}, "rounds: the schedule draws needs the updates of an epoch"),
+        ({"passes": 2}, "passes: several batches an update"),
+        ({"schedule": "rrobin-full", "sampling": "annealed"}, "a law of sampling"),
+    ],
+)
+def test_what_a_schedule_cannot_be_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Multitask(**options)
+
+
+def test_a_batch_that_does_not_divide_among_passes_is_one_sentence(small_encoder):
+    of_draws = Multitask(schedule="draws", rounds=2, passes=3)
+    words = "^batch_size: 8 does not divide among 3 passes; change one of them$"
+    with pytest.raises(UserError, match=words):
+        train.train(make_spec(small_encoder, multitask=of_draws), progress=lambda line: None)
+
+
+# ---- an update ----
+
+
+def test_an_update_has_the_gradient_of_the_mean_loss(small_encoder, monkeypatch):
+    """Against the mean over the batches of the update, in one backward pass."""
+    of_draws = Multitask(schedule="draws", rounds=1, passes=4)
+    options = {"epochs": 1.0, "head_dropout": 0.0, "clip": 1e30, "warmup": 0.0}
+    spec = make_spec(small_encoder, multitask=of_draws, checkpoint="last", **options)
+    no_dropout(monkeypatch)
+    taken = {}
+
+    def take_gradients(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                taken[name] = parameter.grad.clone()
+
+    monkeypatch.setattr(train.Keeper, "on_pre_optimizer_step", take_gradients, raising=False)
+    train.train(spec, progress=lambda line: None)
+    model, tokenizer = build.build_model(spec)
+    rows, _, counts = train.draw_rows(spec)
+    examples = train.load_training_examples(spec, model, tokenizer, rows, counts, print)
+    losses = []
+    datasets = set()
+    for indices in examples.sampler:
+        batch = examples.collate([examples.windows[i] for i in indices])
+        datasets.add(batch["dataset"])
+        losses.append(model.train()(**batch).loss)
+    assert len(losses) == 4
+    assert len(datasets) > 1
+    torch.stack(losses).mean().backward()
+    assert taken
+    for name, gradient in taken.items():
+        expected = model.get_parameter(name).grad
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+def no_dropout(monkeypatch):
+    """Load encoders without dropout."""
+    load = encoders.load_encoder
+
+    def load_without(*args, **kwargs):
+        encoder, tokenizer = load(*args, **kwargs)
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        encoder.config.attention_probs_dropout_prob = 0.0
+        return encoder, tokenizer
+
+    monkeypatch.setattr(encoders, "load_encoder", load_without)
+
+
+def test_a_run_of_draws_is_killed_and_ends_with_the_same_numbers(small_encoder, store, monkeypatch):
+    of_draws = Multitask(schedule="draws", rounds=12, passes=2, sampling="annealed")
+    spec = make_spec(small_encoder, multitask=of_draws, layer_decay=LayerDecay())
+    undisturbed, again = train_twice(spec, 15, store, monkeypatch)
+    compare_records(again, undisturbed)
+    assert [row["step"] for row in again["history"]] == [12, 24]
+
+
+def test_the_passes_over_a_row_are_counted(small_encoder):
+    of_draws = Multitask(schedule="draws", rounds=30, passes=2)
+    passes = multitask.count_passes(make_spec(small_encoder, multitask=of_draws))
+    assert sum(24 * of_dataset for of_dataset in passes.values()) == 30 * 8
+    assert set(passes) == set(SENTENCES)
+
+
+# ---- layer-wise rates ----
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_every_parameter_has_the_rate_of_its_layer(small_encoder, top):
+    spec = make_spec(small_encoder)
+    model, _ = build.build_model(spec)
+    layers = LayerDecay(rate=0.5, top=top)
+    decayed = [name for name, _ in model.named_parameters() if name.endswith("dense.weight")]
+    groups = layer_rates.group_parameters(model, 1.0, 0.01, decayed, layers)
+    rate_of = {}
+    for group in groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in rate_of
+            rate_of[id(parameter)] = (group["lr"], group["weight_decay"])
+    assert len(rate_of) == len(list(model.parameters()))
+    blocks = len(encoders.blocks_of(model.encoder))
+    for name, parameter in model.named_parameters():
+        if name.startswith("encoder.embeddings."):
+            power = blocks + top
+        elif name.startswith("encoder.encoder.layer."):
+            power = blocks + top - 1 - int(name.split(".")[3])
+        else:
+            power = 0  # a head
+        expected = (0.5**power, 0.01 if name in decayed else 0.0)
+        assert rate_of[id(parameter)] == pytest.approx(expected), name
+
+
+def test_the_optimizer_has_these_rates_and_the_schedule_scales_them(small_encoder, monkeypatch):
+    seen = []
+    go_on = train.Keeper.on_step_end
+
+    def look(self, args, state, control, optimizer=None, **kwargs):
+        seen.append(sorted({group["lr"] for group in optimizer.param_groups}))
+        go_on(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(train.Keeper, "on_step_end", look)
+    options = {"epochs": 1.0, "schedule": "constant", "warmup": 0.0}
+    spec = make_spec(small_encoder, layer_decay=LayerDecay(rate=0.5), **options)
+    train.train(spec, progress=lambda line: None)
+    blocks = 6
+    expected = sorted(1e-3 * 0.5**power for power in [0, *range(2, blocks + 3)])
+    assert seen[0] == pytest.approx(expected)
+
+
+def test_a_rate_of_one_is_the_plain_optimizer(small_encoder):
+    plain = train.train(make_spec(small_encoder, epochs=1.0), progress=lambda line: None)
+    same = make_spec(small_encoder, epochs=1.0, layer_decay=LayerDecay(rate=1.0))
+    again = train.train(same, progress=lambda line: None)
+    assert plain["metrics"] == again["metrics"]
