@@ -53,5 +53,6 @@ def cache_key(rows: list[dict], tokenizer, max_length: int, stride: int, task=sp
         words.pop(state, None)
     modules = ("data/features.py", f"tasks/{MODULES[task.NAME]}.py")
     code = code_hashes.hash_together(modules)
-    identity = canonical([content, words, max_length, stride, code])
+    joined = task is not span and task.joined
+    identity = canonical([content, words, max_length, stride, joined, code])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]

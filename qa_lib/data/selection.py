@@ -61,10 +61,11 @@ def held_out_keys(parts: list[Splits]) -> set[tuple[str, ...]]:
 def fingerprint(name: str, source: str, folder: str | None) -> str:
     """Return the identity of a dataset: the sha256 of its definition and its content.
 
-    The definition is taken without the fields that testing alone reads.
+    The definition is taken without the fields that testing alone reads, and without the name of
+    its head, which is the model's.
     """
     d = find_dataset(name, source, folder)
-    without = {"test_rows", "cluster", "average", "seen_by", "altered"}
+    without = {"test_rows", "cluster", "average", "seen_by", "altered", "head"}
     if source == "own":  # files anywhere: their content is their identity
         without |= {"train", "test"}
     definition = d.model_dump(exclude=without, exclude_defaults=True)
@@ -405,7 +406,8 @@ def permute_rows(rows: list[dict], seed: str) -> list[dict]:
 
 def find_task(spec: Spec, dataset: str | None = None) -> Any:
     """Return the task of a run's dataset (qa_lib/tasks); by default that of all it trains on."""
-    return get_task(find_dataset(dataset or spec.domains[0], spec.source, spec.folder).task)
+    d = find_dataset(dataset or spec.domains[0], spec.source, spec.folder)
+    return get_task(d.task, joined=spec.heads is not None and spec.heads.pairs == "joined")
 
 
 def checkpoint_column(spec: Spec) -> str:

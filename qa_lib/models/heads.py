@@ -134,6 +134,33 @@ class SpanModel(EncoderModel):
         return "span"
 
 
+class SpanHead(nn.Module):
+    r"""Spans of a text: independent start and end, and position 0 ([CLS]) for "no answer".
+
+    The head of SpanModel, for an encoder with several heads. ROaD has it in place of ELECTRA's
+    joint head.
+    """
+
+    kind = "span"
+
+    def __init__(self, dim: int, dropout: float = 0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = draw_linear(dim, 2)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Return the logits of start and end, (B, 2, T), the lowest number at padding.
+
+        states: (B, T, D); mask: (B, T), 0 at padding.
+        """
+        logits = self.linear(self.dropout(states)).float().transpose(1, 2)  # (B, 2, T)
+        return logits.masked_fill(mask.unsqueeze(1) == 0, torch.finfo(logits.dtype).min)
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of start and end of each row, (B,). labels: gold tokens, (B, 2)."""
+        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+
+
 # ---- heads for classes, pairs and scores ----
 
 

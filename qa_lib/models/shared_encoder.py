@@ -1,10 +1,10 @@
-r"""One encoder with a head for each dataset: the multitask model of Brink, Cooper and Hollister.
+r"""One encoder with several heads: the multitask model of Brink, Cooper and Hollister, and of ROaD.
 
 $$\mathcal{L}_d = \frac{1}{n} \sum_{i=1}^{n} \ell_d\left(h_d(e(x_i)),\, y_i\right)$$
 
 e: the shared encoder and its pooling; $h_d$, $\ell_d$: head and loss of dataset d
-(models/heads.py). A pair is two texts that the same encoder reads, each by itself. A batch holds
-rows of one dataset.
+(models/heads.py). Datasets have heads of their own, or share one. A pair is one sequence, or two
+texts that the same encoder reads, each by itself. A batch holds rows of one dataset.
 
 B batch, T tokens, D width.
 """
@@ -19,7 +19,7 @@ from qa_lib.models import encoders, heads
 
 PAIR = "pair_"  # prefix of what a batch holds of second texts
 HeadName = Literal[
-    "classes", "pair", "cosine", "distribution", "relational_pair", "relational_score"
+    "span", "classes", "pair", "cosine", "distribution", "relational_pair", "relational_score"
 ]
 
 
@@ -42,6 +42,8 @@ def make_head(
 ) -> nn.Module:
     """Return a new head. classes: how many there are; low, high: range of a score."""
     match name:
+        case "span":
+            return heads.SpanHead(dim, dropout)
         case "classes":
             return heads.ClassHead(dim, classes, dropout)
         case "pair":
@@ -69,8 +71,9 @@ class Pooler(nn.Module):
 
 
 class SharedEncoder(heads.EncoderModel):
-    """An encoder and a head for each dataset.
+    """An encoder and a head for each dataset, or for several.
 
+    head_of: dataset → the name of its head; by default a head has the name of its dataset.
     pooling: what a head reads of a text. "cls" is the last state of [CLS], "pooler" the same behind
     a dense layer with tanh (as in the report's code), "mean" the mean of all states but padding's.
     frozen: the encoder is not trained, its head and a pooler are.
@@ -86,51 +89,53 @@ class SharedEncoder(heads.EncoderModel):
     def __init__(
         self,
         encoder: nn.Module,
-        heads_by_dataset: dict[str, nn.Module],
+        heads_by_name: dict[str, nn.Module],
         pooling: Literal["cls", "pooler", "mean"] = "cls",
         frozen: bool = False,
         relational: Literal["shared", "own"] = "shared",
         divisors: dict[str, int] | None = None,
         dropout: float = 0.1,
+        head_of: dict[str, str] | None = None,
     ):
         super().__init__()
         self.encoder = encoder.requires_grad_(not frozen)
-        self.heads = nn.ModuleDict(heads_by_dataset)
+        self.heads = nn.ModuleDict(heads_by_name)
+        self.head_of = head_of or {}
         self.pooling = pooling
         self.divisors = divisors or {}
         dim = encoder.config.hidden_size
         self.pooler = Pooler(dim) if pooling == "pooler" else None
         self.relational = relational
         self.relations = nn.ModuleDict()
-        for dataset, head in heads_by_dataset.items():
-            name = self.name_relation(dataset)
+        for head_name, head in heads_by_name.items():
+            name = self.name_relation(head_name)
             if reads_relation(head) and name not in self.relations:
                 self.relations[name] = heads.RelationalLayer(dim, dropout)
 
-    def name_relation(self, dataset: str) -> str:
-        """Return the name of the relational layer that a dataset's head reads."""
-        return dataset if self.relational == "own" else "shared"
+    def name_relation(self, head_name: str) -> str:
+        """Return the name of the relational layer that a head reads."""
+        return head_name if self.relational == "own" else "shared"
 
-    def name_dataset(self, dataset: str | None) -> str:
-        """Return the dataset of a batch. Without a name it is the only one.
+    def name_head(self, dataset: str | None) -> str:
+        """Return the name of the head of a batch's dataset. Without a name it is the only one.
 
-        Raises ValueError where there are several, and where none has the name.
+        Raises ValueError where there are several, and where none is the dataset's.
         """
         if dataset is None and len(self.heads) == 1:
             return next(iter(self.heads))
-        if dataset not in self.heads:
+        name = self.head_of.get(dataset, dataset)
+        if name not in self.heads:
             raise ValueError(f"no head for dataset {dataset}; there are {', '.join(self.heads)}")
-        return dataset
+        return name
 
-    def forward(
-        self, dataset: str | None = None, labels: Tensor | None = None, **batch
-    ) -> HeadOutput:
+    def forward(self, dataset: str | None = None, **batch) -> HeadOutput | heads.SpanOutput:
         """Return the output on a batch of one dataset, with labels also the loss.
 
         batch: input_ids, attention_mask and, where the encoder reads them, token_type_ids, (B, T)
-        each; of second texts the same with the prefix `pair_`. labels: (B,).
+        each; of second texts the same with the prefix `pair_`. Its labels are `labels`, (B,), and
+        of spans `start_positions` and `end_positions`, (B,) each.
         """
-        return self.read_states(dataset, labels, batch, self.encode(batch))
+        return self.read_states(dataset, batch, self.encode(batch))
 
     def encode(self, batch: dict) -> Tensor:
         """Return the last hidden states of all texts of a batch, first texts before second ones."""
@@ -138,12 +143,17 @@ class SharedEncoder(heads.EncoderModel):
         return self.encoder(**texts).last_hidden_state
 
     def read_states(
-        self, dataset: str | None, labels: Tensor | None, batch: dict, states: Tensor
-    ) -> HeadOutput:
+        self, dataset: str | None, batch: dict, states: Tensor
+    ) -> HeadOutput | heads.SpanOutput:
         """Return the output on a batch from the states of its texts, in the order of `encode`."""
-        name = self.name_dataset(dataset)
+        name = self.name_head(dataset)
         head = self.heads[name]
+        labels = read_labels(batch)
         mask = stack_texts(batch, self.encoder.config.pad_token_id)["attention_mask"]
+        if isinstance(head, heads.SpanHead):
+            raw = head(states, mask)  # (B, 2, T)
+            loss = None if labels is None else head.losses(raw, labels).mean()
+            return heads.SpanOutput(loss, *raw.unbind(1))
         summaries = at_least_fp32(self.pool(states, mask))
         inputs = summaries.chunk(2) if has_pair(batch) else (summaries,)  # (B, D) each
         if reads_relation(head):
@@ -189,15 +199,17 @@ class SharedEncoder(heads.EncoderModel):
             embeddings = torch.cat(embeddings.chunk(2, 1))
         with encoders.replace_embeddings(self.encoder, embeddings):
             states = self.encode(batch)
-        return self.read_states(batch.get("dataset"), batch.get("labels"), batch, states)
+        return self.read_states(batch.get("dataset"), batch, states)
 
-    def compared_outputs(self, output: HeadOutput) -> Tensor:
-        """Return what a divergence compares of an output, (B, …)."""
+    def compared_outputs(self, output: HeadOutput | heads.SpanOutput) -> Tensor:
+        """Return what a divergence compares of an output, (B, …); of spans (B, 2, T)."""
+        if isinstance(output, heads.SpanOutput):
+            return torch.stack([output.start_logits, output.end_logits], 1)
         return output.raw
 
     def output_kind(self, batch: dict) -> str:
         """Return the kind of a batch's outputs, by which a divergence is chosen."""
-        return self.heads[self.name_dataset(batch.get("dataset"))].kind
+        return self.heads[self.name_head(batch.get("dataset"))].kind
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -208,6 +220,13 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def reads_relation(head: nn.Module) -> bool:
     """Return whether a head reads the rich relational layer."""
     return isinstance(head, heads.RelationalPairHead | heads.RelationalScoreHead)
+
+
+def read_labels(batch: dict) -> Tensor | None:
+    """Return the labels of a batch, (B,); of spans the gold tokens, (B, 2); None without labels."""
+    if "start_positions" in batch:
+        return torch.stack([batch["start_positions"], batch["end_positions"]], 1)
+    return batch.get("labels")
 
 
 def has_pair(batch: dict) -> bool:

@@ -84,6 +84,8 @@ class Dataset(Strict):
     text: str = "text"  # the field that holds a row's text, or the first text of a pair
     text_pair: str | None = None  # the field that holds the second text of a pair
     label: str = "label"  # the field that holds a row's class or score
+    # The head that a model has for it where the datasets of a task share one (Heads.one_for).
+    head: str | None = None
     # Text: rows that share a text are of one unit, and so are rows that others connect.
     unit: Literal["title", "question", "context", "text"] = "title"
     train_rows: int | None = None
@@ -308,15 +310,19 @@ class Gate(Strict):
 
 
 class Heads(Strict):
-    """The heads of an encoder that reads sentences (qa_lib/models/shared_encoder.py).
+    """The heads of an encoder that several datasets share (qa_lib/models/shared_encoder.py).
 
-    Each dataset has one: its task and its classes say which.
+    Task and classes of a dataset say which it has.
     """
 
     # What a head reads of a text: the last state of [CLS], the same behind a dense layer with tanh,
     # or the mean of all states.
     pooling: Literal["cls", "pooler", "mean"] = "cls"
     frozen: bool = False  # the encoder is not trained
+    # Each dataset has a head of its own, or all datasets that name one share it (Dataset.head).
+    one_for: Literal["dataset", "task"] = "dataset"
+    # The two texts of a pair are read each by itself, or as one sequence, as BERT reads them.
+    pairs: Literal["apart", "joined"] = "apart"
     # Whether the heads of pairs read the rich relational layer: one for all, or one for each.
     relational: Literal["none", "shared", "own"] = "none"
     # Of a dataset of scores without a relational layer.

@@ -39,8 +39,15 @@ from typing import Any
 MODULES = {"span": "span", "classes": "sentence", "score": "sentence"}
 
 
-def get_task(name: str) -> Any:
-    """Return the task of this name: a module, or an object where one module has two tasks."""
+def get_task(name: str, joined: bool = False) -> Any:
+    """Return the task of this name: a module, or an object where one module has two tasks.
+
+    joined: whether a pair of texts is one sequence, as question and context are anyway.
+    """
     from qa_lib.tasks import sentence, span
 
-    return {"span": span, "classes": sentence.CLASSES, "score": sentence.SCORES}[name]
+    if name == "span":
+        return span
+    if joined:
+        return {"classes": sentence.JOINED_CLASSES, "score": sentence.JOINED_SCORES}[name]
+    return {"classes": sentence.CLASSES, "score": sentence.SCORES}[name]

@@ -389,7 +389,10 @@ def correlation_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarr
 
 
 class Sentences:
-    """What the two tasks share."""
+    """What the two tasks share.
+
+    joined: whether a pair is one sequence; else the encoder reads its two texts each by itself.
+    """
 
     ROW_FIELDS = ("id", "text", "text_pair", "label")  # that features are made of
     LABEL_COLUMNS = ("label",)
@@ -397,11 +400,19 @@ class Sentences:
 
     copy_key = staticmethod(copy_key)
     list_texts = staticmethod(list_texts)
-    tokenise_rows = staticmethod(tokenise_rows)
     remark_on_windows = staticmethod(remark_on_windows)
     measure_windows = staticmethod(measure_windows)
     count_characters = staticmethod(count_characters)
     read_outputs = staticmethod(read_outputs)
+
+    def __init__(self, joined: bool = False):
+        self.joined = joined
+
+    def tokenise_rows(
+        self, rows: list[dict], tokenizer, max_length: int, stride: int = 0
+    ) -> dict[str, list]:
+        """Return the features of rows as columns, one window a row (tokenise_rows)."""
+        return tokenise_rows(rows, tokenizer, max_length, stride, self.joined)
 
     def read_label(self, label: Any, d: Dataset) -> int | float | None:
         """Return the label of a source's row; None where the dataset has no such label."""
@@ -573,3 +584,5 @@ class Scores(Sentences):
 
 CLASSES = Classes()
 SCORES = Scores()
+JOINED_CLASSES = Classes(joined=True)
+JOINED_SCORES = Scores(joined=True)

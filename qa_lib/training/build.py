@@ -68,15 +68,16 @@ def check_tasks(spec: Spec):
 
 
 def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
-    """Return an encoder with a head for each dataset that the run trains on or is scored on.
+    """Return an encoder with heads for all datasets that the run trains on or is scored on.
 
-    The draws of a head depend on nothing but the seed and its dataset, so that a run has the same
+    The draws of a head depend on nothing but the seed and its name, so that a run has the same
     weights and the same dropout whatever it is scored on.
     """
     model_heads = {}
+    head_of = {}
     for dataset in dict.fromkeys([*spec.domains, *spec.tests]):
         d = selection.find_dataset(dataset, spec.source, spec.folder)
-        name = d.part_of or dataset
+        name = head_of[dataset] = name_head(spec, dataset, d)
         if name not in model_heads:
             with seed_draws(f"{spec.seed}/{name}"):
                 model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
@@ -90,7 +91,23 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
             relational="own" if spec.heads.relational == "own" else "shared",
             divisors=dict.fromkeys(fixed, spec.batch_size),
             dropout=spec.head_dropout,
+            head_of=head_of,
         )
+
+
+def name_head(spec: Spec, dataset: str, d: Dataset) -> str:
+    """Return the name of the head that a run has for a dataset.
+
+    Raises UserError where datasets share heads and this one names none.
+    """
+    if spec.heads.one_for == "dataset":
+        return d.part_of or dataset
+    if d.head is None:
+        raise UserError(
+            f"{dataset} names no head, and {spec.report} has one head for the datasets of a task; "
+            "write head: with the task's name in its definition"
+        )
+    return d.head
 
 
 def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
@@ -103,13 +120,15 @@ def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
         low, high = d.range
         kind = "relational_score" if is_relational else spec.heads.score
         return make_head(kind, dim, spec.head_dropout, low=low, high=high)
-    if d.task == "classes" and d.text_pair is None:
+    if d.task == "span":
+        return make_head("span", dim, spec.head_dropout)
+    if d.task == "classes" and (d.text_pair is None or spec.heads.pairs == "joined"):
         return make_head("classes", dim, spec.head_dropout, classes=len(d.classes))
     if d.task == "classes" and len(d.classes) == 2:
         return make_head("relational_pair" if is_relational else "pair", dim, spec.head_dropout)
     raise UserError(
-        f"{name}: {spec.report} has no head for its rows (task {d.task}); it takes classes of one "
-        "text, two classes of pairs, and scores of pairs"
+        f"{name}: {spec.report} has no head for its rows (task {d.task}); it takes spans, "
+        "classes of one text or of joined pairs, two classes of pairs, and scores of pairs"
     )
 
 
