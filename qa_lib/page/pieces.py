@@ -42,7 +42,7 @@ def show_committed(slug: str, comparisons: tuple[Comparison, ...]) -> report.Htm
     for size in ("full", "small"):
         P = plans.load_params(slug, "real", size=size)
         if all(runs.find_record(spec) for spec in plans.plan(P)):
-            return report.Html(show_answer(P, comparisons) + figure_comparisons(P, comparisons))
+            return stack(show_answer(P, comparisons), figure_comparisons(P, comparisons))
     return NOTHING_COMMITTED
 
 
@@ -123,8 +123,7 @@ def fold(title: str, *parts) -> report.Html:
         if str(part).startswith(report.ABSENT):
             absent += re.findall("“(.*?)”", part)
             continue
-        is_html = isinstance(part, report.Html)
-        texts.append(str(part) if is_html else render.markdown(str(part)))
+        texts.append(write_html(part))
     if not texts:
         return report.note_absent(", ".join(absent))
     if absent:
@@ -132,6 +131,16 @@ def fold(title: str, *parts) -> report.Html:
     return report.Html(
         f'<details class="more"><summary>{escape(title)}</summary>{"".join(texts)}</details>'
     )
+
+
+def stack(*parts) -> report.Html:
+    """Return parts of a page one below the other. A part is HTML, or Markdown."""
+    return report.Html("".join(write_html(part) for part in parts))
+
+
+def write_html(part: report.Html | report.Markdown) -> str:
+    """Return a part of a page as HTML."""
+    return str(part) if isinstance(part, report.Html) else render.markdown(str(part))
 
 
 def show_provenance(P) -> report.Html:
