@@ -94,6 +94,52 @@ def apply_expert(expert: st_moe.Expert, x: torch.Tensor) -> torch.Tensor:
     return expert.w2.weight @ hidden + expert.w2.bias
 
 
+def activate_plainly(both: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return gelu(gate) * value * scale, as PyTorch differentiates it."""
+    value, gate = both.chunk(2, -1)
+    return torch.nn.functional.gelu(gate) * value * scale
+
+
+def activate_and_differentiate(activate, both, scale, weights) -> list[torch.Tensor]:
+    """Return an activation of a copy of `both`, and its gradients by `both` and by scale."""
+    both = both.clone().requires_grad_()
+    scale = scale.clone().requires_grad_()
+    output = activate(both * 1, scale)
+    gradients = torch.autograd.grad((output * weights).sum(), [both, scale])
+    return [output.detach(), *gradients]
+
+
+@pytest.mark.parametrize("part", [1, 64, 2**23])
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 17, 32), (40, 32), (0, 32)])
+def test_the_gated_activation_is_pytorch_s_to_the_last_bit(shape, precision, part, monkeypatch):
+    monkeypatch.setattr(st_moe.GatedActivation, "PART", part)
+    torch.manual_seed(3)
+    both = torch.randn(*shape).to(precision)
+    scale = torch.randn(16).to(precision)
+    weights = torch.randn(*shape[:-1], 16).to(precision)
+    expected = activate_and_differentiate(activate_plainly, both, scale, weights)
+    ours = activate_and_differentiate(st_moe.GatedActivation.apply, both, scale, weights)
+    for theirs, mine in zip(expected, ours, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_an_expert_keeps_its_inputs_and_its_activation_alone():
+    """Of each hidden unit three numbers, where PyTorch's own functions keep five."""
+    expert = st_moe.Expert(8, 64)
+    x = torch.randn(32, 8, requires_grad=True)
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        expert(x)
+    of_tokens = [size for size in kept.values() if size >= 32 * 64]
+    assert sum(of_tokens) == 3 * 32 * 64
+
+
 @torch.no_grad()
 def route_by_loop(moe: st_moe.MoE, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the layer's output in evaluation, token by token and pick by pick, in float64."""
