@@ -49,13 +49,36 @@ def few_test_rows(monkeypatch):
     monkeypatch.setattr(selection, "load_test_sets", load_few)
 
 
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory) -> str:
+    """Return the folder of an encoder of MiniLM's form and words, narrow and with random weights.
+
+    For tests of what a study does around its models: with it the runs of a study take seconds.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from qa_lib.models import encoders
+    from qa_lib.settings import encoder_files
+
+    config = AutoConfig.from_pretrained(encoder_files.find_folder("minilm"))
+    config.update({"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4})
+    folder = tmp_path_factory.mktemp("encoder") / "small"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(folder)
+    _, tokenizer = encoders.load_encoder("minilm", 1)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
-def tiny():
+def tiny(small_encoder):
     """Return a function that loads parameters of trainings that take seconds, with changes."""
     from qa_lib.reports import plans
 
     def load(**changes):
-        values = TINY | changes
+        values = TINY | {"encoder": small_encoder} | changes
         ratios = values["ratios"]
         same = {"side_seeds": values["seeds"], "centre": ratios[0], "control_ratios": ratios}
         return plans.load_params("exbert", "quick", same | values)

@@ -560,10 +560,10 @@ def check_history(record: dict) -> None:
     assert before["train_loss"] is None
 
 
-def test_a_small_study_runs_to_the_end(store, monkeypatch):
+def test_a_small_study_runs_to_the_end(store, monkeypatch, small_encoder):
     """Experts, a gate and its controls are trained, scored on every test set, and recorded."""
     monkeypatch.setattr(evaluate, "CACHE", store / "cache")
-    p = load_tiny(experiments=["mixture", "controls"])
+    p = load_tiny(experiments=["mixture", "controls"], encoder=small_encoder)
     study.run(p, plans.plan, workers=1, live=False)
     specs = plans.plan(p)
     ledger = runs.collect_ledger(specs)

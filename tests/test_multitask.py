@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
 
 from qa_lib.data import batches, selection
 from qa_lib.losses.extra import ExtraLoss
@@ -141,25 +140,6 @@ def test_a_schedule_follows_from_seed_and_epoch_and_its_batches_have_like_length
 # ---- runs ----
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """Return the folder of a tiny encoder with MiniLM's tokenizer."""
-    folder = tmp_path_factory.mktemp("encoder")
-    _, tokenizer = encoders.load_encoder("minilm", 1)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 def make_spec(encoder: str, **changes) -> Spec:
     """Return a run on generated sentences that takes seconds."""
     domains = changes.get("domains", SENTENCES)
@@ -237,10 +217,12 @@ def compare_records(ours: dict, theirs: dict):
 
 
 def test_a_run_on_three_datasets_is_killed_and_ends_with_the_same_numbers(
-    encoder, store, monkeypatch
+    small_encoder, store, monkeypatch
 ):
     """It has SMART with its averaged weights, and goes on in the middle of its second epoch."""
-    spec = make_spec(encoder, smart=Smart(radius=1e-2, start_sd=1e-3, step_size=1e-2, beta=0.5))
+    spec = make_spec(
+        small_encoder, smart=Smart(radius=1e-2, start_sd=1e-3, step_size=1e-2, beta=0.5)
+    )
     undisturbed, again = train_twice(spec, 15, store, monkeypatch)
     compare_records(again, undisturbed)
     # three rounds of three batches in an epoch
@@ -313,11 +295,11 @@ class Toy(ExtraLoss):
         return {"toy": mean}
 
 
-def test_the_state_of_an_extra_loss_goes_with_the_checkpoints(encoder, store, monkeypatch):
+def test_the_state_of_an_extra_loss_goes_with_the_checkpoints(small_encoder, store, monkeypatch):
     monkeypatch.setattr(
         build, "make_losses", lambda spec, model, steps: [ExtraLossOfNothing(), Toy()]
     )
-    spec = make_spec(encoder, checkpoint="last")
+    spec = make_spec(small_encoder, checkpoint="last")
     undisturbed, again = train_twice(spec, 13, store, monkeypatch)
     compare_records(again, undisturbed)
     logged = [row["toy"] for row in again["load"]["training"]]
@@ -339,8 +321,8 @@ class Constant(ExtraLoss):
         return torch.tensor(64.0)
 
 
-def test_the_training_loss_is_the_task_s_without_extra_terms(encoder, monkeypatch):
-    spec = make_spec(encoder, epochs=1.0)
+def test_the_training_loss_is_the_task_s_without_extra_terms(small_encoder, monkeypatch):
+    spec = make_spec(small_encoder, epochs=1.0)
     plain = train.train(spec, progress=show_nothing)
     monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Constant()])
     with_term = train.train(spec, progress=show_nothing)
@@ -350,7 +332,7 @@ def test_the_training_loss_is_the_task_s_without_extra_terms(encoder, monkeypatc
         assert row["extra_loss"] == pytest.approx(64.0, abs=1e-4)
 
 
-def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(encoder, monkeypatch):
+def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(small_encoder, monkeypatch):
     seen = []
 
     class Seen(ExtraLossOfNothing):
@@ -359,11 +341,11 @@ def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(encoder, monkey
             return 0.0
 
     monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Seen()])
-    train.train(make_spec(encoder, epochs=1.0), progress=show_nothing)
+    train.train(make_spec(small_encoder, epochs=1.0), progress=show_nothing)
     assert seen == [(name, 8) for name in SENTENCES] * 3
     seen.clear()
     full = make_spec(
-        encoder,
+        small_encoder,
         epochs=1.0,
         rows=[12, 40, 12],
         multitask=Multitask(schedule="rrobin-full", fixed_divisor=["sentiment"]),
@@ -376,12 +358,12 @@ def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(encoder, monkey
     assert visits == {"sentiment": 12, "paraphrase": 40, "similarity": 12}
 
 
-def test_a_fixed_divisor_divides_the_sum_over_rows_by_the_batch_size(encoder):
+def test_a_fixed_divisor_divides_the_sum_over_rows_by_the_batch_size(small_encoder):
     options = {"rows": [12, 40, 12], "batch_size": 8, "head_dropout": 0.0}
-    plain = make_spec(encoder, multitask=Multitask(schedule="rrobin-full"), **options)
+    plain = make_spec(small_encoder, multitask=Multitask(schedule="rrobin-full"), **options)
     fixed = Multitask(schedule="rrobin-full", fixed_divisor=["sentiment"])
     losses = {}
-    for spec in (plain, make_spec(encoder, multitask=fixed, **options)):
+    for spec in (plain, make_spec(small_encoder, multitask=fixed, **options)):
         model, tokenizer = build.build_model(spec)
         rows = selection.draw_mixture(spec)[0]
         model.eval()
@@ -393,8 +375,8 @@ def test_a_fixed_divisor_divides_the_sum_over_rows_by_the_batch_size(encoder):
     assert divided == pytest.approx(whole * 3 / 8)
 
 
-def test_checkpoints_can_be_judged_on_test_rows_as_in_the_report(encoder):
-    spec = make_spec(encoder, multitask=Multitask(judged_on="dev"))
+def test_checkpoints_can_be_judged_on_test_rows_as_in_the_report(small_encoder):
+    spec = make_spec(small_encoder, multitask=Multitask(judged_on="dev"))
     record = train.train(spec, progress=show_nothing)
     best = max(record["history"], key=lambda row: (row["dev_mean"], -row["step"]))
     assert record["chosen_step"] == best["step"]
@@ -406,9 +388,9 @@ def test_checkpoints_can_be_judged_on_test_rows_as_in_the_report(encoder):
     assert best["dev_mean"] == pytest.approx(sum(of_tests) / 3)
 
 
-def test_a_single_dataset_of_sentences_trains_and_is_scored_on_all(encoder):
+def test_a_single_dataset_of_sentences_trains_and_is_scored_on_all(small_encoder):
     """Heads that no batch trains are those of the seed, whatever else the run is scored on."""
-    one = make_spec(encoder, domains=["sentiment"], multitask=None, variant="finetune")
+    one = make_spec(small_encoder, domains=["sentiment"], multitask=None, variant="finetune")
     alone = train.train(one, progress=show_nothing, keep_weights=True)
     assert [set(row) for row in alone["history"]] == [
         {"epoch", "step", "train_loss", "validation_loss", "validation_accuracy"}
@@ -419,7 +401,7 @@ def test_a_single_dataset_of_sentences_trains_and_is_scored_on_all(encoder):
     assert of_all["metrics"]["sentiment"] == alone["metrics"]["sentiment"]
     assert math.isfinite(of_all["metrics"]["similarity"]["pearson"])
     weights = load_file(runs.run_folder(one) / "model.safetensors")
-    model, _ = build.build_model(make_spec(encoder, start=on_all))
+    model, _ = build.build_model(make_spec(small_encoder, start=on_all))
     for name, tensor in model.state_dict().items():
         if name.startswith(("encoder.", "heads.sentiment.")):
             assert torch.equal(tensor, weights[name])
@@ -427,13 +409,13 @@ def test_a_single_dataset_of_sentences_trains_and_is_scored_on_all(encoder):
     frozen = one.model_copy(update={"heads": Heads(frozen=True), "learning_rate": 1e-2})
     train.train(frozen, progress=show_nothing, keep_weights=True)
     weights = load_file(runs.run_folder(frozen) / "model.safetensors")
-    plain, _ = encoders.load_encoder(encoder)
+    plain, _ = encoders.load_encoder(small_encoder)
     for name, tensor in plain.state_dict().items():
         assert torch.equal(weights[f"encoder.{name}"], tensor)
 
 
-def test_a_study_estimates_and_trains_sentences(encoder, capsys):
-    spec = make_spec(encoder, smart=Smart(), epochs=1.0)
+def test_a_study_estimates_and_trains_sentences(small_encoder, capsys):
+    spec = make_spec(small_encoder, smart=Smart(), epochs=1.0)
     runs.RUNS.mkdir()
     tokens, hours, _ = study.estimate_cost([spec], 1)
     assert tokens[spec.hash] > 0
@@ -447,11 +429,11 @@ def test_a_study_estimates_and_trains_sentences(encoder, capsys):
 # ---- roles of parents ----
 
 
-def test_the_head_that_a_start_lacks_is_the_seed_s(encoder):
-    quora = make_spec(encoder, domains=["paraphrase"], multitask=None, seed=3)
+def test_the_head_that_a_start_lacks_is_the_seed_s(small_encoder):
+    quora = make_spec(small_encoder, domains=["paraphrase"], multitask=None, seed=3)
     train.train(quora, progress=show_nothing, keep_weights=True)
     weights = load_file(runs.run_folder(quora) / "model.safetensors")
-    child = make_spec(encoder, start=quora, seed=1)
+    child = make_spec(small_encoder, start=quora, seed=1)
     model, _ = build.build_model(child)
     fresh, _ = build.build_model(child.without_parents())
     drawn = fresh.state_dict()
@@ -464,10 +446,10 @@ def test_the_head_that_a_start_lacks_is_the_seed_s(encoder):
     assert other.hash != child.hash
 
 
-def test_only_the_start_is_loaded_into_the_model(encoder):
+def test_only_the_start_is_loaded_into_the_model(small_encoder):
     """A teacher counts as a parent that has to be trained, and its weights stay its own."""
-    teacher = make_spec(encoder, domains=["sentiment"], multitask=None, seed=3, epochs=1.0)
-    taught = make_spec(encoder, teachers=[teacher])
+    teacher = make_spec(small_encoder, domains=["sentiment"], multitask=None, seed=3, epochs=1.0)
+    taught = make_spec(small_encoder, teachers=[teacher])
     assert study.list_missing([taught]) == [
         teacher.for_this_machine(),
         taught.for_this_machine(),
@@ -482,14 +464,14 @@ def test_only_the_start_is_loaded_into_the_model(encoder):
     assert record["teachers"] == [teacher.hash]
 
 
-def test_roles_have_the_hash_of_the_list_they_were(encoder):
-    plain = make_spec(encoder)
+def test_roles_have_the_hash_of_the_list_they_were(small_encoder):
+    plain = make_spec(small_encoder)
     fields = plain.model_dump(exclude=set(Spec.ROLES))
-    start = make_spec(encoder, seed=1)
+    start = make_spec(small_encoder, seed=1)
     assert Spec(**fields, parents=[start]) == plain.model_copy(update={"start": start})
     assert Spec(**fields, parents=[]) == plain
     gate = {"gate": Gate()}
-    experts = [start, make_spec(encoder, seed=2)]
+    experts = [start, make_spec(small_encoder, seed=2)]
     mixed = Spec(**fields | gate, parents=experts)
     assert mixed == plain.model_copy(update=gate | {"experts": experts})
     assert mixed.parent_hashes == {"parents": [run.hash for run in experts]}
@@ -526,19 +508,19 @@ def test_roles_have_the_hash_of_the_list_they_were(encoder):
         ),
     ],
 )
-def test_a_dataset_whose_task_the_run_cannot_use_is_one_sentence(encoder, changes, words):
+def test_a_dataset_whose_task_the_run_cannot_use_is_one_sentence(small_encoder, changes, words):
     with pytest.raises(UserError, match=words) as error:
-        build.build_model(make_spec(encoder, **changes))
+        build.build_model(make_spec(small_encoder, **changes))
     assert "\n" not in str(error.value)
 
 
-def test_several_processes_cannot_share_datasets_in_turn(encoder, monkeypatch):
+def test_several_processes_cannot_share_datasets_in_turn(small_encoder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several datasets in turn, which 2 processes cannot"):
-        train.training_arguments(make_spec(encoder), 10, False)
+        train.training_arguments(make_spec(small_encoder), 10, False)
 
 
-def test_a_dataset_without_a_row_of_its_own_is_refused(encoder):
-    spec = make_spec(encoder, rows=[24, 0, 24], validation_rows=6)
+def test_a_dataset_without_a_row_of_its_own_is_refused(small_encoder):
+    spec = make_spec(small_encoder, rows=[24, 0, 24], validation_rows=6)
     with pytest.raises(UserError, match="no row falls to .*; raise train_rows or validation_rows"):
         train.train(spec, progress=show_nothing)

@@ -152,8 +152,8 @@ def repeat_first_cells(nb):
     return nb
 
 
-def test_run_all_makes_a_short_page(places):
-    p = plans.load_params(SLUG, "quick", TINY)
+def test_run_all_makes_a_short_page(places, small_encoder):
+    p = plans.load_params(SLUG, "quick", TINY | {"encoder": small_encoder})
     nb = repeat_first_cells(render.read_notebook(SLUG))
     nb = render.execute(nb, SLUG, render.choose_values(nb, p))
     del nb.cells[-2:]

@@ -137,15 +137,18 @@ def store(tmp_path, monkeypatch):
     return tmp_path
 
 
-@each
-def test_run_all_with_tiny_parameters(slug, store):
-    changes = dict(TINY[slug])
-    if slug == "moe":
-        changes["curve_seeds"] = [1]
+def draw_page(slug: str, changes: dict):
+    """Execute the notebook of a report with changed parameters, and return its page."""
     p = plans.load_params(slug, "quick", changes)
     nb = render.execute(repeat_first_cells(read_notebook(slug)), slug, p.model_dump())
     del nb.cells[-2:]
-    page = render.page(nb, p)
+    return render.page(nb, p)
+
+
+@each
+def test_run_all_with_tiny_parameters_and_then_of_few_parts(slug, store, small_encoder):
+    changes = TINY[slug] | {"encoder": small_encoder}
+    page = draw_page(slug, changes | ({"curve_seeds": [1]} if slug == "moe" else {}))
     assert "<math" in page
     assert len(page) < 1_200_000
     names = re.findall(r'<figure id="(\w+)">', page)
@@ -154,16 +157,9 @@ def test_run_all_with_tiny_parameters(slug, store):
     assert len(names) >= 4
     assert "n = 1 seed: no spread." in page
     assert str(ROOT) not in page
-
-
-# The library's notes are the same in both; MoE's runs take two minutes.
-@pytest.mark.parametrize("slug", ["exbert", pytest.param("moe", marks=pytest.mark.slow)])
-def test_a_study_of_few_parts_says_what_it_lacks(slug, store):
+    # A study of few parts, whose runs are recorded now, says what it lacks.
     parts, absent, drawn, gone = FEW[slug]
-    p = plans.load_params(slug, "quick", TINY[slug] | {"experiments": parts})
-    page = render.page(
-        render.execute(repeat_first_cells(read_notebook(slug)), slug, p.model_dump()), p
-    )
+    page = draw_page(slug, changes | {"experiments": parts})
     assert re.search(f"Not part of the study at this profile and size: “[^”]*{absent}", page)
     assert f'<figure id="{drawn}">' in page
     assert f'<figure id="{gone}' not in page

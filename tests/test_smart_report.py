@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_multitask import encoder  # noqa: F401
 
 from qa_lib.data import selection
 from qa_lib.evidence import claims, stats, verify
@@ -363,9 +362,9 @@ def test_trials_are_known_by_their_rate_and_weight_or_epochs(load):
 # ---- a tiny study ----
 
 
-def test_a_small_study_runs_to_the_end(encoder, monkeypatch, capsys):  # noqa: F811
+def test_a_small_study_runs_to_the_end(small_encoder, monkeypatch, capsys):
     changes = TINY | {
-        "encoder": encoder,
+        "encoder": small_encoder,
         "experiments": ["single", "full", "full-smart", "heads", "noise"],
         "arms": ["printed"],
     }
