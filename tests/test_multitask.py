@@ -502,10 +502,6 @@ def test_roles_have_the_hash_of_the_list_they_were(small_encoder):
         ),
         ({"multitask": None}, "are of several tasks, which need batches of one dataset"),
         ({"domains": ["nli"], "multitask": None}, "nli: smart has no head for its rows"),
-        (
-            {"domains": ["dialogue"], "multitask": None},
-            "dialogue: smart has no head for its rows .task span",
-        ),
     ],
 )
 def test_a_dataset_whose_task_the_run_cannot_use_is_one_sentence(small_encoder, changes, words):

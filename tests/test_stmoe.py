@@ -109,7 +109,7 @@ def activate_and_differentiate(activate, both, scale, weights) -> list[torch.Ten
     return [output.detach(), *gradients]
 
 
-@pytest.mark.parametrize("part", [1, 64, 2**23])
+@pytest.mark.parametrize("part", [48, 100, 2**23])
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 17, 32), (40, 32), (0, 32)])
 def test_the_gated_activation_is_pytorch_s_to_the_last_bit(shape, precision, part, monkeypatch):

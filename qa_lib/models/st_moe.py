@@ -174,12 +174,12 @@ class GatedActivation(torch.autograd.Function):
         value, gate = both.flatten(0, -2).chunk(2, -1)  # (N, H) each, views of `both`
         of_output = gradient.flatten(0, -2)  # (N, H)
         of_scale = torch.empty_like(of_output)  # of each token
-        rows = max(1, GatedActivation.PART // scale.numel())
-        for begin in range(0, len(value), rows):
-            part = slice(begin, begin + rows)
-            v, g, y = value[part], gate[part], of_output[part]
+        # Parts of nearly one size: a part of a single token would be rounded otherwise.
+        parts = max(1, value.numel() // GatedActivation.PART)
+        tensors = (value, gate, of_output, of_scale)
+        for v, g, y, b in zip(*(x.tensor_split(parts) for x in tensors), strict=True):
             activated = F.gelu(g)
-            torch.mul(y, activated * v, out=of_scale[part])
+            torch.mul(y, activated * v, out=b)
             # $\partial y / \partial (\operatorname{gelu}(g) \odot v) = b$
             of_product = y * scale
             of_gate = torch.ops.aten.gelu_backward(of_product * v, g)
