@@ -145,6 +145,7 @@ NOT_COUNTED = {
     "settings/spec.py",
     "store/code_hashes.py",
     "store/runs.py",
+    "training/memory.py",
 }
 
 

@@ -14,7 +14,7 @@ from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.tasks import get_task, metrics
-from qa_lib.training import multitask
+from qa_lib.training import memory, multitask
 
 CACHE = runs.RUNS / "cache"  # features and frozen outputs, computed once
 # Rules of a mixture that need no model: they combine the scores of the experts' own answers.
@@ -45,6 +45,7 @@ def iterate_batches(model, windows, lengths: list[int], collate, precision: str)
                     batch[name] = value.to(device)
             yield indices, [lengths[i] for i in indices], batch, model(**batch)
             start += len(indices)
+            memory.return_freed()
 
 
 def compute_outputs(

@@ -12,15 +12,11 @@ checkpoint, and on CPU ends with the same scores. Where that checkpoint was take
 steps, the next evaluation reports a mean training loss over fewer steps.
 """
 
-import contextlib
-import ctypes
 import datetime
-import gc
 import json
 import math
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import time
@@ -47,24 +43,11 @@ from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
-from qa_lib.training import build, clusters, evaluate, frozen, layer_rates, multitask
+from qa_lib.training import build, clusters, evaluate, frozen, layer_rates, memory, multitask
 
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 # What the Trainer itself logs at a step; all else comes from extra losses.
 OWN_LOG = frozenset({"loss", "grad_norm", "learning_rate", "epoch", "step"})
-
-
-def return_freed_memory():
-    """Return to the system what earlier runs of this process freed, and forget their peak.
-
-    So peak memory is the run's own. Where there is no glibc, garbage alone is collected.
-    """
-    gc.collect()  # the Trainer of an earlier run holds its model in a cycle of references
-    if platform.libc_ver()[0] != "glibc":
-        return
-    ctypes.CDLL(None).malloc_trim(0)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 class RunTrainer(Trainer):
@@ -588,8 +571,9 @@ def prepare_device(spec: Spec):
     if spec.threads == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
+        memory.limit_kernels()
         torch.set_num_threads(spec.threads)
-        return_freed_memory()
+        memory.begin_anew()
 
 
 def combine_experts(spec: Spec) -> tuple[dict, pd.DataFrame]:
@@ -826,4 +810,4 @@ def peak_memory(spec: Spec) -> float:
     """Peak memory of a run in MB: that of the GPU, or else that of the process."""
     if spec.threads == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return memory.read_peak()

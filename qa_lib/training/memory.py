@@ -1,0 +1,43 @@
+"""Memory of a training process on a CPU: what is freed goes back to the system, and the peak."""
+
+import contextlib
+import ctypes
+import gc
+import os
+import platform
+import resource
+from pathlib import Path
+
+# oneDNN keeps the code that it makes for every shape of a matrix. Experts have other shapes in
+# every batch, so that its 1,024 places hold most of a gigabyte.
+PLACES = "256"
+
+
+def limit_kernels():
+    """Let oneDNN keep the code of fewer shapes. Called before the first of them is computed."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PLACES)
+
+
+def return_freed():
+    """Return to the system what this process freed. Without glibc nothing happens.
+
+    Batches of many sizes leave the heap in pieces that are too small for the next one.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def begin_anew():
+    """Return what earlier runs of this process freed, and forget their peak.
+
+    So peak memory is the run's own. Where there is no glibc, garbage alone is collected.
+    """
+    gc.collect()  # the Trainer of an earlier run holds its model in a cycle of references
+    return_freed()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def read_peak() -> float:
+    """Return the most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
