@@ -1,6 +1,7 @@
 """SMART against float64, against smart-pytorch, at its limits, and as a part of a training."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -135,34 +136,51 @@ def in_float64(model, batch: dict):
     return copy.deepcopy(model).double(), batch | wide
 
 
-@pytest.mark.parametrize("dataset", EVERY_KIND)
-def test_the_term_is_that_of_float64(dataset, monkeypatch):
-    """At the paper's radius, at the perturbation that fp32 has found, and at float64's own."""
-    model, batch = make(dataset)
-    model.eval()
+def find_terms(model, batch: dict, seed: int, monkeypatch) -> tuple[float, float, float]:
+    """Return the term in fp32, in float64 at fp32's perturbation, and in float64 at its own.
+
+    All start from the same noise. Each number's type is checked.
+    """
     settings = Smart(radius=1e-5)
-    # Spans' logits are fp32 by themselves: the reference keeps what its linear layer has said.
-    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    drawn = smart_module.draw_noise(
+        model.embed(batch), model.token_mask(batch), 1e-5, torch.Generator().manual_seed(seed)
+    )
     values = []
     deltas = []
-    drawn = smart_module.draw_noise(
-        model.embed(batch), model.token_mask(batch), 1e-5, torch.Generator().manual_seed(0)
-    )
-    monkeypatch.setattr(smart_module, "draw_noise", lambda x, *_: drawn.to(x.dtype))
-    for net, inputs in ((model, batch), in_float64(model, batch)):
-        f = compare(net, inputs)
-        x = net.embed(inputs)
-        divergence = smart_module.DIVERGENCES[net.output_kind(inputs)]
-        term = adversarial_term(
-            f, x, f(x), net.token_mask(inputs), settings, divergence, torch.Generator()
-        )
-        values.append(term.value.item())
-        deltas.append(term.perturbation)
-        assert term.value.dtype == x.dtype
+    with monkeypatch.context() as patch:
+        patch.setattr(smart_module, "draw_noise", lambda x, *_: drawn.to(x.dtype))
+        for net, inputs in ((model, batch), in_float64(model, batch)):
+            f = compare(net, inputs)
+            x = net.embed(inputs)
+            divergence = smart_module.DIVERGENCES[net.output_kind(inputs)]
+            term = adversarial_term(
+                f, x, f(x), net.token_mask(inputs), settings, divergence, torch.Generator()
+            )
+            values.append(term.value.item())
+            deltas.append(term.perturbation)
+            assert term.value.dtype == x.dtype
     # once more in float64, where fp32 went
     there = divergence(f(x + deltas[0].double()), f(x), False).mean().item()
-    assert 0 < values[0] == pytest.approx(there, rel=0.05)
-    assert values[0] == pytest.approx(values[1], rel=0.05)
+    return values[0], there, values[1]
+
+
+@pytest.mark.parametrize("dataset", EVERY_KIND)
+def test_the_term_is_that_of_float64(dataset, monkeypatch):
+    """At the paper's radius: where fp32 went, from every start; and at float64's own perturbation.
+
+    The latter is the median of five starts. From some starts fp32 sees the output of an example not
+    move at all, and then the ascent has no gradient to follow there.
+    """
+    model, batch = make(dataset)
+    model.eval()
+    # Spans' logits are fp32 by themselves: the reference keeps what its linear layer has said.
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    ratios = []
+    for seed in range(5):
+        ours, there, theirs = find_terms(model, batch, seed, monkeypatch)
+        assert 0 < ours == pytest.approx(there, rel=0.05)
+        ratios.append(ours / theirs)
+    assert statistics.median(ratios) == pytest.approx(1, rel=0.05)
 
 
 def measure_term(model, batch, **changes) -> smart_module.Term:

@@ -66,7 +66,8 @@ def record_all(specs):
 
 
 def plan_quick(slug: str, **changes):
-    return plans.plan(plans.load_params(slug, "quick", changes))
+    """Return the runs of a report at profile quick, in a precision that every machine has."""
+    return plans.plan(plans.load_params(slug, "quick", {"precision": "fp32"} | changes))
 
 
 # ---- what an edit is ----
@@ -223,7 +224,8 @@ import json, sys
 from qa_lib.reports import plans
 from qa_lib.store import runs
 from qa_lib.training import study
-P = plans.load_params("exbert", "quick", {"stale": None if len(sys.argv) < 2 else sys.argv[1]})
+stale = None if len(sys.argv) < 2 else sys.argv[1]
+P = plans.load_params("exbert", "quick", {"stale": stale, "precision": "fp32"})
 specs = plans.plan(P)
 todo = [spec.variant for spec in study.list_missing(specs)]
 print(json.dumps([todo, runs.describe_stale(specs)]))

@@ -403,7 +403,7 @@ def test_nan_is_no_score(tiny):
 
 
 def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store):
-    spec = plans.plan(tiny())[0]
+    spec = plans.plan(tiny(encoder="minilm"))[0]
     (store / "copy").symlink_to(encoder_files.find_folder("minilm"))
     copied = plans.plan(tiny(encoder=str(store / "copy")))[0]
     assert copied.hash == spec.hash
@@ -653,7 +653,7 @@ def test_an_encoder_is_given_only_what_it_knows(tiny, tmp_path):
             "lower batch_size or max_length",
         ),
         (
-            {"experts": 1000, "width": 100.0},
+            {"experts": 1000, "width": 100.0, "encoder": "minilm"},
             "GB of memory, most of it for its weights, and .*; lower experts or width",
         ),
     ],

@@ -366,7 +366,9 @@ def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
     table = pd.DataFrame({"dataset": examples.loc[chosen, "part"], "id": chosen})
     for domain in P.domains:
         verdict = right.loc[chosen, domain].map({True: ", right", False: ", wrong"})
-        table[domain] = weights.loc[chosen, domain].map("{:.2f}".format) + verdict
+        # Without a chosen question neither column would be text.
+        weight = weights.loc[chosen, domain].map("{:.2f}".format).astype(str)
+        table[domain] = weight + verdict.astype(str)
     evidence = tuple(dict.fromkeys([*examples["run"], *experts["run"]]))
     table["run"] = [evidence] * len(chosen)
     one_is_right = right.sum(axis=1) == 1
