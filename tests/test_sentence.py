@@ -467,9 +467,13 @@ def list_overlaps(train: list[dict], other: list[dict]) -> tuple:
         ("sentiment", count_words, 75, 90),
         ("paraphrase", count_words, 40, 60),
         ("nli", count_words, 25, 45),
+        ("yesno", count_words, 40, 60),
+        ("continuing", count_words, 40, 65),
         # pairs that share words are alike more often, and not always
         ("paraphrase", list_overlaps, 55, 75),
         ("nli", list_overlaps, 40, 65),
+        ("yesno", list_overlaps, 45, 65),
+        ("continuing", list_overlaps, 55, 85),
     ],
 )
 def test_generated_sentences_are_as_hard_as_stated(name, describe, low, high):
@@ -484,7 +488,9 @@ def test_generated_similarity_is_as_hard_as_stated():
 
 
 def test_an_unknown_kind_of_sentences_is_the_users_mistake():
-    with pytest.raises(UserError, match="'irony' is no kind of generated sentences; known: nli,"):
+    with pytest.raises(
+        UserError, match="'irony' is no kind of generated sentences; known: continuing, nli,"
+    ):
         sentences.draw_rows("irony", 3)
 
 
@@ -792,10 +798,12 @@ def test_the_outputs_of_a_model_become_scores(tokenizer, tmp_path, name, head):
 HELD = json.loads((Path(__file__).parent / "net" / "spans.json").read_text(encoding="utf-8"))
 # Digests of the first 60 rows of each kind.
 GOLDEN = {
+    "continuing": "228312f9a6a2630b",
     "nli": "0059e064e7917262",
     "paraphrase": "4d8211f037eaaa3c",
     "similarity": "d99b240bc7e67a44",
     "sentiment": "2b7bc96943762f57",
+    "yesno": "426b23ba762741a3",
 }
 
 

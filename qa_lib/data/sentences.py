@@ -1,6 +1,8 @@
 """Sentence tasks from the world of the embedded corpora (corpora.py); no network is needed.
 
 * `nli`, `paraphrase`   pairs with a class: three and two classes, balanced
+* `yesno`               a text and a question whose answer is no or yes
+* `continuing`          an answered question, and a next one that goes on about the same or does not
 * `similarity`          pairs with a score from 0 to 5
 * `sentiment`           review sentences in five classes
 
@@ -12,7 +14,17 @@ import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qa_lib.data.corpora import MANY, VERSION, _entity, _expand, _load, _name, _sentence
+from qa_lib.data.corpora import (
+    MANY,
+    VERSION,
+    _entity,
+    _expand,
+    _load,
+    _name,
+    _say,
+    _sentence,
+    _upper,
+)
 from qa_lib.settings.params import UserError
 
 KINDS = ("town", "scholar", "company", "candidate", "hero", "pupil", "friend")
@@ -123,11 +135,58 @@ def sentiment(rows: int, seed: int = 0) -> list[dict]:
     return made
 
 
+def yesno(rows: int, seed: int = 0) -> list[dict]:
+    """Return texts, each with a question; label 1 where the answer is yes, 0 where it is no.
+
+    The text says of two entities how it is. A question with the answer no gives one of them what is
+    said of the other, so that text and question share as many words as with the answer yes.
+    """
+    style = _load()["registers"]["sentences"]
+    made = []
+    for n, rng, kind, (a, b, _), one, two, _ in _draw_pairs("yesno", rows, seed):
+        label = n % 2
+        said = [_sentence(style, one, [a, b], rng), _sentence(style, two, [a], rng)]
+        rng.shuffle(said)
+        value = (one if label else two)["facts"][a]
+        claim = _say(_load()["kinds"][kind], a, value, rng)
+        question = f"Is it so that {one['name']} {claim}?"
+        made.append(_row("yesno", seed, n, " ".join(said), question, label))
+    return made
+
+
+def continuing(rows: int, seed: int = 0) -> list[dict]:
+    """Return answered questions, each with a next one; label 1 where that goes on about the same.
+
+    It goes on by the entity's name or by what it is ("the town"). Else it is about another entity
+    of the kind, by name, or about something of another kind.
+    """
+    made = []
+    for n, rng, kind, (a, b, _), one, two, unlike in _draw_pairs("continuing", rows, seed):
+        label = n % 2
+        kinds = _load()["kinds"]
+        first = rng.choice(kinds[kind][a]["ask"]).replace("{s}", one["name"])
+        by_name = rng.random() < 0.5
+        spec = kinds[kind]
+        relation = b
+        about = one["name"] if label else two["name"]
+        if not by_name:
+            if not label:
+                spec = kinds[unlike["kind"]]
+                (relation,) = unlike["facts"]
+            about = "the " + spec["noun"][0]
+        following = rng.choice(spec[relation]["ask"]).replace("{s}", about)
+        answered = f"{first} {_upper(one['facts'][a])}."
+        made.append(_row("continuing", seed, n, answered, following, label))
+    return made
+
+
 KINDS_OF_ROWS = {
+    "continuing": continuing,
     "nli": nli,
     "paraphrase": paraphrase,
     "similarity": similarity,
     "sentiment": sentiment,
+    "yesno": yesno,
 }
 
 
