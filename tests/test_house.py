@@ -46,7 +46,7 @@ HEAVY = {"torch", "transformers", "datasets", "evaluate"}
 # In these rooms no module imports them at its top. The metrics do: their classes derive from one
 # of `evaluate`.
 LIGHT = ("settings", "tasks", "data", "store", "reports", "evidence", "own_data", "page")
-METRICS = ("tasks/span_score.py", "tasks/sentence_score.py")
+METRICS = ("tasks/span_score.py", "tasks/sentence_score.py", "tasks/local_metric.py")
 
 # What training may import: packages of a GPU machine's image, and wheels carried to it.
 IMAGE = {

@@ -33,6 +33,7 @@ EVERY_RUN = (
     "models/encoders.py",
     "models/heads.py",
     "tasks/characters.py",
+    "tasks/local_metric.py",
     "tasks/metrics.py",
     "tasks/sentence.py",
     "tasks/sentence_score.py",

@@ -5,14 +5,7 @@ import evaluate
 import numpy as np
 
 from qa_lib.tasks import metrics, sentence
-
-
-class LocalMetric(evaluate.Metric):
-    """A metric that keeps everything in memory, since the home folder may be read-only."""
-
-    def _build_data_dir(self) -> str:
-        """Return the data folder without making it."""
-        return self._data_dir_root
+from qa_lib.tasks.local_metric import LocalMetric
 
 
 class Accuracy(LocalMetric):

@@ -5,20 +5,14 @@ import evaluate
 import numpy as np
 
 from qa_lib.tasks import metrics
+from qa_lib.tasks.local_metric import LocalMetric
 
 
-class SpanScore(evaluate.Metric):
+class SpanScore(LocalMetric):
     """EM and F1 of each example and on average, in percent.
 
     predictions: texts; references: lists of gold texts, [""] where the question has no answer.
     """
-
-    def _build_data_dir(self) -> str:
-        """Return the data folder without making it.
-
-        Everything is kept in memory, and the home folder may be read-only.
-        """
-        return self._data_dir_root
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
