@@ -413,6 +413,17 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
     assert str(store) not in (runs.run_folder(spec) / "metrics.json").read_text()
 
 
+def test_kernels_are_limited_before_anything_is_computed():
+    """In a study's own process too, which measures its speed first; a user's number stays."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    code = f"import os; import qa_lib.training.study; print(os.environ['{name}'])"
+    for given, expected in (({}, "256"), ({name: "9"}, "9")):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("ONEDNN")}
+        env |= {"PYTHONPATH": str(ROOT), **given}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.stdout.strip() == expected
+
+
 CHILD = """
 import json, sys
 from qa_lib.data import selection

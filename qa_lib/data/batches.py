@@ -100,7 +100,38 @@ def spread_batches(
     return spread
 
 
-class RoundRobin:
+class BatchesByDataset:
+    """What orders of batches of one dataset each share.
+
+    Indices count the rows (or windows) of all datasets, one dataset after the other. The batches of
+    an epoch follow from seed and epoch alone, so that a training can go on in the middle of one.
+    """
+
+    def __init__(self, lengths: dict[str, list[int]], seed: int):
+        """lengths: tokens of each row, by dataset."""
+        self.lengths = lengths
+        self.seed = seed
+        self.epoch = 0
+        self.first = {}  # index of each dataset's first row
+        total = 0
+        for dataset, of_dataset in lengths.items():
+            self.first[dataset] = total
+            total += len(of_dataset)
+
+    def set_epoch(self, epoch: int):
+        """Set the epoch. The Trainer's data loader calls this as an epoch starts or resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _, batch in self.iterate_batches():
+            yield batch
+
+    def iterate_batches(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield (dataset, indices) of each batch of the epoch."""
+        raise NotImplementedError
+
+
+class RoundRobin(BatchesByDataset):
     """Batches of one dataset each: a round has one of each dataset, in their order.
 
     schedule  rrobin       every batch has `batch_size` rows. An epoch has as many rounds as the
@@ -113,19 +144,15 @@ class RoundRobin:
                            others of them in another epoch.
 
     With `rounds` an epoch has that many, and a dataset that is used up begins anew.
-    Indices count the rows (or windows) of all datasets, one dataset after the other. The batches of
-    an epoch follow from seed and epoch alone, so that a training can go on in the middle of one.
     """
 
     def __init__(
         self, lengths: dict[str, list[int]], batch_size: int, multitask: Multitask, seed: int
     ):
         """lengths: tokens of each row, by dataset."""
-        self.lengths = lengths
+        super().__init__(lengths, seed)
         self.batch_size = batch_size
         self.is_full = multitask.schedule == "rrobin-full"
-        self.seed = seed
-        self.epoch = 0
         self.natural_rounds = self.count_rounds()
         self.rounds = multitask.rounds or self.natural_rounds
 
@@ -139,22 +166,12 @@ class RoundRobin:
     def __len__(self) -> int:
         return self.rounds * len(self.lengths)
 
-    def set_epoch(self, epoch: int):
-        """Set the epoch. The Trainer's data loader calls this as an epoch starts or resumes."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for _, batch in self.iterate_batches():
-            yield batch
-
     def iterate_batches(self) -> Iterator[tuple[str, list[int]]]:
         """Yield (dataset, indices) of each batch of the epoch."""
         batches = {dataset: self.draw_batches(dataset) for dataset in self.lengths}
         for k in range(self.rounds):
-            first = 0  # index of the dataset's first row
-            for dataset, lengths in self.lengths.items():
+            for dataset, first in self.first.items():
                 yield dataset, [first + i for i in batches[dataset][k]]
-                first += len(lengths)
 
     def draw_batches(self, dataset: str) -> list[list[int]]:
         """Return a dataset's batches of the epoch, one a round; indices within the dataset."""
@@ -190,7 +207,7 @@ class RoundRobin:
         return cut_batches(group[: left * self.batch_size], lengths, self.batch_size, rng)
 
 
-class RandomDraws:
+class RandomDraws(BatchesByDataset):
     r"""Batches of one dataset each, drawn at random with replacement (ROaD, Algorithm 1).
 
     An update of the weights has `passes` batches, whose gradients are averaged. Each has
@@ -205,47 +222,31 @@ class RandomDraws:
                   Murray 2019, who let it fall from epoch to epoch)
 
     The report says "random" and no more. A dataset gives its rows in an order that is drawn anew
-    each time they are used up. Batches hold rows of like length. The batches of an epoch follow
-    from seed and epoch alone, so that a training can go on in the middle of one.
+    each time they are used up. Batches hold rows of like length.
     """
 
     def __init__(
         self, lengths: dict[str, list[int]], batch_size: int, multitask: Multitask, seed: int
     ):
         """lengths: tokens of each row, by dataset."""
-        self.lengths = lengths
+        super().__init__(lengths, seed)
         self.passes = multitask.passes
         self.size = batch_size // multitask.passes
         self.sampling = multitask.sampling
         self.updates = multitask.rounds
-        self.seed = seed
-        self.epoch = 0
 
     def __len__(self) -> int:
         return self.updates * self.passes
 
-    def set_epoch(self, epoch: int):
-        """Set the epoch. The Trainer's data loader calls this as an epoch starts or resumes."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for _, batch in self.iterate_batches():
-            yield batch
-
     def iterate_batches(self) -> Iterator[tuple[str, list[int]]]:
         """Yield (dataset, indices) of each batch of the epoch."""
         rng = random.Random(f"{self.seed}/{self.epoch}/draws")
-        first = {}  # index of each dataset's first row
-        total = 0
-        for dataset, lengths in self.lengths.items():
-            first[dataset] = total
-            total += len(lengths)
         streams = {dataset: self.iterate_rows(dataset) for dataset in self.lengths}
         names = list(self.lengths)
         for update in range(self.updates):
             weights = self.weigh_datasets(update)
             for dataset in rng.choices(names, weights, k=self.passes):
-                yield dataset, [first[dataset] + i for i in next(streams[dataset])]
+                yield dataset, [self.first[dataset] + i for i in next(streams[dataset])]
 
     def weigh_datasets(self, update: int) -> list[float]:
         r"""Return $N_d^\alpha$ of each dataset at an update of the epoch, counted from 0."""

@@ -538,8 +538,9 @@ def table_noise(P) -> report.Html:
 def table_altered(P) -> report.Html:
     """Return accuracy on altered sentences, without and with SMART."""
     caption = (
-        "Sentiment as it is written; with typing mistakes in one word of five; and with one word "
-        "of five swapped with the next. At least one word of a sentence is hit."
+        "Sentiment as it is written; with typing mistakes in one of five words that have four "
+        "letters or more; and with one word of five swapped with the next. At least one word of a "
+        "sentence is hit."
     )
     columns = name_altered_columns(P)
     return pieces.table_grid(P, "table_altered", caption, list(ALTERED), columns, {})

@@ -3,19 +3,9 @@
 import contextlib
 import ctypes
 import gc
-import os
 import platform
 import resource
 from pathlib import Path
-
-# oneDNN keeps the code that it makes for every shape of a matrix. Experts have other shapes in
-# every batch, so that its 1,024 places hold most of a gigabyte.
-PLACES = "256"
-
-
-def limit_kernels():
-    """Let oneDNN keep the code of fewer shapes. Called before the first of them is computed."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PLACES)
 
 
 def return_freed():

@@ -5,7 +5,7 @@ RoundRobin and RandomDraws (data/batches.py) say which windows make a batch.
 
 from collections.abc import Callable, Sequence
 
-from qa_lib.data.batches import RandomDraws, RoundRobin
+from qa_lib.data.batches import BatchesByDataset, RandomDraws, RoundRobin
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 
@@ -57,7 +57,7 @@ def group_rows(spec: Spec, rows: list[dict]) -> dict[str, list[dict]]:
     return groups
 
 
-def make_schedule(spec: Spec, lengths: dict[str, list[int]]) -> RoundRobin | RandomDraws:
+def make_schedule(spec: Spec, lengths: dict[str, list[int]]) -> BatchesByDataset:
     """Return the order of a run's batches. lengths: tokens of each window, by dataset.
 
     Raises UserError where a batch does not divide among the passes of an update.

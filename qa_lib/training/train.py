@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from qa_lib.data import augment, features, selection
-from qa_lib.data.batches import BucketSampler, RandomDraws, RoundRobin
+from qa_lib.data.batches import BatchesByDataset, BucketSampler
 from qa_lib.losses.extra import ExtraLoss
 from qa_lib.models import heads
 from qa_lib.settings import files
@@ -58,7 +58,7 @@ class RunTrainer(Trainer):
         spec: Spec,
         rows: list[dict],
         tokenizer,
-        sampler: BucketSampler | RoundRobin | RandomDraws,
+        sampler: BucketSampler | BatchesByDataset,
         losses: list[ExtraLoss],
         **kwargs,
     ):
@@ -571,7 +571,6 @@ def prepare_device(spec: Spec):
     if spec.threads == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        memory.limit_kernels()
         torch.set_num_threads(spec.threads)
         memory.begin_anew()
 
@@ -710,7 +709,7 @@ class Examples:
 
     windows: Any  # as the model prepares them; of several datasets multitask.JoinedWindows
     collate: Callable
-    sampler: BucketSampler | RoundRobin | RandomDraws
+    sampler: BucketSampler | BatchesByDataset
     steps_per_epoch: int  # updates of the weights
     tokens_per_epoch: int
 
