@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from qa_lib.data import selection
 from qa_lib.reports import common, trials
 from qa_lib.reports.comparisons import Comparison, Step
+from qa_lib.settings import encoder_files
 from qa_lib.settings.parameters import (
     Batch,
     Blocks,
@@ -39,16 +40,23 @@ from qa_lib.settings.spec import Spec
 TITLE = "ROaD-ELECTRA"
 
 # Variant: its name for readers, and its one colour everywhere, in the order of every figure. One
-# hue for each group: no second pre-training, MT-DNN, averaged gradients, controls.
+# hue for each group: no second pre-training, MT-DNN, averaged gradients, controls. Other encoders
+# have the colours of their group, a little darker.
 MODELS = {
     "baseline": ("Plain", "#0072b2"),
     "joint-head": ("Plain, joint head", "#5f8fb4"),
     "mt-dnn": ("MT-DNN", "#b87a00"),
     "mtl": ("ROaD", "#d55e00"),
-    "target-only": ("Target alone twice", "#009e73"),
+    "target-only": ("Target alone, twice", "#009e73"),
     "mtl-one-draw": ("ROaD, one draw a step", "#9a6a4a"),
     "mtl-own-heads": ("ROaD, a head a dataset", "#b5578c"),
     "mtl-passes": ("ROaD, other draws a step", "#94762a"),
+    "baseline-bert": ("Plain BERT", "#00598c"),
+    "mt-dnn-bert": ("MT-DNN on BERT", "#8f5f00"),
+    "mtl-bert": ("ROaD on BERT", "#a84a00"),
+    "baseline-albert": ("Plain ALBERT", "#004166"),
+    "mt-dnn-albert": ("MT-DNN on ALBERT", "#6b4700"),
+    "mtl-albert": ("ROaD on ALBERT", "#7d3700"),
 }
 
 # What a page leads with.
@@ -89,7 +97,16 @@ class Parameters(Study):
     # Further targets that are among the datasets of pre-training.
     sentences: list[str] = []
     experiments: list[
-        Literal["heads", "pretraining", "controls", "passes", "unanswerable", "sentences", "blocks"]
+        Literal[
+            "heads",
+            "pretraining",
+            "controls",
+            "passes",
+            "unanswerable",
+            "sentences",
+            "blocks",
+            "encoders",
+        ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     sweep_seeds: Seeds | None = None  # of sweeps; by default `seeds`
@@ -112,6 +129,8 @@ class Parameters(Study):
     pooling: Literal["cls", "pooler", "mean"]  # what a head of classes reads of a text
     sweep_passes: list[Annotated[int, Field(ge=1, le=64)]]
     sweep_blocks: list[Blocks]  # blocks of the encoder
+    # Name of an encoder in variants (bert, albert) → the encoder.
+    encoders: dict[str, str]
     # Arm tuned. ROaD and MT-DNN: rates and decays of pre-training, and rates of fine-tuning. Plain:
     # rates and epochs.
     trial_pretraining_rates: list[Rate] = Field(min_length=1)
@@ -288,14 +307,15 @@ class Arm:
         seeds: list[int] | None = None,
         target: str | None = None,
         pretraining: Pretraining | None = None,
-        before: dict | None = None,
         heads: dict | None = None,
+        everywhere: dict | None = None,
         **fields,
     ) -> list[Spec]:
         """Return the runs of a model for each seed: its pre-training, and fine-tuning behind it.
 
         variant: by default the model's name. target: by default the first dataset. pretraining: by
-        default the model's. before: fields of the pre-training. heads: options of heads.
+        default the model's. heads: options of heads. everywhere: fields of both runs; fields: of
+        fine-tuning alone.
         """
         params = self.params
         pretraining = pretraining or self.pretrainings.get(model)
@@ -317,18 +337,11 @@ class Arm:
         for seed in seeds or params.seeds:
             start = self.shared["start"]
             if pretraining:
-                of_pretraining = chosen.get("pretraining", {}) | (before or {})
+                of_pretraining = chosen.get("pretraining", {}) | (everywhere or {})
                 start = self.pretrain(variant or model, seed, pretraining, **of_pretraining)
                 specs.append(start)
-            specs.append(
-                Spec(
-                    **self.shared
-                    | own
-                    | {"seed": seed, "start": start}
-                    | of_fine_tuning
-                    | fields
-                )
-            )
+            of_run = {"seed": seed, "start": start} | of_fine_tuning | (everywhere or {}) | fields
+            specs.append(Spec(**self.shared | own | of_run))
         return specs
 
 
@@ -397,9 +410,22 @@ def plan_blocks(arm: Arm) -> list[Spec]:
                 model,
                 f"{model}-blocks",
                 arm.params.sweep_seeds,
-                before={"blocks": blocks},
-                blocks=blocks,
+                everywhere={"blocks": blocks},
             )
+    return specs
+
+
+def plan_encoders(arm: Arm) -> list[Spec]:
+    """The same on other encoders (T3)."""
+    specs = []
+    for name, encoder in arm.params.encoders.items():
+        weights = encoder_files.identify_weights(encoder)
+        of_encoder = {"encoder": encoder, "weights": weights}
+        for target in [None, *arm.params.sentences]:
+            for model in ("baseline", "mt-dnn", "mtl"):
+                specs += arm.train_model(
+                    model, f"{model}-{name}", target=target, everywhere=of_encoder
+                )
     return specs
 
 
@@ -412,6 +438,7 @@ EXPERIMENTS = {
     "unanswerable": plan_unanswerable,
     "sentences": plan_sentences,
     "blocks": plan_blocks,
+    "encoders": plan_encoders,
 }
 
 
