@@ -550,6 +550,7 @@ def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
         "domains": ["a", "b"],
         "encoder": "elsewhere",
         "folder": "/x",
+        "held_out": ["c"],
     }
     for key, value in without_effect.items():
         assert spec.model_copy(update={key: value}).hash == spec.hash, key

@@ -392,6 +392,7 @@ def test_a_mixture_of_two_tasks_knows_its_copies(monkeypatch):
         seed=0,
         validation_rows=0,
         tests=[],
+        held_out=[],
         source="folder",
         folder="",
         bad_rows="stop",

@@ -72,8 +72,9 @@ class Dataset(Strict):
     # This dataset is a second test set of `part_of`; its rows are reported under that name.
     part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
-    # Test sentences with typing mistakes, or with neighbouring words swapped (data/alter.py).
-    altered: Literal["typos", "swaps"] | None = None
+    # Test sentences with typing mistakes, or with neighbouring words swapped; or generated
+    # questions in other words (data/alter.py).
+    altered: Literal["typos", "swaps", "reworded"] | None = None
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
@@ -120,12 +121,23 @@ class Dataset(Strict):
                     f"{self.task} have; leave it out"
                 )
         if self.task == "span":
-            for field in ("classes", "range", "text", "text_pair", "label", "altered"):
+            sentences_alone = ["classes", "range", "text", "text_pair", "label"]
+            if self.altered != "reworded":
+                sentences_alone.append("altered")
+            for field in sentences_alone:
                 if field in self.model_fields_set:
                     raise ValueError(
                         f"{field}: a dataset of the task span has none; name its task, classes or "
                         "score, or leave it out"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _reworded(self):
+        if self.altered == "reworded" and (self.task != "span" or self.rows is None):
+            raise ValueError(
+                "altered: only generated questions are reworded; of sentences write typos or swaps"
+            )
         return self
 
     @model_validator(mode="after")

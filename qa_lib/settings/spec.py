@@ -45,6 +45,9 @@ class Spec(Strict):
     places: list[int] | None = None
     validation_rows: int
     tests: list[str]  # label, since a run may be scored on more test sets later
+    # Label: no training row may share a text with a test row of these datasets. A row that does
+    # ends the run (qa_lib/data/selection.py), so that the field changes no numbers.
+    held_out: list[str] = []
     order: Literal["trainer", "sequential", "shuffled"] = "trainer"
     bad_rows: Literal["stop", "skip", "move"] = "stop"
     encoder: str  # label
@@ -108,6 +111,7 @@ class Spec(Strict):
             "folder",
             "domains",
             "tests",
+            "held_out",
             "encoder",
             "watched",
             "starter",
