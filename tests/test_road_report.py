@@ -162,6 +162,7 @@ def test_every_tuned_model_has_eight_trials_and_the_controls_take_road_s(load):
     waiting = road.plan(params, lambda spec: None)
     tried = [s for s in waiting if s.variant.endswith("-trial")]
     assert len(tried) == 24
+    assert {selection.trial_column(s) for s in tried} == {"validation_f1"}
     assert {s.seed for s in waiting} == {0}
     assert not any(s.tests for s in waiting)
     settings = {}

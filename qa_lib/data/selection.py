@@ -451,7 +451,7 @@ def trial_column(spec: Spec) -> str:
     """Return the column of a run's history by which it is chosen among trials."""
     if spec.multitask:
         return "validation_mean"
-    return f"validation_{find_task(spec).TRIAL_SCORE}"
+    return f"validation_{spec.trial_score or find_task(spec).TRIAL_SCORE}"
 
 
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:

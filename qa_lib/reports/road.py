@@ -474,7 +474,8 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
 
     def trial(model: str, setting: dict) -> Spec:
         tried = Arm(params, arm.shared, arm.pretrainings, {model: setting})
-        *before, tuned = tried.train_model(model, f"{model}-trial", params.seeds[:1], tests=[])
+        variant, seeds = f"{model}-trial", params.seeds[:1]
+        *before, tuned = tried.train_model(model, variant, seeds, tests=[], trial_score="f1")
         specs.extend(before)
         return tuned
 

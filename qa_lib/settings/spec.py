@@ -80,6 +80,8 @@ class Spec(Strict):
     # spans).
     checkpoint: Literal["last", "best"] = "last"
     looks: int = 1  # evaluations on validation rows in an epoch
+    # Label: the score on validation rows that chooses among trials. None: the task's.
+    trial_score: str | None = None
     watched: int = 0  # label: training rows that each of these evaluations scores too
     # Label: also scored by the starter code's rule, which cannot answer with a single token.
     starter: bool = False
@@ -113,6 +115,7 @@ class Spec(Strict):
             "tests",
             "held_out",
             "encoder",
+            "trial_score",
             "watched",
             "starter",
             "stale",
