@@ -327,6 +327,9 @@ class Heads(Strict):
     pairs: Literal["apart", "joined"] = "apart"
     # Whether the heads of pairs read the rich relational layer: one for all, or one for each.
     relational: Literal["none", "shared", "own"] = "none"
+    # Of a dataset of spans: start and end by themselves, or an end for each start and a classifier
+    # for "no answer", as in ELECTRA.
+    span: Literal["independent", "joint"] = "independent"
     # Of a dataset of scores without a relational layer.
     score: Literal["cosine", "distribution"] = "cosine"
 
