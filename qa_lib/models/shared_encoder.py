@@ -9,6 +9,7 @@ texts that the same encoder reads, each by itself. A batch holds rows of one dat
 B batch, T tokens, D width.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,14 @@ from qa_lib.models import encoders, heads
 
 PAIR = "pair_"  # prefix of what a batch holds of second texts
 HeadName = Literal[
-    "span", "classes", "pair", "cosine", "distribution", "relational_pair", "relational_score"
+    "span",
+    "joint_span",
+    "classes",
+    "pair",
+    "cosine",
+    "distribution",
+    "relational_pair",
+    "relational_score",
 ]
 
 
@@ -44,6 +52,8 @@ def make_head(
     match name:
         case "span":
             return heads.SpanHead(dim, dropout)
+        case "joint_span":
+            return heads.JointSpanHead(dim, dropout)
         case "classes":
             return heads.ClassHead(dim, classes, dropout)
         case "pair":
@@ -128,7 +138,16 @@ class SharedEncoder(heads.EncoderModel):
             raise ValueError(f"no head for dataset {dataset}; there are {', '.join(self.heads)}")
         return name
 
-    def forward(self, dataset: str | None = None, **batch) -> HeadOutput | heads.SpanOutput:
+    def collate(self, tokenizer, task, dataset: str) -> Callable:
+        """Return the function that makes a batch of a dataset's windows. task: that of its rows."""
+        collate = super().collate(tokenizer, task, dataset)
+        if not isinstance(self.heads[self.name_head(dataset)], heads.JointSpanHead):
+            return collate
+        return lambda windows: mark_candidates(collate(windows), windows)
+
+    def forward(
+        self, dataset: str | None = None, **batch
+    ) -> HeadOutput | heads.SpanOutput | heads.JointOutput:
         """Return the output on a batch of one dataset, with labels also the loss.
 
         batch: input_ids, attention_mask and, where the encoder reads them, token_type_ids, (B, T)
@@ -144,7 +163,7 @@ class SharedEncoder(heads.EncoderModel):
 
     def read_states(
         self, dataset: str | None, batch: dict, states: Tensor
-    ) -> HeadOutput | heads.SpanOutput:
+    ) -> HeadOutput | heads.SpanOutput | heads.JointOutput:
         """Return the output on a batch from the states of its texts, in the order of `encode`."""
         name = self.name_head(dataset)
         head = self.heads[name]
@@ -154,6 +173,8 @@ class SharedEncoder(heads.EncoderModel):
             raw = head(states, mask)  # (B, 2, T)
             loss = None if labels is None else head.losses(raw, labels).mean()
             return heads.SpanOutput(loss, *raw.unbind(1))
+        if isinstance(head, heads.JointSpanHead):
+            return head(states, batch.get("candidates", mask), labels)
         summaries = at_least_fp32(self.pool(states, mask))
         inputs = summaries.chunk(2) if has_pair(batch) else (summaries,)  # (B, D) each
         if reads_relation(head):
@@ -201,7 +222,7 @@ class SharedEncoder(heads.EncoderModel):
             states = self.encode(batch)
         return self.read_states(batch.get("dataset"), batch, states)
 
-    def compared_outputs(self, output: HeadOutput | heads.SpanOutput) -> Tensor:
+    def compared_outputs(self, output: HeadOutput | heads.SpanOutput | heads.JointOutput) -> Tensor:
         """Return what a divergence compares of an output, (B, …); of spans (B, 2, T)."""
         if isinstance(output, heads.SpanOutput):
             return torch.stack([output.start_logits, output.end_logits], 1)
@@ -227,6 +248,19 @@ def read_labels(batch: dict) -> Tensor | None:
     if "start_positions" in batch:
         return torch.stack([batch["start_positions"], batch["end_positions"]], 1)
     return batch.get("labels")
+
+
+def mark_candidates(batch: dict, windows: list[dict]) -> dict:
+    """Return a batch of windows with `candidates`, (B, T): 1 where a span may begin or end.
+
+    As in ELECTRA these are [CLS], the context, and the [SEP] behind it.
+    """
+    candidates = torch.zeros_like(batch["input_ids"])
+    candidates[:, 0] = 1
+    for row, window in zip(candidates, windows, strict=True):
+        types = torch.as_tensor(window["type_ids"])
+        row[: len(types)] |= types
+    return {**batch, "candidates": candidates}
 
 
 def has_pair(batch: dict) -> bool:

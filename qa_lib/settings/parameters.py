@@ -42,6 +42,8 @@ TAKEN_NAMES = frozenset(
     id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
     tokens end dataset expert weight share bin of pairs case
     accuracy pearson score ece truncated label task
+    em_answerable f1_answerable em_impossible f1_impossible em_no_answer f1_no_answer em_best
+    f1_best em_best_threshold f1_best_threshold unanswered null_threshold null_margin
     """.split()
 )
 # What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
@@ -337,6 +339,9 @@ class Heads(Strict):
     pairs: Literal["apart", "joined"] = "apart"
     # Whether the heads of pairs read the rich relational layer: one for all, or one for each.
     relational: Literal["none", "shared", "own"] = "none"
+    # Of a dataset of spans: start and end by themselves, or an end for each start and a classifier
+    # for "no answer", as in ELECTRA.
+    span: Literal["independent", "joint"] = "independent"
     # Of a dataset of scores without a relational layer.
     score: Literal["cosine", "distribution"] = "cosine"
 

@@ -35,6 +35,7 @@ EVERY_RUN = (
     "tasks/characters.py",
     "tasks/local_metric.py",
     "tasks/metrics.py",
+    "tasks/no_answer.py",
     "tasks/sentence.py",
     "tasks/sentence_score.py",
     "tasks/span.py",

@@ -638,7 +638,10 @@ def train_and_score(
         return None, NO_EXAMPLES
     history = read_history(trainer.state.log_history)
     reported = read_extra_losses(trainer.state.log_history)
-    scores, test_load, table = score_test_sets(spec, model, tokenizer, progress, keep_weights)
+    rules = evaluate.choose_rules(model, tokenizer, spec, validation) if spec.tests else {}
+    scores, test_load, table = score_test_sets(
+        spec, model, tokenizer, progress, keep_weights, rules
+    )
     if keep_weights:
         save_weights(spec, model)
     peak = peak_memory(spec)
@@ -775,9 +778,11 @@ def score_test_sets(
     tokenizer,
     progress: Callable[[str], None],
     keep_weights: bool,
+    rules: dict[str, dict[str, float]],
 ) -> tuple[dict[str, dict], dict[str, list], pd.DataFrame]:
     """Score a trained model; return its scores and its experts' load by test set, and its examples.
 
+    rules: what was chosen on validation rows, by task (evaluate.choose_rules).
     The load holds only the test sets on which the model has counted tokens per expert.
     """
     predict = evaluate.predict_outputs
@@ -791,7 +796,7 @@ def score_test_sets(
         progress(f"{spec.run}  scoring {name}")
         model.tally = 0
         scores[name], examples = evaluate.evaluate_test_set(
-            model, tokenizer, spec, name, dataset, rows, predict
+            model, tokenizer, spec, name, dataset, rows, predict, rules.get(dataset.task)
         )
         frames.append(examples.assign(set=name))
         if torch.is_tensor(model.tally):
