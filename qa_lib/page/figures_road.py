@@ -78,10 +78,11 @@ TASKS = {
 # Sets in tables of questions without answers: heading → metric.
 ANSWERABILITY = {
     "EM": "em",
-    "EM, answer": "em_has_answer",
-    "EM, no answer": "em_no_answer",
     "F1": "f1",
-    "EM, threshold of the test set": "em_best",
+    "EM, with answer": "em_answerable",
+    "EM, without": "em_impossible",
+    "EM, best threshold": "em_best",
+    "EM of never answering": "em_no_answer",
 }
 
 
@@ -245,8 +246,8 @@ def table_unanswerable(P) -> report.Html:
     columns = {heading: (P.unanswerable, metric) for heading, metric in ANSWERABILITY.items()}
     caption = (
         "Questions that may have no answer, by models that were fine-tuned on such. The threshold "
-        "for “no answer” is chosen on validation rows; in the last column on the test rows "
-        "themselves, as the official script shows it."
+        "for “no answer” is chosen on validation rows. The best threshold is chosen on the test "
+        "rows themselves, as the official script does, and is no result."
     )
     return pieces.table_grid(P, "table_unanswerable", caption, list(UNANSWERABLE), columns, {})
 
