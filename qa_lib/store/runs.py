@@ -402,6 +402,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
         *PREFIXED,
         "recipe",
         "stale",
+        "probes",
     }
     settings = spec.model_dump(exclude=not_shown)
     columns = {"run": record["run"]}
