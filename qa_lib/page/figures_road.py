@@ -7,8 +7,6 @@ own.figure_passes(P)                       scores by the draws that an update av
 own.table_cited()                          other people's models, as the report prints them
 """
 
-from itertools import combinations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -327,18 +325,11 @@ def collect_cosines(P, arm: str = "printed") -> pd.DataFrame:
     for spec, record in runs.require_records(specs):
         labels = runs.label_columns(spec, record)
         for probe in record.get("gradients", []):
-            for first, second in combinations(spec.domains, 2):
-                rows.append(
-                    labels
-                    | {
-                        "step": probe["step"],
-                        "first": first,
-                        "second": second,
-                        "cosine": probe["cosines"][f"{first}/{second}"],
-                        "same": known[first].head == known[second].head,
-                        "left": probe["left"],
-                    }
-                )
+            for pair, cosine in probe["cosines"].items():
+                first, second = pair.split("/")
+                measured = {"step": probe["step"], "cosine": cosine, "left": probe["left"]}
+                same = known[first].head == known[second].head
+                rows.append(labels | measured | {"first": first, "second": second, "same": same})
     return tables.add_display_names(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
 

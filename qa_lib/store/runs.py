@@ -403,6 +403,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
         "recipe",
         "stale",
         "trial_score",
+        "probes",
     }
     settings = spec.model_dump(exclude=not_shown)
     columns = {"run": record["run"]}

@@ -43,7 +43,16 @@ from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
-from qa_lib.training import build, clusters, evaluate, frozen, layer_rates, memory, multitask
+from qa_lib.training import (
+    build,
+    clusters,
+    evaluate,
+    frozen,
+    gradients,
+    layer_rates,
+    memory,
+    multitask,
+)
 
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 # What the Trainer itself logs at a step; all else comes from extra losses.
@@ -622,6 +631,8 @@ def train_and_score(
         data_collator=examples.collate,
         callbacks=[loss_keeper, Keeper(spec, progress, spent, code)],
     )
+    if spec.probes:
+        trainer.add_callback(gradients.GradientProbe(spec, examples.windows, examples.collate))
     if trainer.is_world_process_zero():
         drop_other_checkpoints(checkpoints, resume, progress)
     if resume:
@@ -664,6 +675,8 @@ def train_and_score(
         "seconds": spent,  # `train` adds its own
         "code": code,
     }
+    if spec.probes:
+        results["gradients"] = gradients.read_gradients(trainer.state.log_history)
     return results, table
 
 
