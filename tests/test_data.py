@@ -257,6 +257,19 @@ def test_rows_that_may_not_train_are_left_out(own, tmp_path):
     assert splits.counts["contexts of other test sets dropped"] == 1
 
 
+def test_a_text_within_one_of_another_test_set_can_be_left_out_too(own, tmp_path):
+    train = [make_row(i) for i in range(30)]
+    longer = f"Before it. {train[9]['context'].upper()} After it."
+    write_rows(tmp_path / "other.jsonl", [make_row(40) | {"context": longer, "answers": NOTHING}])
+    apart = {"apart_from": ["other.jsonl"]}
+    folder = own(train, [make_row(30)], **apart)
+    assert "r9" in {r["id"] for r in selection.load_splits("own", "folder", folder).train}
+    folder = own(train, [make_row(30)], **apart, apart_within=True)
+    splits = selection.load_splits("own", "folder", folder)
+    assert {r["id"] for r in train} - {r["id"] for r in splits.train} == {"r9"}
+    assert splits.counts["contexts of other test sets dropped"] == 1
+
+
 def test_a_mixture_leaves_out_what_another_of_its_sets_holds_out(monkeypatch):
     train = [make_row(i) for i in range(30)]
     whole = {

@@ -225,7 +225,7 @@ def test_a_quote_that_is_not_closed_is_one_sentence():
     [
         (["moe", "--size", "huge"], "^SIZE=huge is not a size; known: small, full$"),
         (["moe", "--profile", "quik"], "^PROFILE=quik is not a profile; known: quick"),
-        (["mo"], "^'mo' is not a report of this study; known: exbert, moe, smart$"),
+        (["mo"], "^'mo' is not a report of this study; known: exbert, moe, road, smart$"),
     ],
 )
 def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):

@@ -235,10 +235,7 @@ def split_rows(
         test = validation
         validation = []
     if d.apart_from:
-        apart_texts = set()
-        for row in apart:
-            apart_texts.update(task.list_texts(row))
-        clean = [row for row in train if apart_texts.isdisjoint(task.list_texts(row))]
+        clean = keep_apart(train, apart, d)
         counts["contexts of other test sets dropped"] = len(train) - len(clean)
         train = clean
     held = {task.copy_key(row) for row in test}
@@ -255,6 +252,28 @@ def split_rows(
     if d.altered:
         test = alter.alter_rows(test, d.altered)
     return Splits(clean_train, clean_validation, test, counts, d.task)
+
+
+def keep_apart(rows: list[dict], apart: list[dict], d: Dataset) -> list[dict]:
+    """Return the rows that share no text with rows of other test sets, which are in `apart`.
+
+    Where the definition says so, a row whose text is a part of one of theirs is left out, too.
+    """
+    task = get_task(d.task)
+    others = set()
+    for row in apart:
+        others.update(task.list_texts(row))
+    clean = [row for row in rows if others.isdisjoint(task.list_texts(row))]
+    if not d.apart_within:
+        return clean
+    # One text a line, so that none runs over into the next.
+    every = "\n".join(sorted(others))
+    known = {}
+    for row in clean:
+        for text in task.list_texts(row):
+            if text not in known:
+                known[text] = text in every
+    return [row for row in clean if not any(known[text] for text in task.list_texts(row))]
 
 
 def drop_copies(rows: list[dict], task: str) -> list[dict]:

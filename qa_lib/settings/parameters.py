@@ -78,6 +78,7 @@ class Dataset(Strict):
     # questions in other words (data/alter.py).
     altered: Literal["typos", "swaps", "reworded"] | None = None
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
+    apart_within: bool = False  # nor does one stand within a context, or a text, of theirs
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
     # Of the tasks classes and score. A label is the name of a class, or its number from 0.
