@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_multitask import make_spec
+from test_multitask import compare_records, make_spec, train_twice
 from test_shared_heads import show_nothing
 
 from qa_lib.data import selection
@@ -241,6 +241,14 @@ def test_a_target_goes_on_with_the_joint_head(small_encoder):
     plain, _ = build.build_model(make_joint(small_encoder, heads=Heads()))
     drawn = copy.deepcopy(plain.heads["talks"].linear.weight)
     assert torch.equal(other.heads["talks"].linear.weight, drawn)
+
+
+def test_a_run_with_a_joint_head_is_killed_and_ends_with_the_same_numbers(
+    small_encoder, store, monkeypatch
+):
+    draws = Multitask(schedule="draws", rounds=6, passes=2)
+    spec = make_joint(small_encoder, multitask=draws)
+    compare_records(*train_twice(spec, 4, store, monkeypatch))
 
 
 def test_smart_and_a_joint_head_are_one_sentence(small_encoder):
