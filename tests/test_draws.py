@@ -179,8 +179,8 @@ def test_a_run_of_draws_is_killed_and_ends_with_the_same_numbers(small_encoder, 
 
 def test_a_run_is_killed_between_two_batches_of_an_update(small_encoder, store, monkeypatch):
     """It goes on from a checkpoint at an earlier update's end, and ends with the same numbers."""
-    of_draws = Multitask(schedule="draws", rounds=30, passes=4, sampling="proportional")
-    spec = make_spec(small_encoder, multitask=of_draws, checkpoint="last")
+    of_draws = Multitask(schedule="draws", rounds=20, passes=4, sampling="proportional")
+    spec = make_spec(small_encoder, multitask=of_draws, checkpoint="last", epochs=1.0)
     expected = train.train(spec, progress=show_nothing, keep_weights=True)
     weights = build.load_weights(spec)
     (store / "runs" / "smart").rename(store / "undisturbed")
@@ -188,7 +188,7 @@ def test_a_run_is_killed_between_two_batches_of_an_update(small_encoder, store, 
 
     def end_in_update(self, args, state, control, **kwargs):
         batches_done.append(state.global_step)
-        if batches_done.count(40) == 2:
+        if batches_done.count(13) == 2:
             raise Killed
 
     with monkeypatch.context() as patch:
@@ -196,10 +196,10 @@ def test_a_run_is_killed_between_two_batches_of_an_update(small_encoder, store, 
         patch.setattr(train.Keeper, "on_substep_end", end_in_update, raising=False)
         with pytest.raises(Killed):
             train.train(spec, progress=show_nothing)
-    assert batches_done[-3:] == [39, 40, 40]
+    assert batches_done[-3:] == [12, 13, 13]
     lines = []
     again = train.train(spec, progress=lines.append, keep_weights=True)
-    assert f"{spec.run}  goes on from checkpoint-39" in lines
+    assert f"{spec.run}  goes on from checkpoint-12" in lines
     compare_records(again, expected)
     for name, tensor in build.load_weights(spec).items():
         assert torch.equal(tensor, weights[name]), name
