@@ -178,12 +178,13 @@ def format_printed(row) -> str:
     return " to ".join(ends)
 
 
-def format_difference(row) -> str:
-    """Return a value with its 95 % interval; of one seed the value alone."""
-    value = verify.format_number(row.value, 1)
+def format_difference(row, unit: str = "") -> str:
+    """Return a value with its 95 % interval and unit; of one seed the value alone."""
+    value = verify.format_number(row.value, 1).replace("-", "−")
     if np.isnan(row.low):
-        return f"{value} (one seed)".replace("-", "−")
-    return (value + verify.format_interval(row.low, row.high, 1)).replace("-", "−")
+        return f"{value} {unit}".strip() + " (one seed)"
+    interval = verify.format_interval(row.low, row.high, 1).replace("-", "−")
+    return f"{value}{interval} {unit}".strip()
 
 
 # ---- the steps ----
