@@ -306,11 +306,11 @@ def plant_record(spec: Spec, rows=40) -> tuple[dict, pd.DataFrame]:
     return {"metrics": scores, "history": history, "environment": environment}, pd.concat(frames)
 
 
-def save_missing(params):
+def save_missing(params, plant=plant_record):
     """Plant a record for every run of a plan; those that trials choose come last."""
     while missing := [s for s in plans.plan(params) if runs.find_record(s) is None]:
         for spec in missing:
-            runs.save(spec, *plant_record(spec))
+            runs.save(spec, *plant(spec))
 
 
 def test_every_contrast_finds_its_planned_runs_and_no_others(load):

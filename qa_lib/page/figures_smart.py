@@ -59,13 +59,13 @@ CLASSES = {"rrobin-full-layer": {"F1 0": 36, "F1 1": 58, "F1 2": 26, "F1 3": 60,
 
 PARTS = {
     "pretrain": "encoder not trained",
-    "smart": "SMART's two terms",
+    "smart": "SMART's terms",
     "rrobin": "three heads",
-    "rrobin-smart": "three heads, SMART's two terms",
-    "rrobin-pre-smart": "three heads, SMART's two terms; paraphrases alone first",
-    "rrobin-full": "three heads, batches by data size",
-    "rrobin-full-smart": "three heads, batches by data size, SMART's two terms",
-    "rrobin-full-layer": "three heads, batches by data size, relational layer",
+    "rrobin-smart": "three heads, SMART's terms",
+    "rrobin-pre-smart": "three heads, SMART's terms",
+    "rrobin-full": "three heads",
+    "rrobin-full-smart": "three heads, SMART's terms",
+    "rrobin-full-layer": "three heads, relational layer",
 }
 WITH_SMART = ("smart", "rrobin-smart", "rrobin-pre-smart", "rrobin-full-smart")
 DEGENERATE = ("rrobin", "rrobin-smart", "rrobin-smart-softmax")

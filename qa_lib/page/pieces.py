@@ -331,7 +331,8 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
                 at_edge.append(str(model))
         if at_edge:
             name = charts.NAMES_OF.get(column, column)
-            told.append(f"{name} of {', '.join(at_edge)}")
+            is_every = len(at_edge) == rows["model"].nunique()
+            told.append(f"{name} of {'every model' if is_every else ', '.join(at_edge)}")
     return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
 
 
