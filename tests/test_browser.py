@@ -57,7 +57,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
-PLANTED = Path("smart") / "planted" / "report.html"
+# The page of planted records, which is made when a test asks for it.
+SMART = Path("smart") / "planted" / "report.html"
 
 
 def name_page(page: Path) -> str:
@@ -65,9 +66,9 @@ def name_page(page: Path) -> str:
     return "-".join([*page.parts[-3:-1], page.stem])
 
 
-each = pytest.mark.parametrize("page", [*PAGES, PLANTED], ids=name_page, indirect=True)
+each = pytest.mark.parametrize("page", [*PAGES, SMART], ids=name_page, indirect=True)
 each_and_index = pytest.mark.parametrize(
-    "page", [*PAGES, *INDEX, PLANTED], ids=name_page, indirect=True
+    "page", [*PAGES, *INDEX, SMART], ids=name_page, indirect=True
 )
 FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))
   .filter(h => !/^(#|https?:)/.test(h))"""
@@ -96,7 +97,7 @@ def planted(tmp_path_factory):
 @pytest.fixture
 def page(request):
     """Return a page's path."""
-    return request.getfixturevalue("planted") if request.param == PLANTED else request.param
+    return request.getfixturevalue("planted") if request.param == SMART else request.param
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
