@@ -117,10 +117,11 @@ def count_each_verdict(rows: list) -> str:
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if verdict in counts)
 
 
-def show_stance(P, of_stance: dict[str, list], tables: dict[str, pd.DataFrame]) -> str:
+def show_stance(P, name: str, of_stance: dict[str, list], tables: dict[str, pd.DataFrame]) -> str:
     """Return the groups of one stance. Those without a primary claim are folded together.
 
-    of_stance: heading → the claims below it.
+    name: what the stance is called. of_stance: heading → the claims below it. Where all are folded
+    the name stands in the summary, since paper shows no fold.
     """
     shown = []
     folded = []
@@ -132,13 +133,14 @@ def show_stance(P, of_stance: dict[str, list], tables: dict[str, pd.DataFrame]) 
         else:
             folded.append(group)
             rows_folded += rows
-    text = "".join(shown)
+    title = f"<strong>{name}</strong>"
+    text = f"<p>{title}</p>{''.join(shown)}" if shown else ""
     if not folded:
         return text
-    number = f"{len(rows_folded)} more" if shown else f"{len(rows_folded)}"
+    counts = escape(count_each_verdict(rows_folded))
     claim = "claim" if len(rows_folded) == 1 else "claims"
-    summary = f"{number} {claim}: {count_each_verdict(rows_folded)}"
-    return f"{text}<details><summary>{escape(summary)}</summary>{''.join(folded)}</details>"
+    summary = f"{len(rows_folded)} more {claim}: {counts}" if shown else f"{title}: {counts}"
+    return f"{text}<details><summary>{summary}</summary>{''.join(folded)}</details>"
 
 
 def fold_items(summary: str, items: str) -> str:
@@ -204,8 +206,7 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
         groups[row.stance].setdefault(heading, []).append(row)
     for stance, of_stance in groups.items():
         if of_stance:
-            parts.append(f"<p><strong>{STANCES[stance]}</strong></p>")
-            parts.append(show_stance(P, of_stance, tables))
+            parts.append(show_stance(P, STANCES[stance], of_stance, tables))
     tested = [row for of_stance in groups.values() for rows in of_stance.values() for row in rows]
     legend = escape(LEGEND + describe_mark(verify.select(table)))
     text = (
