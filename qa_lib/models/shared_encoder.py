@@ -171,7 +171,7 @@ class SharedEncoder(heads.EncoderModel):
         mask = stack_texts(batch, self.encoder.config.pad_token_id)["attention_mask"]
         if isinstance(head, heads.SpanHead):
             raw = head(states, mask)  # (B, 2, T)
-            loss = None if labels is None else head.losses(raw, labels).mean()
+            loss = None if labels is None else self.average(head.losses(raw, labels), dataset)
             return heads.SpanOutput(loss, *raw.unbind(1))
         if isinstance(head, heads.JointSpanHead):
             return head(states, batch.get("candidates", mask), labels)
@@ -182,11 +182,14 @@ class SharedEncoder(heads.EncoderModel):
         raw = at_least_fp32(head(*inputs))
         loss = None
         if labels is not None:
-            losses = head.losses(raw, labels)  # (B,)
-            loss = losses.mean()
-            if name in self.divisors:
-                loss = losses.sum() / self.divisors[name]
+            loss = self.average(head.losses(raw, labels), dataset)
         return HeadOutput(loss, head.predict(raw), raw)
+
+    def average(self, losses: Tensor, dataset: str | None) -> Tensor:
+        """Return the loss of a batch, a scalar, from those of its rows, (B,)."""
+        if dataset in self.divisors:
+            return losses.sum() / self.divisors[dataset]
+        return losses.mean()
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return the summary of each text, (N, D). states: (N, T, D); mask: (N, T)."""

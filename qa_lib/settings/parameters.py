@@ -264,6 +264,11 @@ class Study(Strict):
         return {}
 
     @property
+    def stand_ins(self) -> dict[str, str]:
+        """Generated dataset → the dataset in whose place it stands, as the claims call that."""
+        return {}
+
+    @property
     def fewest_seeds(self) -> int:
         """The seeds of the comparison that has the fewest."""
         return len(self.seeds)
