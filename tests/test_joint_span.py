@@ -223,10 +223,14 @@ def test_datasets_in_turn_have_one_threshold_and_a_joint_head(small_encoder):
         tests=["talks", "news", "sentiment"],
         heads=JOINT.model_copy(update={"pairs": "joined"}),
         multitask=Multitask(schedule="draws", rounds=4, passes=2),
+        validation_rows=120,
     )
+    _, validation, _ = selection.draw_mixture(spec)
+    assert any(row.get("is_impossible") for row in validation)
     record = train.train(spec, progress=show_nothing)
     with_threshold = [name for name, s in record["metrics"].items() if "null_threshold" in s]
     assert with_threshold == ["talks"]
+    assert record["metrics"]["talks"]["null_threshold"] != 0.0
 
 
 def test_a_target_goes_on_with_the_joint_head(small_encoder):

@@ -128,6 +128,15 @@ def test_the_threshold_of_validation_rows_decides_on_test_rows(outputs):
     assert score_cases(outputs, rule={"null_threshold": 9.0})["unanswered"] == 0.0
 
 
+def test_rows_of_a_dataset_without_impossible_ones_have_no_part_in_the_choice(outputs):
+    rows = make_rows()
+    predictions = span.predict(rows, make_windows(), outputs)
+    certain = [row | {"is_impossible": False} for row in rows]
+    answered = span.predict(certain, make_windows(), outputs)
+    rule = span.choose_rule(certain + rows, lambda: answered + predictions)
+    assert rule == span.choose_rule(rows, lambda: predictions)
+
+
 def test_averages_over_clusters_are_taken_in_each_part(outputs):
     scores = score_cases(outputs, cluster="question", average="clusters")
     assert scores["f1_answerable"] == pytest.approx((100 + HALF) / 4)

@@ -225,7 +225,7 @@ class SharedEncoder(heads.EncoderModel):
             states = self.encode(batch)
         return self.read_states(batch.get("dataset"), batch, states)
 
-    def compared_outputs(self, output: HeadOutput | heads.SpanOutput | heads.JointOutput) -> Tensor:
+    def compared_outputs(self, output: HeadOutput | heads.SpanOutput) -> Tensor:
         """Return what a divergence compares of an output, (B, …); of spans (B, 2, T)."""
         if isinstance(output, heads.SpanOutput):
             return torch.stack([output.start_logits, output.end_logits], 1)

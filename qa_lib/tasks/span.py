@@ -470,13 +470,19 @@ def choose_rule(rows: list[dict], predict_rows: Callable[[], list[dict]]) -> dic
     """Return the options of `predict` that are chosen on validation rows.
 
     It is the threshold of "no answer" with the highest F1, where a row has no answer.
-    predict_rows: returns the rows' predictions, and is called only where there is a choice.
+    predict_rows: returns the rows' predictions, and is called only where there is a choice. Rows of
+    a dataset that answers all of its rows have no margin there, and no part in the choice.
     """
     if not has_impossible_rows(rows):
         return {}
-    predictions = predict_rows()
+    rows_with_margin = []
+    predictions = []
+    for row, answer in zip(rows, predict_rows(), strict=True):
+        if "null_margin" in answer:
+            rows_with_margin.append(row)
+            predictions.append(answer)
     margins = np.array([answer["null_margin"] for answer in predictions])
-    f1_both_ways = score_both_ways(rows, predictions)["f1"]
+    f1_both_ways = score_both_ways(rows_with_margin, predictions)["f1"]
     threshold, _ = no_answer.choose_threshold(margins, *f1_both_ways)
     return {"null_threshold": threshold}
 
