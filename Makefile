@@ -7,7 +7,7 @@ SHELL := bash
 .NOTPARALLEL:
 # WORKERS=n is the parallelism, not make -j.
 
-REPORTS  := moe exbert smart
+REPORTS  := moe exbert road smart
 PROFILES := quick real paper
 # Of a profile, the reports that `make reproduce` and `make data` mean: at paper those whose hub datasets are named.
 reports   = $(if $(filter paper,$1),exbert,$(REPORTS))

@@ -1,14 +1,23 @@
-"""Altered test sentences (qa_lib/data/alter.py), and datasets that hold them."""
+"""Altered test rows (qa_lib/data/alter.py), and datasets that hold them."""
 
+import hashlib
+import json
 import random
+import re
 from collections import Counter
 
 import pytest
 
-from qa_lib.data import alter, selection
+from qa_lib.data import alter, corpora, selection
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import UserError
+
+
+def content_words(text: str) -> set[str]:
+    """Return the words of a text in lower case, without stop words."""
+    return set(re.findall(r"[a-z0-9]+", text.lower())) - corpora._load()["stop"]
+
 
 TEXT = "A quiet harbour town keeps its oldest secrets under seven grey stone bridges ."
 
@@ -88,6 +97,88 @@ def test_answers_in_a_context_are_not_altered():
     fields = {"train": ["x.jsonl"], "train_rows": 10, "altered": "typos"}
     with pytest.raises(UserError, match="altered: a dataset of the task span has none"):
         params.validate(params.Dataset, fields, dict.fromkeys(fields, "datasets.yaml: x: "))
+
+
+@pytest.mark.parametrize("changes", [{"rows": None}, {"task": "classes", "classes": ["a", "b"]}])
+def test_only_generated_questions_are_reworded(changes):
+    fields = {"train": ["x"], "train_rows": 10, "rows": 20, "altered": "reworded"} | changes
+    with pytest.raises(UserError, match="altered: only generated questions are reworded"):
+        params.validate(params.Dataset, fields, dict.fromkeys(fields, "datasets.yaml: x: "))
+
+
+# ---- reworded questions ----
+
+# A change of these means that the wording changed: records of runs that were scored on it are of
+# other rows.
+REWORDED = {"encyclopaedia": "cd71d8d7c1079385", "news": "2b68aa877d9002d4"}
+
+
+def generated_question(row: dict) -> dict:
+    """Return what the passage of a row knows of its question."""
+    register, seed, number, k = row["id"].split("-")
+    return corpora._passage(register, int(seed), int(number))["questions"][int(k)]
+
+
+@pytest.mark.parametrize("register", REWORDED)
+def test_reworded_questions_are_frozen(register):
+    rows = selection.load_splits(f"{register}-reworded", "embedded").test
+    text = json.dumps([[row["id"], row["question"]] for row in rows])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == REWORDED[register]
+
+
+@pytest.mark.parametrize("register", REWORDED)
+def test_a_reworded_question_has_other_words_and_the_same_answer(register):
+    plain = selection.load_splits(register, "embedded").test
+    reworded = selection.load_splits(f"{register}-reworded", "embedded").test
+    assert len(plain) == len(reworded) >= 32
+    for before, after in zip(plain, reworded, strict=True):
+        assert before | {"question": after["question"]} == after
+        assert before["question"] != after["question"]
+        name = generated_question(before)["name"]
+        assert name.lower() in before["question"].lower()
+        assert name.lower() in after["question"].lower()
+    assert alter.alter_rows(plain[5:], "reworded") == reworded[5:]
+    for part in ("train", "validation"):
+        rows = getattr(selection.load_splits(f"{register}-reworded", "embedded"), part)
+        assert rows == getattr(selection.load_splits(register, "embedded"), part)
+
+
+@pytest.mark.parametrize("kind", corpora._load_rewordings())
+def test_every_relation_has_two_wordings_that_no_generated_question_has(kind):
+    relations = corpora._load()["kinds"][kind]
+    wordings = corpora._load_rewordings()[kind]
+    assert list(wordings) == corpora._load()["relations"][kind]
+    asked = {form.lower() for relation in wordings for form in relations[relation]["ask"]}
+    forms = [form for relation in wordings for form in wordings[relation]]
+    assert asked.isdisjoint(form.lower() for form in forms)
+    assert len(set(forms)) == len(forms) == 2 * len(wordings)
+    for form in forms:
+        assert form.count("{s}") == 1
+        assert form.endswith("?")
+
+
+@pytest.mark.parametrize("register", REWORDED)
+def test_a_reworded_question_shares_no_more_words_with_its_sentence(register):
+    """Else its answer would be easier to find."""
+    shares = {"plain": [], "reworded": []}
+    for row in corpora.qa(register, 1200):
+        question = generated_question(row)
+        sentence = content_words(question["sentence"])
+        for name, text in (
+            ("plain", row["question"]),
+            ("reworded", corpora.reword_question(row["id"])),
+        ):
+            words = content_words(text)
+            shares[name].append(len(words & sentence) / len(words))
+    mean = {name: sum(values) / len(values) for name, values in shares.items()}
+    assert abs(mean["reworded"] - mean["plain"]) < 0.05
+    assert mean["reworded"] <= 0.4
+
+
+@pytest.mark.parametrize("identity", ["search-0-1-0", "dialogue-0-1-0", "r7", "poetry-0-0-0"])
+def test_a_question_without_another_wording_is_one_sentence(identity):
+    with pytest.raises(UserError, match=f"^row {identity} has no question .*: encyclopaedia, news"):
+        corpora.reword_question(identity)
 
 
 def test_smart_and_its_baselines_are_scored_on_altered_sentences():

@@ -1,7 +1,8 @@
 """Every rendered page in headless Chromium, as wide as a phone and a desk, light and dark.
 
 A page requests nothing and writes nothing to the console. Every image is decoded and described,
-nothing is wider than the window, tables sort, and axe-core finds nothing serious.
+nothing is wider than the window, tables sort, and axe-core finds nothing serious. Pages are those
+in figures/, and one of planted records (planted_page.py), which needs no training.
 
 `make test-browser` also installs axe-core. QA_SHOTS=folder keeps screenshots and a PDF.
 """
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from devtools import CHROMIUM, Tab
 from nbformat.v4 import new_markdown_cell, new_notebook
+from planted_page import make_page
+from test_notebook_form import count_visible_words
 
 from qa_lib.page import render
 from qa_lib.reports import plans
@@ -35,7 +38,9 @@ return {
   maths: document.querySelectorAll("math").length,
   ground: grey(look.backgroundColor), ink: grey(look.color),
   height: window.scrollHeight}; })()"""
-TABLE = """(() => { const table = [...document.querySelectorAll("table:has(button)")].at(-1);
+# The last table that stands open and has one row of headings, and its first column of numbers.
+TABLE = """(() => { const table = [...document.querySelectorAll("table:has(button)")]
+  .filter(t => t.checkVisibility() && t.tHead.rows.length == 1).at(-1);
 const head = [...table.tHead.rows[0].cells].findIndex(h => h.classList.contains("number"));
 return {table, head: table.tHead.rows[0].cells[head],
         column: [...table.tBodies[0].rows].map(r => r.cells[head].textContent)}; })()"""
@@ -44,15 +49,27 @@ SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations
   .filter(v => ["serious", "critical"].includes(v.impact))
   .map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200)]))"""
 
-# Pages in the newer form have a height at most, in pixels, on a wide screen.
+# Pages in the newer form have a height at most, in pixels, on a wide screen, and visible words.
 HEIGHTS = {"smart": 10_000}
+WORDS = {"smart": 1_500}
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
-    pytest.mark.skipif(not PAGES, reason="no page yet; make reproduce-exbert"),
 ]
-each = pytest.mark.parametrize("page", PAGES, ids=lambda p: "-".join(p.parts[-3:-1]))
+# The page of planted records, which is made when a test asks for it.
+SMART = Path("smart") / "planted" / "report.html"
+
+
+def name_page(page: Path) -> str:
+    """Return the name of a page in the names of tests."""
+    return "-".join([*page.parts[-3:-1], page.stem])
+
+
+each = pytest.mark.parametrize("page", [*PAGES, SMART], ids=name_page, indirect=True)
+each_and_index = pytest.mark.parametrize(
+    "page", [*PAGES, *INDEX, SMART], ids=name_page, indirect=True
+)
 FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))
   .filter(h => !/^(#|https?:)/.test(h))"""
 BUTTON = f"""(() => {{ const b = {TABLE}.head.firstChild; b.scrollIntoView({{block: "center"}});
@@ -71,9 +88,21 @@ def tab(tmp_path_factory):
         yield tab
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Return the page of planted records."""
+    return make_page(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def page(request):
+    """Return a page's path."""
+    return request.getfixturevalue("planted") if request.param == SMART else request.param
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
-@pytest.mark.parametrize("page", PAGES + INDEX, ids=lambda p: "-".join([*p.parts[-3:-1], p.stem]))
+@each_and_index
 def test_a_page_is_whole_and_accessible(tab, page, width, scheme):
     tab.open(page.as_uri(), width, scheme)
     state = tab.value(CHECK)
@@ -85,7 +114,10 @@ def test_a_page_is_whole_and_accessible(tab, page, width, scheme):
     assert state["maths"] > 0 or page in INDEX
     assert state["contents"] > 3
     if width == 1400:
-        assert state["height"] <= HEIGHTS.get(page.parent.parent.name, state["height"])
+        report = page.parent.parent.name
+        assert state["height"] <= HEIGHTS.get(report, state["height"])
+        words = count_visible_words(page.read_text(encoding="utf-8"))
+        assert words <= WORDS.get(report, words)
     for link in tab.value(FILES):
         assert (page.parent / link.split("#")[0]).is_file(), link
     assert [state[x] for x in ("images", "dead", "wider", "loose")] == [0, 0, 0, 0]

@@ -165,7 +165,9 @@ def answer_perfectly(
     for i in range(len(windows)):
         start[i][windows["start_positions"][i]] = 10
         end[i][windows["end_positions"][i]] = 10
-    return span.predict_answers(rows, windows, start, end), span.count_unlabelled(rows, windows)
+    return span.predict_answers(rows, windows, {"start": start, "end": end}), span.count_unlabelled(
+        rows, windows
+    )
 
 
 def make_row(context: str, begin: int, end: int) -> dict:

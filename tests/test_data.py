@@ -31,6 +31,31 @@ def make_row(i: int, **changes) -> dict:
     } | changes
 
 
+def make_run(monkeypatch, splits: dict, held_out: list[str], **changes) -> SimpleNamespace:
+    """Return a run on datasets of given splits: all but those that it holds out train."""
+    domains = [name for name in splits if name not in held_out]
+    monkeypatch.setattr(selection, "load_splits", lambda name, *rest: splits[name])
+    fields = {
+        "domains": domains,
+        "rows": [8] * len(domains),
+        "places": [],
+        "seed": 0,
+        "validation_rows": 0,
+        "tests": [],
+        "held_out": held_out,
+        "source": "folder",
+        "folder": "",
+        "bad_rows": "stop",
+        "imbalance": None,
+        "multitask": None,
+    }
+    return SimpleNamespace(**fields | changes)
+
+
+def make_pair(text: str, second: str) -> dict:
+    return {"id": text, "text": text, "text_pair": second, "label": 0, "domain": "pairs"}
+
+
 def write_rows(path, rows) -> None:
     """Write rows as JSON lines, compressed if the name ends in .gz. Text is written as it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,27 +257,26 @@ def test_rows_that_may_not_train_are_left_out(own, tmp_path):
     assert splits.counts["contexts of other test sets dropped"] == 1
 
 
-def test_a_mixture_leaves_out_what_another_of_its_sets_holds_out(monkeypatch, tmp_path):
+def test_a_text_within_one_of_another_test_set_can_be_left_out_too(own, tmp_path):
+    train = [make_row(i) for i in range(30)]
+    longer = f"Before it. {train[9]['context'].upper()} After it."
+    write_rows(tmp_path / "other.jsonl", [make_row(40) | {"context": longer, "answers": NOTHING}])
+    apart = {"apart_from": ["other.jsonl"]}
+    folder = own(train, [make_row(30)], **apart)
+    assert "r9" in {r["id"] for r in selection.load_splits("own", "folder", folder).train}
+    folder = own(train, [make_row(30)], **apart, apart_within=True)
+    splits = selection.load_splits("own", "folder", folder)
+    assert {r["id"] for r in train} - {r["id"] for r in splits.train} == {"r9"}
+    assert splits.counts["contexts of other test sets dropped"] == 1
+
+
+def test_a_mixture_leaves_out_what_another_of_its_sets_holds_out(monkeypatch):
     train = [make_row(i) for i in range(30)]
     whole = {
         "a": selection.Splits(train[:9], [], [], selection.Counter()),
         "b": selection.Splits(train[9:], train[3:4], [], selection.Counter()),
     }
-    spec = SimpleNamespace(
-        domains=["a", "b"],
-        rows=[8, 8],
-        places=[],
-        seed=0,
-        validation_rows=0,
-        tests=[],
-        source="folder",
-        folder=str(tmp_path),
-        bad_rows="stop",
-        imbalance=None,
-        multitask=None,
-    )
-    monkeypatch.setattr(selection, "load_splits", lambda name, *rest: whole[name])
-    mixed, _, counts = selection.draw_mixture(spec)
+    mixed, _, counts = selection.draw_mixture(make_run(monkeypatch, whole, []))
     assert "r3" not in {r["id"] for r in mixed}
     assert counts["copies of other sets' rows dropped"] == 1
 
@@ -613,6 +637,55 @@ def test_a_training_row_of_another_test_set_is_refused(tiny, monkeypatch):
     with pytest.raises(UserError, match=words):
         selection.draw_mixture(spec)
     assert selection.draw_mixture(spec.model_copy(update={"tests": ["encyclopaedia"]}))[0] == before
+
+
+def test_a_context_of_a_held_out_test_row_may_not_train(monkeypatch):
+    """Another question about the same context is no copy, and still a leak."""
+    leak = make_row(40) | {"context": make_row(3)["context"].upper()}
+    splits = {
+        "sets": selection.Splits([make_row(i) for i in range(9)], [], []),
+        "target": selection.Splits([], [], [make_row(50), leak]),
+    }
+    words = (
+        "^1 training rows of sets share a text with test rows of target, which must stay unseen; "
+        "name the test file of target in apart_from of sets in params/datasets.yaml$"
+    )
+    with pytest.raises(UserError, match=words):
+        selection.draw_mixture(make_run(monkeypatch, splits, ["target"]))
+    splits["target"].test.remove(leak)
+    clean, _, _ = selection.draw_mixture(make_run(monkeypatch, splits, ["target"]))
+    splits.pop("target")
+    assert clean == selection.draw_mixture(make_run(monkeypatch, splits, []))[0]
+    assert len(clean) == 8
+
+
+@pytest.mark.parametrize("place", ["text", "text_pair"])
+def test_a_sentence_of_a_held_out_test_row_may_not_train(monkeypatch, place):
+    """Nor may one that is the whole context of a question."""
+    context = make_row(40)["context"]
+    pairs = [make_pair(f"mill {i}", f"barn {i}") for i in range(9)]
+    leaks = {
+        "sentences": selection.Splits([], [], [make_pair("a ford", "Mill, 3!")], task="classes"),
+        "questions": selection.Splits([], [], [make_row(40)]),
+    }
+    pairs[3] |= {"text": "a moor", place: "mill 3"}
+    pairs[4][place] = context
+    for name, target in leaks.items():
+        splits = {"pairs": selection.Splits(pairs, [], [], task="classes"), name: target}
+        with pytest.raises(UserError, match=f"^1 training rows of pairs share .* of {name}, "):
+            selection.draw_mixture(make_run(monkeypatch, splits, [name]))
+    clean = selection.Splits([], [], [make_pair("a ford", "a wood")], task="classes")
+    splits = {"pairs": selection.Splits(pairs, [], [], task="classes"), "clean": clean}
+    assert len(selection.draw_mixture(make_run(monkeypatch, splits, ["clean"]))[0]) == 8
+
+
+@pytest.mark.parametrize("held_out", ["encyclopaedia", "news"])
+def test_generated_sets_share_no_text_with_test_rows(held_out):
+    unseen = selection.load_splits(held_out, "embedded")
+    for name, d in params.read_datasets("embedded").items():
+        if d.head and not d.part_of:
+            part = selection.load_splits(name, "embedded")
+            assert not selection.find_shared_texts(part.train, part.task, unseen), name
 
 
 @pytest.mark.parametrize("name", ["encyclopaedia", "biomedicine"])

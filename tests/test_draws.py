@@ -4,7 +4,16 @@ from collections import Counter
 
 import pytest
 import torch
-from test_multitask import SENTENCES, compare_records, list_epoch, make_spec, rows_of, train_twice
+from test_multitask import (
+    SENTENCES,
+    Killed,
+    compare_records,
+    list_epoch,
+    make_spec,
+    rows_of,
+    show_nothing,
+    train_twice,
+)
 
 from qa_lib.data import batches
 from qa_lib.models import encoders
@@ -166,6 +175,70 @@ def test_a_run_of_draws_is_killed_and_ends_with_the_same_numbers(small_encoder, 
     undisturbed, again = train_twice(spec, 15, store, monkeypatch)
     compare_records(again, undisturbed)
     assert [row["step"] for row in again["history"]] == [12, 24]
+
+
+def test_a_run_is_killed_between_two_batches_of_an_update(small_encoder, store, monkeypatch):
+    """It goes on from a checkpoint at an earlier update's end, and ends with the same numbers."""
+    of_draws = Multitask(schedule="draws", rounds=20, passes=4, sampling="proportional")
+    spec = make_spec(small_encoder, multitask=of_draws, checkpoint="last", epochs=1.0)
+    expected = train.train(spec, progress=show_nothing, keep_weights=True)
+    weights = build.load_weights(spec)
+    (store / "runs" / "smart").rename(store / "undisturbed")
+    batches_done = []
+
+    def end_in_update(self, args, state, control, **kwargs):
+        batches_done.append(state.global_step)
+        if batches_done.count(13) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setenv("QA_CHECKPOINT_SECONDS", "0")
+        patch.setattr(train.Keeper, "on_substep_end", end_in_update, raising=False)
+        with pytest.raises(Killed):
+            train.train(spec, progress=show_nothing)
+    assert batches_done[-3:] == [12, 13, 13]
+    lines = []
+    again = train.train(spec, progress=lines.append, keep_weights=True)
+    assert f"{spec.run}  goes on from checkpoint-12" in lines
+    compare_records(again, expected)
+    for name, tensor in build.load_weights(spec).items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+# ---- the length of a training ----
+
+
+def test_rounds_are_the_updates_and_rates_follow_them(small_encoder, monkeypatch):
+    """Warm-up and decay count updates, whatever the batches of an update."""
+    rates = []
+    make = torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return make(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    of_draws = Multitask(schedule="draws", rounds=20, passes=4)
+    spec = make_spec(small_encoder, multitask=of_draws, epochs=1.0, warmup=0.2, checkpoint="last")
+    record = train.train(spec, progress=show_nothing)
+    assert [row["step"] for row in record["history"]] == [20]
+    rising = [1e-3 * update / 4 for update in range(4)]
+    falling = [1e-3 * (20 - update) / 16 for update in range(4, 20)]
+    assert rates == pytest.approx(rising + falling)
+
+
+def test_the_averaged_gradient_is_clipped_once(small_encoder, monkeypatch):
+    lengths = []
+
+    def measure(self, args, state, control, model=None, **kwargs):
+        squares = [p.grad.square().sum() for p in model.parameters() if p.grad is not None]
+        lengths.append(torch.stack(squares).sum().sqrt().item())
+
+    monkeypatch.setattr(train.Keeper, "on_pre_optimizer_step", measure, raising=False)
+    of_draws = Multitask(schedule="draws", rounds=3, passes=4)
+    options = {"multitask": of_draws, "epochs": 1.0, "checkpoint": "last", "head_dropout": 0.0}
+    train.train(make_spec(small_encoder, clip=1e-2, **options), progress=show_nothing)
+    assert lengths == pytest.approx([1e-2] * 3, rel=1e-3)
 
 
 def test_the_passes_over_a_row_are_counted(small_encoder):

@@ -307,6 +307,26 @@ def test_a_loss_is_the_mean_over_its_rows_or_has_the_report_s_divisor():
     assert torch.equal(divided(**draw_batch("sts")).loss, plain(**draw_batch("sts")).loss)
 
 
+def test_a_divisor_is_the_dataset_s_where_datasets_share_a_head():
+    heads_by_name = {"five": TRIO["sst"]}
+    head_of = {"sst": "five", "reviews": "five"}
+    plain = make_model(heads_by_name, head_of=head_of)
+    divided = make_model(heads_by_name, head_of=head_of, divisors={"sst": 64})
+    batch = draw_batch("sst")
+    mean = plain(**batch).loss
+    torch.testing.assert_close(divided(**batch).loss, mean * 3 / 64)
+    assert torch.equal(divided(**batch | {"dataset": "reviews"}).loss, mean)
+
+
+def test_a_divisor_divides_the_loss_of_spans_too():
+    batch = draw_batch("sst") | {"dataset": "news"}
+    batch["start_positions"] = batch.pop("labels")
+    batch["end_positions"] = batch["start_positions"]
+    mean = make_model({"news": ("span", {})})(**batch).loss
+    divided = make_model({"news": ("span", {})}, divisors={"news": 64})(**batch).loss
+    torch.testing.assert_close(divided, mean * 3 / 64)
+
+
 def test_the_dataset_names_the_head():
     model = make_model()
     batch = draw_batch("sst")

@@ -183,7 +183,9 @@ def test_no_answer_wins_where_every_window_says_so(null_answers, texts):
     rows = [{"context": "ice snow"}] * 2
     windows = make_windows([0, 0, 1, 1])
     start = [np.array(x, np.float32) for x in ([9, 1, 0], [0, 2, 0], [9, 1, 0], [8, 0, 2])]
-    answers = span.predict_answers(rows, windows, start, start, null_answers=null_answers)
+    answers = span.predict_answers(
+        rows, windows, {"start": start, "end": start}, null_answers=null_answers
+    )
     assert [a["text"] for a in answers] == texts
     if not null_answers:
         assert [a["window"] for a in answers] == [1, 3]

@@ -332,8 +332,8 @@ def test_the_starter_code_s_rule_differs_on_answers_of_one_token_only(experts):
     collate = model.collate(tokenizer, span, "news")
     outputs, _ = evaluate.compute_outputs(model, windows, collate, "fp32", span)
     start, end = outputs["start"], outputs["end"]
-    free = span.predict_answers(rows, windows, start, end, one_token=True)
-    starter = span.predict_answers(rows, windows, start, end, one_token=False)
+    free = span.predict_answers(rows, windows, {"start": start, "end": end}, one_token=True)
+    starter = span.predict_answers(rows, windows, {"start": start, "end": end}, one_token=False)
     # some answers differ, and all of these have one token
     assert {a["tokens"] for a, b in zip(free, starter, strict=True) if a != b} == {1}
     assert all(b["tokens"] != 1 for b in starter)

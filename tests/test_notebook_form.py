@@ -8,43 +8,73 @@ import nbformat
 import pytest
 
 from qa_lib.page import pieces, render
-from qa_lib.reports import plans, smart
+from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 
-SLUG = "smart"
-FILE = ROOT / "notebooks" / "04_smart.ipynb"
-SECTIONS = [
+FILES = {"road": "03_road.ipynb", "smart": "04_smart.ipynb"}
+# The sections of every notebook; those of its mechanism stand between the two lists.
+BEFORE = [
     "The idea",
     "What was run",
     "With equal tuning",
     "At the report's settings",
     "Why",
-    "Could the term matter?",
-    "Verdicts",
-    "Limits",
-    "If you want to use this",
-    "More",
-    "Try this",
 ]
+MECHANISM = {
+    "road": "Do the tasks pull in one direction?",
+    "smart": "Could the term matter?",
+}
+AFTER = ["Verdicts", "Limits", "If you want to use this", "More", "Try this"]
 TINY = {
-    "seeds": [0],
-    "train_rows": 24,
-    "pair_rows": 24,
-    "full_rows": 48,
-    "validation_rows": 8,
-    "epochs": 1.0,
-    "blocks": 1,
-    "batch_size": 8,
-    "smart_batch": 4,
-    "experiments": ["single", "rrobin", "full", "codes", "weights"],
-    "sweep_weights": [1.0, 100.0],
+    "smart": {
+        "seeds": [0],
+        "train_rows": 24,
+        "pair_rows": 24,
+        "full_rows": 48,
+        "validation_rows": 8,
+        "epochs": 1.0,
+        "blocks": 1,
+        "batch_size": 8,
+        "smart_batch": 4,
+        "experiments": ["single", "rrobin", "full", "codes", "weights"],
+        "sweep_weights": [1.0, 100.0],
+    },
+    "road": {
+        "seeds": [0],
+        "train_rows": 12,
+        "validation_rows": 8,
+        "pretraining": {"search": 16, "nli": 16, "sentiment": 16},
+        "pretraining_batch": 8,
+        "steps": 2,
+        "epochs": 1.0,
+        "max_length": 64,
+        "stride": 16,
+        "blocks": 1,
+        "start_rows": 16,
+        "sweep_passes": [1, 2, 8],
+    },
+}
+# Tables and figures that a page of these parameters has, and what only a notebook shows.
+DRAWN = {
+    "smart": {"table1", "table2", "fig_terms", "table_degenerate"},
+    "road": {"table1", "table3", "table_datasets", "fig_cosines", "fig_passes", "table_controls"},
+}
+IN_NOTEBOOK = {
+    "smart": "first numbers of the second token",
+    "road": "numbers in a gradient",
 }
 
 
+@pytest.fixture(params=list(FILES))
+def slug(request) -> str:
+    """Return a report whose notebook has this form."""
+    return request.param
+
+
 @pytest.fixture
-def notebook():
-    """Return the notebook."""
-    return nbformat.read(FILE, as_version=nbformat.NO_CONVERT)
+def notebook(slug):
+    """Return the notebook of a report."""
+    return nbformat.read(ROOT / "notebooks" / FILES[slug], as_version=nbformat.NO_CONVERT)
 
 
 @pytest.fixture
@@ -73,54 +103,56 @@ def test_it_is_stripped_and_short(notebook):
         assert set(cell.metadata) <= {"tags"}
 
 
-def test_a_dozen_parameters_are_those_of_the_quick_profile(notebook):
+def test_a_dozen_parameters_are_those_of_the_quick_profile(notebook, slug):
     source = render.find_parameters(notebook).source
     assigned = {}
     for node in ast.parse(source).body:
         assigned[node.targets[0].id] = ast.literal_eval(node.value)
     assert 10 <= len(assigned) <= 14
     assert set(render.read_notes(source)) == set(assigned)
-    quick = plans.load_params(SLUG, "quick").model_dump()
+    quick = plans.load_params(slug, "quick").model_dump()
     assert assigned == {name: quick[name] for name in assigned}
 
 
-def test_any_parameter_can_be_given(notebook):
+def test_any_parameter_can_be_given(notebook, slug):
     changes = {"head_dropout": 0.2, "epochs": 1.0}
-    p = plans.load_params(SLUG, "quick", changes)
+    p = plans.load_params(slug, "quick", changes)
     values = render.choose_values(notebook, p)
     assert values["head_dropout"] == 0.2
-    assert plans.load_few_from_names(SLUG, values) == p
+    assert plans.load_few_from_names(slug, values) == p
 
 
-def test_it_has_its_sections_and_no_typed_result(notebook):
+def test_it_has_its_sections_and_no_typed_result(notebook, slug):
     text = "\n".join(list_sources(notebook, "markdown"))
-    assert re.findall(r"^## (.+)$", text, re.M) == SECTIONS
-    prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS\d+", "", text, flags=re.S)
+    assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, MECHANISM[slug], *AFTER]
+    prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS\d+|\(https:\S+\)", "", text, flags=re.S)
     assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:points?|percent)", prose), "a result, typed in"
 
 
-def test_a_table_or_figure_has_one_cell(notebook):
+def test_a_table_or_figure_has_one_cell(notebook, slug):
     drawn = []
     for cell in notebook.cells:
         drawn += [tag for tag in render.tags(cell) if tag.startswith(("table", "fig"))]
     assert len(drawn) == len(set(drawn)) > 12
-    alone = render.keep_only(notebook, "fig_terms")
+    alone = render.keep_only(notebook, "fig_terms" if slug == "smart" else "fig_cosines")
     assert len(alone.cells) == 4
 
 
-def test_a_mistyped_parameter_is_one_sentence(places):
+def test_a_mistyped_parameter_is_one_sentence(places, slug):
     words = "^notebook parameter seed is not a parameter; did you mean seeds"
     with pytest.raises(UserError, match=words):
-        render.execute(render.read_notebook(SLUG), SLUG, {"seed": 0})
+        render.execute(render.read_notebook(slug), slug, {"seed": 0})
     assert not (places / "QA_RUNS").exists()
 
 
-def test_the_first_cell_shows_committed_results_alone(notebook):
+def test_the_first_cell_shows_committed_results_alone(notebook, slug):
     assert render.tags(notebook.cells[1]) == ["preview"]
-    for cell in render.read_notebook(SLUG).cells:
+    for cell in render.read_notebook(slug).cells:
         assert "show_committed" not in cell.source
     # the store of a test is empty
-    assert pieces.show_committed(SLUG, smart.COMPARISONS) == pieces.NOTHING_COMMITTED
+    assert (
+        pieces.show_committed(slug, plans.find_report(slug).COMPARISONS) == pieces.NOTHING_COMMITTED
+    )
 
 
 def count_visible_words(html: str) -> int:
@@ -152,17 +184,18 @@ def repeat_first_cells(nb):
     return nb
 
 
-def test_run_all_makes_a_short_page(places, small_encoder):
-    p = plans.load_params(SLUG, "quick", TINY | {"encoder": small_encoder})
-    nb = repeat_first_cells(render.read_notebook(SLUG))
-    nb = render.execute(nb, SLUG, render.choose_values(nb, p))
+def test_run_all_makes_a_short_page(places, small_encoder, slug):
+    p = plans.load_params(slug, "quick", TINY[slug] | {"encoder": small_encoder})
+    nb = repeat_first_cells(render.read_notebook(slug))
+    nb = render.execute(nb, slug, render.choose_values(nb, p))
     del nb.cells[-2:]
     html = render.page(nb, p)
     check_page(html)
+    assert IN_NOTEBOOK[slug] not in html
     names = re.findall(r'<figure [^>]*id="(\w+)"', html)
-    files = {f.stem for f in (places / "QA_FIGURES" / SLUG / "quick").iterdir()}
+    files = {f.stem for f in (places / "QA_FIGURES" / slug / "quick").iterdir()}
     assert files - {"claims"} == set(names)
-    assert {"table1", "table2", "fig_terms", "table_degenerate"} <= set(names)
+    assert DRAWN[slug] <= set(names)
     assert "“equal tuning”" in html
     assert str(ROOT) not in html
 
@@ -176,4 +209,3 @@ def check_page(html: str):
     places = [html.index(part) for part in parts]
     assert places == sorted(places)
     assert "Try this" not in html
-    assert "first numbers of the second token" not in html

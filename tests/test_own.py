@@ -24,6 +24,7 @@ from qa_lib.reports import exbert, plans
 from qa_lib.settings import hub, params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
+from qa_lib.tasks import sentence
 from qa_lib.training import study
 
 TINY = {
@@ -202,6 +203,16 @@ def test_models_that_learnt_nothing_give_no_advice(planted, validation, learnt):
         assert "a model that has learnt has more than 9.0." in text
         assert 'PARAMS="trial_epochs=[2,4]" trains twice as long, and SIZE=full' in text
     assert "EM on the two: with the ST-MoE block" in text
+
+
+def test_the_task_says_by_which_score_models_have_learnt(monkeypatch):
+    spec = SimpleNamespace(variant="v-db", checkpoint="last", multitask=None)
+    row = {"step": 1, "validation_accuracy": 62.0, "validation_loss": 1.0}
+    records = [(spec, {"history": [row]}), (spec, {"history": [row | {"validation_accuracy": 64}]})]
+    monkeypatch.setattr(advice, "centre_runs", lambda p: [spec])
+    monkeypatch.setattr(runs, "require_records", lambda specs: records)
+    monkeypatch.setattr(selection, "find_task", lambda spec: sentence.CLASSES)
+    assert advice.validation_scores(None) == {"v-db": 63.0}
 
 
 def test_a_rate_at_the_edge_of_the_trials_is_said(planted):

@@ -411,6 +411,20 @@ def test_verdicts_are_grouped_by_the_models_that_are_compared(plant):
     assert (runs.page_folder(P) / "claims.csv").exists()
 
 
+def test_groups_without_a_primary_claim_are_folded_together(plant):
+    P = plant(printed=MODELS)
+    table = verify.claims_table(P)
+    for primary, opened in (("squad-plus-8", True), ("", False)):
+        table["primary"] = table["claim"] == primary
+        page = bs4.BeautifulSoup(verdict_groups.show_groups(P, table), "html.parser")
+        heading = page.find("h4", string="ExBERT (final) against V-DB")
+        assert (heading.find_parent("details") is None) == opened
+    folds = [summary.text for summary in page.find_all("summary")]
+    assert any(
+        re.fullmatch(r"What the report states .*: .*not reproduced.*", text) for text in folds
+    )
+
+
 def test_hopes_and_explanations_stand_apart(plant, monkeypatch):
     P = plant(printed=MODELS)
     table = verify.claims_table(P)
@@ -617,6 +631,19 @@ def test_a_fold_holds_markdown_and_html():
     assert page.summary.text == "A <title>"
     assert page.em.text == "words"
     assert len(page.find_all("p")) == 2
+
+
+def test_notes_that_are_alike_stand_once():
+    note = report.note_absent("a")
+    html = pieces.stack(note, note, report.Html("<p>d</p>"), report.note_absent("b"))
+    assert html == f"{note}<p>d</p>{report.note_absent('b')}"
+
+
+def test_a_figure_says_its_seeds_and_whether_it_has_intervals():
+    made = pd.DataFrame({"n": [1, 1]})
+    assert pieces.describe_intervals(made) == "One seed, so no intervals."
+    made = pd.DataFrame({"n": [1, 3]})
+    assert pieces.describe_intervals(made).endswith("; 1 to 3 seeds.")
 
 
 def test_parts_of_a_fold_that_were_not_run_are_named_once():

@@ -225,7 +225,7 @@ def test_a_quote_that_is_not_closed_is_one_sentence():
     [
         (["moe", "--size", "huge"], "^SIZE=huge is not a size; known: small, full$"),
         (["moe", "--profile", "quik"], "^PROFILE=quik is not a profile; known: quick"),
-        (["mo"], "^'mo' is not a report of this study; known: exbert, moe, smart$"),
+        (["mo"], "^'mo' is not a report of this study; known: exbert, moe, road, smart$"),
     ],
 )
 def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):
@@ -550,6 +550,7 @@ def test_the_hash_sees_what_changes_the_numbers_and_nothing_else(tiny):
         "domains": ["a", "b"],
         "encoder": "elsewhere",
         "folder": "/x",
+        "held_out": ["c"],
     }
     for key, value in without_effect.items():
         assert spec.model_copy(update={key: value}).hash == spec.hash, key

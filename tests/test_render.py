@@ -215,7 +215,7 @@ def test_render_prints_where_the_page_is(plant, tmp_path, monkeypatch, capsys, w
     assert capsys.readouterr().out.startswith(f"{file if where else file.relative_to(tmp_path)}: ")
 
 
-@pytest.mark.parametrize("slug", ["moe", "exbert", "smart"])
+@pytest.mark.parametrize("slug", ["moe", "exbert", "road", "smart"])
 def test_a_table_or_figure_drawn_alone_keeps_the_cells_that_it_needs(slug):
     whole = nbformat.read(next((ROOT / "notebooks").glob(f"*_{slug}.ipynb")), 4)
     drawn = []

@@ -11,6 +11,7 @@ from qa_lib.reports import exbert, plans
 from qa_lib.settings import parameters
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
+from qa_lib.training import rescore
 
 ROWS = [
     {
@@ -78,6 +79,19 @@ def test_scores_of_an_earlier_version_are_refused_and_scored_again(old_run, monk
     assert frame["em"].tolist() == [100.0, 100.0]
     assert frame["end"].tolist() == [14, 10]
     assert len(list(record["folder"].glob("examples*.parquet"))) == 1
+
+
+def test_the_parts_with_and_without_an_answer_are_scored_again():
+    rows = [
+        ROWS[0] | {"is_impossible": False},
+        ROWS[1] | {"is_impossible": True, "answers": {"text": []}},
+    ]
+    frame = pd.DataFrame({"id": ["a", "b"], "cluster": ["x", "y"], "start": [9, 0], "end": [13, 0]})
+    by_id = {row["id"]: row for row in rows}
+    dataset = parameters.Dataset(train=["x"], test=["y"])
+    scored = rescore.rescore_answers(frame, by_id)
+    names = ["em_answerable", "em_impossible", "f1_answerable", "f1_impossible"]
+    assert rescore.average_parts(scored, by_id, dataset) == dict.fromkeys(names, 100.0)
 
 
 def test_a_record_of_todays_scoring_is_left_as_it_is(old_run, monkeypatch, capsys):

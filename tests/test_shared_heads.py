@@ -53,8 +53,8 @@ def test_datasets_of_a_task_have_one_head(small_encoder):
 
 
 def test_a_dataset_without_a_head_s_name_is_one_sentence(small_encoder):
-    spec = make_shared(small_encoder, ["sentiment", "paraphrase"])
-    with pytest.raises(UserError, match="^paraphrase names no head, and smart has one head for"):
+    spec = make_shared(small_encoder, ["sentiment", "similarity"])
+    with pytest.raises(UserError, match="^similarity names no head, and smart has one head for"):
         build.build_model(spec)
 
 

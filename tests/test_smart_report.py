@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.data import selection
-from qa_lib.evidence import claims, stats, verify
+from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import tables
 from qa_lib.reports import comparisons, plans, smart
@@ -306,11 +306,11 @@ def plant_record(spec: Spec, rows=40) -> tuple[dict, pd.DataFrame]:
     return {"metrics": scores, "history": history, "environment": environment}, pd.concat(frames)
 
 
-def save_missing(params):
+def save_missing(params, plant=plant_record):
     """Plant a record for every run of a plan; those that trials choose come last."""
     while missing := [s for s in plans.plan(params) if runs.find_record(s) is None]:
         for spec in missing:
-            runs.save(spec, *plant_record(spec))
+            runs.save(spec, *plant(spec))
 
 
 def test_every_contrast_finds_its_planned_runs_and_no_others(load):
@@ -347,6 +347,42 @@ def test_a_set_s_own_score_stands_in_the_ledger_and_in_the_bootstrap(load):
     row = table.set_index("id").loc["smart-small-quora"]
     assert row["n"] == 3
     assert row["clusters"] == 40
+
+
+def test_generated_sets_stand_in_for_those_of_the_claims_and_no_verdict_follows(load):
+    """The figures of generated text have its numbers; no claim is judged on it."""
+    params = load("quick")
+    assert params.stand_ins == {"sentiment": "sst", "paraphrase": "quora", "similarity": "sts"}
+    save_missing(params)
+    table = verify.claims_table(params)
+    assert set(table.loc[table["comparison"] == "claim", "verdict"]) == {Verdict.NOT_TESTED}
+    own = verify.select(table)
+    assert own.loc["more-data-wins", "part"] in ("paraphrase", "similarity")
+    assert "sst" not in set(own["part"])
+    forest = compare.collect_comparisons(params, smart.COMPARISONS)
+    ours = forest[(forest["setting"] == "report") & (forest["control"] == "")]
+    assert ours["n"].tolist() == [1] * len(smart.COMPARISONS)
+    scores = runs.collect_ledger(plans.plan(params)).set_index(["variant", "set", "metric"])
+    means = scores["value"].groupby(level=[0, 1, 2]).mean()
+    expected = means["smart", "sentiment", "accuracy"] - means["finetune", "sentiment", "accuracy"]
+    assert ours["value"].iloc[0] == pytest.approx(expected)
+    steps = compare.collect_steps(params, "layer-sst", smart.STEPS, "printed")
+    assert steps["known"].all()
+    assert steps["value"].iloc[:-1].sum() == pytest.approx(steps["value"].iloc[-1])
+
+
+def test_on_real_data_a_set_is_what_the_claims_call_it(load):
+    assert load("real").stand_ins == {}
+    assert load("paper").stand_ins == {}
+    assert load("real", domains=["sst-typos", "quora", "sts"]).stand_ins == {}
+    domains = load("paper").domains
+    assert tuple(domains) == smart.SETS
+    assert load("paper").reviews == smart.REVIEWS
+    named = set()
+    for claim in claims.read_claims("smart"):
+        for side in claim.contrast.sides() if claim.contrast else []:
+            named.update(np.ravel(side["set"]))
+    assert named == {*smart.SETS, smart.REVIEWS, "validation", "training"}
 
 
 def test_trials_are_known_by_their_rate_and_weight_or_epochs(load):

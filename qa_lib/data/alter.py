@@ -1,22 +1,28 @@
-"""Altered test sentences: typing mistakes, or neighbouring words swapped.
+"""Altered test rows: typing mistakes in sentences, words swapped, questions reworded.
 
-The rules are our own. What a text says stays readable, so its label stays too. A rule hits each
-word with the same probability, and at least one word of a text that has one it can hit. The same
-row always gets the same alterations.
+The rules are our own. What a text says stays readable, so its label stays too. A rule of sentences
+hits each word with the same probability, and at least one word of a text that has one it can hit.
+Generated questions are reworded (corpora.reword_question): answer, context and offsets stay. The
+same row always gets the same alterations.
 """
 
 import random
 from collections.abc import Callable
+
+from qa_lib.data import corpora
 
 SHARE = 0.2  # probability that a word is hit
 SHORTEST = 4  # characters of a word that typing mistakes are made in
 
 
 def alter_rows(rows: list[dict], rule: str) -> list[dict]:
-    """Return rows of sentences whose texts are altered by a rule, `typos` or `swaps`.
+    """Return rows altered by a rule.
 
-    rows: {id, text, text_pair, label, domain}.
+    typos, swaps: of rows of sentences, {id, text, text_pair, label, domain}
+    reworded:     of rows of generated questions, {id, question, …}
     """
+    if rule == "reworded":
+        return [{**row, "question": corpora.reword_question(row["id"])} for row in rows]
     alter = {"typos": mistype_words, "swaps": swap_words}[rule]
     altered = []
     for row in rows:

@@ -1,8 +1,9 @@
 """The embedded corpora: generated question answering data; no network is needed.
 
-`qa` returns question rows in eight registers. A passage states facts about a main entity and about
-rivals of the same kind. tests/test_corpora.py states, without any model, how hard the questions
-are. sentences.py draws its sentence tasks from the same world.
+`qa` returns question rows in eight registers, and `reword_question` a question in other words. A
+passage states facts about a main entity and about rivals of the same kind. tests/test_corpora.py
+states, without any model, how hard the questions are. sentences.py draws its sentence tasks from
+the same world.
 
 Names, facts and sentences are invented; corpora.yaml holds the words and templates. No number made
 with them is a result. They show that a study works. Every passage has facts of its own, and it is a
@@ -66,6 +67,13 @@ def _load() -> dict:
     for kind, spec in book["kinds"].items():
         book["relations"][kind] = [key for key in spec if key not in ("name", "noun", "short")]
     return book
+
+
+@cache
+def _load_rewordings() -> dict:
+    """Return rewordings.yaml with every `a | b | c` as a list."""
+    text = Path(__file__).with_name("rewordings.yaml").read_text(encoding="utf-8")
+    return _split_alternatives(yaml.safe_load(text))
 
 
 def _name(kind: str, number: int) -> str:
@@ -323,9 +331,9 @@ def _wrong_values(entities: list[dict], entity: dict, relation: str) -> list[str
 def _questions(
     style: dict, kind: str, text: str, spans: list[tuple], entities: list[dict], rng: random.Random
 ) -> list[dict]:
-    """Return up to five questions: [{question, answers, relation, sentence}, …].
+    """Return up to five questions: [{question, name, answers, relation, sentence}, …].
 
-    A question that the passage leaves open has no answers.
+    name: as the question names its entity. A question that the passage leaves open has no answers.
     """
     spec = _load()["kinds"][kind]
     stated = []
@@ -357,6 +365,7 @@ def _questions(
         question = question.lower() if "list" in style else _upper(question)
         entry = {
             "question": question,
+            "name": name,
             "answers": answers,
             "relation": relation,
             "sentence": text[start:end],
@@ -396,3 +405,27 @@ def qa(register: str, rows: int, seed: int = 0) -> list[dict]:
             )
         number += 1
     return made[:rows]
+
+
+def reword_question(identity: str) -> str:
+    """Return the question of a row in words in which no question is generated.
+
+    It asks for the same fact of the same entity, which it names as the row does. The same row
+    always gets the same words. identity: the row's id. Raises UserError for a row that `qa` does
+    not return, or of a register whose questions have no other wording.
+    """
+    register, *numbers = identity.split("-")
+    kinds = _load_rewordings()
+    worded = {name: set(_load()["registers"][name]["kinds"]) <= set(kinds) for name in REGISTERS}
+    if not worded.get(register) or len(numbers) != 3:
+        known = ", ".join(name for name in REGISTERS if worded[name])
+        raise UserError(
+            f"row {identity} has no question that can be reworded; generated questions of these "
+            f"registers can: {known}"
+        )
+    seed, number, k = map(int, numbers)
+    passage = _passage(register, seed, number)
+    question = passage["questions"][k]
+    forms = kinds[passage["kind"]][question["relation"]]
+    form = random.Random(f"reworded/{identity}").choice(forms)
+    return _upper(form.replace("{s}", question["name"]))

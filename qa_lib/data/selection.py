@@ -3,7 +3,8 @@
 The rows come from sources.py, corpora.py or sentences.py. Validation is carved from training by
 whole units; test sets are fixed. No training row is a copy of a held-out row of its mixture; what
 makes two rows copies of each other, the task says. Such copies are dropped and counted. A training
-row that is a copy of a row of a further test set of the run is refused.
+row that is a copy of a row of a further test set of the run is refused. So is one that shares a
+text with a test row of a dataset that the run holds out.
 """
 
 import hashlib
@@ -234,10 +235,7 @@ def split_rows(
         test = validation
         validation = []
     if d.apart_from:
-        apart_texts = set()
-        for row in apart:
-            apart_texts.update(task.list_texts(row))
-        clean = [row for row in train if apart_texts.isdisjoint(task.list_texts(row))]
+        clean = keep_apart(train, apart, d)
         counts["contexts of other test sets dropped"] = len(train) - len(clean)
         train = clean
     held = {task.copy_key(row) for row in test}
@@ -254,6 +252,28 @@ def split_rows(
     if d.altered:
         test = alter.alter_rows(test, d.altered)
     return Splits(clean_train, clean_validation, test, counts, d.task)
+
+
+def keep_apart(rows: list[dict], apart: list[dict], d: Dataset) -> list[dict]:
+    """Return the rows that share no text with rows of other test sets, which are in `apart`.
+
+    Where the definition says so, a row whose text is a part of one of theirs is left out, too.
+    """
+    task = get_task(d.task)
+    others = set()
+    for row in apart:
+        others.update(task.list_texts(row))
+    clean = [row for row in rows if others.isdisjoint(task.list_texts(row))]
+    if not d.apart_within:
+        return clean
+    # One text a line, so that none runs over into the next.
+    every = "\n".join(sorted(others))
+    known = {}
+    for row in clean:
+        for text in task.list_texts(row):
+            if text not in known:
+                known[text] = text in every
+    return [row for row in clean if not any(known[text] for text in task.list_texts(row))]
 
 
 def drop_copies(rows: list[dict], task: str) -> list[dict]:
@@ -331,8 +351,8 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     third result counts the rows left out.
     The rows of a domain are the start of one permutation for each seed and place of the domain, so
     that mixtures of one seed share as many rows as they can.
-    Raises UserError where a domain has fewer rows than the mixture needs, and where a row is a copy
-    of a row of another test set of the run.
+    Raises UserError where a domain has fewer rows than the mixture needs, where a row is a copy of
+    a row of another test set of the run, and where it shares a text with a test row of `held_out`.
     """
     parts = [load_splits(name, spec.source, spec.folder, spec.bad_rows) for name in spec.domains]
     held = held_out_keys(parts)
@@ -354,6 +374,7 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
                 f"{len(copies)} training rows of {name} are test rows of {copies[0]}; name that "
                 f"set's file in apart_from of {name} in params/datasets.yaml"
             )
+        check_held_out(spec, name, part.task, rows)
         if len(rows) < need:
             raise UserError(
                 f"the mixture needs {need} training rows of {name}, which has {len(rows)}: "
@@ -372,6 +393,34 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
             f"{', '.join(spec.domains)}; raise validation_rows"
         )
     return train, validation, counts
+
+
+def check_held_out(spec: Spec, name: str, task: str, rows: list[dict]):
+    """Raise UserError where rows share a text with test rows of a dataset that a run holds out.
+
+    name, task: of the dataset that the rows are of.
+    """
+    for held_out in spec.held_out:
+        shared = find_shared_texts(
+            rows, task, load_splits(held_out, spec.source, spec.folder, spec.bad_rows)
+        )
+        if shared:
+            raise UserError(
+                f"{len(shared)} training rows of {name} share a text with test rows of {held_out}, "
+                f"which must stay unseen; name the test file of {held_out} in apart_from of {name} "
+                "in params/datasets.yaml"
+            )
+
+
+def find_shared_texts(rows: list[dict], task: str, held_out: Splits) -> list[dict]:
+    """Return the rows that share a text with a test row of a dataset. task: of the rows.
+
+    A text is a context, or one of the two texts of a pair; the tasks may differ.
+    """
+    unseen = set()
+    for row in held_out.test:
+        unseen.update(get_task(held_out.task).list_texts(row))
+    return [row for row in rows if not unseen.isdisjoint(get_task(task).list_texts(row))]
 
 
 def skew_classes(rows: list[dict], need: int, ratio: float, name: str) -> list[dict]:
@@ -421,7 +470,7 @@ def trial_column(spec: Spec) -> str:
     """Return the column of a run's history by which it is chosen among trials."""
     if spec.multitask:
         return "validation_mean"
-    return f"validation_{find_task(spec).TRIAL_SCORE}"
+    return f"validation_{spec.trial_score or find_task(spec).TRIAL_SCORE}"
 
 
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:

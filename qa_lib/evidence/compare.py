@@ -126,7 +126,9 @@ def resample_pairs(P, specs: list, pairs: list[Pair]) -> pd.DataFrame:
     table = verify.claims_table(P)
     rows = []
     for arm in verify.ARMS:
-        samples = stats.draw_samples(listed, ledger, examples, P.domains, arm)
+        samples = stats.draw_samples(
+            listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
+        )
         judged = stats.judge_samples(asked + controls, samples, P.profile).set_index("id")
         for pair, claim in zip(pairs, asked, strict=True):
             row = pair._asdict() | {"arm": arm, "unit": claim.unit}
@@ -137,7 +139,9 @@ def resample_pairs(P, specs: list, pairs: list[Pair]) -> pd.DataFrame:
                 continue
             at = judged.loc[pair.id]
             row |= {"value": at["d"], "low": at["low"], "high": at["high"]}
-            row["part"] = verify.name_part(at["part"], P.domains) if at["run"] else ""
+            row["part"] = ""
+            if at["run"]:
+                row["part"] = verify.name_part(at["part"], P.domains, P.stand_ins)
             rows.append(row | {"n": at["n"], "run": at["run"]})
     return pd.DataFrame(rows)
 

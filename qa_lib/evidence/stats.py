@@ -391,15 +391,16 @@ def draw_samples(
     domains: list[str],
     arm: str | None,
     times: int = 1000,
+    stand_ins: dict[str, str] | None = None,
 ) -> list[Sample]:
     """Return the runs of an arm by size, the largest first, with their resampled scores.
 
-    Test sets of the domains are called first and second where the claims call them so.
-    Raises UserError for a score that is not a number.
+    Test sets are called as the claims call them: first and second, or by the sets that they stand
+    in for (Study.stand_ins). Raises UserError for a score that is not a number.
     """
     if arm and "arm" in ledger:
         ledger = ledger[ledger["arm"] == arm]
-    places = name_places(listed, domains)
+    places = name_places(listed, domains) | (stand_ins or {})
     ledger = ledger.assign(set=ledger["set"].map(lambda name: places.get(name, name)))
     examples = examples.assign(set=examples["set"].map(lambda name: places.get(name, name)))
     finite = np.isfinite(ledger["value"].astype(float))

@@ -60,9 +60,14 @@ def describe_claim(claim: claims.Claim) -> dict:
     }
 
 
-def name_part(label: str, domains: list[str]) -> str:
-    """Return a part's label as a reader says it: "set first, metric em" is "squad, EM"."""
+def name_part(label: str, domains: list[str], stand_ins: dict[str, str] | None = None) -> str:
+    """Return a part's label as a reader says it: "set first, metric em" is "squad, EM".
+
+    stand_ins: of the study; a set is called by the dataset that stands in for it.
+    """
     words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
+    for dataset, of_claims in (stand_ins or {}).items():
+        words[of_claims] = dataset
     values = re.sub(r"\b(set|metric|variant) ", "", label)
     return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), values)
 
@@ -81,10 +86,10 @@ def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> li
     return [ours, min(ends), max(ends)]
 
 
-def describe_comparison(claim: claims.Claim, judged: pd.Series, domains: list[str]) -> dict:
+def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
     """Return the columns of one row of stats.judge_samples: effect, seeds, runs."""
     effect = measure_effect(claim, judged["d"], judged["low"], judged["high"])
-    part = name_part(judged["part"], domains) if judged["run"] else ""
+    part = name_part(judged["part"], P.domains, P.stand_ins) if judged["run"] else ""
     return {
         **dict(zip(EFFECT, [*effect, part], strict=True)),
         "n": judged["n"],
@@ -93,7 +98,7 @@ def describe_comparison(claim: claims.Claim, judged: pd.Series, domains: list[st
     }
 
 
-def describe_verdict(claim: claims.Claim, judged: pd.Series, domains: list[str]) -> dict:
+def describe_verdict(P, claim: claims.Claim, judged: pd.Series) -> dict:
     """Return the columns of the verdict in one row of stats.judge_samples."""
     columns = {
         "verdict": str(judged["verdict"]),
@@ -104,7 +109,7 @@ def describe_verdict(claim: claims.Claim, judged: pd.Series, domains: list[str])
     }
     if judged["verdict"] == Verdict.NOT_REPRODUCED:
         ends = (judged["rule_d"], judged["rule_low"], judged["rule_high"])
-        part = name_part(judged["rule_part"], domains)
+        part = name_part(judged["rule_part"], P.domains, P.stand_ins)
         effect = [*measure_effect(claim, *ends), part]
         columns |= dict(zip(RULE_EFFECT, effect, strict=True))
         columns["more"] = int(judged["more"])
@@ -154,7 +159,9 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
     examples = runs.collect_examples(specs)
     judged = {}
     for arm in ARMS:
-        samples = stats.draw_samples(listed, ledger, examples, P.domains, arm)
+        samples = stats.draw_samples(
+            listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
+        )
         of_claims = stats.judge_samples(listed, samples, P.profile)
         of_controls = stats.judge_samples(list(controls.values()), samples, P.profile)
         judged[arm, "claim"] = tell_not_measured(of_claims.set_index("id"), listed, P)
@@ -169,8 +176,8 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
             rows.append(
                 describe_claim(claim)
                 | {"arm": arm, "comparison": "claim", "control": ""}
-                | describe_comparison(claim, at, P.domains)
-                | describe_verdict(claim, at, P.domains)
+                | describe_comparison(P, claim, at)
+                | describe_verdict(P, claim, at)
             )
         for arm in ARMS if claim.id in controls else ():
             beside = controls[claim.id]
@@ -178,7 +185,7 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
             rows.append(
                 describe_claim(claim)
                 | {"arm": arm, "comparison": "control", "control": claim.control}
-                | describe_comparison(beside, at, P.domains)
+                | describe_comparison(P, beside, at)
             )
         for arm in ARMS:
             table = judged.get((arm, "starter"))
@@ -187,7 +194,7 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
             rows.append(
                 describe_claim(claim)
                 | {"arm": arm, "comparison": "starter", "control": ""}
-                | describe_comparison(claim, table.loc[claim.id], P.domains)
+                | describe_comparison(P, claim, table.loc[claim.id])
             )
     frame = pd.DataFrame(rows)
     texts = ["verdict", "reason", "unpooled", "rule_part"]

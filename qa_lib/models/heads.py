@@ -26,6 +26,24 @@ class SpanOutput(NamedTuple):
     end_logits: Tensor  # (B, T)
 
 
+class Beam(NamedTuple):
+    """The spans of each window that a joint head thinks best: K starts, and K ends of each."""
+
+    first: Tensor  # (B, K), tokens
+    last: Tensor  # (B, K, K), tokens, those of a start in a row
+    scores: Tensor  # (B, K, K), log-probabilities of the spans
+
+
+class JointOutput(NamedTuple):
+    """The output of a joint span head on a batch."""
+
+    loss: Tensor | None  # scalar; None without labels
+    start_logits: Tensor  # (B, T)
+    end_logits: Tensor  # (B, T), for the gold start; without labels for the best one
+    null_logits: Tensor  # (B,), of "no answer in this window"
+    beam: Beam | None  # None in training
+
+
 def span_loss(start: Tensor, end: Tensor, start_positions: Tensor, end_positions: Tensor) -> Tensor:
     r"""Mean cross-entropy of start and end, a scalar.
 
@@ -138,7 +156,7 @@ class SpanHead(nn.Module):
     r"""Spans of a text: independent start and end, and position 0 ([CLS]) for "no answer".
 
     The head of SpanModel, for an encoder with several heads. ROaD has it in place of ELECTRA's
-    joint head.
+    (JointSpanHead).
     """
 
     kind = "span"
@@ -159,6 +177,116 @@ class SpanHead(nn.Module):
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of start and end of each row, (B,). labels: gold tokens, (B, 2)."""
         return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+
+
+class JointSpanHead(nn.Module):
+    r"""ELECTRA's spans: an end is chosen for a start, and a classifier says "no answer".
+
+    $$p(i) = \operatorname{softmax}_i(w_s^\top h_i + b_s), \qquad
+      p(j \mid i) = \operatorname{softmax}_j\left(
+      w_e^\top \operatorname{GELU}(W_e [h_i; h_j] + c_e) + b_e\right)$$
+
+    $$a = w_a^\top \operatorname{GELU}\left(
+      W_a \left[h_\text{[CLS]};\, \textstyle\sum_i p(i)\, h_i\right] + c_a\right) + b_a$$
+
+    h: states behind dropout, (B, T, D); a: logit of "no answer", (B,). The loss of a row with the
+    gold span (i*, j*), which is (0, 0) where the window lacks the answer, is
+
+    $$\ell = \tfrac12\left(-\log p(i^*) - \log p(j^* \mid i^*)\right)
+      + \lambda \operatorname{BCE}(a, [i^* = 0]), \qquad \lambda = \tfrac12$$
+
+    In training the end is scored for the gold start. Beside the logits an evaluation gives the
+    `beam` best starts, and the `beam` best ends of each. Source: google-research/electra,
+    finetune/qa/qa_tasks.py; there the target of BCE is the question's, here it is the window's.
+    """
+
+    kind = "span"
+    null_weight = 0.5  # λ
+
+    def __init__(self, dim: int, dropout: float = 0.1, hidden: int = 512, beam: int = span.N_BEST):
+        super().__init__()
+        self.beam = beam
+        self.dropout = nn.Dropout(dropout)
+        self.start = draw_linear(dim, 1)
+        self.end = nn.Sequential(draw_linear(2 * dim, hidden), nn.GELU(), draw_linear(hidden, 1))
+        self.null = nn.Sequential(draw_linear(2 * dim, hidden), nn.GELU(), draw_linear(hidden, 1))
+
+    def forward(
+        self, states: Tensor, candidates: Tensor, labels: Tensor | None = None
+    ) -> JointOutput:
+        """Return the logits of a batch, with labels also the loss, and in evaluation the beam.
+
+        states: (B, T, D); candidates: (B, T), 0 at tokens that are neither start nor end, as
+        padding; labels: gold tokens, (B, 2).
+        """
+        states = self.dropout(states)
+        # $w_s^\top h_i + b_s$
+        start = mask_logits(self.start(states).squeeze(-1), candidates)  # (B, T)
+        of_ends = self.project_ends(states)
+        given = start.argmax(1) if labels is None else labels[:, 0]  # (B,)
+        end = mask_logits(self.score_ends(of_ends, select_states(states, given)), candidates)
+        null = self.score_null(states, start)
+        loss = None if labels is None else self.losses(start, end, null, labels).mean()
+        beam = None if self.training else self.search(states, of_ends, start, candidates)
+        return JointOutput(loss, start, end, null, beam)
+
+    def project_ends(self, states: Tensor) -> Tensor:
+        r"""Return the part of $W_e [h_i; h_j] + c_e$ that is the same for all starts, (B, T, H)."""
+        _, of_end = self.end[0].weight.chunk(2, dim=1)  # (H, D)
+        return F.linear(states, of_end, self.end[0].bias)
+
+    def score_ends(self, of_ends: Tensor, start_state: Tensor) -> Tensor:
+        """Return the logits of all ends for a start, (B, T).
+
+        of_ends: of `project_ends`; start_state: the state of the start, (B, D).
+        """
+        of_start, _ = self.end[0].weight.chunk(2, dim=1)  # (H, D)
+        # $w_e^\top \operatorname{GELU}(W_e [h_i; h_j] + c_e) + b_e$
+        hidden = of_ends + F.linear(start_state, of_start).unsqueeze(1)  # (B, T, H)
+        return self.end[2](self.end[1](hidden)).squeeze(-1)
+
+    def score_null(self, states: Tensor, start: Tensor) -> Tensor:
+        """Return the logit a of "no answer", (B,). start: logits of the start, (B, T)."""
+        # $\sum_i p(i)\, h_i$
+        expected = torch.einsum("bt,btd->bd", start.softmax(1).to(states.dtype), states)
+        null = self.null(torch.cat([states[:, 0], expected], -1)).squeeze(-1)
+        return null.to(start.dtype)
+
+    def losses(self, start: Tensor, end: Tensor, null: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each row, (B,). start, end: (B, T); null: (B,); labels: (B, 2)."""
+        of_start = F.cross_entropy(start, labels[:, 0], reduction="none")
+        of_end = F.cross_entropy(end, labels[:, 1], reduction="none")
+        lacks_answer = (labels[:, 0] == 0).to(null.dtype)
+        of_null = F.binary_cross_entropy_with_logits(null, lacks_answer, reduction="none")
+        # $\tfrac12(-\log p(i^*) - \log p(j^* \mid i^*)) + \lambda \operatorname{BCE}$
+        return (of_start + of_end) / 2 + self.null_weight * of_null
+
+    def search(self, states: Tensor, of_ends: Tensor, start: Tensor, candidates: Tensor) -> Beam:
+        r"""Return the best starts of each window, and the best ends of each start.
+
+        The score of a span is $\log p(i) + \log p(j \mid i)$.
+        """
+        width = min(self.beam, start.shape[1])
+        start_scores, first = start.log_softmax(1).topk(width, dim=1)  # (B, K)
+        last = []
+        scores = []
+        for place in range(width):
+            end = self.score_ends(of_ends, select_states(states, first[:, place]))
+            end_scores, ends = mask_logits(end, candidates).log_softmax(1).topk(width, dim=1)
+            last.append(ends)
+            scores.append(start_scores[:, place].unsqueeze(1) + end_scores)
+        return Beam(first, torch.stack(last, 1), torch.stack(scores, 1))
+
+
+def mask_logits(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return logits in fp32 at least, the lowest number where the mask is 0. Both: (B, T)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.masked_fill(mask == 0, torch.finfo(logits.dtype).min)
+
+
+def select_states(states: Tensor, tokens: Tensor) -> Tensor:
+    """Return the state of one token of each row, (B, D). states: (B, T, D); tokens: (B,)."""
+    return states[torch.arange(len(states), device=states.device), tokens]
 
 
 # ---- heads for classes, pairs and scores ----

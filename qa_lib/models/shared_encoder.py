@@ -9,6 +9,7 @@ texts that the same encoder reads, each by itself. A batch holds rows of one dat
 B batch, T tokens, D width.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,14 @@ from qa_lib.models import encoders, heads
 
 PAIR = "pair_"  # prefix of what a batch holds of second texts
 HeadName = Literal[
-    "span", "classes", "pair", "cosine", "distribution", "relational_pair", "relational_score"
+    "span",
+    "joint_span",
+    "classes",
+    "pair",
+    "cosine",
+    "distribution",
+    "relational_pair",
+    "relational_score",
 ]
 
 
@@ -44,6 +52,8 @@ def make_head(
     match name:
         case "span":
             return heads.SpanHead(dim, dropout)
+        case "joint_span":
+            return heads.JointSpanHead(dim, dropout)
         case "classes":
             return heads.ClassHead(dim, classes, dropout)
         case "pair":
@@ -128,7 +138,16 @@ class SharedEncoder(heads.EncoderModel):
             raise ValueError(f"no head for dataset {dataset}; there are {', '.join(self.heads)}")
         return name
 
-    def forward(self, dataset: str | None = None, **batch) -> HeadOutput | heads.SpanOutput:
+    def collate(self, tokenizer, task, dataset: str) -> Callable:
+        """Return the function that makes a batch of a dataset's windows. task: that of its rows."""
+        collate = super().collate(tokenizer, task, dataset)
+        if not isinstance(self.heads[self.name_head(dataset)], heads.JointSpanHead):
+            return collate
+        return lambda windows: mark_candidates(collate(windows), windows)
+
+    def forward(
+        self, dataset: str | None = None, **batch
+    ) -> HeadOutput | heads.SpanOutput | heads.JointOutput:
         """Return the output on a batch of one dataset, with labels also the loss.
 
         batch: input_ids, attention_mask and, where the encoder reads them, token_type_ids, (B, T)
@@ -144,7 +163,7 @@ class SharedEncoder(heads.EncoderModel):
 
     def read_states(
         self, dataset: str | None, batch: dict, states: Tensor
-    ) -> HeadOutput | heads.SpanOutput:
+    ) -> HeadOutput | heads.SpanOutput | heads.JointOutput:
         """Return the output on a batch from the states of its texts, in the order of `encode`."""
         name = self.name_head(dataset)
         head = self.heads[name]
@@ -152,8 +171,10 @@ class SharedEncoder(heads.EncoderModel):
         mask = stack_texts(batch, self.encoder.config.pad_token_id)["attention_mask"]
         if isinstance(head, heads.SpanHead):
             raw = head(states, mask)  # (B, 2, T)
-            loss = None if labels is None else head.losses(raw, labels).mean()
+            loss = None if labels is None else self.average(head.losses(raw, labels), dataset)
             return heads.SpanOutput(loss, *raw.unbind(1))
+        if isinstance(head, heads.JointSpanHead):
+            return head(states, batch.get("candidates", mask), labels)
         summaries = at_least_fp32(self.pool(states, mask))
         inputs = summaries.chunk(2) if has_pair(batch) else (summaries,)  # (B, D) each
         if reads_relation(head):
@@ -161,11 +182,14 @@ class SharedEncoder(heads.EncoderModel):
         raw = at_least_fp32(head(*inputs))
         loss = None
         if labels is not None:
-            losses = head.losses(raw, labels)  # (B,)
-            loss = losses.mean()
-            if name in self.divisors:
-                loss = losses.sum() / self.divisors[name]
+            loss = self.average(head.losses(raw, labels), dataset)
         return HeadOutput(loss, head.predict(raw), raw)
+
+    def average(self, losses: Tensor, dataset: str | None) -> Tensor:
+        """Return the loss of a batch, a scalar, from those of its rows, (B,)."""
+        if dataset in self.divisors:
+            return losses.sum() / self.divisors[dataset]
+        return losses.mean()
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return the summary of each text, (N, D). states: (N, T, D); mask: (N, T)."""
@@ -227,6 +251,19 @@ def read_labels(batch: dict) -> Tensor | None:
     if "start_positions" in batch:
         return torch.stack([batch["start_positions"], batch["end_positions"]], 1)
     return batch.get("labels")
+
+
+def mark_candidates(batch: dict, windows: list[dict]) -> dict:
+    """Return a batch of windows with `candidates`, (B, T): 1 where a span may begin or end.
+
+    As in ELECTRA these are [CLS], the context, and the [SEP] behind it.
+    """
+    candidates = torch.zeros_like(batch["input_ids"])
+    candidates[:, 0] = 1
+    for row, window in zip(candidates, windows, strict=True):
+        types = torch.as_tensor(window["type_ids"])
+        row[: len(types)] |= types
+    return {**batch, "candidates": candidates}
 
 
 def has_pair(batch: dict) -> bool:

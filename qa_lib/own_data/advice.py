@@ -21,7 +21,7 @@ from qa_lib.evidence import claims, stats, verdicts
 from qa_lib.own_data.floor import Floor, measure_floor
 from qa_lib.reports import plans
 from qa_lib.reports.exbert import MODELS
-from qa_lib.reports.trials import selected_evaluation
+from qa_lib.reports.trials import validation_score
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -166,11 +166,14 @@ def mean_scores(P) -> pd.DataFrame:
 
 
 def validation_scores(P) -> dict[str, float]:
-    """Return variant → its EM on validation at the centre, the mean over seeds."""
+    """Return variant → its score on validation at the centre, the mean over seeds.
+
+    The score is the one by which the runs' task chooses among trials.
+    """
     scores: dict[str, list[float]] = {}
     for spec, record in runs.require_records(centre_runs(P)):
-        em = selected_evaluation(spec, record)["validation_em"]
-        scores.setdefault(spec.variant, []).append(em)
+        score, _ = validation_score(spec, record)
+        scores.setdefault(spec.variant, []).append(score)
     return {variant: float(np.mean(values)) for variant, values in scores.items()}
 
 

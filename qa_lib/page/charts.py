@@ -178,12 +178,13 @@ def format_printed(row) -> str:
     return " to ".join(ends)
 
 
-def format_difference(row) -> str:
-    """Return a value with its 95 % interval; of one seed the value alone."""
-    value = verify.format_number(row.value, 1)
+def format_difference(row, unit: str = "") -> str:
+    """Return a value with its 95 % interval and unit; of one seed the value alone."""
+    value = verify.format_number(row.value, 1).replace("-", "−")
     if np.isnan(row.low):
-        return f"{value} (one seed)".replace("-", "−")
-    return (value + verify.format_interval(row.low, row.high, 1)).replace("-", "−")
+        return f"{value} {unit}".strip() + " (one seed)"
+    interval = verify.format_interval(row.low, row.high, 1).replace("-", "−")
+    return f"{value}{interval} {unit}".strip()
 
 
 # ---- the steps ----
@@ -253,12 +254,14 @@ def draw_trials(rows: pd.DataFrame, by: tuple[str, str], score: str, look: Look)
     """
     down, across = by
     models = list(rows["model"].unique())
-    columns = min(len(models), 2 if look.is_narrow else 3)
+    values = rows.groupby("model", observed=True)[across].nunique().max()
+    most = 4 if values <= 2 else 3
+    columns = min(len(models), 2 if look.is_narrow else most)
     lines = -(-len(models) // columns)
-    height = lines * (0.3 * rows[down].nunique() + 0.8) + 0.35
+    height = lines * (0.3 * rows[down].nunique() + 1.1) + 0.35
     size = (look.width, height)
     fig, panels = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
-    width = 14 if look.is_narrow else 30
+    width = 14 if look.is_narrow else 80 // columns - 4
     scale = {"vmin": rows[score].min(), "vmax": rows[score].max()}
     for axes, model in zip(panels.flat, models, strict=False):
         draw_panel(axes, rows[rows["model"] == model], by, score, scale, look)
@@ -291,9 +294,7 @@ def draw_panel(axes, rows: pd.DataFrame, by: tuple[str, str], score: str, scale:
         if row["chosen"]:
             ring = {"facecolor": "none", "edgecolor": "#e8590c", "lw": 2.4, "zorder": 5}
             axes.add_patch(plt.Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, **ring))
-    ticks = [format_tick(x) for x in names_across]
-    if look.is_narrow:
-        ticks = [tick.replace(" epochs", "\nepochs") for tick in ticks]
+    ticks = [format_tick(x).replace(" epochs", "\nepochs") for x in names_across]
     axes.set_xticks(np.arange(len(names_across)) + 0.5, ticks)
     axes.set_yticks(np.arange(len(names_down)) + 0.5, [format_tick(y) for y in names_down])
     axes.tick_params(length=0)

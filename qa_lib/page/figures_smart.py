@@ -59,13 +59,13 @@ CLASSES = {"rrobin-full-layer": {"F1 0": 36, "F1 1": 58, "F1 2": 26, "F1 3": 60,
 
 PARTS = {
     "pretrain": "encoder not trained",
-    "smart": "SMART's two terms",
+    "smart": "SMART's terms",
     "rrobin": "three heads",
-    "rrobin-smart": "three heads, SMART's two terms",
-    "rrobin-pre-smart": "the same, after Quora alone",
-    "rrobin-full": "three heads, unlike batches",
-    "rrobin-full-smart": "the same, SMART's two terms",
-    "rrobin-full-layer": "the same, a relational layer",
+    "rrobin-smart": "three heads, SMART's terms",
+    "rrobin-pre-smart": "three heads, SMART's terms",
+    "rrobin-full": "three heads",
+    "rrobin-full-smart": "three heads, SMART's terms",
+    "rrobin-full-layer": "three heads, relational layer",
 }
 WITH_SMART = ("smart", "rrobin-smart", "rrobin-pre-smart", "rrobin-full-smart")
 DEGENERATE = ("rrobin", "rrobin-smart", "rrobin-smart-softmax")
@@ -128,9 +128,10 @@ def show_ball(
     divergence of the outputs along δ, and along random signs of the same size. radius: ε.
     """
     caption = (
-        "Left: all coordinates of one sentence's perturbation, in multiples of ε. The step leaves "
-        "the ball, and the projection brings it back to its surface. Right: how far the outputs "
-        "move along that direction, and along noise of the same size; the dotted line is ε."
+        "First panel: the coordinates of one sentence's perturbation, in multiples of ε. The "
+        "ascent step leaves the ball, and the projection brings it back to the surface. Second "
+        "panel: how far the outputs move along that direction, and along noise of the same size. "
+        "The dotted line is ε; the divergence grows with the square of the size."
     )
     alt = "A histogram of coordinates, most of them at −1 and 1, and two curves that rise."
     start, delta = np.asarray(start) / radius, np.asarray(delta) / radius
@@ -153,9 +154,10 @@ def draw_ball(
     left.hist(start.ravel(), bins, color=noise)
     left.hist(delta.ravel(), bins, color=adversary, alpha=0.85)
     left.set(xlabel="coordinate of δ, in ε", ylabel="coordinates")
-    middle = {"xycoords": ("data", "axes fraction"), "ha": "center"}
-    left.annotate("Gaussian start", (0, 0.3), color=look.colours["soft"], **middle)
-    left.annotate("in the ball", (0, 0.9), color=adversary, **middle)
+    place = {"xycoords": ("data", "axes fraction"), "va": "top"}
+    grey = look.colours["soft"]
+    left.annotate("Gaussian\nstart", (-1.15, 0.4), color=grey, ha="right", **place)
+    left.annotate("in the\nball", (1.15, 0.95), color=adversary, ha="left", **place)
     right.loglog(by_radius["radius"], by_radius["adversarial"], color=adversary)
     right.loglog(by_radius["radius"], by_radius["noise"], color=look.colours["soft"])
     right.axvline(radius, color=look.colours["text"], lw=1, ls=":")
@@ -184,8 +186,9 @@ def figure_architectures(P, variants: tuple[str, str]) -> report.Html:
         return report.note_absent("models")
     frame = pd.DataFrame({"run": [record["run"] for _, record in runs.require_records(specs)]})
     caption = (
-        "The models as configured (Figures 1 and 2 of the report): one encoder, a head for each "
-        "task, and a step for one task's batch after the other. Below: rows in a batch."
+        "Two models as they are configured here (the report's Figures 1 and 2). One encoder reads "
+        "all texts, each task has a head, and the tasks take turns, a batch each. Below a task "
+        "stand the rows of its batch."
     )
     alt = "; ".join(
         f"{plans.display_name(P.report, spec.variant)}: "
@@ -228,14 +231,25 @@ def describe_heads(spec: Spec) -> list[tuple[str, str, bool, str]]:
 
 def draw_architectures(slug: str, specs: list[Spec], look: Look) -> Figure:
     """Draw a panel for each run: the encoder, the relational layer, the heads, and batch sizes."""
+    heights = [measure_height(spec) for spec in specs]
+    if not look.is_narrow:
+        heights = [max(heights)] * len(specs)
     shape = (len(specs), 1) if look.is_narrow else (1, len(specs))
-    height = 2.5 * shape[0]
-    size = (look.width, height)
-    fig, panels = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
-    for axes, spec in zip(panels.flat, specs, strict=True):
+    rows = heights[: shape[0]]
+    size = (look.width, 0.52 * sum(rows))
+    fig, panels = plt.subplots(
+        *shape, figsize=size, height_ratios=rows, squeeze=False, layout="constrained"
+    )
+    for axes, spec, height in zip(panels.flat, specs, heights, strict=True):
         draw_architecture(axes, spec, look)
+        axes.set_ylim(-0.7, height - 0.7)
         axes.set_title(plans.display_name(slug, spec.variant), fontsize=10)
     return fig
+
+
+def measure_height(spec: Spec) -> float:
+    """Return the height of a model's picture, in its own unit: a box is 1 high."""
+    return 4.8 if spec.heads.relational != "none" else 3.6
 
 
 def draw_architecture(axes, spec: Spec, look: Look):
@@ -267,7 +281,7 @@ def draw_architecture(axes, spec: Spec, look: Look):
         draw_box(axes, width * at, bottom, width - 0.2, f"{dataset}\n{head}", look)
         text = {"ha": "center", "va": "top", "color": look.colours["soft"], "fontsize": 9}
         axes.text(middle, -0.1, batch, **text)
-    axes.set(xlim=(-0.1, width * len(parts)), ylim=(-0.7, 4.1))
+    axes.set_xlim(-0.1, width * len(parts))
     axes.axis("off")
 
 
@@ -323,8 +337,9 @@ def figure_terms(P, arm: str = "printed") -> report.Html:
     if rows.empty:
         return report.note_absent("SMART")
     caption = (
-        "SMART's term in training, a line for each run: the norm of the perturbation, the term "
-        "before its weight, and the norm of its gradient in units of the task's. Dotted: a tenth. "
+        "SMART's term over the training, a line for each run. First panel: the norm of the "
+        "perturbation δ. Second: the term before its weight λ. Third: the norm of the weighted "
+        "term's gradient, divided by that of the task's loss; the dotted line is a tenth. "
         f"{describe_terms(P, arm)}"
     )
     alt = "Three panels over training: " + ", ".join(rows["model"].cat.categories) + "."
@@ -389,11 +404,11 @@ def describe_terms(P, arm: str = "printed") -> str:
         verdict = "So the term could hardly matter in these runs"
     else:
         verdict = "So the term was large enough to matter"
-    limits = f"under {TOO_SMALL:.0%} it could not, under {SMALL:.0%} hardly".replace("%", " %")
+    limits = f"below {TOO_SMALL:.0%} a term cannot matter, below {SMALL:.0%} hardly"
     return (
-        f"The gradient of the weighted term has a median norm of {format_ratio(medians.min())} to "
-        f"{format_ratio(medians.max())} of the loss's, and at most {format_ratio(highest.max())} "
-        f"({highest.idxmax()}). {verdict} ({limits})."
+        f"The models' median ratios are {format_ratio(medians.min())} to "
+        f"{format_ratio(medians.max())}, and the highest ratio is {format_ratio(highest.max())} "
+        f"({highest.idxmax()}). {verdict}: {limits.replace('%', ' %')}."
     )
 
 
@@ -433,8 +448,9 @@ def table_contamination(P) -> report.Html:
                 row[name] = float(means[variant] - row["frozen score"])
         rows.append(row | {"run": tuple(of_set["run"].unique())})
     caption = (
-        "What the encoder met in its own training, the score of the frozen encoder (of paraphrases "
-        "with a trained head), and how far models at the report's settings are above it."
+        "What the encoder met in its own training, the score of the frozen encoder, and how far "
+        "models at the report's settings are above it. Paraphrases need a trained head: their "
+        "frozen score is that of “Heads alone trained”."
     )
     return report.save_table(P, "table_contamination", pd.DataFrame(rows), caption)
 
@@ -457,7 +473,7 @@ def figure_learning(P) -> report.Html:
     for column, heading in CURVES.items():
         parts.append(history.assign(column=heading, value=history[column]))
     rows = pd.concat(parts, ignore_index=True)
-    caption = "Losses on sentiment after each epoch, without and with SMART; means over seeds."
+    caption = "Losses on sentiment after each epoch, without and with SMART: means over seeds."
     alt = "Training and validation loss by epoch, a line for each of two models."
 
     def draw(look: Look) -> Figure:
@@ -467,6 +483,17 @@ def figure_learning(P) -> report.Html:
 
 
 # ---- sweeps, on sentiment ----
+
+
+def tell_batches(P) -> str:
+    """Return how much smaller SMART's batches are, which by itself gives it more steps."""
+    ratio = P.batch_size / P.smart_batch
+    if ratio == 1:
+        return ""
+    return (
+        f"With SMART a batch has {P.smart_batch} rows in place of {P.batch_size}, so the model is "
+        f"trained in {ratio:g} times as many steps."
+    )
 
 
 def draw_sentiment(
@@ -479,28 +506,30 @@ def draw_sentiment(
 
 def figure_weights(P) -> report.Html:
     """Return accuracy by λ."""
-    caption = "Sentiment by the weight λ of the adversarial term."
+    caption = f"Accuracy on sentiment by the weight λ of the adversarial term. {tell_batches(P)}"
     variants, by = ("smart-weight",), "smart_adversarial"
     return draw_sentiment(P, "fig_weights", caption, variants, by, "λ", baseline="finetune")
 
 
 def figure_radius(P) -> report.Html:
     """Return accuracy by ε."""
-    caption = "Sentiment by the radius ε of the ball."
+    caption = f"Accuracy on sentiment by the radius ε of the ball. {tell_batches(P)}"
     variants, by = ("smart-radius",), "smart_radius"
     return draw_sentiment(P, "fig_radius", caption, variants, by, "ε", baseline="finetune")
 
 
 def figure_bregman(P) -> report.Html:
     """Return accuracy by μ."""
-    caption = "Sentiment by the weight μ of the Bregman term."
+    caption = f"Accuracy on sentiment by the weight μ of the Bregman term. {tell_batches(P)}"
     variants, by = ("smart-bregman",), "smart_bregman"
     return draw_sentiment(P, "fig_bregman", caption, variants, by, "μ", baseline="finetune")
 
 
 def figure_sizes(P) -> report.Html:
     """Return accuracy by training rows, without and with SMART."""
-    caption = "Sentiment by training rows of one task, without and with SMART."
+    caption = "Accuracy on sentiment by its training rows, without and with SMART. " + tell_batches(
+        P
+    )
     variants = ("finetune-size", "smart-size")
     return draw_sentiment(P, "fig_sizes", caption, variants, "rows", "training rows")
 
@@ -508,8 +537,8 @@ def figure_sizes(P) -> report.Html:
 def figure_imbalance(P) -> report.Html:
     """Return accuracy by the imbalance of classes, without and with SMART."""
     caption = (
-        "Sentiment by the imbalance of its classes in training, as many rows each time: rows of "
-        "the first class for one of the last. Without and with SMART."
+        "Accuracy on sentiment, without and with SMART, by the balance of its classes in training: "
+        "rows of the first class for each row of the last. The number of rows is the same."
     )
     variants, label = (
         ("finetune-imbalance", "smart-imbalance"),
@@ -520,7 +549,10 @@ def figure_imbalance(P) -> report.Html:
 
 def figure_quora(P) -> report.Html:
     """Return accuracy on sentiment by the rows of the rich dataset that it is trained beside."""
-    caption = "Sentiment as the paraphrases beside it grow, in as many steps."
+    caption = (
+        "Accuracy on sentiment by the number of paraphrases that are trained beside it, in the "
+        "same number of steps."
+    )
     variants, label = ("rrobin-full-size",), "training rows of all tasks"
     return draw_sentiment(P, "fig_quora", caption, variants, "rows", label)
 
@@ -531,16 +563,19 @@ def figure_quora(P) -> report.Html:
 def table_noise(P) -> report.Html:
     """Return SMART beside random noise of equal cost, on sentiment."""
     columns = {SCORES[0]: (P.domains[0], "accuracy")}
-    caption = "SMART, and random noise at its cost: accuracy on sentiment."
+    caption = (
+        "SMART beside random noise that costs as many passes: accuracy on sentiment. "
+        + tell_batches(P)
+    )
     return pieces.table_grid(P, "table_noise", caption, list(NOISE), columns, {})
 
 
 def table_altered(P) -> report.Html:
     """Return accuracy on altered sentences, without and with SMART."""
     caption = (
-        "Sentiment as it is written; with typing mistakes in one of five words that have four "
-        "letters or more; and with one word of five swapped with the next. At least one word of a "
-        "sentence is hit."
+        "Accuracy on sentiment as it is written; with typing mistakes, in one of five words that "
+        "have four letters or more; and with one word of five swapped with the next. At least one "
+        "word of a sentence is changed."
     )
     columns = name_altered_columns(P)
     return pieces.table_grid(P, "table_altered", caption, list(ALTERED), columns, {})
@@ -548,7 +583,10 @@ def table_altered(P) -> report.Html:
 
 def table_classes(P) -> report.Html:
     """Return F1 of each class of sentiment, and the calibration error."""
-    caption = "F1 of each class of sentiment, from very negative to very positive; calibration."
+    caption = (
+        "F1 of each class of sentiment, from 0 (very negative) to 4 (very positive), and the "
+        "calibration error (ECE), of which less is better; all in percent."
+    )
     columns = name_class_columns(P)
     variants, lower = list(TABLE_2), (CALIBRATION,)
     return pieces.table_grid(P, "table_classes", caption, variants, columns, CLASSES, lower=lower)
@@ -556,7 +594,9 @@ def table_classes(P) -> report.Html:
 
 def table_controls(P) -> report.Html:
     """Return the scores of the controls."""
-    caption = "The controls, at the report's settings."
+    caption = (
+        "The controls, at the report's settings: accuracy, and of similarity Pearson's r × 100."
+    )
     return pieces.table_grid(P, "table_controls", caption, list(CONTROLS), name_columns(P), {})
 
 
@@ -589,7 +629,7 @@ def table_examples(P) -> report.Html:
             rows.append(row | {"run": tuple(examples["run"].unique())})
     if not rows:
         return report.note_absent("examples on which two models differ")
-    caption = "Sentences that one of two models alone has right, the first two each way."
+    caption = "Sentences that only one of the two models has right: the first two of each."
     return report.save_table(P, "table_examples", pd.DataFrame(rows), caption)
 
 
@@ -604,7 +644,7 @@ def table_degenerate(P) -> report.Html:
     """
     specs = [s for s in plans.plan(P) if s.variant in DEGENERATE and s.arm == "printed"]
     if not any(spec.variant == DEGENERATE[-1] for spec in specs):
-        return report.note_absent("codes")
+        return report.note_absent("SMART as in the report's code")
     rows = []
     for variant in DEGENERATE:
         records = runs.require_records([spec for spec in specs if spec.variant == variant])
@@ -615,8 +655,8 @@ def table_degenerate(P) -> report.Html:
             row[f"R, {heading.lower()}"] = average_term(records, dataset)
         rows.append(row | {"run": tuple(record["run"] for _, record in records)})
     caption = (
-        "SMART as in the report's code, where the term of paraphrases is 0, beside the correct "
-        "one. Means over seeds; R is the mean of the term in training."
+        "SMART as in the report's code, whose term is 0 on paraphrases, beside the correct one. "
+        "Means over seeds. R is the mean of the term in training."
     )
     return report.save_table(P, "table_degenerate", pd.DataFrame(rows), caption)
 

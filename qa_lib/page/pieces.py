@@ -97,7 +97,7 @@ def list_numbers(rows: pd.DataFrame) -> list[tuple[str, str]]:
             numbers.append((f"{charts.format_printed(row)} {row.unit}", name))
         elif row.n:
             label = f"{name}: {row.ours} against {row.against}"
-            numbers.append((f"{charts.format_difference(row)} {row.unit}", label))
+            numbers.append((charts.format_difference(row, row.unit), label))
     return numbers
 
 
@@ -134,8 +134,17 @@ def fold(title: str, *parts) -> report.Html:
 
 
 def stack(*parts) -> report.Html:
-    """Return parts of a page one below the other. A part is HTML, or Markdown."""
-    return report.Html("".join(write_html(part) for part in parts))
+    """Return parts of a page one below the other. A part is HTML, or Markdown.
+
+    Notes about what was not run that are alike stand once.
+    """
+    texts = []
+    for part in parts:
+        text = write_html(part)
+        if text.startswith(report.ABSENT) and text in texts:
+            continue
+        texts.append(text)
+    return report.Html("".join(texts))
 
 
 def write_html(part: report.Html | report.Markdown) -> str:
@@ -170,19 +179,14 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     made = rows[rows["n"] > 0]
     if made.empty:
         return report.note_absent("central comparisons")
-    seeds = (
-        f"{made['n'].min()}"
-        if made["n"].nunique() == 1
-        else (f"{made['n'].min()} to {made['n'].max()}")
-    )
     caption = (
-        "Central comparisons: how far the model is ahead of another. Hollow: what the report "
+        "Central comparisons: how far a model is ahead of another. Hollow: what the report "
         "prints. Squares: the same model against a control, which is what the control leaves of "
-        f"the effect. Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
+        f"the effect. {describe_intervals(made)}"
     )
     alt = "A row for each comparison: " + "; ".join(
         f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
-        f"{charts.format_difference(row)} {row.unit}"
+        f"{charts.format_difference(row, row.unit)}"
         for row in made[made["control"] == ""].itertuples()
     )
 
@@ -190,6 +194,15 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
         return charts.draw_forest(P.report, rows, look)
 
     return looks.save_drawing(P, "fig_comparisons", draw, caption, alt, made)
+
+
+def describe_intervals(made: pd.DataFrame) -> str:
+    """Return what the bars of the forest figure are, and over how many seeds."""
+    fewest, most = made["n"].min(), made["n"].max()
+    if most == 1:
+        return "One seed, so no intervals."
+    seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
 
 
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
@@ -202,13 +215,14 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
         return report.note_absent("steps to the report's model")
     unit = compare.find_claim(P, claim).unit
     hatched = " Hatched: steps that were not run apart." if (~rows["known"]).any() else ""
+    lines = "" if made["low"].isna().all() else " Lines are the 95 % intervals of the steps."
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
         f"{plans.display_name(P.report, steps[-1].after)}, one change at a time, with "
-        f"{ARMS[arm]}; bars are 95 % intervals of a step.{hatched}"
+        f"{ARMS[arm]}. A step begins where the one above it ends.{lines}{hatched}"
     )
     alt = "; ".join(
-        f"{row.says}: {charts.format_difference(row)} {unit}" for row in made.itertuples()
+        f"{row.says}: {charts.format_difference(row, unit)}" for row in made.itertuples()
     )
 
     def draw(look: looks.Look):
@@ -274,9 +288,10 @@ def figure_sweep(
     lines = collect_columns(runs.collect_ledger(beside), columns) if beside else rows[:0]
     seeds = rows.groupby(["variant", by])["seed"].nunique()
     number = f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()} to {seeds.max()}"
-    caption = f"{caption} Points: means over seeds, of which there are {number}."
+    spread = "One seed." if number == "1" else f"A point is the mean over {number} seeds."
+    caption = f"{caption} {spread}"
     if len(lines):
-        caption += f" Dashed: {plans.display_name(P.report, baseline)}."
+        caption += f" The dashed line is “{plans.display_name(P.report, baseline)}”."
     alt = f"Scores over {label}: {', '.join(columns)}."
 
     def draw(look: looks.Look):
@@ -316,7 +331,8 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
                 at_edge.append(str(model))
         if at_edge:
             name = charts.NAMES_OF.get(column, column)
-            told.append(f"{name} of {', '.join(at_edge)}")
+            is_every = len(at_edge) == rows["model"].nunique()
+            told.append(f"{name} of {'every model' if is_every else ', '.join(at_edge)}")
     return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
 
 

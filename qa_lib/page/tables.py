@@ -266,9 +266,16 @@ def trials_table(specs: list[Spec]) -> pd.DataFrame:
 
 
 def name_setting(spec: Spec) -> str:
-    """Return what trials of a model differ in beside the rate: λ with SMART, else the epochs."""
+    """Return what trials of a model differ in beside the rate.
+
+    It is λ with SMART, rate and decay of a pre-training where there is one, and else the epochs.
+    """
     if spec.smart:
         return f"λ = {spec.smart.adversarial:g}"
+    if spec.start and spec.start.multitask:
+        decay = spec.start.layer_decay.rate if spec.start.layer_decay else 1
+        rate = np.format_float_scientific(spec.start.learning_rate, trim="-", exp_digits=1)
+        return f"before: {rate}, γ {decay:g}"
     trained = spec.experts[0] if spec.gate else spec
     return f"{trained.epochs:g} epochs"
 

@@ -107,10 +107,40 @@ def show_group(P, heading: str, rows: list, tables: dict[str, pd.DataFrame]) -> 
     if not others:
         return text
     folded = "".join(show_claim(P, row, tables) for row in others)
-    counts = pd.Series([row.verdict for row in others], dtype=object).value_counts()
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if verdict in counts)
-    summary = f"{len(others)} more of the same models: {told}"
+    summary = f"{len(others)} more of the same models: {count_each_verdict(others)}"
     return f"{text}{fold_items(summary, folded)}"
+
+
+def count_each_verdict(rows: list) -> str:
+    """Return how many claims have each verdict: "2 reproduced, 1 undecided"."""
+    counts = pd.Series([row.verdict for row in rows], dtype=object).value_counts()
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if verdict in counts)
+
+
+def show_stance(P, name: str, of_stance: dict[str, list], tables: dict[str, pd.DataFrame]) -> str:
+    """Return the groups of one stance. Those without a primary claim are folded together.
+
+    name: what the stance is called. of_stance: heading → the claims below it. Where all are folded
+    the name stands in the summary, since paper shows no fold.
+    """
+    shown = []
+    folded = []
+    rows_folded = []
+    for heading, rows in of_stance.items():
+        group = show_group(P, heading, rows, tables)
+        if any(row.primary for row in rows):
+            shown.append(group)
+        else:
+            folded.append(group)
+            rows_folded += rows
+    title = f"<strong>{name}</strong>"
+    text = f"<p>{title}</p>{''.join(shown)}" if shown else ""
+    if not folded:
+        return text
+    counts = escape(count_each_verdict(rows_folded))
+    claim = "claim" if len(rows_folded) == 1 else "claims"
+    summary = f"{len(rows_folded)} more {claim}: {counts}" if shown else f"{title}: {counts}"
+    return f"{text}<details><summary>{summary}</summary>{''.join(folded)}</details>"
 
 
 def fold_items(summary: str, items: str) -> str:
@@ -176,9 +206,7 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
         groups[row.stance].setdefault(heading, []).append(row)
     for stance, of_stance in groups.items():
         if of_stance:
-            parts.append(f"<p><strong>{STANCES[stance]}</strong></p>")
-        for heading, rows in of_stance.items():
-            parts.append(show_group(P, heading, rows, tables))
+            parts.append(show_stance(P, STANCES[stance], of_stance, tables))
     tested = [row for of_stance in groups.values() for rows in of_stance.values() for row in rows]
     legend = escape(LEGEND + describe_mark(verify.select(table)))
     text = (

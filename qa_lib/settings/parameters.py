@@ -42,6 +42,8 @@ TAKEN_NAMES = frozenset(
     id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
     tokens end dataset expert weight share bin of pairs case
     accuracy pearson score ece truncated label task
+    em_answerable f1_answerable em_impossible f1_impossible em_no_answer f1_no_answer em_best
+    f1_best em_best_threshold f1_best_threshold unanswered null_threshold null_margin
     """.split()
 )
 # What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
@@ -72,9 +74,11 @@ class Dataset(Strict):
     # This dataset is a second test set of `part_of`; its rows are reported under that name.
     part_of: str | None = None
     scored: Literal["test", "validation"] = "test"  # the held-out part that is the test set
-    # Test sentences with typing mistakes, or with neighbouring words swapped (data/alter.py).
-    altered: Literal["typos", "swaps"] | None = None
+    # Test sentences with typing mistakes, or with neighbouring words swapped; or generated
+    # questions in other words (data/alter.py).
+    altered: Literal["typos", "swaps", "reworded"] | None = None
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
+    apart_within: bool = False  # nor does one stand within a context, or a text, of theirs
     rows: int | None = None  # embedded only: how many are generated
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
     # Of the tasks classes and score. A label is the name of a class, or its number from 0.
@@ -120,12 +124,23 @@ class Dataset(Strict):
                     f"{self.task} have; leave it out"
                 )
         if self.task == "span":
-            for field in ("classes", "range", "text", "text_pair", "label", "altered"):
+            sentences_alone = ["classes", "range", "text", "text_pair", "label"]
+            if self.altered != "reworded":
+                sentences_alone.append("altered")
+            for field in sentences_alone:
                 if field in self.model_fields_set:
                     raise ValueError(
                         f"{field}: a dataset of the task span has none; name its task, classes or "
                         "score, or leave it out"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _reworded(self):
+        if self.altered == "reworded" and (self.task != "span" or self.rows is None):
+            raise ValueError(
+                "altered: only generated questions are reworded; of sentences write typos or swaps"
+            )
         return self
 
     @model_validator(mode="after")
@@ -249,6 +264,11 @@ class Study(Strict):
         return {}
 
     @property
+    def stand_ins(self) -> dict[str, str]:
+        """Generated dataset → the dataset in whose place it stands, as the claims call that."""
+        return {}
+
+    @property
     def fewest_seeds(self) -> int:
         """The seeds of the comparison that has the fewest."""
         return len(self.seeds)
@@ -325,6 +345,9 @@ class Heads(Strict):
     pairs: Literal["apart", "joined"] = "apart"
     # Whether the heads of pairs read the rich relational layer: one for all, or one for each.
     relational: Literal["none", "shared", "own"] = "none"
+    # Of a dataset of spans: start and end by themselves, or an end for each start and a classifier
+    # for "no answer", as in ELECTRA.
+    span: Literal["independent", "joint"] = "independent"
     # Of a dataset of scores without a relational layer.
     score: Literal["cosine", "distribution"] = "cosine"
 

@@ -45,6 +45,9 @@ class Spec(Strict):
     places: list[int] | None = None
     validation_rows: int
     tests: list[str]  # label, since a run may be scored on more test sets later
+    # Label: no training row may share a text with a test row of these datasets. A row that does
+    # ends the run (qa_lib/data/selection.py), so that the field changes no numbers.
+    held_out: list[str] = []
     order: Literal["trainer", "sequential", "shuffled"] = "trainer"
     bad_rows: Literal["stop", "skip", "move"] = "stop"
     encoder: str  # label
@@ -77,7 +80,12 @@ class Spec(Strict):
     # spans).
     checkpoint: Literal["last", "best"] = "last"
     looks: int = 1  # evaluations on validation rows in an epoch
+    # Label: the score on validation rows that chooses among trials. None: the task's.
+    trial_score: str | None = None
     watched: int = 0  # label: training rows that each of these evaluations scores too
+    # Label: how often the gradients of the run's datasets are compared while it trains
+    # (qa_lib/training/gradients.py).
+    probes: int = Field(0, ge=0)
     # Label: also scored by the starter code's rule, which cannot answer with a single token.
     starter: bool = False
     # Label: whether a record that other code made is trained again or kept. None: trained again at
@@ -108,8 +116,11 @@ class Spec(Strict):
             "folder",
             "domains",
             "tests",
+            "held_out",
             "encoder",
+            "trial_score",
             "watched",
+            "probes",
             "starter",
             "stale",
             *ROLES,
@@ -138,6 +149,17 @@ class Spec(Strict):
             raise ValueError("experts: these are what a gate mixes, and there is no gate")
         if self.experts and self.start:
             raise ValueError("start: a mixture trains its gate alone, which goes on from no run")
+        return self
+
+    @model_validator(mode="after")
+    def _probes(self):
+        if self.probes and not self.multitask:
+            raise ValueError(
+                "probes: these compare the gradients of datasets that are trained in turn, and "
+                "there is no multitask; leave probes out"
+            )
+        if self.probes and self.heads and self.heads.frozen:
+            raise ValueError("probes: a frozen encoder has no gradients to compare; leave them out")
         return self
 
     @property

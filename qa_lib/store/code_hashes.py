@@ -35,6 +35,7 @@ EVERY_RUN = (
     "tasks/characters.py",
     "tasks/local_metric.py",
     "tasks/metrics.py",
+    "tasks/no_answer.py",
     "tasks/sentence.py",
     "tasks/sentence_score.py",
     "tasks/span.py",
@@ -54,6 +55,7 @@ WITH_FIELD = {
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
     "layer_decay": ("training/layer_rates.py",),
+    "probes": ("training/gradients.py",),
 }
 # Where rows come from: generated text, or files and hubs.
 GENERATED = ("data/corpora.py", "data/sentences.py")

@@ -402,6 +402,8 @@ def label_columns(spec: Spec, record: dict) -> dict:
         *PREFIXED,
         "recipe",
         "stale",
+        "trial_score",
+        "probes",
     }
     settings = spec.model_dump(exclude=not_shown)
     columns = {"run": record["run"]}

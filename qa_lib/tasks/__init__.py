@@ -23,7 +23,11 @@ count_characters(row)              of all that the encoder reads
 make_collator(tokenizer, reads_types)
                    the function that makes a padded batch of windows
 read_outputs(output, lengths)      a model's output on a batch, as arrays for each window by name
-predict(rows, windows, outputs)    a prediction for each row; outputs: of all windows, by name
+predict(rows, windows, outputs, **rule)
+                   a prediction for each row; outputs: of all windows, by name; rule: of choose_rule
+choose_rule(rows, predict_rows)
+                   options of `predict` that are chosen on validation rows; predict_rows(): their
+                   predictions
 score(rows, predictions, clusters=None)
                    (score of each row by name, their averages by name); clusters: those of the rows,
                    where the average is over clusters

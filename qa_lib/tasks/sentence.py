@@ -19,6 +19,7 @@ mean of these values too, and a bootstrap of the mean is one of r to first order
 Shapes: W windows, one for each row; R rows; B batch; T tokens; C classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -404,6 +405,11 @@ class Sentences:
     measure_windows = staticmethod(measure_windows)
     count_characters = staticmethod(count_characters)
     read_outputs = staticmethod(read_outputs)
+
+    @staticmethod
+    def choose_rule(rows: list[dict], predict_rows: Callable) -> dict[str, float]:
+        """Return the options of `predict` that are chosen on validation rows: none."""
+        return {}
 
     def __init__(self, joined: bool = False):
         self.joined = joined

@@ -8,21 +8,26 @@ the place of [CLS]. Only the first gold answer trains, as in the reports.
 The answer to a question is the best span over all its windows. In each window the candidates are
 the 20 best starts and the 20 best ends. The pair with the largest sum of logits wins, among spans
 of at most 30 tokens. `one_token=False` is the starter code's variant: its condition was
-end <= start, so that it cannot answer with a single token.
+end <= start, so that it cannot answer with a single token. A joint head (models/heads.py) names its
+candidates itself, and the same spans are valid.
 
-Shapes: W windows, B batch, T tokens.
+Where rows may have no answer, as in SQuAD 2.0, a question has a null margin: how far "no answer"
+lies above the best span. It is answered by none where the margin is above a threshold, which is
+chosen on validation rows.
+
+Shapes: W windows, B batch, T tokens, K candidates.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qa_lib.settings.params import UserError
-from qa_lib.tasks import metrics
+from qa_lib.tasks import metrics, no_answer
 from qa_lib.tasks.characters import normalise_text, widen_to_characters
 
 if TYPE_CHECKING:
@@ -260,13 +265,26 @@ class Collate:
 def read_outputs(output: Any, lengths: list[int]) -> dict[str, list[np.ndarray]]:
     """Return the logits of each window of a batch, (T,) each: start and end.
 
+    Of a joint head these are the spans of its beam, (K·K,) each: first, last and spans, their
+    tokens and scores; and null, the logit of "no answer".
     output: of a span model; lengths: the tokens of each window.
     """
+    if hasattr(output, "beam"):
+        return read_beam(output)
     logits: dict[str, list[np.ndarray]] = {}
     for name, padded in (("start", output.start_logits), ("end", output.end_logits)):
         values = padded.cpu().numpy()  # (B, T)
         logits[name] = [row[:length] for row, length in zip(values, lengths, strict=True)]
     return logits
+
+
+def read_beam(output: Any) -> dict[str, list[np.ndarray]]:
+    """Return the spans in the beam of each window of a batch, as read_outputs does."""
+    starts = output.beam.first  # (B, K)
+    first = starts.unsqueeze(2).expand_as(output.beam.last)
+    columns = {"first": first, "last": output.beam.last, "spans": output.beam.scores}
+    values = {name: list(v.flatten(1).cpu().numpy()) for name, v in columns.items()}
+    return {**values, "null": list(output.null_logits.cpu().numpy())}
 
 
 def best_spans(
@@ -292,6 +310,27 @@ def best_spans(
     best = score.argmax(1)
     window = np.arange(len(s))
     return first[window, best // k], last[window, best % k], score[window, best]
+
+
+def best_beam_span(
+    first: np.ndarray,
+    last: np.ndarray,
+    scores: np.ndarray,
+    context: np.ndarray,
+    one_token: bool = True,
+) -> tuple[int, int, float]:
+    """Return the best span in a window's beam: its first token, its last token, its score.
+
+    The score of a window without a valid span is −inf.
+    first, last, scores: (K·K,); context: (T,), true for context tokens.
+    """
+    shortest = 1 if one_token else 2
+    length = last - first + 1
+    inside = (first < len(context)) & (last < len(context))  # the others are padding
+    valid = inside & (length >= shortest) & (length <= MAX_TOKENS)
+    valid[valid] = context[first[valid]] & context[last[valid]]
+    best = int(np.where(valid, scores, -np.inf).argmax())
+    return int(first[best]), int(last[best]), float(scores[best]) if valid[best] else -np.inf
 
 
 def pad_logits(logits: list[np.ndarray]) -> np.ndarray:
@@ -320,20 +359,72 @@ def read_span(text: str, offsets: list[int], first: int, last: int) -> dict:
     return {"text": text[start:end], "start": start, "end": end, "tokens": int(last - first + 1)}
 
 
+class WindowSpan(NamedTuple):
+    """The best span of a window."""
+
+    offsets: list[int]  # of the window's tokens
+    first: int
+    last: int
+    score: float  # -inf where no span is valid
+    null_score: float  # of "no answer"
+
+
+def find_window_spans(
+    windows, outputs: dict[str, list[np.ndarray]], one_token: bool
+) -> Iterator[WindowSpan]:
+    """Yield the best span of each window. windows, outputs: as in predict_answers."""
+    search = find_beam_spans if is_joint(outputs) else find_logit_spans
+    count = len(next(iter(outputs.values()), []))
+    for begin in range(0, count, CHUNK):
+        chunk = slice(begin, begin + CHUNK)
+        of_chunk = {name: values[chunk] for name, values in outputs.items()}
+        yield from search(windows["offsets"][chunk], of_chunk, one_token)
+
+
+def is_joint(outputs: dict[str, list[np.ndarray]]) -> bool:
+    """Return whether outputs are those of a joint head."""
+    return "null" in outputs
+
+
+def find_logit_spans(
+    offsets: list[list[int]], outputs: dict[str, list[np.ndarray]], one_token: bool
+) -> Iterator[WindowSpan]:
+    """Yield the best span of each window from the logits of start and end.
+
+    "No answer" is the span of [CLS] alone.
+    """
+    start = pad_logits(outputs["start"])  # (W, T)
+    end = pad_logits(outputs["end"])  # (W, T)
+    spans = best_spans(start, end, mark_context(offsets, start.shape[1]), one_token)
+    yield from map(WindowSpan, offsets, *spans, start[:, 0] + end[:, 0])
+
+
+def find_beam_spans(
+    offsets: list[list[int]], outputs: dict[str, list[np.ndarray]], one_token: bool
+) -> Iterator[WindowSpan]:
+    """Yield the best span of each window from the beam of a joint head."""
+    beams = zip(outputs["first"], outputs["last"], outputs["spans"], strict=True)
+    for of_window, beam, null_score in zip(offsets, beams, outputs["null"], strict=True):
+        context = np.asarray(of_window)[1::2] > 0  # (T,)
+        yield WindowSpan(of_window, *best_beam_span(*beam, context, one_token), float(null_score))
+
+
 def predict_answers(
     rows: list[dict],
     windows,
-    start: list[np.ndarray],
-    end: list[np.ndarray],
+    outputs: dict[str, list[np.ndarray]],
     one_token: bool = True,
     null_answers: bool = False,
+    null_threshold: float = 0.0,
 ) -> list[dict]:
     """Return an answer for each row: {text, start, end (characters), tokens, score, window}.
 
     The text is "" where no span is valid.
-    start, end: logits of each window, (T,) each, in the order of `windows` (tokenise_rows).
-    null_answers: answer "" where [CLS] as start and end beats the best span in every window, as in
-    SQuAD 2.0.
+    outputs: of read_outputs, for each window in the order of `windows` (tokenise_rows).
+    null_answers: answer "" where the null margin is above `null_threshold`, as in SQuAD 2.0. The
+    margin is the score of "no answer", the lowest of all windows, less the score of the best span;
+    of a joint head it is the logit of its classifier alone. Such answers also have null_margin,
+    null_threshold, and best_text, the text of the best span.
     """
     no_answer = {"text": "", "start": 0, "end": 0, "tokens": 0}
     row_of = list(windows["row"])
@@ -344,34 +435,56 @@ def predict_answers(
         {**no_answer, "score": -np.inf, "window": first_window[row]} for row in range(len(rows))
     ]
     null_scores = np.full(len(rows), np.inf)
-    for begin in range(0, len(start), CHUNK):
-        chunk = slice(begin, begin + CHUNK)
-        offsets = windows["offsets"][chunk]
-        s = pad_logits(start[chunk])  # (W, T)
-        e = pad_logits(end[chunk])  # (W, T)
-        spans = best_spans(s, e, mark_context(offsets, s.shape[1]), one_token)
-        for i, (first, last, score) in enumerate(zip(*spans, strict=True)):
-            row = row_of[begin + i]
-            null_scores[row] = min(null_scores[row], s[i, 0] + e[i, 0])
-            if score > answers[row]["score"]:
-                answer = read_span(rows[row]["context"], offsets[i], first, last)
-                answers[row] = {**answer, "score": float(score), "window": begin + i}
-    if null_answers:
-        for answer, null_score in zip(answers, null_scores, strict=True):
-            if null_score > answer["score"]:
-                answer |= {**no_answer, "score": float(null_score)}
+    for window, best in enumerate(find_window_spans(windows, outputs, one_token)):
+        row = row_of[window]
+        null_scores[row] = min(null_scores[row], best.null_score)
+        if best.score > answers[row]["score"]:
+            answer = read_span(rows[row]["context"], best.offsets, best.first, best.last)
+            answers[row] = {**answer, "score": float(best.score), "window": window}
+    if not null_answers:
+        return answers
+    for answer, null_score in zip(answers, null_scores, strict=True):
+        margin = float(null_score if is_joint(outputs) else null_score - answer["score"])
+        answer |= {"null_margin": margin, "null_threshold": null_threshold}
+        answer["best_text"] = answer["text"]
+        if margin > null_threshold:
+            answer |= {**no_answer, "score": float(null_score)}
     return answers
+
+
+def has_impossible_rows(rows: list[dict]) -> bool:
+    """Return whether a row has no answer, as in SQuAD 2.0. Then any row may be answered by none."""
+    return any(row["is_impossible"] for row in rows)
 
 
 def predict(rows: list[dict], windows, outputs: dict[str, list[np.ndarray]], **rule) -> list[dict]:
     """Return an answer for each row, as predict_answers does.
 
-    Where a row of `rows` has no answer, as in SQuAD 2.0, every row may be answered by none.
-    outputs: `start` and `end`, the logits of each window; rule: options of predict_answers.
+    Where a row of `rows` has no answer, every row may be answered by none.
+    outputs: of read_outputs, for each window; rule: options of predict_answers.
     """
-    null_answers = any(row["is_impossible"] for row in rows)
-    start, end = outputs["start"], outputs["end"]
-    return predict_answers(rows, windows, start, end, null_answers=null_answers, **rule)
+    return predict_answers(rows, windows, outputs, null_answers=has_impossible_rows(rows), **rule)
+
+
+def choose_rule(rows: list[dict], predict_rows: Callable[[], list[dict]]) -> dict[str, float]:
+    """Return the options of `predict` that are chosen on validation rows.
+
+    It is the threshold of "no answer" with the highest F1, where a row has no answer.
+    predict_rows: returns the rows' predictions, and is called only where there is a choice. Rows of
+    a dataset that answers all of its rows have no margin there, and no part in the choice.
+    """
+    if not has_impossible_rows(rows):
+        return {}
+    rows_with_margin = []
+    predictions = []
+    for row, answer in zip(rows, predict_rows(), strict=True):
+        if "null_margin" in answer:
+            rows_with_margin.append(row)
+            predictions.append(answer)
+    margins = np.array([answer["null_margin"] for answer in predictions])
+    f1_both_ways = score_both_ways(rows_with_margin, predictions)["f1"]
+    threshold, _ = no_answer.choose_threshold(margins, *f1_both_ways)
+    return {"null_threshold": threshold}
 
 
 def score(
@@ -392,11 +505,26 @@ def score(
     return values, averages
 
 
+def score_both_ways(
+    rows: list[dict], predictions: list[dict]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return EM and F1 of each row, (n,), with its best span and without an answer, by name.
+
+    predictions: of rows that may have no answer.
+    """
+    answered, _ = score(rows, [{"text": answer["best_text"]} for answer in predictions])
+    unanswered, _ = score(rows, [{"text": ""}] * len(rows))
+    return {name: (answered[name], unanswered[name]) for name in answered}
+
+
 def score_as_starter(
-    rows: list[dict], windows, outputs: dict[str, list[np.ndarray]]
+    rows: list[dict], windows, outputs: dict[str, list[np.ndarray]], **rule
 ) -> dict[str, np.ndarray]:
-    """Return EM and F1 of each row by the starter code's rule: em_starter and f1_starter."""
-    predictions = predict(rows, windows, outputs, one_token=False)
+    """Return EM and F1 of each row by the starter code's rule: em_starter and f1_starter.
+
+    rule: other options of predict_answers.
+    """
+    predictions = predict(rows, windows, outputs, one_token=False, **rule)
     values, _ = score(rows, predictions)
     return {f"{name}_starter": of_rows for name, of_rows in values.items()}
 
@@ -411,26 +539,34 @@ def describe_predictions(
     """Return further numbers of a test set: what a record has beside EM and F1.
 
     em_rows, f1_rows: averages over rows; tokens: mean length of an answer; contains: percent of the
-    answers that hold a gold answer and more words; overflowed: rows of several windows.
+    answers that hold a gold answer and more words; overflowed: rows of several windows. Where rows
+    may have no answer, also what no_answer.describe_scores gives.
     """
     within = [
         100.0 * metrics.contains(answer["text"], row["answers"]["text"])
         for answer, row in zip(predictions, rows, strict=True)
     ]
     windows_of_row = Counter(windows["row"])
-    return {
+    scores = {
         "em_rows": metrics.average_scores(values["em"]),
         "f1_rows": metrics.average_scores(values["f1"]),
         "tokens": float(np.mean([answer["tokens"] for answer in predictions])),
         "contains": metrics.average_scores(np.array(within), clusters),
         "overflowed": sum(n > 1 for n in windows_of_row.values()),
     }
+    if has_impossible_rows(rows):
+        both_ways = score_both_ways(rows, predictions)
+        scores |= no_answer.describe_scores(rows, predictions, values, both_ways, clusters)
+    return scores
 
 
 def tabulate(
     rows: list[dict], predictions: list[dict], values: dict[str, np.ndarray]
 ) -> "pd.DataFrame":
-    """Return a row for each example: id, scores, character span and length in tokens."""
+    """Return a row for each example: id, scores, character span and length in tokens.
+
+    Where rows may have no answer, also null_margin.
+    """
     import pandas as pd
 
     examples = pd.DataFrame(
@@ -442,4 +578,7 @@ def tabulate(
             "tokens": [answer["tokens"] for answer in predictions],
         }
     )
+    if has_impossible_rows(rows):
+        margins = [answer["null_margin"] for answer in predictions]
+        examples["null_margin"] = np.array(margins, np.float32)
     return examples.astype({"start": np.int32, "end": np.int32, "tokens": np.int16})

@@ -32,6 +32,7 @@ def build_model(spec: Spec):
     New weights are drawn with the run's seed. A run with a start has its weights.
     """
     check_tasks(spec)
+    check_losses(spec)
     set_seed(spec.seed)
     if spec.gate:
         return build_mixture(spec)
@@ -64,6 +65,15 @@ def check_tasks(spec: Spec):
         raise UserError(
             f"{', '.join(spec.domains)} are of several tasks, which need batches of one dataset "
             "each: option multitask"
+        )
+
+
+def check_losses(spec: Spec):
+    """Raise UserError where an extra loss cannot read the outputs of a head."""
+    if spec.smart and spec.heads and spec.heads.span == "joint":
+        raise UserError(
+            "span: SMART compares the outputs of two passes, and those of a joint head depend on "
+            "the start that is given; write span: independent, or leave smart out"
         )
 
 
@@ -121,7 +131,8 @@ def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
         kind = "relational_score" if is_relational else spec.heads.score
         return make_head(kind, dim, spec.head_dropout, low=low, high=high)
     if d.task == "span":
-        return make_head("span", dim, spec.head_dropout)
+        kind = "joint_span" if spec.heads.span == "joint" else "span"
+        return make_head(kind, dim, spec.head_dropout)
     if d.task == "classes" and (d.text_pair is None or spec.heads.pairs == "joined"):
         return make_head("classes", dim, spec.head_dropout, classes=len(d.classes))
     if d.task == "classes" and len(d.classes) == 2:

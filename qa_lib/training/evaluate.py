@@ -4,6 +4,7 @@ What a prediction is and what it is worth, the task of the rows says (qa_lib/tas
 """
 
 import hashlib
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -109,23 +110,56 @@ def score_run_rows(model, tokenizer, spec: Spec, rows: list[dict]) -> dict[str, 
     return {"loss": float(np.mean(losses)), "mean": float(np.mean(chosen_by)), **of_datasets}
 
 
+def choose_rules(model, tokenizer, spec: Spec, rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Return by task the options of its `predict` that are chosen on a run's validation rows.
+
+    Of spans it is the threshold of "no answer", one for all datasets of the run. Checkpoints and
+    histories are judged without it.
+    """
+    rows_of: dict[str, dict[str, list[dict]]] = {}  # task → dataset → rows
+    for dataset, own_rows in multitask.group_rows(spec, rows).items():
+        task = selection.find_task(spec, dataset)
+        rows_of.setdefault(task.NAME, {})[dataset] = own_rows
+
+    def predict_rows(of_task: dict[str, list[dict]]) -> list:
+        predictions = []
+        for dataset, own_rows in of_task.items():
+            predictions += score_rows(model, tokenizer, spec, dataset, own_rows)[0]
+        return predictions
+
+    rules = {}
+    for name, of_task in rows_of.items():
+        together = [row for own_rows in of_task.values() for row in own_rows]
+        rules[name] = get_task(name).choose_rule(together, partial(predict_rows, of_task))
+    return rules
+
+
 def evaluate_test_set(
-    model, tokenizer, spec: Spec, name: str, d: Dataset, rows: list[dict], predict=predict_outputs
+    model,
+    tokenizer,
+    spec: Spec,
+    name: str,
+    d: Dataset,
+    rows: list[dict],
+    predict=predict_outputs,
+    rule: dict[str, float] | None = None,
 ) -> tuple[dict, pd.DataFrame]:
     """Return the scores of a test set, and its examples.
 
     name, d: the test set's name and definition; predict: `predict_outputs`, or a function that
-    returns the same. The examples are one row each: ids, scores and what the task adds, never text.
+    returns the same; rule: what was chosen on validation rows (choose_rules). The examples are one
+    row each: ids, scores and what the task adds, never text.
     """
     task = get_task(d.task)
+    rule = rule or {}
     windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
-    predictions = task.predict(rows, windows, outputs)
+    predictions = task.predict(rows, windows, outputs, **rule)
     clusters = [hash_text(unit) for unit in selection.name_units(rows, d.cluster)]
     averaged_over = clusters if d.average == "clusters" else None
     values, averages = task.score(rows, predictions, averaged_over)
     further = task.describe_predictions(rows, windows, predictions, values, averaged_over)
     if spec.starter:
-        by_starter = task.score_as_starter(rows, windows, outputs)
+        by_starter = task.score_as_starter(rows, windows, outputs, **rule)
         values |= by_starter
         for column, of_rows in by_starter.items():
             averages[column] = metrics.average_scores(of_rows, averaged_over)

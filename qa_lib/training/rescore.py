@@ -3,9 +3,9 @@
     python -m qa_lib rescore REPORT [--profile P] [--size S] --data DIR
 
 A record holds each answer as a span of characters, so the test rows are needed, but no model and no
-training. Other values stay as they are: losses, histories, and the scores by the starter code's
-rule, whose answers are not stored. Runs of the store and committed runs are both rewritten, each
-whole or not at all.
+training. Other values stay as they are: losses, histories, and scores whose answers are not stored,
+as those by the starter code's rule and by the best threshold of "no answer". Runs of the store and
+committed runs are both rewritten, each whole or not at all.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from qa_lib.data import selection
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.tasks import metrics, span
+from qa_lib.tasks import metrics, no_answer, span
 from qa_lib.tasks.characters import widen_to_characters
 from qa_lib.training import evaluate
 
@@ -50,6 +50,21 @@ def average_test_set(frame: pd.DataFrame, d: Dataset) -> dict[str, float]:
     return scores
 
 
+def average_parts(frame: pd.DataFrame, rows: dict[str, dict], d: Dataset) -> dict[str, float]:
+    """Return EM and F1 over the answerable and over the impossible rows of a test set, by name.
+
+    frame, rows: as for rescore_answers.
+    """
+    impossible = np.array([rows[identity]["is_impossible"] for identity in frame["id"]])
+    clusters = frame["cluster"].tolist() if d.average == "clusters" else None
+    scores = {}
+    for name in ("em", "f1"):
+        values = frame[name].to_numpy()
+        for part, of_part in (("answerable", ~impossible), ("impossible", impossible)):
+            scores |= no_answer.average_part(values, of_part, f"{name}_{part}", clusters)
+    return scores
+
+
 def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
     """Return the record of a run and its examples by today's rules of scoring."""
     names = [name for name in record["metrics"] if name != "training"]
@@ -65,8 +80,11 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
         if d.task != span.NAME:  # what others stored is no answer, but what it was worth
             frames.append(stored[stored["set"] == name])
             continue
-        frame = rescore_answers(stored[stored["set"] == name], {row["id"]: row for row in rows})
+        by_id = {row["id"]: row for row in rows}
+        frame = rescore_answers(stored[stored["set"] == name], by_id)
         metrics_by_set[name] = {**metrics_by_set[name], **average_test_set(frame, d)}
+        if "null_threshold" in metrics_by_set[name]:
+            metrics_by_set[name] |= average_parts(frame, by_id, d)
         frames.append(frame.drop(columns="contains"))
     frame = pd.concat(frames, ignore_index=True) if frames else stored
     for name in ("em", "f1", "start", "end"):

@@ -43,7 +43,16 @@ from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
-from qa_lib.training import build, clusters, evaluate, frozen, layer_rates, memory, multitask
+from qa_lib.training import (
+    build,
+    clusters,
+    evaluate,
+    frozen,
+    gradients,
+    layer_rates,
+    memory,
+    multitask,
+)
 
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
 # What the Trainer itself logs at a step; all else comes from extra losses.
@@ -622,6 +631,8 @@ def train_and_score(
         data_collator=examples.collate,
         callbacks=[loss_keeper, Keeper(spec, progress, spent, code)],
     )
+    if spec.probes:
+        trainer.add_callback(gradients.GradientProbe(spec, examples.windows, examples.collate))
     if trainer.is_world_process_zero():
         drop_other_checkpoints(checkpoints, resume, progress)
     if resume:
@@ -638,7 +649,10 @@ def train_and_score(
         return None, NO_EXAMPLES
     history = read_history(trainer.state.log_history)
     reported = read_extra_losses(trainer.state.log_history)
-    scores, test_load, table = score_test_sets(spec, model, tokenizer, progress, keep_weights)
+    rules = evaluate.choose_rules(model, tokenizer, spec, validation) if spec.tests else {}
+    scores, test_load, table = score_test_sets(
+        spec, model, tokenizer, progress, keep_weights, rules
+    )
     if keep_weights:
         save_weights(spec, model)
     peak = peak_memory(spec)
@@ -661,6 +675,8 @@ def train_and_score(
         "seconds": spent,  # `train` adds its own
         "code": code,
     }
+    if spec.probes:
+        results["gradients"] = gradients.read_gradients(trainer.state.log_history)
     return results, table
 
 
@@ -775,9 +791,11 @@ def score_test_sets(
     tokenizer,
     progress: Callable[[str], None],
     keep_weights: bool,
+    rules: dict[str, dict[str, float]],
 ) -> tuple[dict[str, dict], dict[str, list], pd.DataFrame]:
     """Score a trained model; return its scores and its experts' load by test set, and its examples.
 
+    rules: what was chosen on validation rows, by task (evaluate.choose_rules).
     The load holds only the test sets on which the model has counted tokens per expert.
     """
     predict = evaluate.predict_outputs
@@ -791,7 +809,7 @@ def score_test_sets(
         progress(f"{spec.run}  scoring {name}")
         model.tally = 0
         scores[name], examples = evaluate.evaluate_test_set(
-            model, tokenizer, spec, name, dataset, rows, predict
+            model, tokenizer, spec, name, dataset, rows, predict, rules.get(dataset.task)
         )
         frames.append(examples.assign(set=name))
         if torch.is_tensor(model.tally):

@@ -32,14 +32,15 @@ from qa_lib.losses.smart import SmartLoss, count_forward_equivalents
 from qa_lib.models import encoders
 from qa_lib.models.shared_encoder import SharedEncoder, make_head
 from qa_lib.settings.parameters import Smart
+from qa_lib.training import train
 
 logging.set_verbosity_error()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
 BLOCKS = int(sys.argv[2]) if sys.argv[2:] else None
 CLOCK = time.process_time if DEVICE == "cpu" and THREADS == 1 else time.monotonic
-ROUNDS = 7
-STEPS = 4
+ROUNDS = 5
+STEPS = 2
 BATCH = 16
 TOKENS = 48
 PEER_WEIGHT = 0.02  # in smart-pytorch's example
@@ -136,11 +137,14 @@ def median_ratio(seconds: list[float], others: list[float]) -> float:
 
 def main():
     torch.set_num_threads(THREADS)
+    where = "GPU" if DEVICE == "cuda" else f"{train.processor_name()}, threads: {THREADS}"
+    print(f"{where}, fp32", flush=True)
     batch = draw_batch()
     steps = [Step(name, batch) for name in ("plain", "peer", *OURS)]
     passes = {step.name: [] for step in steps}
     whole = {step.name: [] for step in steps}
     for number in range(ROUNDS + 1):
+        print(f"  round {number} of {ROUNDS}" if number else "  warming up", flush=True)
         for step in steps:
             measured = [step.run() for _ in range(STEPS)]
             if number > 0:  # the first round warms up
