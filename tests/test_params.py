@@ -383,11 +383,14 @@ def test_too_small_an_expert_is_refused():
         ({"clusters": 10**9}, "clusters: 1000000000 is too large; write a number less than"),
         ({"longer": [10**12]}, "longer: 1000000000000 is too large; write a number less than"),
         (
-            {"epochs": 1e-9},
+            {"epochs": 1e-9, "looks": 2},
             "epochs: 1e-09 ends before the first of 2 looks an epoch; "
             "write at least 0.5, or looks=1",
         ),
-        ({"trial_epochs": [3.0, 0.1]}, "trial_epochs: 0.1 ends before the first of 2 looks"),
+        (
+            {"trial_epochs": [3.0, 0.1], "looks": 2},
+            "trial_epochs: 0.1 ends before the first of 2 looks",
+        ),
     ],
 )
 def test_a_number_out_of_bounds_is_refused_in_the_other_report_too(changes, words):
