@@ -1,11 +1,16 @@
-"""A page of SMART as it is on real data with three seeds and both arms, from planted records."""
+"""Pages as they are on real data with three seeds and both arms, from planted records.
 
+They are of the reports whose page has the newer form: `road` and `smart`.
+"""
+
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import test_road_report
+import test_smart_report
 from nbformat.v4 import new_code_cell
-from test_smart_report import plant_record, save_missing
 
 from qa_lib.data import selection
 from qa_lib.page import render
@@ -19,7 +24,7 @@ from qa_lib.store import runs
 STAND_IN = """from qa_lib.data import selection
 from qa_lib.settings import encoder_files
 
-selection.fingerprint = lambda *_: "f" * 64
+selection.fingerprint = lambda name, *_: name.ljust(64, "f")
 encoder_files.identify_weights = lambda name: "w" * 64"""
 ENVIRONMENT = {
     "commit": "0123456789abcdef",
@@ -34,10 +39,8 @@ ENVIRONMENT = {
 }
 
 
-def plant_whole_record(spec: Spec) -> tuple[dict, object]:
-    """Return a run's record with all that a page reads, and its examples; scores are random."""
-    record, examples = plant_record(spec)
-    rng = np.random.default_rng(int(spec.hash[8:16], 16))
+def complete_smart(spec: Spec, record: dict, rng: np.random.Generator):
+    """Add what SMART's page reads of a record beside its scores."""
     for scores in record["metrics"].values():
         if "accuracy" in scores:
             scores |= {f"f1_{number}": rng.uniform(0, 100) for number in range(5)}
@@ -49,9 +52,43 @@ def plant_whole_record(spec: Spec) -> tuple[dict, object]:
         for dataset in spec.domains:
             terms[f"adversarial_loss_{dataset}"] = terms["adversarial_loss"]
         steps.append({"step": step} | terms | ratios)
+    if spec.smart:
+        record["load"] = {"training": steps}
+
+
+def complete_road(spec: Spec, record: dict, rng: np.random.Generator):
+    """Add what ROaD's page reads of a record beside its scores."""
+    for name, scores in record["metrics"].items():
+        if name == "squad2":
+            for metric in ("em_answerable", "em_impossible", "em_best", "em_no_answer"):
+                scores[metric] = rng.uniform(0, 100)
+    if not spec.probes:
+        return
+    record["gradients"] = []
+    for step in range(0, 601, 120):
+        pairs = combinations(spec.domains, 2)
+        cosines = {f"{first}/{second}": rng.uniform(-0.2, 0.4) for first, second in pairs}
+        norms = dict.fromkeys(spec.domains, 1.0)
+        measured = {"step": step, "norms": norms, "cosines": cosines, "left": rng.uniform(0.3, 0.6)}
+        record["gradients"].append(measured)
+
+
+# Report → the profile whose parts its page has.
+EVERY = {"road": "real", "smart": "paper"}
+# Report → the function of its test that plants scores, and the one that completes a record.
+PLANTS = {
+    "road": (test_road_report.plant_record, complete_road),
+    "smart": (test_smart_report.plant_record, complete_smart),
+}
+
+
+def plant_whole_record(spec: Spec) -> tuple[dict, object]:
+    """Return a run's record with all that a page reads, and its examples; scores are random."""
+    plant_scores, complete = PLANTS[spec.report]
+    record, examples = plant_scores(spec)
     record |= {
         "environment": ENVIRONMENT,
-        "load": {"training": steps} if spec.smart else {},
+        "load": {},
         "data": {},
         "created": "2026-01-01T00:00:00+00:00",
         "seconds": 100.0,
@@ -59,26 +96,28 @@ def plant_whole_record(spec: Spec) -> tuple[dict, object]:
         "parameters": 22_700_000,
         "active_parameters": 22_700_000,
     }
+    complete(spec, record, np.random.default_rng(int(spec.hash[8:16], 16)))
     return record, examples
 
 
-def make_page(folder: Path) -> Path:
-    """Render the page in a folder, in a store of its own, and return the page's path."""
+def make_page(slug: str, folder: Path) -> Path:
+    """Render a report's page in a folder, in a store of its own, and return the page's path."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RUNS", "RECORDS", "FIGURES"):
             patch.setenv(f"QA_{name}", str(folder / name))
             patch.setattr(runs, name, folder / name)
         patch.setattr(encoder_files, "identify_weights", lambda name: "w" * 64)
-        patch.setattr(selection, "fingerprint", lambda *_: "f" * 64)
+        patch.setattr(selection, "fingerprint", lambda name, *_: name.ljust(64, "f"))
         patch.chdir(ROOT)
         runs.read_committed.cache_clear()
         changes = {"data": "data", "seeds": [0, 1, 2], "arms": ["printed", "tuned"]}
-        changes["experiments"] = plans.load_params("smart", "paper").experiments
-        P = plans.load_params("smart", "real", changes, "small")
-        save_missing(P, plant_whole_record)
-        nb = render.read_notebook("smart")
+        # of all parts those that real data allow
+        changes["experiments"] = plans.load_params(slug, EVERY[slug]).experiments
+        P = plans.load_params(slug, "real", changes, "small")
+        test_smart_report.save_missing(P, plant_whole_record)
+        nb = render.read_notebook(slug)
         nb.cells.insert(1, new_code_cell(STAND_IN, metadata={"tags": ["notebook"]}))
-        nb = render.execute(nb, "smart", render.choose_values(nb, P))
+        nb = render.execute(nb, slug, render.choose_values(nb, P))
         page = runs.page_folder(P) / "report.html"
         page.write_text(render.page(nb, P), encoding="utf-8")
     runs.read_committed.cache_clear()

@@ -2,13 +2,14 @@
 
 A page requests nothing and writes nothing to the console. Every image is decoded and described,
 nothing is wider than the window, tables sort, and axe-core finds nothing serious. Pages are those
-in figures/, and one of planted records (planted_page.py), which needs no training.
+in figures/, and some of planted records (planted_page.py), which need no training.
 
 `make test-browser` also installs axe-core. QA_SHOTS=folder keeps screenshots and a PDF.
 """
 
 import base64
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,15 +51,15 @@ SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations
   .map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200)]))"""
 
 # Pages in the newer form have a height at most, in pixels, on a wide screen, and visible words.
-HEIGHTS = {"smart": 10_000}
-WORDS = {"smart": 1_500}
+HEIGHTS = {"road": 10_000, "smart": 10_000}
+WORDS = {"road": 1_500, "smart": 1_500}
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
-# The page of planted records, which is made when a test asks for it.
-SMART = Path("smart") / "planted" / "report.html"
+# The pages of planted records, which are made when a test asks for them.
+PLANTED = [Path(slug) / "planted" / "report.html" for slug in HEIGHTS]
 
 
 def name_page(page: Path) -> str:
@@ -66,9 +67,9 @@ def name_page(page: Path) -> str:
     return "-".join([*page.parts[-3:-1], page.stem])
 
 
-each = pytest.mark.parametrize("page", [*PAGES, SMART], ids=name_page, indirect=True)
+each = pytest.mark.parametrize("page", [*PAGES, *PLANTED], ids=name_page, indirect=True)
 each_and_index = pytest.mark.parametrize(
-    "page", [*PAGES, *INDEX, SMART], ids=name_page, indirect=True
+    "page", [*PAGES, *INDEX, *PLANTED], ids=name_page, indirect=True
 )
 FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))
   .filter(h => !/^(#|https?:)/.test(h))"""
@@ -89,15 +90,17 @@ def tab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """Return the page of planted records."""
-    return make_page(tmp_path_factory.mktemp("planted"))
+def plant(tmp_path_factory):
+    """Return a function that makes a report's page of planted records, once."""
+    return cache(lambda slug: make_page(slug, tmp_path_factory.mktemp("planted")))
 
 
 @pytest.fixture
 def page(request):
     """Return a page's path."""
-    return request.getfixturevalue("planted") if request.param == SMART else request.param
+    if request.param not in PLANTED:
+        return request.param
+    return request.getfixturevalue("plant")(request.param.parts[0])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

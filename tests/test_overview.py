@@ -102,7 +102,7 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
         render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper")
     )
     assert "make reproduce-moe PROFILE=paper" in text
-    assert "not built yet" in text
+    assert "make reproduce-road PROFILE=paper" in text
     assert "No run so far" in text
     assert text.count("<tr>") > sum(
         len(claims.read_claims(s)) for s in params.list_claimed_reports()
