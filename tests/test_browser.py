@@ -59,7 +59,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
 # The pages of planted records, which are made when a test asks for them.
-PLANTED = [Path(slug) / "planted" / "report.html" for slug in HEIGHTS]
+FROM_RECORDS = [Path(slug) / "planted" / "report.html" for slug in HEIGHTS]
 
 
 def name_page(page: Path) -> str:
@@ -67,9 +67,9 @@ def name_page(page: Path) -> str:
     return "-".join([*page.parts[-3:-1], page.stem])
 
 
-each = pytest.mark.parametrize("page", [*PAGES, *PLANTED], ids=name_page, indirect=True)
+each = pytest.mark.parametrize("page", [*PAGES, *FROM_RECORDS], ids=name_page, indirect=True)
 each_and_index = pytest.mark.parametrize(
-    "page", [*PAGES, *INDEX, *PLANTED], ids=name_page, indirect=True
+    "page", [*PAGES, *INDEX, *FROM_RECORDS], ids=name_page, indirect=True
 )
 FILES = """[...document.querySelectorAll("a[href]")].map(a => a.getAttribute("href"))
   .filter(h => !/^(#|https?:)/.test(h))"""
@@ -98,7 +98,7 @@ def plant(tmp_path_factory):
 @pytest.fixture
 def page(request):
     """Return a page's path."""
-    if request.param not in PLANTED:
+    if request.param not in FROM_RECORDS:
         return request.param
     return request.getfixturevalue("plant")(request.param.parts[0])
 

@@ -383,9 +383,9 @@ def test_an_edge_is_said():
     rates = pd.Categorical(["1e-4", "2e-4", "4e-4"] * 2, ["1e-4", "2e-4", "4e-4"], ordered=True)
     chosen = [False, True, False, False, False, True]
     rows = pd.DataFrame({"model": list("aaabbb"), "rate": rates, "epochs": 2.0, "chosen": chosen})
-    told = pieces.describe_edges(rows, ("rate", "epochs"))
+    told = pieces.describe_edges(rows, ("rate", "epochs"), "λ")
     assert told == "At the edge of what was tried: learning rate of b."
-    assert pieces.describe_edges(rows[:3], ("rate", "epochs")) == ""
+    assert pieces.describe_edges(rows[:3], ("rate", "epochs"), "λ") == ""
 
 
 # ---- verdicts ----

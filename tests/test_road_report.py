@@ -240,10 +240,13 @@ def plant_record(spec: Spec, rows=40) -> tuple[dict, pd.DataFrame]:
         frames.append(pd.DataFrame({"set": name, "id": numbers, "cluster": numbers} | columns))
         scores[name] = {m: v.mean() for m, v in columns.items()}
         scores[name] |= {"n": rows, "clusters": rows}
-    column = selection.trial_column(spec) if spec.validation_rows else "validation_mean"
-    evaluation = {"epoch": 1.0, "step": 1, "train_loss": 1.0, "validation_loss": 1.0, column: 50.0}
+    history = []
+    for epoch in range(1, int(spec.epochs) + 1) if spec.validation_rows else []:
+        losses = {"train_loss": rng.uniform(1, 2), "validation_loss": rng.uniform(1, 2)}
+        columns = {f"validation_{name}": rng.uniform(0, 100) for name in ("em", "f1", "accuracy")}
+        history.append({"epoch": float(epoch), "step": epoch} | losses | columns)
     environment = {"device": "CPU, 1 thread", "precision": "fp32"}
-    record = {"metrics": scores, "history": [evaluation], "environment": environment}
+    record = {"metrics": scores, "history": history, "environment": environment}
     return record, pd.concat(frames)
 
 

@@ -28,7 +28,7 @@ LINE = 0.205  # inches that a line of text takes
 NAMES = 2.85
 VALUES = 1.35
 # Columns of trials as an axis names them.
-NAMES_OF = {"rate": "learning rate", "setting": "λ, or epochs"}
+NAMES_OF = {"rate": "learning rate"}
 HEAT = LinearSegmentedColormap.from_list("heat", ["#edf3f9", "#5f9bd1", "#0b4a80"])
 
 
@@ -246,13 +246,17 @@ def draw_step(board: Board, row, colour: str, is_last_unknown: bool) -> float:
 # ---- the trials ----
 
 
-def draw_trials(rows: pd.DataFrame, by: tuple[str, str], score: str, look: Look) -> Figure:
+def draw_trials(
+    rows: pd.DataFrame, by: tuple[str, str], score: str, look: Look, setting: str
+) -> Figure:
     """Draw the validation score of every trial as a heat map, a panel for each model.
 
     The setting that was chosen is ringed. All panels have one scale. rows: model, the two columns
     of `by` (down and across, in their order), score (in percent) and chosen.
+    setting: how an axis calls the column `setting`.
     """
     down, across = by
+    names = NAMES_OF | {"setting": setting}
     models = list(rows["model"].unique())
     values = rows.groupby("model", observed=True)[across].nunique().max()
     most = 4 if values <= 2 else 3
@@ -270,9 +274,9 @@ def draw_trials(rows: pd.DataFrame, by: tuple[str, str], score: str, look: Look)
     for axes in panels.flat[len(models) :]:
         axes.axis("off")
     for axes in panels[:, 0]:
-        axes.set_ylabel(NAMES_OF.get(down, down))
+        axes.set_ylabel(names.get(down, down))
     for axes in panels.flat[max(len(models) - columns, 0) : len(models)]:
-        axes.set_xlabel(NAMES_OF.get(across, across))
+        axes.set_xlabel(names.get(across, across))
     fig.text(0.01, 0.0, " ")  # room for the tag
     fig.get_layout_engine().set(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))
     return fig
@@ -294,7 +298,9 @@ def draw_panel(axes, rows: pd.DataFrame, by: tuple[str, str], score: str, scale:
         if row["chosen"]:
             ring = {"facecolor": "none", "edgecolor": "#e8590c", "lw": 2.4, "zorder": 5}
             axes.add_patch(plt.Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, **ring))
-    ticks = [format_tick(x).replace(" epochs", "\nepochs") for x in names_across]
+    ticks = []
+    for x in names_across:
+        ticks.append(format_tick(x).replace(" epochs", "\nepochs").replace(" γ ", "\nγ "))
     axes.set_xticks(np.arange(len(names_across)) + 0.5, ticks)
     axes.set_yticks(np.arange(len(names_down)) + 0.5, [format_tick(y) for y in names_down])
     axes.tick_params(length=0)

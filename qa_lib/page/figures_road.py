@@ -112,8 +112,8 @@ def show_gradients(cosines: pd.DataFrame, left: float) -> report.Html:
     """
     caption = (
         "First, the cosine between the gradients of each two tasks, from batches of our own at a "
-        "model that is not trained yet. Second, what averaging leaves: the gradient of one task has "
-        "length 1, that of all tasks together is shorter where they disagree."
+        "model that is not trained yet. Second, what averaging leaves: the gradient of one task "
+        "has length 1, that of all tasks together is shorter where they disagree."
     )
     alt = "A square of cosines, and two bars: one task, and the mean of all."
 

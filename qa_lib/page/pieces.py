@@ -232,12 +232,15 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
 
 
 def figure_trials(
-    P, by: tuple[str, str] = ("rate", "epochs"), score: str = "validation_em"
+    P,
+    by: tuple[str, str] = ("rate", "epochs"),
+    score: str = "validation_em",
+    setting: str = "λ, or epochs",
 ) -> report.Html:
     """Return the trials of every model as heat maps, the chosen settings ringed.
 
     by: the columns of tables.trials_table that go down and across. score: that which chose; where
-    the models have different ones, "chosen_by".
+    the models have different ones, "chosen_by". setting: how a reader calls the column `setting`.
     """
     specs = plans.plan(P)
     tried = [spec for spec in specs if spec.variant.endswith("-trial")]
@@ -246,7 +249,7 @@ def figure_trials(
     rows = mark_chosen(P, tables.trials_table(tried), by)
     caption = (
         "Equal tuning: the validation score of every trial, one seed. The ring is on the setting "
-        f"that was chosen. {describe_edges(rows, by)}".strip()
+        f"that was chosen. {describe_edges(rows, by, setting)}".strip()
     )
     alt = "; ".join(
         f"{row['model']}: {by[0]} {row[by[0]]}, {by[1]} {row[by[1]]}"
@@ -254,7 +257,7 @@ def figure_trials(
     )
 
     def draw(look: looks.Look):
-        return charts.draw_trials(rows, by, score, look)
+        return charts.draw_trials(rows, by, score, look, setting)
 
     return looks.save_drawing(P, "fig_trials", draw, caption, f"Chosen: {alt}", rows)
 
@@ -319,7 +322,7 @@ def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
     return rows.assign(chosen=[setting in settings for setting in of_trials])
 
 
-def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
+def describe_edges(rows: pd.DataFrame, by: tuple[str, str], setting: str) -> str:
     """Return one sentence about chosen settings at an edge of what was tried; empty without any."""
     told = []
     for column in by:
@@ -330,7 +333,7 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str]) -> str:
             if len(tried) > 1 and chosen[column].isin([tried[0], tried[-1]]).any():
                 at_edge.append(str(model))
         if at_edge:
-            name = charts.NAMES_OF.get(column, column)
+            name = (charts.NAMES_OF | {"setting": setting}).get(column, column)
             is_every = len(at_edge) == rows["model"].nunique()
             told.append(f"{name} of {'every model' if is_every else ', '.join(at_edge)}")
     return f"At the edge of what was tried: {'; '.join(told)}." if told else ""

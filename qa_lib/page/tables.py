@@ -275,7 +275,7 @@ def name_setting(spec: Spec) -> str:
     if spec.start and spec.start.multitask:
         decay = spec.start.layer_decay.rate if spec.start.layer_decay else 1
         rate = np.format_float_scientific(spec.start.learning_rate, trim="-", exp_digits=1)
-        return f"before: {rate}, γ {decay:g}"
+        return f"{rate} γ {decay:g}"
     trained = spec.experts[0] if spec.gate else spec
     return f"{trained.epochs:g} epochs"
 
