@@ -56,6 +56,7 @@ WITH_FIELD = {
     "cluster": ("training/clusters.py",),
     "layer_decay": ("training/layer_rates.py",),
     "probes": ("training/gradients.py",),
+    "teachers": ("training/teachers.py",),
 }
 # Where rows come from: generated text, or files and hubs.
 GENERATED = ("data/corpora.py", "data/sentences.py")

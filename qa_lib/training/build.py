@@ -194,9 +194,18 @@ def copy_weights(spec: Spec, model: nn.Module, start: Spec):
 
 
 def load_trained_model(spec: Spec) -> nn.Module:
-    """Return the model of a trained run, on the run's device."""
+    """Return the model of a trained run, on the run's device.
+
+    Its heads are those of the datasets that `spec` names. The file may have others, of test sets
+    that are no part of the run's identity.
+    """
     model, _ = build_model(spec.without_parents())
-    model.load_state_dict(load_weights(spec))
+    heads_of_spec = model.state_dict()
+    weights = {}
+    for name, tensor in load_weights(spec).items():
+        if name in heads_of_spec or not name.startswith(("heads.", "relations.")):
+            weights[name] = tensor
+    model.load_state_dict(weights)
     return model.to(device_of(spec))
 
 
@@ -204,7 +213,7 @@ def load_weights(spec: Spec) -> dict[str, torch.Tensor]:
     """Return the weights of a trained run. Raises UserError where they were not kept."""
     if not runs.has_weights(spec):
         raise UserError(
-            f"the weights of {spec.run}, from which the run goes on, were not kept; "
+            f"the weights of {spec.run}, which another run needs, were not kept; "
             f"train it first: --run {spec.run}"
         )
     return load_file(runs.run_folder(spec) / "model.safetensors")

@@ -97,10 +97,14 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     """Estimate the tokens that a run has to process, each counted by what it costs.
 
     1 is a token in a plain training step. A token that is only scored counts a third. Loads the
-    run's data, and so checks them.
+    run's data, and so checks them, and its teachers too.
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
+    if spec.distillation:
+        from qa_lib.training import teachers  # its import takes seconds, as in measure_speed
+
+        teachers.check_teachers(spec)
     batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
     key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
     if key not in known:
@@ -110,8 +114,9 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
             count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
             count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
             sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
+            count_row_tokens(spec, train_rows, dict.fromkeys(spec.domains, 1.0)),
         )
-    train, validation, scored = known[key]
+    train, validation, scored, once = known[key]
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
@@ -123,7 +128,24 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     trained = train * count_plain_steps(spec)
-    return spec.epochs * share * (trained + evaluated / 3) + scored / 3
+    asked = share * once * count_teachers(spec, known)
+    return spec.epochs * share * (trained + evaluated / 3) + (asked + scored) / 3
+
+
+def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
+    """Count the teachers of a run that no other run has asked about the same training rows.
+
+    known: as of estimate_tokens; what is asked is noted there.
+    """
+    asked = 0
+    if spec.distillation is None:
+        return asked
+    for teacher in spec.teachers:
+        key = ("asked", teacher.hash, spec.seed, *spec.domains, *spec.rows)
+        if key not in known:
+            known[key] = ()
+            asked += 1
+    return asked
 
 
 def count_plain_steps(spec: Spec) -> float:
@@ -210,13 +232,14 @@ def measure_speed(spec: Spec) -> float:
 
     Trains two plain steps with the run's own encoder, batch size, precision and layers, on rows of
     its first dataset. What SMART and frozen encoders cost beside them, `count_plain_steps` says.
+    Stored outputs of teachers cost next to nothing.
     """
     from qa_lib.training import build  # its import takes seconds, and only training needs it
 
     device = build.device_of(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    plain = {"smart": None}
+    plain = {"smart": None, "distillation": None}
     if spec.heads:
         plain["heads"] = spec.heads.model_copy(update={"frozen": False})
     spec = spec.model_copy(update=plain)
