@@ -52,6 +52,7 @@ WITH_FIELD = {
     "gate": ("models/gated_mixture.py",),
     "heads": ("models/shared_encoder.py",),
     "smart": ("losses/smart.py",),
+    "distillation": ("losses/distillation.py",),
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
     "layer_decay": ("training/layer_rates.py",),
