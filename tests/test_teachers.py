@@ -8,7 +8,6 @@ from test_multitask import compare_records, make_spec, show_nothing, train_twice
 from torch.utils.data import DataLoader
 
 from qa_lib.data import features, selection
-from qa_lib.losses.extra import ExtraLoss
 from qa_lib.models import encoders, heads
 from qa_lib.models.shared_encoder import HeadOutput
 from qa_lib.settings.parameters import Distillation, Gate, Heads, Multitask
@@ -26,6 +25,15 @@ def cache(store, monkeypatch):
     """Return the folder of an empty store of features and outputs."""
     monkeypatch.setattr(evaluate, "CACHE", store / "cache")
     return store / "cache"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Compute with one thread, which is faster for models as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def make_run(encoder: str, **changes) -> Spec:
@@ -108,6 +116,8 @@ def test_what_is_stored_is_what_the_teacher_says_rounded_to_half(small_encoder, 
         assert stored.dtype == np.float16
         of_names = stored.reshape(len(names), -1)
         assert np.array_equal(of_names, np.stack(live))
+        if index >= 8:
+            continue
         # and alone in its batch it says the same but for the last digits
         with torch.inference_mode():
             alone = task.read_outputs(model(**collate([windows[index]])), [stored.shape[-1]])
@@ -289,52 +299,20 @@ def test_each_row_has_its_own_targets_in_shuffled_batches_of_one_dataset(
 # ---- runs ----
 
 
-class Imitation(ExtraLoss):
-    """The squared distance from the mean of the teachers' logits."""
-
-    scored = ("distance",)
-
-    def __init__(self):
-        self.values: list[torch.Tensor] = []
-
-    def loss(self, model, batch, outputs, step):
-        target = batch["teachers"].mean(0)
-        logits = model.compared_outputs(outputs)
-        if "start_positions" in batch:
-            mask = batch["attention_mask"].bool().unsqueeze(1)
-            logits, target = (x.masked_fill(~mask, 0.0) for x in (logits, target))
-        value = (logits - target).square().mean()
-        self.values.append(value.detach())
-        return 0.01 * value
-
-    def state_dict(self):
-        return {"values": torch.stack(self.values)} if self.values else {}
-
-    def load_state_dict(self, state):
-        self.values = list(state.get("values", []))
-
-    def read_log(self):
-        mean = torch.stack(self.values).mean().item()
-        self.values.clear()
-        return {"distance": mean}
-
-
 def test_a_run_with_teachers_is_killed_and_ends_with_the_same_numbers(
     small_encoder, store, monkeypatch, loads
 ):
-    monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Imitation()])
     taught_by = [make_teacher(small_encoder, seed) for seed in (5, 6)]
     student = make_student(small_encoder, taught_by)
     undisturbed, again = train_twice(student, 13, store, monkeypatch)
     compare_records(again, undisturbed)
     assert again["teachers"] == [teacher.hash for teacher in taught_by]
-    assert again["metrics"]["training"]["distance"] > 0
+    assert again["metrics"]["training"]["soft_loss"] > 0
     # three trainings, and the store was made in the first
     assert len(loads) == 2 * 3
 
 
 def test_teachers_are_asked_about_training_windows_alone(small_encoder, monkeypatch):
-    monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Imitation()])
     teacher = make_teacher(small_encoder, 5)
     student = make_student(small_encoder, [teacher])
     asked = set()
@@ -546,10 +524,7 @@ def test_the_estimate_counts_what_teachers_are_asked_once(small_encoder):
     assert study.estimate_tokens(other_rows, known) == pytest.approx(of_plain + of_rows / 3)
 
 
-def test_a_study_estimates_and_trains_teachers_and_students(small_encoder, monkeypatch):
-    monkeypatch.setattr(
-        build, "make_losses", lambda spec, model, steps: [Imitation()] if spec.distillation else []
-    )
+def test_a_study_estimates_and_trains_teachers_and_students(small_encoder):
     runs.RUNS.mkdir()
     options = {"domains": ["sentiment"], "multitask": None, "epochs": 1.0}
     teacher = make_run(small_encoder, seed=5, variant="teacher", **options)
@@ -560,5 +535,5 @@ def test_a_study_estimates_and_trains_teachers_and_students(small_encoder, monke
     study._train(todo, tokens, 1, study.list_parents(todo), False)
     record = runs.find_record(student)
     assert record["teachers"] == [teacher.hash]
-    assert record["metrics"]["training"]["distance"] > 0
+    assert record["metrics"]["training"]["soft_loss"] > 0
     assert not runs.has_weights(teacher)
