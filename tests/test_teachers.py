@@ -125,6 +125,51 @@ def test_what_is_stored_is_what_the_teacher_says_rounded_to_half(small_encoder, 
             np.testing.assert_allclose(values, alone[name][0], rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("hidden", ["last", "all"])
+def test_hidden_states_are_stored_and_stand_at_their_tokens(small_encoder, hidden):
+    taught_by = [make_teacher(small_encoder, 5), make_teacher(small_encoder, 6)]
+    of_states = {"distillation": Distillation(hidden=hidden), "domains": TASKS[:2]}
+    student = make_student(small_encoder, taught_by, **of_states)
+    examples, _ = load_examples(student)
+    models = [build.load_trained_model(teacher).eval() for teacher in taught_by]
+    blocks = 1 if hidden == "last" else 6
+    for indices in list(examples.sampler)[:4]:
+        batch = examples.collate([examples.windows[i] for i in indices])
+        states = batch["teacher_states"]
+        tokens = batch["input_ids"].shape[1]
+        assert states.dtype == torch.float32
+        assert states.shape == (2, len(indices), blocks, tokens, 48)
+        texts = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        mask = batch["attention_mask"].bool()
+        assert not states.transpose(2, 3)[:, ~mask].any()
+        for model, of_teacher in zip(models, states, strict=True):
+            with torch.inference_mode():
+                live = model.encoder(**texts, output_hidden_states=True).hidden_states
+            live = torch.stack(live[-blocks:], 1).transpose(1, 2)[mask]  # (tokens, L, D)
+            torch.testing.assert_close(of_teacher.transpose(1, 2)[mask], live, rtol=2e-3, atol=2e-3)
+
+
+def test_a_run_learns_from_hidden_states(small_encoder, loads):
+    """Logits and states are stored apart, and a run without states shares the logits."""
+    alone = {"domains": ["sentiment"], "multitask": None, "epochs": 1.0}
+    teacher = make_teacher(small_encoder, 5, **alone)
+    options = {"distillation": Distillation(hidden="last"), **alone}
+    record = train.train(make_student(small_encoder, [teacher], **options), progress=show_nothing)
+    assert record["metrics"]["training"]["states_loss"] > 0
+    assert loads == [teacher.hash] * 2
+    train.train(make_student(small_encoder, [teacher], **alone), progress=show_nothing)
+    assert loads == [teacher.hash] * 2
+
+
+def test_states_of_another_shape_are_refused(small_encoder):
+    teacher = make_run(small_encoder, seed=5, blocks=3)
+    student = make_student(small_encoder, [teacher], distillation=Distillation(hidden="all"))
+    with pytest.raises(UserError, match=r"hidden: .* has blocks and width \(3, 48\), and "):
+        teachers.check_teachers(student)
+    last = student.model_copy(update={"distillation": Distillation(hidden="last")})
+    teachers.check_teachers(last)
+
+
 def test_the_store_is_read_memory_mapped_and_only_read(small_encoder):
     student = make_student(small_encoder, [make_teacher(small_encoder, 5)])
     examples, _ = load_examples(student)
@@ -160,13 +205,13 @@ def test_a_second_run_reads_the_store_and_asks_no_teacher(small_encoder, loads, 
 
 def truncate(folder):
     """Cut a stored array short."""
-    file = folder / "logits.npy"
+    file = folder / teachers.OUTPUTS
     file.write_bytes(file.read_bytes()[:-8])
 
 
 def spoil(folder):
     """Change a number in a stored array."""
-    file = folder / "logits.npy"
+    file = folder / teachers.OUTPUTS
     content = bytearray(file.read_bytes())
     content[-1] ^= 0x40
     file.write_bytes(content)
@@ -522,6 +567,20 @@ def test_the_estimate_counts_what_teachers_are_asked_once(small_encoder):
     assert study.estimate_tokens(warmer, known) == pytest.approx(of_plain)
     other_rows = make_student(small_encoder, taught_by[:1], seed=1)
     assert study.estimate_tokens(other_rows, known) == pytest.approx(of_plain + of_rows / 3)
+
+
+def test_the_estimate_has_room_for_hidden_states(small_encoder):
+    alone = {"domains": ["encyclopaedia"], "multitask": None}
+    teacher = make_run(small_encoder, seed=5, variant="teacher", **alone)
+    student = make_student(small_encoder, [teacher, teacher], **alone)
+    known = {}
+    assert study.count_stored_bytes(student, known) == 0
+    rows, _, _ = train.draw_rows(student)
+    tokens = study.count_tokens(rows, selection.find_task(student, "encyclopaedia"))
+    for hidden, blocks in (("last", 1), ("all", 6)):
+        of_states = student.model_copy(update={"distillation": Distillation(hidden=hidden)})
+        expected = 2 * tokens * 2 * blocks * 48
+        assert study.count_stored_bytes(of_states, known) == pytest.approx(expected)
 
 
 def test_a_study_estimates_and_trains_teachers_and_students(small_encoder):

@@ -105,18 +105,7 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
         from qa_lib.training import teachers  # its import takes seconds, as in measure_speed
 
         teachers.check_teachers(spec)
-    batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
-    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
-    if key not in known:
-        train_rows, validation_rows, _ = selection.draw_mixture(spec)
-        test_sets = selection.load_test_sets(spec).values()
-        known[key] = (
-            count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
-            count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
-            sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
-            count_row_tokens(spec, train_rows, dict.fromkeys(spec.domains, 1.0)),
-        )
-    train, validation, scored, once = known[key]
+    train, validation, scored, once = count_run_tokens(spec, known)
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
@@ -130,6 +119,40 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     trained = train * count_plain_steps(spec)
     asked = share * once * count_teachers(spec, known)
     return spec.epochs * share * (trained + evaluated / 3) + (asked + scored) / 3
+
+
+def count_run_tokens(spec: Spec, known: dict[tuple, tuple]) -> tuple[float, ...]:
+    """Count the tokens of a run's rows: (of an epoch, of validation, of tests, of training rows).
+
+    An epoch on datasets in turn may visit a training row several times, or never. known: as of
+    estimate_tokens.
+    """
+    batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
+    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
+    if key not in known:
+        train_rows, validation_rows, _ = selection.draw_mixture(spec)
+        test_sets = selection.load_test_sets(spec).values()
+        known[key] = (
+            count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
+            count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
+            sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
+            count_row_tokens(spec, train_rows, dict.fromkeys(spec.domains, 1.0)),
+        )
+    return known[key]
+
+
+def count_stored_bytes(spec: Spec, known: dict[tuple, tuple]) -> float:
+    """Count the bytes of the teachers' hidden states that are stored for a run.
+
+    Of each token there are the states of all blocks or of the last, in half precision. Logits are
+    few beside a run's windows. known: as of estimate_tokens.
+    """
+    if spec.distillation is None or spec.distillation.hidden == "none":
+        return 0.0
+    *_, tokens = count_run_tokens(spec, known)
+    encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
+    blocks = len(encoders.blocks_of(encoder)) if spec.distillation.hidden == "all" else 1
+    return 2 * tokens * len(spec.teachers) * blocks * encoder.config.hidden_size
 
 
 def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
@@ -315,7 +338,8 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
     checkpoints = 2 * 3 * weights * workers  # two a run, of weights and two moments
     parents = weights * len(list_parents(todo))
     features = 20 * sum(tokens.values())
-    disk = (checkpoints + parents + features) / 1e9
+    states = sum(count_stored_bytes(spec, known) for spec in todo)
+    disk = (checkpoints + parents + features + states) / 1e9
     free = shutil.disk_usage(runs.RUNS).free / 1e9
     if free < disk:
         raise UserError(

@@ -63,14 +63,13 @@ def make_model(seed: int, blocks: int | None) -> SharedEncoder:
 def store_logits(number: int, windows, tokenizer) -> np.ndarray:
     """Return the logits of a teacher on windows, memory-mapped, after they are made and stored."""
 
-    def write_logits(target: Path):
+    def write(target: Path):
         model = make_model(number, None)
         collate = model.collate(tokenizer, span, DATASET)
-        logits = teachers.compute_logits(model, windows, collate, "fp32", span)
-        np.save(target / teachers.LOGITS, logits.astype(np.float16))
+        file = target / teachers.OUTPUTS
+        teachers.write_outputs(file, model, windows, collate, "fp32", span, "logits")
 
-    folder = frozen.store_folder(f"teacher-{number}", write_logits)
-    return np.asarray(np.load(folder / teachers.LOGITS, mmap_mode="r"))
+    return teachers.open_outputs(frozen.store_folder(f"teacher-{number}", write))
 
 
 def read_clock() -> float:
@@ -94,8 +93,8 @@ class Training:
         self.steps = 0
         number = KINDS[name]
         if number:
-            borders = np.cumsum([0, *span.measure_windows(windows)])
-            self.windows = teachers.TaughtWindows(windows, logits[:number], borders)
+            borders = teachers.find_borders(windows)
+            self.windows = teachers.TaughtWindows(windows, borders, True, logits[:number])
             self.collate = teachers.collate_taught(self.collate)
             options = Distillation(teachers="weighted" if number > 1 else "mean")
             self.losses = [DistillationLoss(options, self.model, 0, 1000)]
