@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from typing import NamedTuple
 
 import pandas as pd
 import psutil
@@ -105,7 +106,8 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
         from qa_lib.training import teachers  # its import takes seconds, as in measure_speed
 
         teachers.check_teachers(spec)
-    train, validation, scored, once = count_run_tokens(spec, known)
+    tokens = count_run_tokens(spec, known)
+    train, validation = tokens.epoch, tokens.validation
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
@@ -117,26 +119,36 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     trained = train * count_plain_steps(spec)
-    asked = share * once * count_teachers(spec, known)
-    return spec.epochs * share * (trained + evaluated / 3) + (asked + scored) / 3
+    training = spec.epochs * share * (trained + evaluated / 3)
+    asked = share * tokens.rows * count_teachers(spec, known)
+    return training + spec.probes * tokens.probed + (asked + tokens.scored) / 3
 
 
-def count_run_tokens(spec: Spec, known: dict[tuple, tuple]) -> tuple[float, ...]:
-    """Count the tokens of a run's rows: (of an epoch, of validation, of tests, of training rows).
+class RunTokens(NamedTuple):
+    """The tokens of a run's rows."""
 
-    An epoch on datasets in turn may visit a training row several times, or never. known: as of
-    estimate_tokens.
-    """
+    epoch: float  # of training rows, each as often as an epoch visits it
+    rows: float  # of training rows, each once
+    validation: float
+    probed: float  # whose gradients a measurement reads
+    scored: float  # of all test sets
+
+
+def count_run_tokens(spec: Spec, known: dict[tuple, tuple]) -> RunTokens:
+    """Estimate the tokens of a run's rows. known: as of estimate_tokens."""
     batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
     key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
     if key not in known:
         train_rows, validation_rows, _ = selection.draw_mixture(spec)
         test_sets = selection.load_test_sets(spec).values()
-        known[key] = (
-            count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
-            count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
-            sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
-            count_row_tokens(spec, train_rows, dict.fromkeys(spec.domains, 1.0)),
+        once = dict.fromkeys(spec.domains, 1.0)
+        probed = share_probed(spec) if spec.multitask else dict.fromkeys(spec.domains, 0.0)
+        known[key] = RunTokens(
+            epoch=count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
+            rows=count_row_tokens(spec, train_rows, once),
+            validation=count_row_tokens(spec, validation_rows, once),
+            probed=count_row_tokens(spec, train_rows, probed),
+            scored=sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
         )
     return known[key]
 
@@ -149,7 +161,7 @@ def count_stored_bytes(spec: Spec, known: dict[tuple, tuple]) -> float:
     """
     if spec.distillation is None or spec.distillation.hidden == "none":
         return 0.0
-    *_, tokens = count_run_tokens(spec, known)
+    tokens = count_run_tokens(spec, known).rows
     encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     blocks = len(encoders.blocks_of(encoder)) if spec.distillation.hidden == "all" else 1
     return 2 * tokens * len(spec.teachers) * blocks * encoder.config.hidden_size
@@ -169,6 +181,14 @@ def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
             known[key] = ()
             asked += 1
     return asked
+
+
+def share_probed(spec: Spec) -> dict[str, float]:
+    """Return the share of each dataset's rows whose gradients a measurement reads."""
+    from qa_lib.training import gradients  # here, because importing torch is slow
+
+    sizes = zip(spec.domains, spec.rows, strict=True)
+    return {dataset: min(gradients.WINDOWS, rows) / rows for dataset, rows in sizes}
 
 
 def count_plain_steps(spec: Spec) -> float:

@@ -44,7 +44,7 @@ THREADS = int(sys.argv[1]) if sys.argv[1:] else 2
 BLOCKS = int(sys.argv[2]) if sys.argv[2:] else None
 CLOCK = time.process_time if DEVICE == "cpu" and THREADS == 1 else time.monotonic
 DATASET = "encyclopaedia"
-ROWS = 256
+ROWS = 128
 BATCH = 16
 ROUNDS = 7
 STEPS = 3
