@@ -14,6 +14,7 @@ from qa_lib.settings import command_line, params
 from qa_lib.settings.parameters import (
     TAKEN_NAMES,
     TAKEN_PATTERN,
+    Distillation,
     Gate,
     Heads,
     Imbalance,
@@ -166,9 +167,11 @@ def test_every_column_of_the_ledger_is_a_taken_name():
     assert len(columns) > 50
     assert set(columns) <= TAKEN_NAMES
     options = {"heads": Heads(), "smart": Smart(), "multitask": Multitask()}
+    options |= {"distillation": Distillation(), "teachers": [spec]}
     of_sentences = make_spec(**options, imbalance=Imbalance())
     columns = runs.label_columns(of_sentences, {"run": spec.run, "environment": machine})
     assert {"heads_pooling", "smart_radius", "multitask_schedule"} <= set(columns)
+    assert {"distillation_hidden", "distillation_teachers"} <= set(columns)
     for name in set(columns) - TAKEN_NAMES:
         assert TAKEN_PATTERN.fullmatch(name), name
     for source in ("embedded", "folder", "hub"):

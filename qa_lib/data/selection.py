@@ -417,10 +417,74 @@ def find_shared_texts(rows: list[dict], task: str, held_out: Splits) -> list[dic
 
     A text is a context, or one of the two texts of a pair; the tasks may differ.
     """
-    unseen = set()
-    for row in held_out.test:
-        unseen.update(get_task(held_out.task).list_texts(row))
+    unseen = collect_texts(held_out.test, held_out.task)
     return [row for row in rows if not unseen.isdisjoint(get_task(task).list_texts(row))]
+
+
+def check_teachers_rows(spec: Spec):
+    """Raise UserError where a teacher was trained on a text that a run must not see.
+
+    These are the texts of the run's validation rows, of its test rows, and of the test rows that it
+    holds out. A teacher was trained on its own datasets and on those of all runs behind it.
+    """
+    place = (spec.source, spec.folder, spec.bad_rows)
+    unseen = {}
+    for name in [*spec.tests, *spec.held_out]:
+        unseen[f"test rows of {name}"] = list_part_texts(name, "test", *place)
+    if spec.validation_rows:
+        for name in spec.domains:
+            unseen[f"validation rows of {name}"] = list_part_texts(name, "validation", *place)
+    for teacher in spec.teachers:
+        for run in list_lineage(teacher):
+            place = (run.source, run.folder, run.bad_rows)
+            trained = list_training_texts(tuple(run.domains), *place)
+            for rows, texts in unseen.items():
+                if texts & trained:
+                    raise UserError(
+                        f"{teacher.run} cannot teach {spec.run}: {len(texts & trained)} texts that "
+                        f"{run.run} was trained on are texts of {rows}, which must stay unseen; "
+                        f"take other teachers, or keep the datasets of {run.run} apart from these "
+                        "rows (apart_from in params/datasets.yaml)"
+                    )
+
+
+def list_lineage(spec: Spec) -> list[Spec]:
+    """Return a run and all runs behind it: its parents, their parents, and so on."""
+    lineage = [spec]
+    for parent in spec.parents:
+        lineage += list_lineage(parent)
+    return lineage
+
+
+@cache
+def list_part_texts(
+    name: str, part: str, source: str, folder: str | None, bad_rows: str
+) -> frozenset[str]:
+    """Return the texts of a dataset's validation or test rows. part: "validation" or "test"."""
+    splits = load_splits(name, source, folder, bad_rows)
+    return collect_texts(getattr(splits, part), splits.task)
+
+
+@cache
+def list_training_texts(
+    domains: tuple[str, ...], source: str, folder: str | None, bad_rows: str
+) -> frozenset[str]:
+    """Return the texts of all rows that a run on these datasets may draw (draw_mixture)."""
+    parts = [load_splits(name, source, folder, bad_rows) for name in domains]
+    held = held_out_keys(parts)
+    texts = frozenset()
+    for part in parts:
+        rows = [row for row in part.train if row_key(row, part.task) not in held]
+        texts |= collect_texts(rows, part.task)
+    return texts
+
+
+def collect_texts(rows: list[dict], task: str) -> frozenset[str]:
+    """Return the normalised texts of rows: contexts, or texts and second texts."""
+    texts = set()
+    for row in rows:
+        texts.update(get_task(task).list_texts(row))
+    return frozenset(texts)
 
 
 def skew_classes(rows: list[dict], need: int, ratio: float, name: str) -> list[dict]:

@@ -95,6 +95,10 @@ class SharedEncoder(heads.EncoderModel):
     """
 
     names_datasets = True  # a batch says which dataset its rows are of
+    # Whether `states` holds the hidden states of all blocks, (N, T, D) each, of the last training
+    # pass (losses/distillation.py).
+    keeps_states = False
+    states: tuple[Tensor, ...] = ()
 
     def __init__(
         self,
@@ -152,14 +156,19 @@ class SharedEncoder(heads.EncoderModel):
 
         batch: input_ids, attention_mask and, where the encoder reads them, token_type_ids, (B, T)
         each; of second texts the same with the prefix `pair_`. Its labels are `labels`, (B,), and
-        of spans `start_positions` and `end_positions`, (B,) each.
+        of spans `start_positions` and `end_positions`, (B,) each. What else it holds, as the
+        outputs of teachers, is for the extra losses of a training and not read here.
         """
         return self.read_states(dataset, batch, self.encode(batch))
 
     def encode(self, batch: dict) -> Tensor:
         """Return the last hidden states of all texts of a batch, first texts before second ones."""
         texts = stack_texts(batch, self.encoder.config.pad_token_id)
-        return self.encoder(**texts).last_hidden_state
+        if not (self.keeps_states and self.training):
+            return self.encoder(**texts).last_hidden_state
+        output = self.encoder(**texts, output_hidden_states=True)
+        self.states = output.hidden_states[1:]  # the first are the embeddings
+        return output.last_hidden_state
 
     def read_states(
         self, dataset: str | None, batch: dict, states: Tensor

@@ -39,6 +39,7 @@ TAKEN_NAMES = frozenset(
     seconds training_seconds tokens_per_second peak_memory_mb parameters active_parameters
     epoch step train_loss validation_loss validation_em validation_f1 loss_gap best_epoch
     adversarial_loss
+    soft_loss soft_target_entropy teachers_disagree largest_weight states_loss
     id cluster part em f1 em_starter f1_starter em_rows f1_rows loss contains overflowed clusters
     tokens end dataset expert weight share bin of pairs case
     accuracy pearson score ece truncated label task
@@ -49,8 +50,8 @@ TAKEN_NAMES = frozenset(
 # What names tell by their beginning or end: a spread, a gate's weight, an option of a nested
 # parameter, a score on other rows than a test set's, an expert, a trial.
 TAKEN_PATTERN = re.compile(
-    r".*_sd|gate_\d+|(heads|smart|multitask|imbalance|layer_decay|validation|dev)_.*"
-    r"|(reinit|cluster)-.*|.*-trial"
+    r".*_sd|gate_\d+|(heads|smart|multitask|imbalance|layer_decay|distillation)_.*"
+    r"|(validation|dev)_.*|(reinit|cluster)-.*|.*-trial"
 )
 
 
@@ -439,3 +440,23 @@ class Smart(Strict):
     def unit(self) -> Literal["token", "example"]:
         """What has a ball of its own."""
         return self.per or ("token" if self.variant == "unit_norm" else "example")
+
+
+class Distillation(Strict):
+    """What a run learns from its teachers, beside its labels (qa_lib/losses/distillation.py)."""
+
+    temperature: float = Field(4.0, gt=0, le=1000)  # T of both softmaxes; the report's is above 3
+    # α, weight of the labels' own loss; the teachers have 1 − α. With annealing it is not read.
+    hard: float = Field(0.5, ge=0, le=1)
+    square: bool = False  # the teachers' part is multiplied by T²
+    # Of several teachers: the mean of their logits, the mean weighted by who is right (the report's
+    # Algorithm 2), or its weights given to teachers at random (the control).
+    teachers: Literal["mean", "weighted", "shuffled"] = "mean"
+    wrong_weight: float = Field(0.75, ge=0, le=1)  # W of a teacher that is wrong
+    # Start and end of a span: a teacher is right in both together, or in each by itself.
+    correct: Literal["joint", "separate"] = "joint"
+    # Where all teachers are wrong: their plain mean, or W times it.
+    all_wrong: Literal["mean", "scaled"] = "mean"
+    # The labels' weight rises linearly from 0 to 1 over the updates, in place of α.
+    annealing: bool = False
+    hidden: Literal["none", "last", "all"] = "none"  # blocks whose states are learned too

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from qa_lib.settings.parameters import (
+    Distillation,
     Gate,
     Heads,
     Imbalance,
@@ -66,6 +67,7 @@ class Spec(Strict):
     gate: Gate | None = None  # a mixture of `experts`, which stay frozen
     heads: Heads | None = None  # a head for each dataset, of sentences. None: one span head
     smart: Smart | None = None  # what SMART adds to the loss
+    distillation: Distillation | None = None  # how the run learns from its `teachers`
     # Batches of one dataset each, in turn. None: all datasets are one.
     multitask: Multitask | None = None
     layer_decay: LayerDecay | None = None  # None: one learning rate for all layers
@@ -149,6 +151,15 @@ class Spec(Strict):
             raise ValueError("experts: these are what a gate mixes, and there is no gate")
         if self.experts and self.start:
             raise ValueError("start: a mixture trains its gate alone, which goes on from no run")
+        return self
+
+    @model_validator(mode="after")
+    def _distillation(self):
+        if self.distillation and not self.teachers:
+            raise ValueError(
+                "distillation: the run has no teachers to learn from; name them, or leave "
+                "distillation out"
+            )
         return self
 
     @model_validator(mode="after")

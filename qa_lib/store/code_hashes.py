@@ -52,10 +52,12 @@ WITH_FIELD = {
     "gate": ("models/gated_mixture.py",),
     "heads": ("models/shared_encoder.py",),
     "smart": ("losses/smart.py",),
+    "distillation": ("losses/distillation.py",),
     "augment": ("data/augment.py",),
     "cluster": ("training/clusters.py",),
     "layer_decay": ("training/layer_rates.py",),
     "probes": ("training/gradients.py",),
+    "teachers": ("training/teachers.py",),
 }
 # Where rows come from: generated text, or files and hubs.
 GENERATED = ("data/corpora.py", "data/sentences.py")

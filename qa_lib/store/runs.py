@@ -53,7 +53,7 @@ LIMIT = 4 * 1024 * 1024  # bytes that a committed file may have
 # 2: an answer keeps the accent of its last letter, and loses invisible characters at its ends.
 SCORING = 2
 # Nested options of a run, whose columns have the option's name in front.
-PREFIXED = ("heads", "smart", "multitask", "imbalance", "layer_decay")
+PREFIXED = ("heads", "smart", "multitask", "imbalance", "layer_decay", "distillation")
 OWN_SCORES = ("accuracy", "pearson")  # of sets of sentences; a set has one of them
 COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and are no scores
 

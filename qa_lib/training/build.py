@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from qa_lib.data import selection
+from qa_lib.losses.distillation import DistillationLoss
 from qa_lib.losses.extra import ExtraLoss
 from qa_lib.losses.smart import SmartLoss
 from qa_lib.models import encoders, gated_mixture, heads
@@ -75,6 +76,34 @@ def check_losses(spec: Spec):
             "span: SMART compares the outputs of two passes, and those of a joint head depend on "
             "the start that is given; write span: independent, or leave smart out"
         )
+    if spec.distillation:
+        check_distillation(spec)
+
+
+def check_distillation(spec: Spec):
+    """Raise UserError where a run's outputs are none that soft targets are of."""
+    if spec.heads is None:
+        raise UserError(
+            "distillation: soft targets are for a model with heads by dataset; name heads, or "
+            "leave distillation out"
+        )
+    for dataset in spec.domains:
+        d = selection.find_dataset(dataset, spec.source, spec.folder)
+        if d.task == "score":
+            raise UserError(
+                f"{dataset} is a dataset of scores, and soft targets are of spans and of classes; "
+                "leave it or distillation out"
+            )
+        if d.task == "span" and spec.heads.span == "joint":
+            raise UserError(
+                "span: the ends of a joint head depend on the start that is given, so they are no "
+                "soft targets; write span: independent, or leave distillation out"
+            )
+        if d.task == "classes" and d.text_pair is not None and spec.heads.pairs == "apart":
+            raise UserError(
+                f"pairs: {dataset} has one logit where its pairs are read apart, and soft targets "
+                "are of several; write pairs: joined, or leave distillation out"
+            )
 
 
 def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
@@ -194,9 +223,18 @@ def copy_weights(spec: Spec, model: nn.Module, start: Spec):
 
 
 def load_trained_model(spec: Spec) -> nn.Module:
-    """Return the model of a trained run, on the run's device."""
+    """Return the model of a trained run, on the run's device.
+
+    Its heads are those of the datasets that `spec` names. The file may have others, of test sets
+    that are no part of the run's identity.
+    """
     model, _ = build_model(spec.without_parents())
-    model.load_state_dict(load_weights(spec))
+    heads_of_spec = model.state_dict()
+    weights = {}
+    for name, tensor in load_weights(spec).items():
+        if name in heads_of_spec or not name.startswith(("heads.", "relations.")):
+            weights[name] = tensor
+    model.load_state_dict(weights)
     return model.to(device_of(spec))
 
 
@@ -204,7 +242,7 @@ def load_weights(spec: Spec) -> dict[str, torch.Tensor]:
     """Return the weights of a trained run. Raises UserError where they were not kept."""
     if not runs.has_weights(spec):
         raise UserError(
-            f"the weights of {spec.run}, from which the run goes on, were not kept; "
+            f"the weights of {spec.run}, which another run needs, were not kept; "
             f"train it first: --run {spec.run}"
         )
     return load_file(runs.run_folder(spec) / "model.safetensors")
@@ -226,6 +264,8 @@ def make_losses(spec: Spec, model: nn.Module, steps: int) -> list[ExtraLoss]:
     losses: list[ExtraLoss] = []
     if spec.layer and spec.dense is None:
         losses += [BalanceLoss(spec.layer.balance), ZLoss(spec.layer.router_z)]
+    if spec.distillation:
+        losses.append(DistillationLoss(spec.distillation, model, spec.seed, steps))
     if spec.smart:
         losses.append(SmartLoss(spec.smart, model, spec.seed, steps))
     return losses

@@ -2,7 +2,7 @@
 
 A gate is trained on these stored outputs instead of on live experts. That saves the experts'
 forward passes; the numbers differ by rounding alone. They are stored in half precision and read
-memory-mapped.
+memory-mapped. What teachers say is stored in the same way (training/teachers.py).
 """
 
 import shutil
@@ -83,24 +83,32 @@ def _store_once(
 ) -> Path:
     """Return the folder with the values that `compute` gives, rounded to half precision.
 
-    It is written where it is not there yet, or is damaged. Other code has other folders.
+    Other code has other folders.
     """
     features_folder = Path(windows.cache_files[0]["filename"]).parent
     code = code_hashes.hash_together(code_hashes.EVERY_RUN)[:8]
-    name = f"{key[:16]}-{precision}-{features_folder.name}-{code}"
-    folder = evaluate.CACHE / "frozen" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
 
     def write_outputs(target: Path):
         for name, values in compute().items():
             np.save(target / f"{name}.npy", values.astype(np.float16))
 
+    return store_folder(f"{key[:16]}-{precision}-{features_folder.name}-{code}", write_outputs)
+
+
+def store_folder(name: str, write: Callable[[Path], None]) -> Path:
+    """Return the folder of stored outputs that has this name.
+
+    It is written where it is not there yet, or is damaged. The name begins with sixteen digits of
+    the run's hash (drop_outputs). write: writes its files into a folder.
+    """
+    folder = evaluate.CACHE / "frozen" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # Another worker that wants the same outputs waits instead of computing them too.
     with FileLock(f"{folder}.lock"):
         if read_seal(folder) is None:
             if folder.exists():
                 print(f"stored outputs {folder.name} are damaged; made anew", flush=True)
-            write_folder(folder, write_outputs)
+            write_folder(folder, write)
     return folder
 
 

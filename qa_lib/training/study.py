@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from typing import NamedTuple
 
 import pandas as pd
 import psutil
@@ -97,22 +98,16 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     """Estimate the tokens that a run has to process, each counted by what it costs.
 
     1 is a token in a plain training step. A token that is only scored counts a third. Loads the
-    run's data, and so checks them.
+    run's data, and so checks them, and its teachers too.
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
-    batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
-    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
-    if key not in known:
-        train_rows, validation_rows, _ = selection.draw_mixture(spec)
-        test_sets = selection.load_test_sets(spec).values()
-        known[key] = (
-            count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
-            count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
-            count_row_tokens(spec, train_rows, share_probed(spec)) if spec.multitask else 0.0,
-            sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
-        )
-    train, validation, probed, scored = known[key]
+    if spec.distillation:
+        from qa_lib.training import teachers  # its import takes seconds, as in measure_speed
+
+        teachers.check_teachers(spec)
+    tokens = count_run_tokens(spec, known)
+    train, validation = tokens.epoch, tokens.validation
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
@@ -124,7 +119,68 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     trained = train * count_plain_steps(spec)
-    return spec.epochs * share * (trained + evaluated / 3) + spec.probes * probed + scored / 3
+    training = spec.epochs * share * (trained + evaluated / 3)
+    asked = share * tokens.rows * count_teachers(spec, known)
+    return training + spec.probes * tokens.probed + (asked + tokens.scored) / 3
+
+
+class RunTokens(NamedTuple):
+    """The tokens of a run's rows."""
+
+    epoch: float  # of training rows, each as often as an epoch visits it
+    rows: float  # of training rows, each once
+    validation: float
+    probed: float  # whose gradients a measurement reads
+    scored: float  # of all test sets
+
+
+def count_run_tokens(spec: Spec, known: dict[tuple, tuple]) -> RunTokens:
+    """Estimate the tokens of a run's rows. known: as of estimate_tokens."""
+    batches = (str(spec.multitask), spec.batch_size) if spec.multitask else ()
+    key = (*spec.domains, *spec.rows, spec.validation_rows, *spec.tests, *batches)
+    if key not in known:
+        train_rows, validation_rows, _ = selection.draw_mixture(spec)
+        test_sets = selection.load_test_sets(spec).values()
+        once = dict.fromkeys(spec.domains, 1.0)
+        probed = share_probed(spec) if spec.multitask else dict.fromkeys(spec.domains, 0.0)
+        known[key] = RunTokens(
+            epoch=count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
+            rows=count_row_tokens(spec, train_rows, once),
+            validation=count_row_tokens(spec, validation_rows, once),
+            probed=count_row_tokens(spec, train_rows, probed),
+            scored=sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
+        )
+    return known[key]
+
+
+def count_stored_bytes(spec: Spec, known: dict[tuple, tuple]) -> float:
+    """Count the bytes of the teachers' hidden states that are stored for a run.
+
+    Of each token there are the states of all blocks or of the last, in half precision. Logits are
+    few beside a run's windows. known: as of estimate_tokens.
+    """
+    if spec.distillation is None or spec.distillation.hidden == "none":
+        return 0.0
+    tokens = count_run_tokens(spec, known).rows
+    encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
+    blocks = len(encoders.blocks_of(encoder)) if spec.distillation.hidden == "all" else 1
+    return 2 * tokens * len(spec.teachers) * blocks * encoder.config.hidden_size
+
+
+def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
+    """Count the teachers of a run that no other run has asked about the same training rows.
+
+    known: as of estimate_tokens; what is asked is noted there.
+    """
+    asked = 0
+    if spec.distillation is None:
+        return asked
+    for teacher in spec.teachers:
+        key = ("asked", teacher.hash, spec.seed, *spec.domains, *spec.rows)
+        if key not in known:
+            known[key] = ()
+            asked += 1
+    return asked
 
 
 def share_probed(spec: Spec) -> dict[str, float]:
@@ -219,13 +275,14 @@ def measure_speed(spec: Spec) -> float:
 
     Trains two plain steps with the run's own encoder, batch size, precision and layers, on rows of
     its first dataset. What SMART and frozen encoders cost beside them, `count_plain_steps` says.
+    Stored outputs of teachers cost next to nothing.
     """
     from qa_lib.training import build  # its import takes seconds, and only training needs it
 
     device = build.device_of(spec)
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
-    plain = {"smart": None}
+    plain = {"smart": None, "distillation": None}
     if spec.heads:
         plain["heads"] = spec.heads.model_copy(update={"frozen": False})
     spec = spec.model_copy(update=plain)
@@ -301,7 +358,8 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
     checkpoints = 2 * 3 * weights * workers  # two a run, of weights and two moments
     parents = weights * len(list_parents(todo))
     features = 20 * sum(tokens.values())
-    disk = (checkpoints + parents + features) / 1e9
+    states = sum(count_stored_bytes(spec, known) for spec in todo)
+    disk = (checkpoints + parents + features + states) / 1e9
     free = shutil.disk_usage(runs.RUNS).free / 1e9
     if free < disk:
         raise UserError(

@@ -52,6 +52,7 @@ from qa_lib.training import (
     layer_rates,
     memory,
     multitask,
+    teachers,
 )
 
 NO_EXAMPLES = pd.DataFrame({"set": [], "id": []})  # of a run without test sets
@@ -740,8 +741,11 @@ def load_training_examples(
 ) -> Examples:
     """Return the training examples of a run; add counts of their windows to `counts`.
 
-    Reports what windows cannot hold of the rows.
+    Reports what windows cannot hold of the rows. With distillation the examples have the teachers'
+    logits.
     """
+    if spec.distillation:
+        teachers.check_teachers(spec)
     prepared = {}
     collators = {}
     lengths = {}
@@ -757,6 +761,11 @@ def load_training_examples(
             progress(f"{spec.run}  {remark}")
         prepared[dataset] = model.prepare(windows, of_dataset)
         collators[dataset] = model.collate(tokenizer, task, dataset)
+        if spec.distillation:
+            prepared[dataset] = teachers.add_targets(
+                spec, dataset, windows, prepared[dataset], tokenizer, progress
+            )
+            collators[dataset] = teachers.collate_taught(collators[dataset])
         lengths[dataset] = task.measure_windows(windows)
         domains += [of_dataset[row]["domain"] for row in windows["row"]]
     if spec.multitask:
