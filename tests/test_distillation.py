@@ -473,6 +473,10 @@ def test_at_alpha_1_it_is_training_without_teachers(kind):
     loss = make_loss(taught, hard=1.0, teachers=kind, hidden="none")
     assert train_steps(plain, None, range(6)) == train_steps(taught, loss, range(6))
     assert same(plain, taught)
+    batch = draw_batch("spans")
+    added = loss.loss(taught, batch, taught(**batch), 0)
+    assert added == 0
+    assert not added.requires_grad  # so that it costs no backward pass
     half = make_model()
     train_steps(half, make_loss(half, hard=0.5, teachers=kind), range(6))
     assert not same(plain, half)
