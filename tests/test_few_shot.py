@@ -193,4 +193,4 @@ def test_out_of_domain_experts_go_on_from_the_baseline():
     assert [e.parents[0].variant for e in mixture.parents] == ["start"] * 3 + ["baseline"] * 3
     assert mixture.validation_rows == 0
     # few-shot validation rows are test rows
-    assert mixture.rows == [20] * 3 + [12] * 3
+    assert mixture.rows == [12] * 3 + [12] * 3

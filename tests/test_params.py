@@ -593,3 +593,14 @@ def test_the_hash_of_a_given_run_never_changes():
     )
     assert spec.hash == "81d5e2be811bbca329145563e74d3e3a1389582fe8e78a79881c68978670d562"
     assert spec.on_gpu().hash != spec.hash
+
+
+def test_what_is_read_of_a_file_belongs_to_who_reads_it(tmp_path):
+    """A file is parsed once; what one reader changes, the next does not see."""
+    file = tmp_path / "a.yaml"
+    file.write_text("one: [1]\n", encoding="utf-8")
+    values, _ = params.read_yaml(file)
+    values["one"].append(2)
+    assert params.read_yaml(file) == ({"one": [1]}, {"one": 1})
+    file.write_text("two: 2\none: [3]\n", encoding="utf-8")
+    assert params.read_yaml(file) == ({"two": 2, "one": [3]}, {"two": 1, "one": 2})

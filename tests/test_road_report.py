@@ -109,6 +109,14 @@ def test_recipes_differ_in_draws_law_and_heads_alone(load):
     for passes in (1, 2, 4, 8):
         assert of[f"mtl-passes-{passes}"].start.multitask.passes == passes
     assert of["mtl-passes-4"].hash == of["mtl"].hash
+    of = find_variants(plans.plan(load("paper", arms=["printed"], probes=5)))
+    probed = {variant for variant, spec in of.items() if spec.probes}
+    # runs of one hash are measured alike
+    assert {v for v in probed if "-bert" not in v and "-albert" not in v} == {
+        "mtl-pretraining",
+        "mtl-passes-4-pretraining",
+        "mt-dnn-pretraining",
+    }
     assert of["mtl-passes-1"].hash == of["mtl-one-draw"].hash
 
 

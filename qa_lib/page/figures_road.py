@@ -57,12 +57,11 @@ UNANSWERABLE = tuple(
     f"{model}-unanswerable" for model in ("baseline", "joint-head", "mt-dnn", "mtl")
 )
 PARTS = {
-    "joint-head": "joint start and end, answerability",
-    "mt-dnn": "pre-training: a dataset a step, a head a dataset",
-    "mtl": "pre-training: draws averaged, a head a task",
-    "target-only": "pre-training: the target's own rows",
-    "mtl-one-draw": "pre-training: one draw a step, a head a task",
-    "mtl-own-heads": "pre-training: draws averaged, a head a dataset",
+    "mt-dnn": "one dataset a step, own heads",
+    "mtl": "draws averaged, shared heads",
+    "target-only": "the target's rows once more",
+    "mtl-one-draw": "one draw a step, shared heads",
+    "mtl-own-heads": "draws averaged, own heads",
 }
 # Head → its task for readers.
 TASKS = {
@@ -112,8 +111,8 @@ def show_gradients(cosines: pd.DataFrame, left: float) -> report.Html:
     norm of the mean gradient, in units of the mean norm.
     """
     caption = (
-        "Left: the cosine between the gradients of each two tasks, from batches of our own at a "
-        "model that is not trained yet. Right: what averaging leaves. The gradient of one task has "
+        "First, the cosine between the gradients of each two tasks, from batches of our own at a "
+        "model that is not trained yet. Second, what averaging leaves: the gradient of one task has "
         "length 1, that of all tasks together is shorter where they disagree."
     )
     alt = "A square of cosines, and two bars: one task, and the mean of all."
@@ -152,6 +151,7 @@ def draw_cosines(axes, cosines: pd.DataFrame, look: Look):
     axes.set_yticks(range(len(values)), cosines.index, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    axes.grid(False)
 
 
 # ---- T2 ----
@@ -184,7 +184,7 @@ def table_datasets(P) -> report.Html:
     heads = len({known[name].head for name in spec.domains})
     caption = (
         f"T2: {len(spec.domains)} datasets of {heads} tasks, each with one head in ROaD; the "
-        "report has nine datasets of six tasks. Every draw takes one of them, all alike."
+        "report has nine datasets of six tasks. ROaD draws each of them as often as the others."
     )
     columns = ["dataset", "head", "use", "rows", "seen by the encoder", "run"]
     return report.save_table(P, "table_datasets", frame[columns], caption)
@@ -325,8 +325,9 @@ def collect_cosines(P, arm: str = "printed") -> pd.DataFrame:
     for spec, record in runs.require_records(specs):
         labels = runs.label_columns(spec, record)
         for probe in record.get("gradients", []):
+            places = {dataset: place for place, dataset in enumerate(spec.domains)}
             for pair, cosine in probe["cosines"].items():
-                first, second = pair.split("/")
+                first, second = sorted(pair.split("/"), key=places.get)
                 measured = {"step": probe["step"], "cosine": cosine, "left": probe["left"]}
                 same = known[first].head == known[second].head
                 rows.append(labels | measured | {"first": first, "second": second, "same": same})
@@ -339,10 +340,10 @@ def figure_cosines(P) -> report.Html:
     if rows.empty:
         return report.note_absent("gradients")
     of_mtl = rows[rows["variant"] == "mtl-pretraining"]
-    square = make_square(of_mtl, list(dict.fromkeys([*of_mtl["first"], *of_mtl["second"]])))
+    square = make_square(of_mtl, list(P.pretraining))
     caption = (
-        "Cosines between the gradients of datasets. Left: over pre-training, means over pairs of "
-        "datasets that share a task (dashed) and that do not. Right: each two datasets in ROaD, "
+        "Cosines between the gradients of datasets. First over pre-training, means over pairs of "
+        "datasets that share a task (dashed) and that do not; then each two datasets in ROaD, "
         f"means over training and seeds. {describe_cosines(of_mtl)}"
     )
     alt = "Lines of cosines over the updates of pre-training, and a square of cosines."
@@ -366,9 +367,11 @@ def describe_cosines(rows: pd.DataFrame) -> str:
     other = rows[~rows["same"]]
     left = rows.groupby(["run", "step"])["left"].first().mean()
     against = 100 * (other["cosine"] < 0).mean()
+    datasets = len({*rows["first"], *rows["second"]})
     return (
-        f"Of the cosines between tasks, {against:.0f} % are negative; the mean of all gradients is "
-        f"{left:.2f} times as long as one of them."
+        f"Of the cosines between tasks, {against:.0f} % are negative. The mean of all gradients is "
+        f"{left:.2f} times as long as one of them; it would be {datasets**-0.5:.2f} times as long "
+        "if they were orthogonal and of one length."
     )
 
 
@@ -381,17 +384,10 @@ def draw_agreement(slug: str, rows: pd.DataFrame, square: pd.DataFrame, look: Lo
         means = of_kind.groupby("step")["cosine"].mean()
         colour = look.model_colour(slug, variant)
         lines.plot(means.index, means, "o-" if not same else "o--", ms=4, color=colour)
-        if not same:
-            name = plans.display_name(slug, variant)
-            lines.annotate(
-                name,
-                (means.index[-1], means.iloc[-1]),
-                xytext=(-4, 6),
-                textcoords="offset points",
-                ha="right",
-                color=colour,
-                weight="bold",
-            )
+    for place, variant in enumerate(rows["variant"].unique()):
+        name, colour = plans.display_name(slug, variant), look.model_colour(slug, variant)
+        above = {"xycoords": "axes fraction", "color": colour, "weight": "bold"}
+        lines.annotate(name, (0.4 * place, 1.03), **above)
     lines.axhline(0, color=look.colours["soft"], lw=1)
     lines.set(xlabel="update of pre-training", ylabel="cosine")
     draw_cosines(heat, square, look)

@@ -61,11 +61,11 @@ MODELS = {
 
 # What a page leads with.
 COMPARISONS = (
-    Comparison("mtl-over-baseline", "ROaD", "Plain", "SQuAD, EM"),
-    Comparison("mtl-over-mt-dnn", "ROaD", "MT-DNN", "SQuAD, EM"),
-    Comparison("averaging-helps", "ROaD", "ROaD, one draw a step", "SQuAD, EM"),
-    Comparison("mt-dnn-hurts", "MT-DNN", "Plain", "SQuAD, EM"),
-    Comparison("newsqa-gain", "ROaD", "Plain", "NewsQA, EM"),
+    Comparison("mtl-over-baseline", "ROaD", "Plain", "target, EM"),
+    Comparison("mtl-over-mt-dnn", "ROaD", "MT-DNN", "target, EM"),
+    Comparison("averaging-helps", "ROaD", "ROaD, one draw a step", "target, EM"),
+    Comparison("mt-dnn-hurts", "MT-DNN", "Plain", "target, EM"),
+    Comparison("newsqa-gain", "ROaD", "Plain", "other domain, EM"),
 )
 # From the plain encoder to the report's pre-training.
 STEPS = (
@@ -287,9 +287,16 @@ class Arm:
             "epochs": 1.0,
             "checkpoint": "last",
             "looks": 1,
-            "probes": params.probes if len(pretraining.domains) > 1 else 0,
+            "probes": params.probes if self.is_probed(pretraining) else 0,
         }
         return Spec(**self.shared | own | fields)
+
+    def is_probed(self, pretraining: Pretraining) -> bool:
+        """Return whether the gradients of the datasets are measured: in ROaD's and in MT-DNN's.
+
+        A sweep that has the same pre-training has the same measurements.
+        """
+        return pretraining in (self.pretrainings["mtl"], self.pretrainings["mt-dnn"])
 
     def list_held_out(self) -> list[str]:
         """Return the datasets whose test rows no pre-training may have seen."""

@@ -1,5 +1,6 @@
 """Values of parameters: read from YAML, validated, and explained in one sentence if wrong."""
 
+import copy
 import datetime
 import difflib
 import math
@@ -38,8 +39,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text) or {}
+        value, lines = parse_yaml(text)
     except FileNotFoundError:
         raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
     except OSError as e:
@@ -54,8 +54,24 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
                 f"{shown}: the key {show_value(key)} is not text; write it in quotes, "
                 "or leave it out"
             )
-    entries = node.value if node else []
-    return value, {key.value: key.start_mark.line + 1 for key, _ in entries}
+    return copy.deepcopy(value), lines
+
+
+@cache
+def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
+    """Return what a YAML text holds, and the line of each of its top-level keys.
+
+    Cached, since a page asks for the same claims dozens of times. Raises YAMLError where it is no
+    YAML, and ValueError for a date that does not exist.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        value = loader.construct_document(node) if node else {}
+    finally:
+        loader.dispose()
+    entries = node.value if isinstance(node, yaml.MappingNode) else []
+    return value or {}, {key.value: key.start_mark.line + 1 for key, _ in entries}
 
 
 # What to write instead of a value that pydantic refuses, by the type of its error.

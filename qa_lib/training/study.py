@@ -109,9 +109,10 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
         known[key] = (
             count_row_tokens(spec, train_rows, multitask.count_passes(spec)),
             count_row_tokens(spec, validation_rows, dict.fromkeys(spec.domains, 1.0)),
+            count_row_tokens(spec, train_rows, share_probed(spec)) if spec.multitask else 0.0,
             sum(count_tokens(rows, get_task(d.task)) for d, rows in test_sets),
         )
-    train, validation, scored = known[key]
+    train, validation, probed, scored = known[key]
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
@@ -123,7 +124,15 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     share = (1 + spec.augment) / (spec.cluster[1] if spec.cluster else 1)
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     trained = train * count_plain_steps(spec)
-    return spec.epochs * share * (trained + evaluated / 3) + scored / 3
+    return spec.epochs * share * (trained + evaluated / 3) + spec.probes * probed + scored / 3
+
+
+def share_probed(spec: Spec) -> dict[str, float]:
+    """Return the share of each dataset's rows whose gradients a measurement reads."""
+    from qa_lib.training import gradients  # here, because importing torch is slow
+
+    sizes = zip(spec.domains, spec.rows, strict=True)
+    return {dataset: min(gradients.WINDOWS, rows) / rows for dataset, rows in sizes}
 
 
 def count_plain_steps(spec: Spec) -> float:
