@@ -196,6 +196,15 @@ def test_shuffled_weights_follow_from_seed_and_step():
     assert draw(0, 1) != draw(1, 1)
 
 
+@pytest.mark.parametrize("kind", ["weighted", "shuffled"])
+def test_weights_follow_the_options_of_the_run(kind):
+    right = torch.tensor([[True, False], [False, False], [False, False]]).unsqueeze(-1)
+    loss = make_loss(teachers=kind, wrong_weight=0.5, all_wrong="scaled")
+    weights = loss.choose_weights(right, 0).squeeze(-1)
+    assert sorted(weights[:, 0].tolist()) == [0.5, 0.5, 2.0]
+    assert weights[:, 1].tolist() == [0.5, 0.5, 0.5]
+
+
 def test_shuffling_draws_nothing_from_the_generator_of_dropout():
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -473,6 +482,10 @@ def test_at_alpha_1_it_is_training_without_teachers(kind):
     loss = make_loss(taught, hard=1.0, teachers=kind, hidden="none")
     assert train_steps(plain, None, range(6)) == train_steps(taught, loss, range(6))
     assert same(plain, taught)
+    batch = draw_batch("spans")
+    added = loss.loss(taught, batch, taught(**batch), 0)
+    assert added == 0
+    assert not added.requires_grad  # so that it costs no backward pass
     half = make_model()
     train_steps(half, make_loss(half, hard=0.5, teachers=kind), range(6))
     assert not same(plain, half)
@@ -727,7 +740,7 @@ def make_taught(encoder: str, **changes):
     }
     options = fields | changes
     without = {name: value for name, value in options.items() if name != "distillation"}
-    options.setdefault("teachers", [make_run(encoder, **without, seed=100)])
+    options.setdefault("teachers", [make_run(encoder, **without | {"seed": 100})])
     return make_run(encoder, **options)
 
 
@@ -762,6 +775,12 @@ def test_a_joint_head_that_the_run_does_not_train_is_no_hindrance(small_encoder)
 
 
 # ---- whole runs ----
+
+
+def test_a_run_has_its_seed_and_its_updates(small_encoder):
+    spec = make_taught(small_encoder, seed=5, distillation=Distillation(annealing=True))
+    (loss,) = build.make_losses(spec, make_model(), 40)
+    assert (loss.options, loss.seed, loss.updates) == (spec.distillation, 5, 40)
 
 
 def show_nothing(line: str) -> None:
