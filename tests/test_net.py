@@ -39,7 +39,8 @@ def rebuild(record: dict, records: dict[str, dict]) -> Spec:
         name: value for name, value in record["spec"].items() if name != "model"
     }  # a dead field
     parents = [rebuild(records[parent], records) for parent in record["parents"]]
-    return Spec(**fields, parents=parents)
+    teachers = [rebuild(records[teacher], records) for teacher in record.get("teachers", [])]
+    return Spec(**fields, parents=parents, teachers=teachers)
 
 
 @pytest.mark.parametrize("slug", LANDED)
