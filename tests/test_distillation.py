@@ -16,7 +16,7 @@ from qa_lib.models.shared_encoder import HeadOutput, SharedEncoder, make_head
 from qa_lib.settings.parameters import Distillation, Heads, Multitask
 from qa_lib.settings.params import UserError, validate
 from qa_lib.store import code_hashes, runs
-from qa_lib.training import build, train
+from qa_lib.training import build, evaluate, train
 
 M, C = 3, 5
 DATASETS = ["spans", "classes"]
@@ -788,27 +788,20 @@ def show_nothing(line: str) -> None:
 
 
 @pytest.fixture
-def planted_teachers(monkeypatch):
-    """Add to each batch of classes and spans what two teachers could have said of it."""
-    collate = SharedEncoder.collate
-
-    def collate_with_teachers(self, tokenizer, task, dataset):
-        make_batch = collate(self, tokenizer, task, dataset)
-
-        def add_teachers(windows):
-            batch = make_batch(windows)
-            rows, tokens = batch["input_ids"].shape
-            size = (rows, 2, tokens) if "start_positions" in batch else (rows, 3)
-            generator = torch.Generator().manual_seed(rows + tokens)
-            return {**batch, "teachers": torch.randn(2, *size, generator=generator)}
-
-        return add_teachers
-
-    monkeypatch.setattr(SharedEncoder, "collate", collate_with_teachers)
+def own_cache(tmp_path, monkeypatch):
+    """Make the cache of teachers' outputs that of this test."""
+    monkeypatch.setattr(evaluate, "CACHE", tmp_path / "cache")
 
 
-def test_a_run_learns_from_teachers_and_its_ledger_says_how(small_encoder, planted_teachers):
+def train_teachers(spec):
+    """Train the teachers of a run, and keep their weights."""
+    for teacher in spec.teachers:
+        train.train(teacher, progress=show_nothing, keep_weights=True)
+
+
+def test_a_run_learns_from_teachers_and_its_ledger_says_how(small_encoder, own_cache):
     spec = make_taught(small_encoder, distillation=Distillation(teachers="weighted"))
+    train_teachers(spec)
     assert "losses/distillation.py" in code_hashes.list_modules(spec)
     record = train.train(spec, progress=show_nothing)
     training = record["metrics"]["training"]
@@ -824,8 +817,9 @@ def test_a_run_learns_from_teachers_and_its_ledger_says_how(small_encoder, plant
     assert "soft_loss" in set(ledger["metric"])
 
 
-def test_a_whole_run_at_alpha_1_is_that_without_teachers(small_encoder, planted_teachers):
+def test_a_whole_run_at_alpha_1_is_that_without_teachers(small_encoder, own_cache):
     taught = make_taught(small_encoder, distillation=Distillation(hard=1.0))
+    train_teachers(taught)
     plain = taught.model_copy(update={"distillation": None, "teachers": []})
     assert taught.hash != plain.hash
     weights = []

@@ -206,7 +206,7 @@ def test_models_that_learnt_nothing_give_no_advice(planted, validation, learnt):
 
 
 def test_the_task_says_by_which_score_models_have_learnt(monkeypatch):
-    spec = SimpleNamespace(variant="v-db", checkpoint="last", multitask=None)
+    spec = SimpleNamespace(variant="v-db", checkpoint="last", multitask=None, trial_score=None)
     row = {"step": 1, "validation_accuracy": 62.0, "validation_loss": 1.0}
     records = [(spec, {"history": [row]}), (spec, {"history": [row | {"validation_accuracy": 64}]})]
     monkeypatch.setattr(advice, "centre_runs", lambda p: [spec])
