@@ -84,3 +84,14 @@ def tiny(small_encoder):
         return plans.load_params("exbert", "quick", same | values)
 
     return load
+
+
+@pytest.fixture
+def one_thread():
+    """Compute with one thread, which is faster for models as small as those of tests."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

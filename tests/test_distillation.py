@@ -26,13 +26,7 @@ LOWEST = torch.finfo(torch.float32).min
 LENGTHS = [T, 9, 5]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Use one thread, which is faster for models of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(dropout: float = 0.1) -> SharedEncoder:

@@ -117,13 +117,7 @@ def compare(model, batch):
 EVERY_KIND = ["spans", *HEADS]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Use one thread, which is faster for models of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- the term itself ----

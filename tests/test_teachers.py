@@ -27,13 +27,7 @@ def cache(store, monkeypatch):
     return store / "cache"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Compute with one thread, which is faster for models as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_run(encoder: str, **changes) -> Spec:
