@@ -78,7 +78,7 @@ STEPS = (
 TUNED = ("baseline", "mt-dnn", "mtl")
 FOLLOWERS = ("target-only", "mtl-one-draw", "mtl-own-heads")
 
-# Datasets of these tasks have a head for each task; a dataset's definition names it.
+# What the learning rate is multiplied by, from one layer to the one below.
 Decay = Annotated[float, Field(gt=0, le=1)]
 
 

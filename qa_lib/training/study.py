@@ -185,7 +185,7 @@ def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
 
 def share_probed(spec: Spec) -> dict[str, float]:
     """Return the share of each dataset's rows whose gradients a measurement reads."""
-    from qa_lib.training import gradients  # here, because importing torch is slow
+    from qa_lib.training import gradients  # its import takes seconds, as in measure_speed
 
     sizes = zip(spec.domains, spec.rows, strict=True)
     return {dataset: min(gradients.WINDOWS, rows) / rows for dataset, rows in sizes}
