@@ -6,7 +6,7 @@ import shlex
 import pytest
 from test_house import make
 
-from qa_lib.page import readme
+from qa_lib.page import readme, written
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
 
@@ -97,30 +97,43 @@ def test_the_figure_is_current():
     assert drawn == pytest.approx(committed, abs=0.01), "make readme draws it"
 
 
+def select_answer(slug: str):
+    """Return the rows of what answers a report's question."""
+    rows = readme.measure_answers()
+    return rows[rows["report"] == slug]
+
+
 def test_the_figure_shows_what_is_printed_and_both_settings():
-    values = readme.list_central_values()
-    values = values.set_index(["report", "against", "setting"]).sort_index()
-    of_exbert = values.loc["Bring in the ExBERT", "V-DB, the plain model"]
-    assert set(of_exbert.index) == {"equal", "report", "printed"}
-    assert of_exbert.loc["equal", "high"] < 0 < of_exbert.loc["report", "low"]
-    assert list(of_exbert.loc["printed", ["low", "high"]]) == [9, 13]
+    of_exbert = select_answer("exbert").set_index(["setting", "control"]).sort_index()
+    beside = {control for _, control in of_exbert.index}
+    assert beside == {"", "plain-tuned"}
+    assert of_exbert.loc[("equal", ""), "high"] < 0 < of_exbert.loc[("report", ""), "low"]
+    assert list(of_exbert.loc[("printed", ""), ["low", "high"]]) == [9, 13]
     # printed as so much below the baseline: drawn on the left, and ours by the same scoring rule
-    of_moe = values.loc["Sesame Street Ensemble", "one model (dev)"]
-    assert set(of_moe.loc["printed", "low"]) == {-1.294, -1.771}
-    assert set(of_moe.loc["report", "ours"].round(1)) == {-7.0, -12.3}
+    of_moe = select_answer("moe").set_index(["setting", "control"]).sort_index()
+    assert of_moe.loc[("printed", ""), "low"] == -1.294
+    assert of_moe.loc[("report", ""), "value"].round(1) == -7.0
+    assert of_moe.loc[("equal", ""), "n"] == 0
 
 
 def test_an_answer_needs_an_interval_on_one_side():
-    _, table = readme.latest_boards()["exbert"]
-    assert readme.answer_question("exbert", table)["answer"] == "no (equal tuning)"
-    turned = table.assign(ours=-table["ours"], low=-table["high"], high=-table["low"])
-    assert readme.answer_question("exbert", turned)["answer"] == "yes (equal tuning)"
-    wide = table.assign(low=-99.0, high=99.0)
-    assert readme.answer_question("exbert", wide)["answer"] == "not decided (equal tuning)"
-    one_seed = table.assign(low=float("nan"), high=float("nan"))
-    assert readme.answer_question("exbert", one_seed)["answer"] == "not decided (equal tuning)"
-    printed = table[table["arm"] == "printed"]
-    assert readme.answer_question("exbert", printed)["answer"] == "yes (report's settings)"
+    rows = select_answer("exbert")
+    assert readme.answer_question(rows)[0] == "no (equal tuning)"
+    turned = rows.assign(value=-rows["value"], low=-rows["high"], high=-rows["low"])
+    assert readme.answer_question(turned)[0] == "yes (equal tuning)"
+    wide = rows.assign(low=-99.0, high=99.0)
+    assert readme.answer_question(wide)[0] == "not decided (equal tuning)"
+    one_seed = rows.assign(low=float("nan"), high=float("nan"))
+    assert readme.answer_question(one_seed)[0] == "not decided (equal tuning)"
+    at_settings = rows[rows["setting"] != "equal"]
+    assert readme.answer_question(at_settings)[0] == "yes (report's settings)"
+    assert readme.answer_question(rows[:0]) == ("not run yet", None)
+
+
+def test_findings_of_other_runs_are_not_in_the_readme(monkeypatch):
+    assert "not written yet" not in readme.describe_answer("exbert", "real")
+    monkeypatch.setattr(written, "hash_runs", lambda P: "other")
+    assert "not written yet" in readme.describe_answer("exbert", "real")
 
 
 def test_every_report_is_cited_with_its_question():

@@ -135,15 +135,36 @@ def draw_forest(report: str, rows: pd.DataFrame, look: Look) -> Figure:
     """
     board = start_board(look)
     for _, of_comparison in rows.groupby("comparison", sort=False):
-        first = of_comparison.iloc[0]
-        on = f" ({first['on']})" if first["on"] else ""
-        board.add_heading(f"{first['ours']} against {first['against']}{on}")
+        board.add_heading(name_comparison(of_comparison))
         for row in of_comparison.itertuples():
             draw_comparison(board, report, row)
         board.y -= 0.5 * LINE
     units = rows["unit"].unique()
     unit = units[0] if len(units) == 1 else "points"
     return board.finish(f"{unit} behind (−) or ahead (+)")
+
+
+def draw_reports(rows: pd.DataFrame, look: Look) -> Figure:
+    """Draw the comparison that answers the question of each report, a block each.
+
+    The marks are those of `draw_forest`. rows: as there, of one comparison a report, with a column
+    `report`.
+    """
+    board = start_board(look)
+    for report, of_report in rows.groupby("report", sort=False):
+        board.add_heading(plans.find_report(report).TITLE)
+        board.add_line(name_comparison(of_report), "", has_mark=False)
+        for row in of_report.itertuples():
+            draw_comparison(board, report, row)
+        board.y -= 0.5 * LINE
+    return board.finish("points behind (−) or ahead (+)")
+
+
+def name_comparison(rows: pd.DataFrame) -> str:
+    """Return which models a comparison is of and what is scored, from its rows."""
+    first = rows.iloc[0]
+    on = f" ({first['on']})" if first["on"] else ""
+    return f"{first['ours']} against {first['against']}{on}"
 
 
 def draw_comparison(board: Board, report: str, row):

@@ -6,14 +6,15 @@ The figure, the findings and the table of the README, and the verdicts of docs/c
 written between markers, from the claims.csv of each report's page.
 """
 
-import io
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
-from qa_lib.evidence import verify
+from qa_lib.evidence import compare, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import figures, findings, overview, report
+from qa_lib.page import charts, looks, overview, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
@@ -40,84 +41,80 @@ def latest_boards() -> dict[str, tuple[str, pd.DataFrame]]:
     return {slug: (profile, table) for (slug, profile), table in collect_boards().items()}
 
 
+def load_page(slug: str, profile: str) -> Any:
+    """Return the parameters of a report's page: of the largest size that is recorded whole."""
+    for size in plans.list_sizes(profile):
+        P = plans.load_params(slug, profile, size=size)
+        if all(runs.find_record(spec) for spec in plans.plan(P)):
+            break
+    return P
+
+
 # ---- the figure ----
 
 
-def list_central_values() -> pd.DataFrame:
-    """Return a row for each value that the figure shows: what is printed, and ours in each arm."""
-    rows = []
-    for slug, (_, table) in latest_boards().items():
-        for central in findings.list_central(slug):
-            rows += list_values(slug, central, table)
-    return pd.DataFrame(rows)
+@cache
+def measure_answers() -> pd.DataFrame:
+    """Return the rows of compare.collect_comparisons for what answers each report's question.
 
-
-def list_values(slug: str, central: findings.Central, table: pd.DataFrame) -> list[dict]:
-    """Return the rows of one central comparison of a report."""
-    rows = []
-    for arm, setting in (("tuned", "equal"), ("printed", "report")):
-        row = findings.select_central(central, table, arm)
-        if row is None:
-            continue
-        labels = {"report": plans.find_report(slug).TITLE, "model": central.model}
-        labels["against"] = central.against
-        rows.append(
-            labels
-            | {"setting": setting, "ours": row["ours"], "low": row["low"], "high": row["high"]}
-            | {"run": row["run"]}
-        )
-        if setting == "report" and central.comparison == "claim":
-            ends = [float(end) for end in row["printed"].split(" to ")]
-            low, high = ends[0], ends[-1]
-            if central.is_behind:
-                low, high = -high, -low
-            printed = {"ours": (low + high) / 2, "low": low, "high": high, "run": row["run"]}
-            rows.append(labels | {"setting": "printed"} | printed)
-    return rows
+    That is the first comparison that the report declares, with the control that its claim names.
+    The column `report` has the report's slug.
+    """
+    parts = []
+    for slug, (profile, _) in latest_boards().items():
+        first = replace(plans.find_report(slug).COMPARISONS[0], controls=())
+        rows = compare.collect_comparisons(load_page(slug, profile), (first,))
+        parts.append(rows.assign(report=slug))
+    return pd.concat(parts, ignore_index=True)
 
 
 def draw_figure() -> bytes:
     """Return the README's figure as SVG. The same numbers give the same bytes."""
-    rows = list_central_values()
+    rows = measure_answers()
     report.require_runs("findings", rows)
-    fig = figures.draw_central(rows)
-    svg = io.BytesIO()
-    fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(fig)
-    return svg.getvalue()
+    return looks.render_drawing(partial(charts.draw_reports, rows), looks.WIDE, "", "svg")
 
 
 # ---- findings and table ----
 
 
 def describe_findings() -> str:
-    """Return what was found as Markdown: of each report that was run its central comparisons."""
+    """Return what was found as Markdown: of each report that was run the answer of its page."""
     lines = []
-    for slug, (profile, table) in latest_boards().items():
+    for slug, (profile, _) in latest_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
-        result = findings.result(slug, table).removeprefix("Result: ")
-        lines.append(f"- **[{title}]({page})**: {result}\n")
+        lines.append(f"- **[{title}]({page})**: {describe_answer(slug, profile)}\n")
     return "".join(lines)
 
 
-def answer_question(slug: str, table: pd.DataFrame) -> dict:
-    """Return the answer to a report's question, its seeds and its training rows.
+def describe_answer(slug: str, profile: str) -> str:
+    """Return the finding of a report's page, in one line."""
+    P = load_page(slug, profile)
+    found = written.read_findings(slug)
+    if not written.is_written_of(P, found):
+        return "the findings of these runs are not written yet; the page has the numbers."
+    finding = written.fill_section(P, found, written.ANSWER)[0]
+    return " ".join(finding.split())
 
-    It is that of the first central comparison, with equal tuning where that was run.
+
+def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
+    """Return the answer to a report's question, and the row that it is of, where one was run.
+
+    It is that of the first comparison, with equal tuning where that was run. rows: those of the
+    report in `measure_answers`.
     """
-    central = findings.list_central(slug)[0]
-    for arm, name in (("tuned", "equal tuning"), ("printed", "report's settings")):
-        row = findings.select_central(central, table, arm)
-        if row is None:
+    ours = rows[(rows["control"] == "") & (rows["n"] > 0)].set_index("setting")
+    for setting, name in (("equal", "equal tuning"), ("report", "report's settings")):
+        if setting not in ours.index:
             continue
-        answer = "not decided"
+        row = ours.loc[setting]
         if row["low"] > 0:
-            answer = "yes"
-        elif row["high"] < 0:
-            answer = "no"
-        return {"answer": f"{answer} ({name})", "trained": f"{row['n']} × {row['rows']}"}
-    return {"answer": "not run yet", "trained": "–"}
+            return f"yes ({name})", row
+        if row["high"] < 0:
+            return f"no ({name})", row
+        return f"not decided ({name})", row
+    return "not run yet", None
 
 
 def describe_reports() -> str:
@@ -125,22 +122,23 @@ def describe_reports() -> str:
     citation, _ = params.read_yaml(ROOT / "CITATION.cff")
     references = {reference["abbreviation"]: reference for reference in citation["references"]}
     boards = latest_boards()
+    measured = measure_answers()
     lines = ["| report | question | answer | seeds × rows | page |\n", "|---|---|---|---|---|\n"]
     for slug in params.list_claimed_reports():
         reference = references[slug]
-        cells = {"answer": "not run yet", "trained": "–"}
-        page = "–"
-        if slug in boards:
+        answer, row = answer_question(measured[measured["report"] == slug])
+        trained = page = "–"
+        if row is not None:
             profile, table = boards[slug]
-            cells = answer_question(slug, table)
+            is_row = [names == row["run"] for names in table["run"]]
+            trained = f"{row['n']} × {table.loc[is_row, 'rows'].iloc[0]}"
             page = f"[{slug}](figures/{slug}/{profile}/report.html)"
         authors = ", ".join(author["family-names"] for author in reference["authors"])
         title = reference["title"].split(":")[0]
         if "url" in reference:
             title = f"[{title}]({reference['url']})"
         lines.append(
-            f"| {title}, {authors} | {reference['notes']} | {cells['answer']} "
-            f"| {cells['trained']} | {page} |\n"
+            f"| {title}, {authors} | {reference['notes']} | {answer} | {trained} | {page} |\n"
         )
     return "".join(lines)
 

@@ -158,9 +158,12 @@ def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
 
 def possible_sizes(args: argparse.Namespace) -> list[str | None]:
     """Return the sizes that a command line may mean, the largest first."""
-    if not args.size and (args.profile or params.default_profile()) == "real":
-        return ["full", "small"]
-    return [args.size]
+    return [args.size] if args.size else list_sizes(args.profile or params.default_profile())
+
+
+def list_sizes(profile: str) -> list[str | None]:
+    """Return the sizes that a profile has, the largest first; None where it has but one."""
+    return ["full", "small"] if profile == "real" else [None]
 
 
 def parameters_to_render(args: argparse.Namespace) -> Any:
