@@ -1,6 +1,6 @@
 """Pages as they are on real data with three seeds and both arms, from planted records.
 
-They are of the reports whose page has the newer form: `road` and `smart`.
+They are of the reports whose page has the newer form: `moe`, `road` and `smart`.
 """
 
 from itertools import combinations
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_moe_report
 import test_road_report
 import test_smart_report
 from nbformat.v4 import new_code_cell
@@ -73,10 +74,15 @@ def complete_road(spec: Spec, record: dict, rng: np.random.Generator):
         record["gradients"].append(measured)
 
 
+def complete_moe(spec: Spec, record: dict, rng: np.random.Generator):
+    """Add nothing: MoE's page reads of a record what its claims are about."""
+
+
 # Report → the profile whose parts its page has.
-EVERY = {"road": "real", "smart": "paper"}
+EVERY = {"moe": "paper", "road": "real", "smart": "paper"}
 # Report → the function of its test that plants scores, and the one that completes a record.
 PLANTS = {
+    "moe": (test_moe_report.plant_record, complete_moe),
     "road": (test_road_report.plant_record, complete_road),
     "smart": (test_smart_report.plant_record, complete_smart),
 }

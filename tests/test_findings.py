@@ -33,15 +33,7 @@ def inputs(report: str) -> dict:
         )
         specs, claims = plans.plan(p), verify.claims_table(p)
         if report == "moe":
-            experts = runs.collect_histories(
-                [e for s in specs if s.variant == "moe" for e in s.parents]
-            )
-            return {
-                "P": p,
-                "scores": runs.collect_ledger(specs),
-                "claims": claims,
-                "experts": experts,
-            }
+            return {"P": p, "claims": claims}
         trials = tables.trials_table([s for s in specs if s.variant.endswith("-trial")])
         routing = tables.collect_router_steps([s for s in specs if s.variant == "exbert-tuned"])
         return {
@@ -85,7 +77,6 @@ def of(p, **fields):
 TURNS = [
     ("exbert", "On what floor", "P", of, {"encoder": "elsewhere"}),
     ("exbert", "What these records", "P", of, {"encoder": "elsewhere"}),
-    ("moe", "What these records", "P", of, {"encoder": "elsewhere"}),
     (
         "exbert",
         "What reproduces",
@@ -210,73 +201,10 @@ TURNS = [
         {"by": -1, "variant": "plain-tuned", "metric": "tokens", "set": "bioasq"},
     ),
     ("exbert", "To someone", "plain", moved, {"by": 30, "column": "d", "domain": "squad"}),
-    (
-        "moe",
-        "What reproduces",
-        "scores",
-        moved,
-        {"by": 20, "variant": "moe", "set": "out-of-domain"},
-    ),
-    (
-        "moe",
-        "Why the mixture",
-        "scores",
-        moved,
-        {"by": 20, "variant": "oracle", "set": "out-of-domain"},
-    ),
-    (
-        "moe",
-        "Why the mixture",
-        "scores",
-        moved,
-        {"by": 20, "variant": "own-expert", "set": "newsqa"},
-    ),
-    (
-        "moe",
-        "Why the mixture",
-        "experts",
-        moved,
-        {"by": 90, "column": "validation_f1", "epoch": 1.0},
-    ),
-    (
-        "moe",
-        "Has the gate",
-        "scores",
-        moved,
-        {"by": 5, "variant": "moe", "set": "out-of-domain-test"},
-    ),
-    (
-        "moe",
-        "Has the gate",
-        "claims",
-        claimed,
-        {"claim": "gate-below-told", "verdict": "reproduced"},
-    ),
-    (
-        "moe",
-        "Starting blocks",
-        "scores",
-        moved,
-        {"by": 20, "variant": "reinit-4", "set": "out-of-domain"},
-    ),
-    (
-        "moe",
-        "Starting blocks",
-        "scores",
-        moved,
-        {"by": 20, "variant": "reload-4", "set": "out-of-domain"},
-    ),
-    (
-        "moe",
-        "To someone",
-        "scores",
-        moved,
-        {"by": 20, "variant": "oracle", "set": "out-of-domain-test"},
-    ),
 ]
 
 
-@pytest.mark.parametrize("report", ["exbert", "moe"])
+@pytest.mark.parametrize("report", ["exbert"])
 def test_every_paragraph_stands_on_the_committed_records(report, monkeypatch):
     assert "left out" not in said(report, monkeypatch) and "nan" not in said(report, monkeypatch)
 
@@ -289,15 +217,6 @@ def test_a_paragraph_goes_with_the_records_that_bore_it_out(
     assert f"**{title}" in said(report, monkeypatch)
     assert f"**{title}" not in other
     assert "left out" in other
-
-
-def test_what_is_reproduced_is_said_only_while_it_is(monkeypatch):
-    claims = claimed(inputs("moe")["claims"], "pooling-generalises", verdict="undecided")
-    assert "Reproduced is" in said("moe", monkeypatch)
-    assert "Reproduced is" not in said("moe", monkeypatch, claims=claims)
-    claims = claimed(inputs("moe")["claims"], "both-hurt", verdict="undecided")
-    assert "a mere direction" in said("moe", monkeypatch)
-    assert "a mere direction" not in said("moe", monkeypatch, claims=claims)
 
 
 @pytest.mark.parametrize(

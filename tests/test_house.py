@@ -240,7 +240,7 @@ def test_git_keeps_line_ends():
         "params/claims/FROZEN",
         "qa_lib/evidence/claims.py",
         "records/moe/examples-000.parquet",
-        "figures/moe/real/fig1_model.png",
+        "figures/moe/real/fig_comparisons.png",
     ]
     command = ["git", "check-attr", "text", "eol", "--", *files]
     attributes = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout

@@ -11,7 +11,7 @@ from qa_lib.page import pieces, render
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 
-FILES = {"road": "03_road.ipynb", "smart": "04_smart.ipynb"}
+FILES = {"moe": "01_moe.ipynb", "road": "03_road.ipynb", "smart": "04_smart.ipynb"}
 # The sections of every notebook; those of its mechanism stand between the two lists.
 BEFORE = [
     "The idea",
@@ -21,6 +21,7 @@ BEFORE = [
     "Why",
 ]
 MECHANISM = {
+    "moe": "Does the gate trust the right expert?",
     "road": "Do the tasks pull in one direction?",
     "smart": "Could the term matter?",
 }
@@ -39,6 +40,37 @@ TINY = {
         "experiments": ["single", "rrobin", "full", "codes", "weights"],
         "sweep_weights": [1.0, 100.0],
     },
+    "moe": {
+        "seeds": [0],
+        "train_rows": 12,
+        "validation_rows": 9,
+        "epochs": 1.0,
+        "blocks": 2,
+        "start_rows": 16,
+        "max_length": 128,
+        "stride": 32,
+        "few_rows": 12,
+        "few_epochs": 2.0,
+        "watched": 4,
+        "longer": [2],
+        "reinit_epochs": 1.0,
+        "reinit_blocks": 1,
+        "sweep_reinit": [1],
+        "gate_epochs": 1.0,
+        "sweep_layers": [1],
+        "sweep_inputs": ["cls"],
+        "curve_seeds": [1],
+        "experiments": [
+            "mixture",
+            "controls",
+            "gates",
+            "longer",
+            "reinit",
+            "few-shot",
+            "outside",
+            "clusters",
+        ],
+    },
     "road": {
         "seeds": [0],
         "train_rows": 12,
@@ -56,10 +88,22 @@ TINY = {
 }
 # Tables and figures that a page of these parameters has, and what only a notebook shows.
 DRAWN = {
+    "moe": {
+        "table1",
+        "fig_steps_printed",
+        "fig_trust",
+        "table_controls",
+        "fig_training",
+        "fig_reinit",
+        "table_inside",
+        "table_future",
+    },
     "smart": {"table1", "table2", "fig_terms", "table_degenerate"},
     "road": {"table1", "table3", "table_datasets", "fig_cosines", "fig_passes", "table_controls"},
 }
+ONE_FIGURE = {"moe": "fig_trust", "road": "fig_cosines", "smart": "fig_terms"}
 IN_NOTEBOOK = {
+    "moe": "what the gate sees",
     "smart": "first numbers of the second token",
     "road": "numbers in a gradient",
 }
@@ -115,10 +159,10 @@ def test_a_dozen_parameters_are_those_of_the_quick_profile(notebook, slug):
 
 
 def test_any_parameter_can_be_given(notebook, slug):
-    changes = {"head_dropout": 0.2, "epochs": 1.0}
+    changes = {"warmup": 0.2, "epochs": 1.0}
     p = plans.load_params(slug, "quick", changes)
     values = render.choose_values(notebook, p)
-    assert values["head_dropout"] == 0.2
+    assert values["warmup"] == 0.2
     assert plans.load_few_from_names(slug, values) == p
 
 
@@ -134,7 +178,7 @@ def test_a_table_or_figure_has_one_cell(notebook, slug):
     for cell in notebook.cells:
         drawn += [tag for tag in render.tags(cell) if tag.startswith(("table", "fig"))]
     assert len(drawn) == len(set(drawn)) > 12
-    alone = render.keep_only(notebook, "fig_terms" if slug == "smart" else "fig_cosines")
+    alone = render.keep_only(notebook, ONE_FIGURE[slug])
     assert len(alone.cells) == 4
 
 

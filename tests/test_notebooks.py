@@ -1,6 +1,6 @@
-"""The first two notebooks: limits, and Run All. `make test-notebooks` also runs them untouched.
+"""ExBERT's notebook: limits, and Run All. `make test-notebooks` also runs it untouched.
 
-tests/test_notebook_form.py has those of the later ones.
+tests/test_notebook_form.py has those of the other reports.
 """
 
 import ast
@@ -13,7 +13,7 @@ from qa_lib.page import render
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 
-NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("0[12]_*.ipynb"))}
+NOTEBOOKS = {f.stem.split("_")[1]: f for f in sorted((ROOT / "notebooks").glob("02_*.ipynb"))}
 SECTIONS = ["The idea", "Data", "Train", "Results", "Findings", "Deviations", "Provenance"]
 SMALL = {
     "train_rows": 32,
@@ -39,30 +39,10 @@ TINY = {
         "full_rows": [32, 32],
         "sizes": [16, 32],
     },
-    "moe": SMALL
-    | {
-        "pools": ["out-of-domain"],
-        "train_rows": 12,
-        "precision": "bf16",
-        "max_length": 128,
-        "stride": 32,
-        "few_rows": 12,
-        "few_epochs": 2.0,
-        "watched": 4,
-        "looks": 1,
-        "longer": [2],
-        "reinit_epochs": 1.0,
-        "reinit_blocks": 1,
-        "sweep_reinit": [1],
-        "gate_epochs": 1.0,
-        "sweep_layers": [1],
-        "sweep_inputs": ["cls"],
-    },
 }
 # Parts of a study, an absent part, what is drawn, and the beginning of what is not drawn.
 FEW = {
     "exbert": (["blocks", "balance"], "headline", "fig_balance", "fig6"),
-    "moe": (["mixture", "few-shot", "outside", "clusters"], "reinit", "table_future", "fig_reinit"),
 }
 each = pytest.mark.parametrize("slug", NOTEBOOKS)
 
@@ -148,7 +128,7 @@ def draw_page(slug: str, changes: dict):
 @each
 def test_run_all_with_tiny_parameters_and_then_of_few_parts(slug, store, small_encoder):
     changes = TINY[slug] | {"encoder": small_encoder}
-    page = draw_page(slug, changes | ({"curve_seeds": [1]} if slug == "moe" else {}))
+    page = draw_page(slug, changes)
     assert "<math" in page
     assert len(page) < 1_200_000
     names = re.findall(r'<figure id="(\w+)">', page)

@@ -8,12 +8,15 @@ starter_claim(claim)    the same statement by the starter code's rule of scoring
 from itertools import product
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, Strict, UserError
 
 STANCES = ("result", "hope", "explanation")
+# Metric → the same by the starter code's rule of scoring.
+BY_STARTER = {"em": "em_starter", "f1": "f1_starter"}
 
 
 class Contrast(Strict):
@@ -220,11 +223,16 @@ def control_claim(claim: Claim) -> Claim:
 
 
 def starter_claim(claim: Claim) -> Claim | None:
-    """Return a claim about exact match by the starter code's rule; None for any other claim.
+    """Return a claim about EM or F1 by the starter code's rule; None for any other claim.
 
     A report whose scores the starter code made is compared like with like by this one.
     """
-    if claim.contrast is None or claim.contrast.metric != "em":
+    if claim.contrast is None or not set(np.ravel(claim.contrast.metric)) <= set(BY_STARTER):
         return None
-    contrast = claim.contrast.model_copy(update={"metric": "em_starter"})
+    metric = claim.contrast.metric
+    if isinstance(metric, list):
+        metric = [BY_STARTER[name] for name in metric]
+    else:
+        metric = BY_STARTER[metric]
+    contrast = claim.contrast.model_copy(update={"metric": metric})
     return claim.model_copy(update={"primary": False, "contrast": contrast})

@@ -1,6 +1,7 @@
 """Comparisons of two models that no claim makes, by the contrast and the interval of a claim.
 
 measure_pairs(P, pairs)                a claim's contrast with other models in its places
+measure_by_starter(P, table)           printed claims by the starter code's rule of scoring
 collect_comparisons(P, comparisons)    rows of the forest figure
 collect_steps(P, claim, steps)         rows of the step chart
 
@@ -33,12 +34,13 @@ class Pair(NamedTuple):
     ours: str
     against: str
     by_starter: bool = False  # scored by the starter code's rule
+    metric: str = ""  # of a claim about several the one that is compared
 
     @property
     def id(self) -> str:
         """The name of the comparison among claims."""
         rule = "/starter" if self.by_starter else ""
-        return f"{self.claim}/{self.ours}/{self.against}{rule}"
+        return f"{self.claim}/{self.ours}/{self.against}{rule}/{self.metric}"
 
 
 def find_claim(P, name: str) -> claims.Claim:
@@ -72,6 +74,8 @@ def compare_models(claim: claims.Claim, pair: Pair) -> claims.Claim:
             "target": 0.0,
         }
     )
+    if pair.metric:
+        contrast = contrast.model_copy(update={"metric": pair.metric})
     each = []
     for column in contrast.each:
         if any(isinstance(side[column], list) for side in contrast.sides()):
@@ -164,6 +168,55 @@ def find_in_table(table: pd.DataFrame, claim: claims.Claim, pair: Pair, arm: str
     return table[:0]
 
 
+def is_by_starter(table: pd.DataFrame, claim: str) -> bool:
+    """Return whether a claim's runs were scored by the starter code's rule too.
+
+    What is printed then came about by that rule, and is compared with scores by it.
+    """
+    rows = table[(table["claim"] == claim) & (table["comparison"] == "starter")]
+    return bool((rows["n"] > 0).any())
+
+
+def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the claims table by the starter code's rule, of every printed gap.
+
+    The table has those about EM alone. A row about F1, or about both, is measured here, by the
+    contrast of its two models; about both it is of the metric that the table shows. Where nothing
+    was scored by this rule there are no rows.
+
+    table: of verify.claims_table.
+    """
+    known = table[table["comparison"] == "starter"]
+    if not (known["n"] > 0).any():
+        return known
+    pairs = []
+    for claim in claims.read_claims(P.report, P.mixtures):
+        if claim.printed is None or claim.id in set(known["claim"]):
+            continue
+        contrast = claim.contrast
+        if claims.starter_claim(claim) is None or contrast.against is None or contrast.beyond:
+            continue
+        sides = [contrast.ours.get("variant"), contrast.against.get("variant")]
+        if not all(isinstance(side, str) for side in sides):
+            continue
+        for metric in np.ravel(contrast.metric):
+            pairs.append(Pair(claim.id, *sides, by_starter=True, metric=str(metric)))
+    rows = [known]
+    for row in measure_pairs(P, pairs).to_dict("records"):
+        of_claim = table[(table["claim"] == row["claim"]) & (table["arm"] == row["arm"])]
+        of_claim = of_claim[of_claim["comparison"] == "claim"]
+        shown = of_claim["part"].iloc[0]
+        if shown and shown != verify.name_part(row["metric"], P.domains):
+            continue
+        sign = find_sign(find_claim(P, row["claim"]))
+        low, high = sorted([sign * row["low"], sign * row["high"]])
+        effect = {"ours": sign * row["value"], "low": low, "high": high}
+        labels = {"comparison": "starter", "verdict": "", "reason": "", "unpooled": ""}
+        effect |= {"n": row["n"], "run": row["run"]}
+        rows.append(pd.DataFrame([of_claim.iloc[0].to_dict() | labels | effect]))
+    return pd.concat(rows, ignore_index=True)
+
+
 # ---- central comparisons ----
 
 
@@ -172,18 +225,18 @@ def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
 
     Columns: comparison (its position), ours, against, on, unit, setting (`printed`, `equal` or
     `report`), variant (that of the idea, or the control's), control (the control that `ours` is
-    compared with; empty where it is compared with `against`), value, low, high, n, run. An arm that
-    was not run has a row with n = 0. Where the report was scored by the starter code's rule, so are
-    the rows of its comparison.
+    compared with; empty where it is compared with `against`), value, low, high, n, run, by_starter.
+    An arm that was not run has a row with n = 0. Where the report was scored by the starter code's
+    rule, so are the rows of its comparison, and by_starter is true.
     """
     table = verify.claims_table(P)
     asked = [(compared, find_claim(P, compared.claim)) for compared in comparisons]
     pairs = []
     for compared, claim in asked:
-        by_starter = len(select_row(table, claim.id, "starter", "printed")) > 0
+        by_starter = is_by_starter(table, claim.id)
         own = (claim.control,) if claim.control else ()
         for control in dict.fromkeys(own + compared.controls):
-            pairs.append(Pair(claim.id, name_variant(claim), control, by_starter))
+            pairs.append(Pair(claim.id, name_variant(claim, compared), control, by_starter))
     measured = measure_pairs(P, pairs)
     rows = []
     for position, (compared, claim) in enumerate(asked):
@@ -193,16 +246,18 @@ def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
             "against": compared.against,
             "on": compared.on,
             "unit": claim.unit,
-            "variant": name_variant(claim),
+            "variant": name_variant(claim, compared),
+            "by_starter": is_by_starter(table, claim.id),
         }
-        for row in list_values(claim, table, measured):
+        for row in list_values(claim, compared, table, measured):
             rows.append(labels | row)
     return pd.DataFrame(rows)
 
 
-def name_variant(claim: claims.Claim) -> str:
+def name_variant(claim: claims.Claim, compared: Comparison) -> str:
     """Return the variant of the idea that a claim is about; of several the first."""
-    return str(np.ravel(claim.contrast.ours["variant"])[0])
+    side = claim.contrast.against if compared.is_turned else claim.contrast.ours
+    return str(np.ravel(side["variant"])[0])
 
 
 def select_row(table: pd.DataFrame, claim: str, comparison: str, arm: str) -> pd.DataFrame:
@@ -211,9 +266,11 @@ def select_row(table: pd.DataFrame, claim: str, comparison: str, arm: str) -> pd
     return table[at & (table["n"] > 0)]
 
 
-def list_values(claim: claims.Claim, table: pd.DataFrame, measured: pd.DataFrame) -> list[dict]:
+def list_values(
+    claim: claims.Claim, compared: Comparison, table: pd.DataFrame, measured: pd.DataFrame
+) -> list[dict]:
     """Return the values of one central comparison: printed, ours in both arms, and its controls."""
-    sign = find_sign(claim)
+    sign = -find_sign(claim) if compared.is_turned else find_sign(claim)
     rows = []
     if claim.printed is not None:
         low, high = sorted(sign * end for end in claim.range)
@@ -251,15 +308,17 @@ def collect_steps(P, claim: str, steps: tuple[Step, ...], arm: str) -> pd.DataFr
     """Return a row for each step, and a last one for all steps together.
 
     Columns: says, before, after, start, value, low, high (95 %), known (whether both its variants
-    were trained), n, run. start: where the step begins, as the sum of those before it. Steps
-    between which a variant was not trained share one value: what they give together.
+    were trained), n, run, by_starter. start: where the step begins, as the sum of those before it.
+    Steps between which a variant was not trained share one value: what they give together. Where
+    the claim's runs were scored by the starter code's rule, so are the steps.
     """
     check_chain(steps)
+    by_starter = is_by_starter(verify.claims_table(P), claim)
     nodes = [steps[0].before, *(step.after for step in steps)]
-    pairs = [Pair(claim, nodes[-1], nodes[0])]
+    pairs = [Pair(claim, nodes[-1], nodes[0], by_starter)]
     for first in range(len(nodes)):
         for last in range(first + 1, len(nodes)):
-            pairs.append(Pair(claim, nodes[last], nodes[first]))
+            pairs.append(Pair(claim, nodes[last], nodes[first], by_starter))
     measured = measure_pairs(P, list(dict.fromkeys(pairs)))
     measured = measured[measured["arm"] == arm].set_index(["ours", "against"])
     rows = []
@@ -276,7 +335,7 @@ def collect_steps(P, claim: str, steps: tuple[Step, ...], arm: str) -> pd.DataFr
     whole = measured.loc[(nodes[-1], nodes[0])]
     labels = {"says": "all steps together", "before": nodes[0], "after": nodes[-1]}
     rows.append(labels | describe_step(whole, 0.0, is_known=True))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(by_starter=by_starter)
 
 
 def find_next_known(nodes: list[str], first: int, measured: pd.DataFrame) -> int:

@@ -65,7 +65,8 @@ def name_part(label: str, domains: list[str], stand_ins: dict[str, str] | None =
 
     stand_ins: of the study; a set is called by the dataset that stands in for it.
     """
-    words = {"em": "EM", "f1": "F1"} | dict(zip(("first", "second"), domains, strict=False))
+    words = {"em": "EM", "f1": "F1", "em_starter": "EM", "f1_starter": "F1"}
+    words |= dict(zip(("first", "second"), domains, strict=False))
     for dataset, of_claims in (stand_ins or {}).items():
         words[of_claims] = dataset
     values = re.sub(r"\b(set|metric|variant) ", "", label)
@@ -117,9 +118,12 @@ def describe_verdict(P, claim: claims.Claim, judged: pd.Series) -> dict:
 
 
 def list_starter_claims(listed: list[claims.Claim]) -> list[claims.Claim]:
-    """Return the claims about exact match, each by the starter code's rule of scoring."""
-    starters = [claims.starter_claim(claim) for claim in listed]
-    return [claim for claim in starters if claim is not None]
+    """Return the claims about exact match alone, each by the starter code's rule of scoring.
+
+    Those about F1 have no row in the long table (compare.measure_by_starter).
+    """
+    of_em = [c for c in listed if c.contrast is not None and c.contrast.metric == "em"]
+    return [claims.starter_claim(claim) for claim in of_em]
 
 
 _tables: dict[tuple[str, ...], pd.DataFrame] = {}  # parameters, claims, records → their table

@@ -182,7 +182,7 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     caption = (
         "Central comparisons: how far a model is ahead of another. Hollow: what the report "
         "prints. Squares: the same model against a control, which is what the control leaves of "
-        f"the effect. {describe_intervals(made)}"
+        f"the effect. {describe_intervals(made)}{describe_rule(made)}"
     )
     alt = "A row for each comparison: " + "; ".join(
         f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
@@ -205,6 +205,13 @@ def describe_intervals(made: pd.DataFrame) -> str:
     return f"Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
 
 
+def describe_rule(made: pd.DataFrame) -> str:
+    """Return by which rule a report's comparisons are scored, where it is not the official one."""
+    if not made["by_starter"].any():
+        return ""
+    return " Scored by the starter code's rule, as what the report prints."
+
+
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
     """Return the step chart from the baseline to the report's model, by a claim's contrast."""
     if arm not in P.arms:
@@ -220,6 +227,7 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
         f"From {plans.display_name(P.report, steps[0].before)} to "
         f"{plans.display_name(P.report, steps[-1].after)}, one change at a time, with "
         f"{ARMS[arm]}. A step begins where the one above it ends.{lines}{hatched}"
+        f"{describe_rule(made)}"
     )
     alt = "; ".join(
         f"{row.says}: {charts.format_difference(row, unit)}" for row in made.itertuples()
@@ -236,14 +244,18 @@ def figure_trials(
     by: tuple[str, str] = ("rate", "epochs"),
     score: str = "validation_em",
     setting: str = "λ, or epochs",
+    variants: list[str] | None = None,
 ) -> report.Html:
     """Return the trials of every model as heat maps, the chosen settings ringed.
 
     by: the columns of tables.trials_table that go down and across. score: that which chose; where
     the models have different ones, "chosen_by". setting: how a reader calls the column `setting`.
+    variants: of the models that are shown, by default all that have trials.
     """
     specs = plans.plan(P)
     tried = [spec for spec in specs if spec.variant.endswith("-trial")]
+    if variants is not None:
+        tried = [spec for spec in tried if spec.variant.removesuffix("-trial") in variants]
     if not tried:
         return report.note_absent(NOT_RUN)
     rows = mark_chosen(P, tables.trials_table(tried), by)

@@ -351,12 +351,12 @@ def equal_weights_error(bins: pd.DataFrame, experts: int) -> float:
     return float(abs(share - 1 / experts))
 
 
-def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
-    """Return Table 3 and a sentence with its counts, both about the first pool.
+def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, dict]:
+    """Return Table 3 and counts of questions, both about the first pool.
 
     The table has, of each dataset of the pool in the order of ids, the first two questions on
     which the mixture is wrong, the expert with the largest weight is wrong, and another expert is
-    right. The sentence counts how often the gate trusts the only expert that is right.
+    right. The counts say how often the gate trusts the only expert that is right.
     """
     examples = runs.collect_examples([mixture])
     examples = examples[examples["set"] == P.pools[0]].set_index("id").sort_index()
@@ -380,14 +380,15 @@ def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, str]:
     table["run"] = [evidence] * len(chosen)
     one_is_right = right.sum(axis=1) == 1
     trusted = one_is_right & trusted_is_right
-    sentence = (
-        f"Of {len(examples)} questions {one_is_right.sum()} are answered right by one expert "
-        f"alone; the gate trusts that one most on {trusted.sum()} of them, by chance it would be "
-        f"{one_is_right.sum() / len(P.domains):.0f}. The mixture is right on "
-        f"{(trusted & mixture_is_right).sum()} of those, and wrong on "
-        f"{(one_is_right & overruled).sum()} of the others."
-    )
-    return table, sentence
+    counts = {
+        "questions": len(examples),
+        "one expert right": one_is_right.sum(),
+        "trusted": trusted.sum(),
+        "by chance": one_is_right.sum() / len(P.domains),
+        "trusted, mixture right": (trusted & mixture_is_right).sum(),
+        "not trusted, mixture wrong": (one_is_right & overruled).sum(),
+    }
+    return table, {name: float(count) for name, count in counts.items()}
 
 
 def mutual_information(share: pd.DataFrame) -> float:

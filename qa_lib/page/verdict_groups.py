@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from qa_lib.evidence import claims, verify
+from qa_lib.evidence import claims, compare, verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import report
 from qa_lib.reports import plans
@@ -75,18 +75,27 @@ def show_arm(name: str, row) -> str:
     return f"{name} {escape(verify.format_effect(row))} {show_verdict(row)}"
 
 
+def show_starter(arm: str, row, starter: pd.DataFrame) -> str:
+    """Return a claim's value by the rule under which the report was scored; empty without one.
+
+    starter: the rows of an arm by the starter code's rule, by claim.
+    """
+    if row.claim not in starter.index or not starter.loc[row.claim, "n"]:
+        return ""
+    return f"{arm}scored as in the report {escape(verify.format_effect(starter.loc[row.claim]))}"
+
+
 def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
     """Return a claim as HTML: what it says; printed, ours in both arms, and what a control leaves.
 
     tables: arm or comparison → its rows by claim.
     """
     values = [f"printed {escape(verify.format_printed(row))}" if row.printed != "–" else ""]
-    if row.claim in tables["starter"].index:
-        starter = tables["starter"].loc[row.claim]
-        values.append(f"scored as in the report {escape(verify.format_effect(starter))}")
+    values.append(show_starter("", row, tables["starter"]))
     values.append(show_arm("report's settings", row))
     tuned = tables["tuned"]
     if row.claim in tuned.index:
+        values.append(show_starter("equal tuning, ", row, tables["starter tuned"]))
         values.append(show_arm("equal tuning", tuned.loc[row.claim]))
     for arm, words in (("printed", ""), ("tuned", "equal tuning: ")):
         beside = tables[f"control {arm}"]
@@ -185,9 +194,11 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
     table: of verify.claims_table.
     """
     listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
+    by_starter = compare.measure_by_starter(P, table)
     tables = {
         "tuned": verify.select(table, "tuned"),
-        "starter": verify.select(table, comparison="starter"),
+        "starter": verify.select(by_starter, comparison="starter"),
+        "starter tuned": verify.select(by_starter, "tuned", "starter"),
         "control printed": verify.select(table, comparison="control"),
         "control tuned": verify.select(table, "tuned", "control"),
     }

@@ -10,7 +10,8 @@ class Comparison:
     claim: the claim, by its id, whose contrast is measured. It names test sets and metric.
     ours: the model of the idea, as a reader calls it. against: what it is compared with.
     on: what is scored, e.g. "STS, Pearson's r × 100". controls: more variants that could refute
-    the claim, beside the one that the claim itself names.
+    the claim, beside the one that the claim itself names. is_turned: the claim says how far
+    `against` is above the idea, and is shown the other way round.
     """
 
     claim: str
@@ -18,6 +19,7 @@ class Comparison:
     against: str
     on: str = ""
     controls: tuple[str, ...] = ()
+    is_turned: bool = False
 
 
 @dataclass(frozen=True)

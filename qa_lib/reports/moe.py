@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from qa_lib.reports import common, trials
+from qa_lib.reports.comparisons import Comparison, Step
 from qa_lib.settings.parameters import (
     Batch,
     Blocks,
@@ -27,6 +28,7 @@ from qa_lib.settings.parameters import (
     WholeEpochs,
 )
 from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 TITLE = "Sesame Street Ensemble"
 
@@ -61,6 +63,13 @@ RULES = {
     "other-experts": "others",
     "oracle": "oracle",
 }
+# What a page leads with. The claims call the final model's experts by their four blocks.
+COMPARISONS = (
+    Comparison("moe-dev", "MoE", "Baseline", "new domains, dev", ("told-dataset",)),
+    Comparison("moe-test", "MoE", "Baseline", "new domains, test", ("told-dataset",)),
+    Comparison("reinit-dev", "Reinit", "Baseline", "new domains, dev"),
+    Comparison("moe-reinit-test", "MoE + Reinit", "Baseline", "new domains, test", is_turned=True),
+)
 # One set of weights for each dataset is nine numbers: a rate and epochs at which they settle, from
 # equal weights on (chosen).
 TOLD = {"learning_rate": 0.1, "epochs": 50.0, "schedule": "linear"}
@@ -431,6 +440,37 @@ def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
         if "controls" in params.experiments and "moe" in models:
             specs += plan_controls(arm)
     return specs
+
+
+# ---- for the page ----
+
+
+def list_steps(params: Parameters) -> tuple[Step, ...]:
+    """Return the steps from the baseline to the report's final model."""
+    top = params.reinit_blocks
+    return (
+        Step("one expert a dataset, weighed alike", "baseline", "uniform-weights"),
+        Step("a gate learns the weights", "uniform-weights", "moe"),
+        Step(f"top {top} blocks of experts start anew", "moe", f"moe-reinit-{top}"),
+    )
+
+
+def collect_values(params: Parameters) -> dict:
+    """Return what findings say of the experts: how many there are, and how many learn to the end.
+
+    An expert that is best in its last epoch would probably get better with more of them.
+    """
+    mixtures = [spec for spec in plan(params) if spec.variant == "moe" and spec.arm == "printed"]
+    experts = [expert for mixture in mixtures for expert in mixture.experts]
+    history = runs.collect_histories(experts)
+    if history.empty:
+        return {}
+    best = history.loc[history.groupby("run")["validation_f1"].idxmax()]
+    still_learning = int((best["epoch"] > best["epochs"] - 1).sum())
+    return {"experts": len(best), "still_learning": still_learning}
+
+
+# ---- all runs ----
 
 
 def plan(params: Parameters) -> list[Spec]:
