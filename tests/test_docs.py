@@ -6,7 +6,7 @@ import shlex
 import pytest
 from test_house import make
 
-from qa_lib.page import readme, written
+from qa_lib.page import overview, readme, written
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
 
@@ -118,22 +118,22 @@ def test_the_figure_shows_what_is_printed_and_both_settings():
 
 def test_an_answer_needs_an_interval_on_one_side():
     rows = select_answer("exbert")
-    assert readme.answer_question(rows)[0] == "no (equal tuning)"
+    assert overview.answer_question(rows)[0] == "no (equal tuning)"
     turned = rows.assign(value=-rows["value"], low=-rows["high"], high=-rows["low"])
-    assert readme.answer_question(turned)[0] == "yes (equal tuning)"
+    assert overview.answer_question(turned)[0] == "yes (equal tuning)"
     wide = rows.assign(low=-99.0, high=99.0)
-    assert readme.answer_question(wide)[0] == "not decided (equal tuning)"
+    assert overview.answer_question(wide)[0] == "not decided (equal tuning)"
     one_seed = rows.assign(low=float("nan"), high=float("nan"))
-    assert readme.answer_question(one_seed)[0] == "not decided (equal tuning)"
+    assert overview.answer_question(one_seed)[0] == "not decided (equal tuning)"
     at_settings = rows[rows["setting"] != "equal"]
-    assert readme.answer_question(at_settings)[0] == "yes (report's settings)"
-    assert readme.answer_question(rows[:0]) == ("not run yet", None)
+    assert overview.answer_question(at_settings)[0] == "yes (report's settings)"
+    assert overview.answer_question(rows[:0]) == ("not run yet", None)
 
 
 def test_findings_of_other_runs_are_not_in_the_readme(monkeypatch):
-    assert "not written yet" not in readme.describe_answer("exbert", "real")
+    assert "not written yet" not in overview.describe_answer("exbert", "real")
     monkeypatch.setattr(written, "hash_runs", lambda P: "other")
-    assert "not written yet" in readme.describe_answer("exbert", "real")
+    assert "not written yet" in overview.describe_answer("exbert", "real")
 
 
 def test_every_report_is_cited_with_its_question():

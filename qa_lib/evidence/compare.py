@@ -130,16 +130,18 @@ def resample_pairs(P, specs: list, pairs: list[Pair]) -> pd.DataFrame:
     table = verify.claims_table(P)
     rows = []
     for arm in verify.ARMS:
-        samples = stats.draw_samples(
-            listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
-        )
-        judged = stats.judge_samples(asked + controls, samples, P.profile).set_index("id")
-        for pair, claim in zip(pairs, asked, strict=True):
+        known = [find_in_table(table, find_claim(P, pair.claim), pair, arm) for pair in pairs]
+        judged = pd.DataFrame()
+        if any(found.empty for found in known):
+            samples = stats.draw_samples(
+                listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
+            )
+            judged = stats.judge_samples(asked + controls, samples, P.profile).set_index("id")
+        for pair, claim, found in zip(pairs, asked, known, strict=True):
             row = pair._asdict() | {"arm": arm, "unit": claim.unit}
-            known = find_in_table(table, find_claim(P, pair.claim), pair, arm)
-            if len(known):
+            if len(found):
                 sign = find_sign(find_claim(P, pair.claim))
-                rows.append(row | read_value(known, sign) | {"part": known["part"].iloc[0]})
+                rows.append(row | read_value(found, sign) | {"part": found["part"].iloc[0]})
                 continue
             at = judged.loc[pair.id]
             row |= {"value": at["d"], "low": at["low"], "high": at["high"]}

@@ -44,11 +44,11 @@ class Board:
     look: Look
     y: float = 0.0  # the bottom of the last line, in inches below the top
 
-    def add_heading(self, text: str):
+    def add_heading(self, text: str, weight: str = "bold"):
         """Write a heading over the whole width."""
         characters = 38 if self.look.is_narrow else 80
         for line in textwrap.wrap(text, characters):
-            self.write_left(line, self.y - 0.5 * LINE, weight="bold")
+            self.write_left(line, self.y - 0.5 * LINE, weight=weight)
             self.y -= LINE
         self.y -= 0.05
 
@@ -153,7 +153,7 @@ def draw_reports(rows: pd.DataFrame, look: Look) -> Figure:
     board = start_board(look)
     for report, of_report in rows.groupby("report", sort=False):
         board.add_heading(plans.find_report(report).TITLE)
-        board.add_line(name_comparison(of_report), "", has_mark=False)
+        board.add_heading(name_comparison(of_report), weight="normal")
         for row in of_report.itertuples():
             draw_comparison(board, report, row)
         board.y -= 0.5 * LINE

@@ -6,14 +6,15 @@ A report that has not been run at the profile is listed as such.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from qa_lib.evidence import claims, verify
+from qa_lib.evidence import claims, compare, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import render, report
+from qa_lib.page import render, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
@@ -154,6 +155,60 @@ def list_pages(profile: str) -> report.Html:
             make = f"make reproduce-{slug} PROFILE={profile}"
             items.append(f"{title} ({slug}): no page at this profile yet; {make} makes it")
     return report.Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
+
+
+# ---- the answers ----
+
+
+def load_page(slug: str, profile: str) -> Any:
+    """Return the parameters of a report's page: of the largest size that is recorded whole."""
+    for size in plans.list_sizes(profile):
+        P = plans.load_params(slug, profile, size=size)
+        if all(runs.find_record(spec) for spec in plans.plan(P)):
+            break
+    return P
+
+
+def measure_answer(slug: str, profile: str) -> pd.DataFrame:
+    """Return the rows of compare.collect_comparisons for what answers a report's question.
+
+    That is the first comparison that the report declares, with the control that its claim names.
+    The column `report` has the report's slug.
+    """
+    first = replace(plans.find_report(slug).COMPARISONS[0], controls=())
+    return compare.collect_comparisons(load_page(slug, profile), (first,)).assign(report=slug)
+
+
+def describe_answer(slug: str, profile: str) -> str:
+    """Return the finding of a report's page, in one line."""
+    P = load_page(slug, profile)
+    found = written.read_findings(slug)
+    if not written.is_written_of(P, found):
+        return "the findings of these runs are not written yet; the page has the numbers."
+    finding = written.fill_section(P, found, written.ANSWER)[0]
+    return " ".join(finding.split())
+
+
+def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
+    """Return the answer to a report's question, and the row that it is of, where one was run.
+
+    It is that of the first comparison, with equal tuning where that was run. rows: those of the
+    report in `measure_answer`.
+    """
+    ours = rows[(rows["control"] == "") & (rows["n"] > 0)].set_index("setting")
+    for setting, name in (("equal", "equal tuning"), ("report", "report's settings")):
+        if setting not in ours.index:
+            continue
+        row = ours.loc[setting]
+        if row["low"] > 0:
+            return f"yes ({name})", row
+        if row["high"] < 0:
+            return f"no ({name})", row
+        return f"not decided ({name})", row
+    return "not run yet", None
+
+
+# ---- claims and costs ----
 
 
 def count_by_report(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,15 +6,13 @@ The figure, the findings and the table of the README, and the verdicts of docs/c
 written between markers, from the claims.csv of each report's page.
 """
 
-from dataclasses import replace
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import pandas as pd
 
-from qa_lib.evidence import compare, verify
+from qa_lib.evidence import verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import charts, looks, overview, report, written
+from qa_lib.page import charts, looks, overview, report
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
@@ -41,37 +39,21 @@ def latest_boards() -> dict[str, tuple[str, pd.DataFrame]]:
     return {slug: (profile, table) for (slug, profile), table in collect_boards().items()}
 
 
-def load_page(slug: str, profile: str) -> Any:
-    """Return the parameters of a report's page: of the largest size that is recorded whole."""
-    for size in plans.list_sizes(profile):
-        P = plans.load_params(slug, profile, size=size)
-        if all(runs.find_record(spec) for spec in plans.plan(P)):
-            break
-    return P
-
-
 # ---- the figure ----
 
 
-@cache
 def measure_answers() -> pd.DataFrame:
-    """Return the rows of compare.collect_comparisons for what answers each report's question.
-
-    That is the first comparison that the report declares, with the control that its claim names.
-    The column `report` has the report's slug.
-    """
-    parts = []
-    for slug, (profile, _) in latest_boards().items():
-        first = replace(plans.find_report(slug).COMPARISONS[0], controls=())
-        rows = compare.collect_comparisons(load_page(slug, profile), (first,))
-        parts.append(rows.assign(report=slug))
+    """Return what answers the question of each report, as overview.measure_answer does."""
+    parts = [
+        overview.measure_answer(slug, profile) for slug, (profile, _) in latest_boards().items()
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
 def draw_figure() -> bytes:
     """Return the README's figure as SVG. The same numbers give the same bytes."""
     rows = measure_answers()
-    report.require_runs("findings", rows)
+    report.require_runs("findings", rows[rows["n"] > 0])
     return looks.render_drawing(partial(charts.draw_reports, rows), looks.WIDE, "", "svg")
 
 
@@ -84,37 +66,8 @@ def describe_findings() -> str:
     for slug, (profile, _) in latest_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
-        lines.append(f"- **[{title}]({page})**: {describe_answer(slug, profile)}\n")
+        lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
     return "".join(lines)
-
-
-def describe_answer(slug: str, profile: str) -> str:
-    """Return the finding of a report's page, in one line."""
-    P = load_page(slug, profile)
-    found = written.read_findings(slug)
-    if not written.is_written_of(P, found):
-        return "the findings of these runs are not written yet; the page has the numbers."
-    finding = written.fill_section(P, found, written.ANSWER)[0]
-    return " ".join(finding.split())
-
-
-def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
-    """Return the answer to a report's question, and the row that it is of, where one was run.
-
-    It is that of the first comparison, with equal tuning where that was run. rows: those of the
-    report in `measure_answers`.
-    """
-    ours = rows[(rows["control"] == "") & (rows["n"] > 0)].set_index("setting")
-    for setting, name in (("equal", "equal tuning"), ("report", "report's settings")):
-        if setting not in ours.index:
-            continue
-        row = ours.loc[setting]
-        if row["low"] > 0:
-            return f"yes ({name})", row
-        if row["high"] < 0:
-            return f"no ({name})", row
-        return f"not decided ({name})", row
-    return "not run yet", None
 
 
 def describe_reports() -> str:
@@ -126,7 +79,7 @@ def describe_reports() -> str:
     lines = ["| report | question | answer | seeds × rows | page |\n", "|---|---|---|---|---|\n"]
     for slug in params.list_claimed_reports():
         reference = references[slug]
-        answer, row = answer_question(measured[measured["report"] == slug])
+        answer, row = overview.answer_question(measured[measured["report"] == slug])
         trained = page = "–"
         if row is not None:
             profile, table = boards[slug]
