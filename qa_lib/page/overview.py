@@ -7,6 +7,7 @@ A report that has not been run at the profile is listed as such.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import pandas as pd
 
 from qa_lib.evidence import claims, compare, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import render, report, written
+from qa_lib.page import charts, looks, render, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
+
+REAL = ("real", "paper")  # the profiles with real data
+NOT_RUN = "not run yet"
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,97 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
         if row["high"] < 0:
             return f"no ({name})", row
         return f"not decided ({name})", row
-    return "not run yet", None
+    return NOT_RUN, None
+
+
+def list_answers(boards: dict[str, tuple[str, pd.DataFrame]]) -> pd.DataFrame:
+    """Return a row for each report of the study: what it asks, and what the runs answer.
+
+    Columns: report, title, url (empty where it has none), authors, question, answer, trained (seeds
+    × training rows), profile, run. boards: report → its profile and long table, where it was run.
+    """
+    citation, _ = params.read_yaml(ROOT / "CITATION.cff")
+    references = {reference["abbreviation"]: reference for reference in citation["references"]}
+    rows = []
+    for slug in params.list_claimed_reports():
+        reference = references[slug]
+        answer, row, profile, trained = NOT_RUN, None, "", "–"
+        if slug in boards:
+            profile, table = boards[slug]
+            answer, row = answer_question(measure_answer(slug, profile))
+        if row is not None:
+            is_row = [names == row["run"] for names in table["run"]]
+            trained = f"{row['n']} × {table.loc[is_row, 'rows'].iloc[0]}"
+        rows.append(
+            {
+                "report": slug,
+                "title": reference["title"].split(":")[0],
+                "url": reference.get("url", ""),
+                "authors": ", ".join(author["family-names"] for author in reference["authors"]),
+                "question": reference["notes"],
+                "answer": answer,
+                "trained": trained,
+                "profile": profile,
+                "run": () if row is None else row["run"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def show_answers(P: Page) -> report.Html:
+    """Return what was found, a sentence or two for each report that was run at the profile."""
+    items = []
+    for slug, link in page_links(P.profile).items():
+        title = plans.find_report(slug).TITLE
+        text = render.markdown(describe_answer(slug, P.profile))
+        text = text.strip().removeprefix("<p>").removesuffix("</p>")
+        items.append(f'<li><a href="{link}">{title}</a>: {text}</li>')
+    return report.Html(f"<ul>{''.join(items)}</ul>") if items else report.note_absent("any report")
+
+
+def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> report.Html:
+    """Return the figure of what answers each report's question, with 95 % intervals."""
+    if not boards:
+        return report.note_absent("any report")
+    rows = pd.concat([measure_answer(slug, P.profile) for slug in boards], ignore_index=True)
+    made = rows[rows["n"] > 0]
+    caption = (
+        "The comparison that answers each report's question, in points. Hollow: printed. Squares: "
+        "against the control that could refute the claim. Bars: 95 % intervals."
+    )
+    alt = "; ".join(
+        f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
+        f"{charts.format_difference(row)}"
+        for row in made[made["control"] == ""].itertuples()
+    )
+    return looks.save_drawing(
+        P, "fig_answers", partial(charts.draw_reports, rows), caption, alt, made
+    )
+
+
+def table_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> report.Html:
+    """Return the table of the study's reports: question, answer, seeds and rows, and the page."""
+    frame = list_answers(boards)
+    shown = pd.DataFrame(
+        {
+            "report": frame["report"],
+            "title and authors": frame["title"] + ", " + frame["authors"],
+            "question": frame["question"],
+            "ours": frame["answer"].where(frame["run"].map(len) > 0, "–"),
+            "seeds × rows": frame["trained"],
+            "run": frame["run"],
+        }
+    )
+    caption = "The four reports. ours: the answer, by the comparison of the figure."
+    return report.save_table(P, "table_answers", shown, caption, links=page_links(P.profile))
+
+
+def select_boards(board: pd.DataFrame, profile: str) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Return report → profile and long table, of the reports that were run on real data."""
+    if profile not in REAL:
+        return {}
+    by_report = select_run_reports(board).groupby("report")
+    return {slug: (profile, table) for slug, table in by_report}
 
 
 # ---- claims and costs ----

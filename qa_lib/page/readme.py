@@ -21,13 +21,12 @@ from qa_lib.store import runs
 README = ROOT / "README.md"
 CLAIMS = ROOT / "docs" / "claims.md"
 FIGURE = ROOT / "docs" / "findings.svg"
-PROFILES = ("real", "paper")  # those with real data
 
 
 def collect_boards() -> dict[tuple[str, str], pd.DataFrame]:
     """Return (report, profile) → the long table, of each report that was run on real data."""
     boards = {}
-    for profile in PROFILES:
+    for profile in overview.REAL:
         board = overview.select_run_reports(overview.collect_verdicts(profile))
         for slug, table in board.groupby("report"):
             boards[slug, profile] = table
@@ -72,26 +71,14 @@ def describe_findings() -> str:
 
 def describe_reports() -> str:
     """Return the table of the study's reports as Markdown: question, answer, seeds and rows."""
-    citation, _ = params.read_yaml(ROOT / "CITATION.cff")
-    references = {reference["abbreviation"]: reference for reference in citation["references"]}
-    boards = latest_boards()
-    measured = measure_answers()
     lines = ["| report | question | answer | seeds × rows | page |\n", "|---|---|---|---|---|\n"]
-    for slug in params.list_claimed_reports():
-        reference = references[slug]
-        answer, row = overview.answer_question(measured[measured["report"] == slug])
-        trained = page = "–"
-        if row is not None:
-            profile, table = boards[slug]
-            is_row = [names == row["run"] for names in table["run"]]
-            trained = f"{row['n']} × {table.loc[is_row, 'rows'].iloc[0]}"
-            page = f"[{slug}](figures/{slug}/{profile}/report.html)"
-        authors = ", ".join(author["family-names"] for author in reference["authors"])
-        title = reference["title"].split(":")[0]
-        if "url" in reference:
-            title = f"[{title}]({reference['url']})"
+    for row in overview.list_answers(latest_boards()).itertuples():
+        page = "–"
+        if row.run:
+            page = f"[{row.report}](figures/{row.report}/{row.profile}/report.html)"
+        title = f"[{row.title}]({row.url})" if row.url else row.title
         lines.append(
-            f"| {title}, {authors} | {reference['notes']} | {answer} | {trained} | {page} |\n"
+            f"| {title}, {row.authors} | {row.question} | {row.answer} | {row.trained} | {page} |\n"
         )
     return "".join(lines)
 
