@@ -1,4 +1,4 @@
-"""The first two notebooks: limits, and Run All. `make test-notebooks` also runs them untouched.
+"""The first notebook: limits, and Run All. `make test-notebooks` also runs the first two untouched.
 
 tests/test_notebook_form.py has those of the later ones.
 """
@@ -26,19 +26,6 @@ SMALL = {
 }
 SMALL["domains"] = ["search", "news"]  # these have the shortest texts
 TINY = {
-    "exbert": SMALL
-    | {
-        "ratios": [0.6],
-        "tuned_epochs": 1.0,
-        "curve_epochs": 1.0,
-        "tuned_blocks": 1,
-        "sweep_blocks": [1, 2],
-        "sweep_experts": [4, 8],
-        "sweep_rates": [1.0, 2.0],
-        "sweep_balance": [0.1],
-        "full_rows": [32, 32],
-        "sizes": [16, 32],
-    },
     "moe": SMALL
     | {
         "pools": ["out-of-domain"],
@@ -61,10 +48,9 @@ TINY = {
 }
 # Parts of a study, an absent part, what is drawn, and the beginning of what is not drawn.
 FEW = {
-    "exbert": (["blocks", "balance"], "headline", "fig_balance", "fig6"),
     "moe": (["mixture", "few-shot", "outside", "clusters"], "reinit", "table_future", "fig_reinit"),
 }
-each = pytest.mark.parametrize("slug", NOTEBOOKS)
+each = pytest.mark.parametrize("slug", list(TINY))
 
 
 def read_notebook(slug: str):
@@ -173,7 +159,7 @@ def test_a_mistyped_parameter_is_one_sentence(slug, store):
     assert not (store / "QA_RUNS").exists()
 
 
-@each
+@pytest.mark.parametrize("slug", NOTEBOOKS)
 @pytest.mark.slow
 def test_run_all_untouched(slug, store, monkeypatch):
     # runs that are trained already are not trained again
