@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from devtools import CHROMIUM, Tab
 from nbformat.v4 import new_markdown_cell, new_notebook
-from planted_page import make_page
+from planted_page import PLANTS, make_page
 from test_notebook_form import count_visible_words
 
 from qa_lib.page import render
@@ -51,15 +51,15 @@ SERIOUS = """axe.run({resultTypes: ["violations"]}).then(r => r.violations
   .map(v => [v.id, v.impact, v.nodes.length, v.nodes[0].html.slice(0, 200)]))"""
 
 # Pages in the newer form have a height at most, in pixels, on a wide screen, and visible words.
-HEIGHTS = {"moe": 10_000, "road": 10_000, "smart": 10_000}
-WORDS = {"moe": 1_500, "road": 1_500, "smart": 1_500}
+HEIGHTS = dict.fromkeys(("exbert", "moe", "road", "smart"), 10_000)
+WORDS = dict.fromkeys(("exbert", "moe", "road", "smart"), 1_500)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine"),
 ]
 # The pages of planted records, which are made when a test asks for them.
-FROM_RECORDS = [Path(slug) / "planted" / "report.html" for slug in HEIGHTS]
+FROM_RECORDS = [Path(slug) / "planted" / "report.html" for slug in PLANTS]
 
 
 def name_page(page: Path) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from devtools import CHROMIUM, Tab
-from test_notebooks import NOTEBOOKS, TINY
+from test_notebook_form import FILES, TINY
 
+from qa_lib.page import render
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT
 
@@ -59,12 +60,13 @@ def notebook(tmp_path, monkeypatch):
     """Return a copy of the notebook. Runs, records and figures are those of this test."""
     for name in ("QA_RUNS", "QA_RECORDS", "QA_FIGURES"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    nb = nbformat.read(NOTEBOOKS["exbert"], as_version=nbformat.NO_CONVERT)
+    nb = nbformat.read(ROOT / "notebooks" / FILES["exbert"], as_version=nbformat.NO_CONVERT)
     if RUNS:
         monkeypatch.setenv("QA_RUNS", str(Path(RUNS).resolve()))
     else:
         values = plans.load_params("exbert", "quick", TINY["exbert"]).model_dump()
-        nb.cells[1].source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+        cell = render.find_parameters(nb)
+        cell.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     (tmp_path / "notebooks").mkdir()
     nbformat.write(nb, tmp_path / "notebooks" / "lab.ipynb")
     return tmp_path / "notebooks" / "lab.ipynb"

@@ -11,7 +11,12 @@ from qa_lib.page import pieces, render
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 
-FILES = {"moe": "01_moe.ipynb", "road": "03_road.ipynb", "smart": "04_smart.ipynb"}
+FILES = {
+    "moe": "01_moe.ipynb",
+    "exbert": "02_exbert.ipynb",
+    "road": "03_road.ipynb",
+    "smart": "04_smart.ipynb",
+}
 # The sections of every notebook; those of its mechanism stand between the two lists.
 BEFORE = [
     "The idea",
@@ -22,11 +27,32 @@ BEFORE = [
 ]
 MECHANISM = {
     "moe": "Does the gate trust the right expert?",
+    "exbert": "Where do tokens go?",
     "road": "Do the tasks pull in one direction?",
     "smart": "Could the term matter?",
 }
 AFTER = ["Verdicts", "Limits", "If you want to use this", "More", "Try this"]
 TINY = {
+    "exbert": {
+        "domains": ["search", "news"],  # these have the shortest texts
+        "seeds": [0],
+        "train_rows": 32,
+        "validation_rows": 8,
+        "epochs": 1.0,
+        "blocks": 2,
+        "precision": "fp32",
+        "start_rows": 16,
+        "ratios": [0.6],
+        "tuned_epochs": 1.0,
+        "curve_epochs": 1.0,
+        "tuned_blocks": 1,
+        "sweep_blocks": [1, 2],
+        "sweep_experts": [4, 8],
+        "sweep_rates": [1.0, 2.0],
+        "sweep_balance": [0.1],
+        "full_rows": [32, 32],
+        "sizes": [16, 32],
+    },
     "smart": {
         "seeds": [0],
         "train_rows": 24,
@@ -86,6 +112,13 @@ TINY = {
         "sweep_passes": [1, 2, 8],
     },
 }
+# The figure of the mechanism.
+OWN_FIGURE = {
+    "moe": "fig_trust",
+    "exbert": "fig_routing",
+    "road": "fig_cosines",
+    "smart": "fig_terms",
+}
 # Tables and figures that a page of these parameters has, and what only a notebook shows.
 DRAWN = {
     "moe": {
@@ -98,12 +131,13 @@ DRAWN = {
         "table_inside",
         "table_future",
     },
+    "exbert": {"table_printed", "fig_routing", "fig_balance", "table1_answers", "fig5_rates"},
     "smart": {"table1", "table2", "fig_terms", "table_degenerate"},
     "road": {"table1", "table3", "table_datasets", "fig_cosines", "fig_passes", "table_controls"},
 }
-ONE_FIGURE = {"moe": "fig_trust", "road": "fig_cosines", "smart": "fig_terms"}
 IN_NOTEBOOK = {
     "moe": "what the gate sees",
+    "exbert": "picks of the first token",
     "smart": "first numbers of the second token",
     "road": "numbers in a gradient",
 }
@@ -159,17 +193,17 @@ def test_a_dozen_parameters_are_those_of_the_quick_profile(notebook, slug):
 
 
 def test_any_parameter_can_be_given(notebook, slug):
-    changes = {"warmup": 0.2, "epochs": 1.0}
+    changes = {"weight_decay": 0.2, "epochs": 1.0}
     p = plans.load_params(slug, "quick", changes)
     values = render.choose_values(notebook, p)
-    assert values["warmup"] == 0.2
+    assert values["weight_decay"] == 0.2
     assert plans.load_few_from_names(slug, values) == p
 
 
 def test_it_has_its_sections_and_no_typed_result(notebook, slug):
     text = "\n".join(list_sources(notebook, "markdown"))
     assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, MECHANISM[slug], *AFTER]
-    prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS\d+|\(https:\S+\)", "", text, flags=re.S)
+    prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS ?\d+|\(https:\S+\)", "", text, flags=re.S)
     assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:points?|percent)", prose), "a result, typed in"
 
 
@@ -178,7 +212,7 @@ def test_a_table_or_figure_has_one_cell(notebook, slug):
     for cell in notebook.cells:
         drawn += [tag for tag in render.tags(cell) if tag.startswith(("table", "fig"))]
     assert len(drawn) == len(set(drawn)) > 12
-    alone = render.keep_only(notebook, ONE_FIGURE[slug])
+    alone = render.keep_only(notebook, OWN_FIGURE[slug])
     assert len(alone.cells) == 4
 
 

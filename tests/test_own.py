@@ -19,7 +19,7 @@ from qa_lib.data.selection import load_test_sets as load_whole_test_sets
 from qa_lib.evidence import verify
 from qa_lib.own_data import advice, floor, own
 from qa_lib.own_data.advice import NOT, OPEN, WORTH
-from qa_lib.page import findings, render
+from qa_lib.page import render
 from qa_lib.reports import exbert, plans
 from qa_lib.settings import hub, params
 from qa_lib.settings.params import UserError
@@ -363,7 +363,7 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert re.findall('<figure id="(.*?)">', page)[:2] == ["table_advice", "fig_scores"]
     assert list(pd.read_csv(folder / "table_advice.csv")["tested on"]) == ["harbour", "clinic"]
     assert verify.find_disagreement(p) in ("", None)
-    assert "Advice: none yet" in findings.head(p)
+    assert "Advice: none yet" in advice.describe_head(p)
     # the page of another size says what it compares
     assert "halving" not in own.describe_trials(p.model_copy(update={"halving": False}))
 

@@ -13,7 +13,7 @@ import pytest
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
 from qa_lib.models import heads
-from qa_lib.page import findings, report, tables
+from qa_lib.page import report, tables
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import UserError
@@ -307,19 +307,6 @@ def make_record(commit="0123456789abcdef", dirty=False, **changed) -> dict:
         "environment": environment,
         "spec": spec,
     } | changed
-
-
-def test_a_finding_that_the_records_do_not_bear_out_is_left_out():
-    assert (
-        findings.join_paragraphs([(True, "A gains."), (True, "B does not.")])
-        == "A gains.\n\nB does not."
-    )
-    text = findings.join_paragraphs([(True, "A gains."), (False, "B does not.")])
-    assert text.startswith("A gains.\n\n1 of 2 paragraphs")
-    assert "B does not" not in text
-    assert findings.join_paragraphs([(float("nan") > 0, "C is unknown.")]).startswith(
-        "1 of 1 paragraphs"
-    )
 
 
 def test_provenance_is_read_from_the_records(monkeypatch):

@@ -360,6 +360,12 @@ def describe_differences(differences: pd.DataFrame) -> str:
     return " and ".join(parts)
 
 
+def describe_head(P) -> str:
+    """Return the sentence at the head of a page: the advice, or nothing before all runs are there."""
+    is_whole = all(runs.find_record(spec) for spec in plans.plan(P))
+    return describe_advice(P) if is_whole else ""
+
+
 def describe_advice(P) -> str:
     """Return the advice in words, with its reason and the models' scores."""
     differences = estimates(P)

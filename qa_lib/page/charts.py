@@ -280,7 +280,7 @@ def draw_trials(
     names = NAMES_OF | {"setting": setting}
     models = list(rows["model"].unique())
     values = rows.groupby("model", observed=True)[across].nunique().max()
-    most = 4 if values <= 2 else 3
+    most = 5 if values <= 2 else 3
     columns = min(len(models), 2 if look.is_narrow else most)
     lines = -(-len(models) // columns)
     height = lines * (0.3 * rows[down].nunique() + 1.1) + 0.35

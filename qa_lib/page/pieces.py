@@ -124,6 +124,7 @@ def fold(title: str, *parts) -> report.Html:
             absent += re.findall("“(.*?)”", part)
             continue
         texts.append(write_html(part))
+    absent = list(dict.fromkeys(absent))
     if not texts:
         return report.note_absent(", ".join(absent))
     if absent:
@@ -245,20 +246,23 @@ def figure_trials(
     score: str = "validation_em",
     setting: str = "λ, or epochs",
     variants: list[str] | None = None,
+    name: str = "fig_trials",
+    rows_trained: int | None = None,
 ) -> report.Html:
     """Return the trials of every model as heat maps, the chosen settings ringed.
 
     by: the columns of tables.trials_table that go down and across. score: that which chose; where
     the models have different ones, "chosen_by". setting: how a reader calls the column `setting`.
     variants: of the models that are shown, by default all that have trials.
+    rows_trained: of the trials with so many training rows alone.
     """
-    specs = plans.plan(P)
+    specs = [spec for spec in plans.plan(P) if rows_trained in (None, sum(spec.rows))]
     tried = [spec for spec in specs if spec.variant.endswith("-trial")]
     if variants is not None:
         tried = [spec for spec in tried if spec.variant.removesuffix("-trial") in variants]
     if not tried:
         return report.note_absent(NOT_RUN)
-    rows = mark_chosen(P, tables.trials_table(tried), by)
+    rows = mark_chosen(P, tables.trials_table(tried), by, rows_trained)
     caption = (
         "Equal tuning: the validation score of every trial, one seed. The ring is on the setting "
         f"that was chosen. {describe_edges(rows, by, setting)}".strip()
@@ -271,7 +275,7 @@ def figure_trials(
     def draw(look: looks.Look):
         return charts.draw_trials(rows, by, score, look, setting)
 
-    return looks.save_drawing(P, "fig_trials", draw, caption, f"Chosen: {alt}", rows)
+    return looks.save_drawing(P, name, draw, caption, f"Chosen: {alt}", rows)
 
 
 def figure_sweep(
@@ -281,15 +285,16 @@ def figure_sweep(
     variants: tuple[str, ...],
     by: str,
     label: str,
-    columns: dict[str, tuple[str, str]],
+    columns: dict[str, tuple],
     baseline: str | None = None,
     arm: str = "printed",
+    **which,
 ) -> report.Html:
     """Return scores over the values of one setting, a panel for each set.
 
     variants: those of the sweep. by: the column of the ledger that varies; label: how the axis
-    calls it. columns: heading → (set, metric). baseline: a variant without the setting, whose mean
-    is a dashed line.
+    calls it. columns: of `collect_columns`. baseline: a variant without the setting, whose mean is
+    a dashed line. which: further columns of the ledger that rows must have.
     """
     part = name.removeprefix("fig_")
     of_arm = [spec for spec in plans.plan(P) if spec.arm == arm]
@@ -297,6 +302,8 @@ def figure_sweep(
     if not specs:
         return report.note_absent(part)
     rows = collect_columns(runs.collect_ledger(specs), columns)
+    for column, value in which.items():
+        rows = rows[rows[column] == value]
     if rows.empty:
         return report.note_absent(part)
     beside = [spec for spec in of_arm if spec.variant == baseline]
@@ -315,9 +322,15 @@ def figure_sweep(
     return looks.save_drawing(P, name, draw, caption, alt, pd.concat([rows, lines]))
 
 
-def mark_chosen(P, rows: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
-    """Return trials with `chosen`: whether the runs of equal tuning have a trial's settings."""
+def mark_chosen(
+    P, rows: pd.DataFrame, by: tuple[str, str], rows_trained: int | None = None
+) -> pd.DataFrame:
+    """Return trials with `chosen`: whether the runs of equal tuning have a trial's settings.
+
+    rows_trained: of the runs with so many training rows alone.
+    """
     tuned = [spec for spec in plans.plan(P) if spec.arm == "tuned" and spec.tests]
+    tuned = [spec for spec in tuned if rows_trained in (None, sum(spec.rows))]
     labels = []
     for spec, record in runs.require_records(tuned):
         if not spec.variant.endswith("-trial"):
@@ -374,20 +387,22 @@ def table_grid(
     name: str,
     caption: str,
     variants: list[str],
-    columns: dict[str, tuple[str, str]],
+    columns: dict[str, tuple],
     printed: dict[str, dict[str, float]],
     arm: str = "printed",
     lower: tuple[str, ...] = (),
     benchmark: tuple[str, dict[str, dict[str, float]]] | None = None,
     seconds: str | None = None,
+    has_best: bool = True,
     **which,
 ) -> report.Html:
     """Return a grid of results, model × set, with what the report prints.
 
-    columns: heading → (set, metric). printed: variant → heading → value. lower: the headings under
+    columns: of `collect_columns`. printed: variant → heading → value. lower: the headings under
     which a lower value is better. benchmark: whose values stand beside the printed ones, and these
-    values. seconds: the heading of a last column with the seconds of training in an epoch. which:
-    further columns of the ledger that rows must have, e.g. ratio=0.6.
+    values. seconds: the heading of a last column with the seconds of training in an epoch.
+    has_best: whether a higher or lower value is an achievement, so that the best of ours is bold.
+    which: further columns of the ledger that rows must have, e.g. ratio=0.6.
     """
     specs = [spec for spec in plans.plan(P) if spec.arm == arm and spec.variant in variants]
     if not specs:
@@ -415,18 +430,28 @@ def table_grid(
         classes = classes.replace(
             {at: {"number best": "number"} for at in classes if seconds in at}
         )
-    caption = f"{caption} {grids.describe_seeds(cells)} Bold: the best of ours."
+    caption = f"{caption} {grids.describe_seeds(cells)}"
+    if has_best:
+        caption += " Bold: the best of ours."
+    else:
+        classes = classes.replace("number best", "number")
     return grids.save_frame(P, name, shown, classes, caption, cells)
 
 
-def collect_columns(ledger: pd.DataFrame, columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
+def collect_columns(ledger: pd.DataFrame, columns: dict[str, tuple]) -> pd.DataFrame:
     """Return the rows of a ledger that stand under headings, which are in `column`, in their order.
 
-    columns: heading → (set, metric).
+    columns: heading → (set, metric), or (set, metric, further), in which further columns of the
+    ledger have their values, e.g. {"ratio": 0.6}.
     """
-    headings = {at: heading for heading, at in columns.items()}
-    places = zip(ledger["set"], ledger["metric"], strict=True)
-    rows = ledger.assign(column=[headings.get(at) for at in places])
+    headings = pd.Series(None, index=ledger.index, dtype=object)
+    for heading, (test_set, metric, *further) in columns.items():
+        place = {"set": test_set, "metric": metric}
+        for values in further:
+            place |= values
+        is_there = (ledger[[*place]] == pd.Series(place)).all(axis=1)
+        headings[is_there] = heading
+    rows = ledger.assign(column=headings)
     rows = rows[rows["column"].notna()]
     rows["column"] = pd.Categorical(rows["column"], list(columns), ordered=True)
     return rows.sort_values("column", kind="stable").astype({"column": str})

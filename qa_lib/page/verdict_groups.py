@@ -29,7 +29,7 @@ LEGEND = (
     "means: the effect is less than half of what is printed, in the direction but below it, below "
     "it with the direction open, larger, or opposite; of an equality, different. “Undecided” says "
     "what is missing. In brackets stands the 95 % interval, of several parts that of the one "
-    "shown. "
+    "shown."
 )
 MARK = "†"
 
@@ -219,7 +219,8 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
         if of_stance:
             parts.append(show_stance(P, STANCES[stance], of_stance, tables))
     tested = [row for of_stance in groups.values() for rows in of_stance.values() for row in rows]
-    legend = escape(LEGEND + describe_mark(verify.select(table)))
+    remarks = [LEGEND, describe_mark(verify.select(table)), verify.describe_changes(P.report)]
+    legend = escape(" ".join(filter(None, remarks)))
     text = (
         f"<p>{escape(verify.count_verdicts(table))}</p>"
         f"<details><summary>How to read the verdicts</summary><p>{legend}</p></details>"

@@ -23,7 +23,9 @@ Names, in braces and in conditions:
         .verdict .meaning             "not reproduced", "less than half"
         .ahead                        the same, as how far `ours` is above `against`
         .control .starter             the same against the control, and by the starter code's rule
-    mean(VARIANT, SET, METRIC, ARM)   the mean of a score over seeds; METRIC "em", ARM "report"
+    mean(VARIANT, SET, METRIC, ARM)   the mean of a score over seeds; METRIC "em", ARM "report";
+                                      further columns of the ledger by name, as ratio=0.8
+    control(CLAIM, VARIANT, ARM)      a claim's model against a control, as the forest figure has it
     setting(VARIANT, FIELD, ARM)      a field of a model's runs, as learning_rate
     params.NAME                       a parameter of the page
     values.NAME                       what the report's file collects (`collect_values`)
@@ -42,7 +44,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from qa_lib.evidence import claims, verify
+from qa_lib.evidence import claims, compare, verify
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
@@ -204,9 +206,12 @@ def collect_names(P) -> dict:
     ledger = runs.collect_ledger(specs)
     collect_values = getattr(plans.find_report(P.report), "collect_values", None)
 
-    def mean(variant: str, test_set: str, metric: str = "em", arm: str = "report") -> float:
+    def mean(
+        variant: str, test_set: str, metric: str = "em", arm: str = "report", **which
+    ) -> float:
         """Return the mean of a score over the seeds of a variant's runs."""
         wanted = {"variant": variant, "set": test_set, "metric": metric, "arm": ARMS.get(arm, arm)}
+        wanted |= which
         rows = ledger[(ledger[[*wanted]] == pd.Series(wanted)).all(axis=1)]
         if rows.empty:
             raise UnknownName(f"no run of {variant} has {metric} on {test_set}, arm {arm}")
@@ -220,8 +225,21 @@ def collect_names(P) -> dict:
             raise UnknownName(f"the runs of {variant}, arm {arm}, have no one {name}")
         return values.pop()
 
+    def control(claim: str, variant: str, arm: str = "report") -> Effect:
+        """Return how far the model of a central comparison is ahead of a control."""
+        comparisons = plans.find_report(P.report).COMPARISONS
+        rows = compare.collect_comparisons(P, comparisons)
+        places = [place for place, compared in enumerate(comparisons) if compared.claim == claim]
+        is_setting = rows["setting"] == arm
+        chosen = rows[is_setting & (rows["control"] == variant) & rows["comparison"].isin(places)]
+        if chosen.empty:
+            raise UnknownName(f"no central comparison {claim} has the control {variant}, arm {arm}")
+        row = chosen.iloc[0]
+        return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
+
     return {
         "claims": name_claims(P),
+        "control": control,
         "mean": mean,
         "setting": setting,
         "params": Names("params", P.model_dump()),

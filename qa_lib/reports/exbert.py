@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from qa_lib.reports import common, trials
+from qa_lib.reports.comparisons import Comparison, Step
 from qa_lib.settings.parameters import (
     Blocks,
     Epochs,
@@ -26,6 +27,7 @@ from qa_lib.settings.parameters import (
     Study,
 )
 from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 TITLE = "Bring in the ExBERT"
 
@@ -41,6 +43,25 @@ MODELS = {
 }
 HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
 DENSE = ("dense-compute", "dense-parameters")
+
+# What a page leads with.
+COMPARISONS = (
+    Comparison("headline", "ExBERT (final)", "V-DB", "EM, all mixtures, both tests", DENSE),
+    Comparison("squad-plus-8", "ExBERT (final)", "V-DB", "EM on SQuAD at 80:20"),
+    Comparison("bioasq-plus-13", "ExBERT (final)", "V-DB", "EM on BioASQ at 80:20"),
+)
+# From V-DB to ExBERT (final) at the report's settings, by the claim headline. V-DB at ExBERT's rate
+# and epochs was tried on validation rows alone.
+STEPS = (
+    Step("ExBERT's learning rate and epochs", "v-db", "v-db-fast"),
+    Step("fewer encoder blocks", "v-db-fast", "plain-tuned"),
+    Step("the ST-MoE block", "plain-tuned", "exbert-tuned"),
+)
+# The same with equal tuning, where every model has its own rate and epochs.
+EQUAL_STEPS = (
+    Step("fewer encoder blocks", "v-db", "plain-tuned"),
+    Step("the ST-MoE block", "plain-tuned", "exbert-tuned"),
+)
 
 
 class Parameters(Layer, Study):
@@ -509,3 +530,28 @@ def plan(
         else:
             specs += plan_tuned_arm(arm, score)
     return start + common.drop_repeats(specs)
+
+
+# ---- what findings call `values` ----
+
+
+def collect_values(params: Parameters) -> dict[str, float]:
+    """Return numbers that findings name and no score has.
+
+    dropped_least, dropped_most: the share of a run's picks that found their expert full, the mean
+    over its training, of ExBERT (final). tried_v_db, tried_exbert_tuned …: the score on validation
+    of a model's trial at ExBERT's own rate and epochs.
+    """
+    values = {}
+    shares = []
+    for spec, record in runs.require_records(plan(params)):
+        if spec.variant == "exbert-tuned":
+            steps = record["load"]["training"]
+            shares.append(sum(step["dropped"] for step in steps) / len(steps))
+        is_setting = (spec.learning_rate, spec.epochs) == (params.tuned_rate, params.tuned_epochs)
+        if spec.variant.endswith("-trial") and is_setting:
+            model = spec.variant.removesuffix("-trial").replace("-", "_")
+            values[f"tried_{model}"], _ = trials.validation_score(spec, record)
+    if shares:
+        values |= {"dropped_least": min(shares), "dropped_most": max(shares)}
+    return values
