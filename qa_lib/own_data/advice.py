@@ -361,7 +361,7 @@ def describe_differences(differences: pd.DataFrame) -> str:
 
 
 def describe_head(P) -> str:
-    """Return the sentence at the head of a page: the advice, or nothing before all runs are there."""
+    """Return what stands at the head of a page: the advice, once all runs are recorded."""
     is_whole = all(runs.find_record(spec) for spec in plans.plan(P))
     return describe_advice(P) if is_whole else ""
 
