@@ -18,19 +18,6 @@ FEW_SHOT = ("duorc", "race", "relations")
 SCORES = ("em", "f1", "em_starter", "f1_starter")
 
 
-@pytest.fixture
-def load(monkeypatch):
-    """Return a function that loads parameters for which no data and no encoder are read."""
-    monkeypatch.setattr(encoder_files, "identify_weights", lambda name: "w" * 64)
-    monkeypatch.setattr(selection, "fingerprint", lambda name, *_: name.ljust(64, "f"))
-
-    def load(**changes):
-        changes = {"data": "data", "seeds": [0, 1, 2]} | changes
-        return plans.load_params("moe", "real", changes, "small")
-
-    return load
-
-
 # ---- planted records ----
 
 
@@ -78,10 +65,22 @@ def plant_history(spec: Spec, rng: np.random.Generator) -> list[dict]:
     return history
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Return the folder of the planted records, which all tests read and none changes."""
+    return tmp_path_factory.mktemp("planted")
+
+
 @pytest.fixture
-def planted(load):
-    """Return parameters of the committed study's parts, all of whose runs have a record."""
-    P = load()
+def planted(places, monkeypatch):
+    """Return parameters of the committed study's parts, all of whose runs have a record.
+
+    No data and no encoder are read to know a run by its hash.
+    """
+    monkeypatch.setattr(encoder_files, "identify_weights", lambda name: "w" * 64)
+    monkeypatch.setattr(selection, "fingerprint", lambda name, *_: name.ljust(64, "f"))
+    monkeypatch.setattr(runs, "RUNS", places)
+    P = plans.load_params("moe", "real", {"data": "data"}, "small")
     save_missing(P, plant_record)
     return P
 

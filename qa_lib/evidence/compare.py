@@ -204,7 +204,8 @@ def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
         for metric in np.ravel(contrast.metric):
             pairs.append(Pair(claim.id, *sides, by_starter=True, metric=str(metric)))
     rows = [known]
-    for row in measure_pairs(P, pairs).to_dict("records"):
+    measured = measure_pairs(P, pairs)
+    for row in measured[measured["n"] > 0].to_dict("records"):
         of_claim = table[(table["claim"] == row["claim"]) & (table["arm"] == row["arm"])]
         of_claim = of_claim[of_claim["comparison"] == "claim"]
         shown = of_claim["part"].iloc[0]

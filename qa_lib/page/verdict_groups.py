@@ -80,7 +80,7 @@ def show_starter(arm: str, row, starter: pd.DataFrame) -> str:
 
     starter: the rows of an arm by the starter code's rule, by claim.
     """
-    if row.claim not in starter.index or not starter.loc[row.claim, "n"]:
+    if row.claim not in starter.index:
         return ""
     return f"{arm}scored as in the report {escape(verify.format_effect(starter.loc[row.claim]))}"
 
