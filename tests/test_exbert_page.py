@@ -150,15 +150,11 @@ def test_findings_may_name_how_many_picks_were_dropped(monkeypatch):
     params = P.model_copy(update={"experiments": ["headline"], "start": None})
     planned = plans.plan(params)
 
-    def read(specs):
-        found = []
-        for spec in specs:
-            dropped = 0.4 + spec.seed / 10
-            load = {"training": [{"dropped": dropped}, {"dropped": dropped}]}
-            found.append((spec, {"load": load}))
-        return found
+    def find_record(spec):
+        dropped = 0.4 + spec.seed / 10
+        return {"load": {"training": [{"dropped": dropped}, {"dropped": dropped}]}}
 
-    monkeypatch.setattr(runs, "require_records", read)
+    monkeypatch.setattr(runs, "find_record", find_record)
     values = exbert.collect_values(params)
     assert {spec.seed for spec in planned if spec.variant == "exbert-tuned"} == {0, 1}
     assert values == {"dropped_least": 0.4, "dropped_most": 0.5}

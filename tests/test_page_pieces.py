@@ -599,7 +599,8 @@ def test_the_hash_is_over_the_runs(recorded):
     assert written.hash_runs(fewer) != whole
 
 
-def test_the_command_line_prints_the_hash(recorded, capsys, monkeypatch):
+def test_the_command_line_prints_the_hash(recorded, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(written, "FOLDER", tmp_path)
     monkeypatch.setattr(plans, "parameters_to_render", lambda args: recorded)
     assert run_verb(["findings", "exbert", "--profile", "real"]) == 0
     first, *rest = capsys.readouterr().out.splitlines()

@@ -280,7 +280,9 @@ def draw_trials(
     names = NAMES_OF | {"setting": setting}
     models = list(rows["model"].unique())
     values = rows.groupby("model", observed=True)[across].nunique().max()
-    most = 5 if values <= 2 else 3
+    rates = rows.groupby("model", observed=True)[down].agg(frozenset)
+    is_alike = rates.nunique() == 1  # five panels side by side share the names of their rows
+    most = (5 if is_alike else 4) if values <= 2 else 3
     columns = min(len(models), 2 if look.is_narrow else most)
     lines = -(-len(models) // columns)
     height = lines * (0.3 * rows[down].nunique() + 1.1) + 0.35
@@ -296,6 +298,9 @@ def draw_trials(
         axes.axis("off")
     for axes in panels[:, 0]:
         axes.set_ylabel(names.get(down, down))
+    if columns > 4:
+        for axes in panels[:, 1:].flat:
+            axes.set_yticklabels([])
     for axes in panels.flat[max(len(models) - columns, 0) : len(models)]:
         axes.set_xlabel(names.get(across, across))
     fig.text(0.01, 0.0, " ")  # room for the tag

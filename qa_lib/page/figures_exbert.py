@@ -191,9 +191,9 @@ def figure_model(P) -> report.Html:
 
 def draw_boxes(boxes: list[tuple[str, str]], new: int, look: Look) -> Figure:
     """Draw a model as boxes, from the bottom up; boxes: (name, what it does); new: its new part."""
-    height = 0.46 * len(boxes) + 0.1
+    height = 0.46 * len(boxes) + 0.3
     fig, axes = plt.subplots(figsize=(look.width, height))
-    fig.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.99)
+    fig.subplots_adjust(left=0.01, right=0.99, bottom=0.22 / height, top=0.99)
     colours = look.colours
     for at, (name, does) in enumerate(boxes):
         edge = look.tint("#d55e00") if at == new else colours["soft"]
@@ -467,17 +467,19 @@ def draw_routing(P, steps, share, information, look: Look) -> Figure:
 def draw_shares(axes, P, share: pd.DataFrame, look: Look):
     """Draw the share of each expert by domain: a point for each seed, a line for the mean."""
     colour = look.model_colour(P.report, FINAL)
-    styles = {P.domains[0]: ("o", colour, "-"), P.domains[1]: ("s", look.colours["soft"], "--")}
-    for place, (name, (mark, shade, line)) in enumerate(styles.items()):
+    soft = look.colours["soft"]
+    styles = {P.domains[0]: ("o", colour, colour, "-"), P.domains[1]: ("s", soft, look.bar, "--")}
+    for place, (name, (mark, shade, pale, line)) in enumerate(styles.items()):
         of_set = share[share["set"] == name]
         means = 100 * of_set.groupby("rank")["share"].mean()
-        axes.plot(of_set["rank"], 100 * of_set["share"], mark, color=shade, ms=2)
+        axes.plot(of_set["rank"], 100 * of_set["share"], mark, color=pale, ms=2)
         axes.plot(means.index, means, line, color=shade, lw=1.4)
         at = {"xycoords": "axes fraction", "ha": "right", "va": "top", "color": shade}
         axes.annotate(name, (0.98, 0.97 - 0.12 * place), weight="bold", **at)
     axes.axhline(100 / P.experts, color=look.colours["text"], lw=1, ls=":")
     axes.set(xlabel="expert, by rank", ylim=(0, 135 * share["share"].max()))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     axes.set_title("share of picks, %", fontsize=10)
 
 
@@ -500,7 +502,7 @@ def draw_information(axes, P, information: pd.DataFrame, look: Look):
             y += 0.4
         y += 0.6
     axes.set_yticks(ticks, labels)
-    axes.set(ylim=(y - 0.4, -0.5), xlim=(0, None), xlabel="mutual information, bits")
+    axes.set(ylim=(y - 0.4, -0.5), xlim=(0, None), xlabel="information, bits")
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x")
     named = []

@@ -544,9 +544,12 @@ def collect_values(params: Parameters) -> dict[str, float]:
     """
     values = {}
     shares = []
-    for spec, record in runs.require_records(plan(params)):
-        if spec.variant == "exbert-tuned":
-            steps = record["load"]["training"]
+    for spec in plan(params):
+        record = runs.find_record(spec)
+        if record is None:
+            continue
+        steps = record.get("load", {}).get("training")
+        if spec.variant == "exbert-tuned" and steps:
             shares.append(sum(step["dropped"] for step in steps) / len(steps))
         is_setting = (spec.learning_rate, spec.epochs) == (params.tuned_rate, params.tuned_epochs)
         if spec.variant.endswith("-trial") and is_setting:
