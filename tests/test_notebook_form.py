@@ -21,8 +21,8 @@ BEFORE = [
     "Why",
 ]
 MECHANISM = {
-    "road": "Do the tasks pull in one direction?",
-    "smart": "Could the term matter?",
+    "road": ["Do the tasks pull in one direction?", "Does it matter which teacher is right?"],
+    "smart": ["Could the term matter?"],
 }
 AFTER = ["Verdicts", "Limits", "If you want to use this", "More", "Try this"]
 TINY = {
@@ -52,12 +52,26 @@ TINY = {
         "blocks": 1,
         "start_rows": 16,
         "sweep_passes": [1, 2, 8],
+        "sweep_wrong_weights": [0.25],
     },
 }
 # Tables and figures that a page of these parameters has, and what only a notebook shows.
 DRAWN = {
     "smart": {"table1", "table2", "fig_terms", "table_degenerate"},
-    "road": {"table1", "table3", "table_datasets", "fig_cosines", "fig_passes", "table_controls"},
+    "road": {
+        "table1",
+        "table3",
+        "table5",
+        "table6",
+        "table7",
+        "table_base",
+        "table_datasets",
+        "table_targets",
+        "table_controls",
+        "fig_cosines",
+        "fig_passes",
+        "fig_wrong_weights",
+    },
 }
 IN_NOTEBOOK = {
     "smart": "first numbers of the second token",
@@ -124,7 +138,7 @@ def test_any_parameter_can_be_given(notebook, slug):
 
 def test_it_has_its_sections_and_no_typed_result(notebook, slug):
     text = "\n".join(list_sources(notebook, "markdown"))
-    assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, MECHANISM[slug], *AFTER]
+    assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, *MECHANISM[slug], *AFTER]
     prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS\d+|\(https:\S+\)", "", text, flags=re.S)
     assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:points?|percent)", prose), "a result, typed in"
 

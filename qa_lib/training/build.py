@@ -345,10 +345,12 @@ def prepare_windows(
 def gate_inputs(
     spec: Spec, encoder, tokenizer, windows, domains: list[str], outputs: list[frozen.Outputs]
 ) -> np.ndarray:
-    """Inputs of the gate, (W, D).
+    """Inputs of the gate, (W, D). A rule reads none.
 
     domains: the dataset of each window; outputs: those of each expert.
     """
+    if spec.gate.rule != "learned":
+        return np.zeros((len(windows), 0), np.float32)
     kind = spec.gate.input
     if kind == "dataset":
         one_hot = [[domain == known for known in spec.domains] for domain in domains]
