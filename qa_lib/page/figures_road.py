@@ -116,9 +116,8 @@ def show_gradients(cosines: pd.DataFrame, left: float) -> report.Html:
     norm of the mean gradient, in units of the mean norm.
     """
     caption = (
-        "First, the cosine between the gradients of each two tasks, from batches of our own at a "
-        "model that is not trained yet. Second, what averaging leaves: the gradient of one task "
-        "has length 1, that of all tasks together is shorter where they disagree."
+        "First, the cosine between the gradients of each two tasks, at a model that is not trained "
+        "yet. Second, what averaging leaves: the mean gradient is shorter where tasks disagree."
     )
     alt = "A square of cosines, and two bars: one task, and the mean of all."
 
@@ -372,9 +371,8 @@ def figure_cosines(P) -> report.Html:
     of_mtl = rows[rows["variant"] == "mtl-pretraining"]
     square = make_square(of_mtl, list(P.pretraining))
     caption = (
-        "Cosines between the gradients of datasets. First over pre-training, means over pairs of "
-        "datasets that share a task (dashed) and that do not; then each two datasets in ROaD, "
-        f"means over training and seeds. {describe_cosines(of_mtl)}"
+        "Cosines between gradients. First over pre-training, of datasets that share a task "
+        f"(dashed) and that do not; then of each two datasets in ROaD. {describe_cosines(of_mtl)}"
     )
     alt = "Lines of cosines over the updates of pre-training, and a square of cosines."
 
@@ -400,8 +398,7 @@ def describe_cosines(rows: pd.DataFrame) -> str:
     datasets = len({*rows["first"], *rows["second"]})
     return (
         f"Of the cosines between tasks, {against:.0f} % are negative. The mean of all gradients is "
-        f"{left:.2f} times as long as one of them; it would be {datasets**-0.5:.2f} times as long "
-        "if they were orthogonal and of one length."
+        f"{left:.2f} times as long as one; {datasets**-0.5:.2f} if they were orthogonal."
     )
 
 

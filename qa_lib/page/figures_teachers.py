@@ -107,8 +107,8 @@ def table_distillation(P) -> report.Html:
         return report.note_absent("distillation")
     number = len(P.teacher_seeds)
     caption = (
-        f"T6. Students of {number} teachers, the teachers together, and what could explain a gain: "
-        "scores on the target in percent."
+        f"T6. {number} teachers together, their students, and what could explain a gain: scores in "
+        "percent."
     )
     variants, columns = list(STUDENTS), name_target_columns(P)
     return pieces.table_grid(P, "table6", caption, variants, columns, name_scores(TABLE_6))
@@ -135,8 +135,7 @@ def figure_wrong_weights(P) -> report.Html:
         return report.note_absent("wrong-weights")
     columns = {name: at for name, at in name_columns(P).items() if name.endswith("EM")}
     caption = (
-        "EM by W, the weight of a teacher that is wrong. The lower it is, the more the target is "
-        "made by teachers that are right."
+        "EM by W, the weight of a wrong teacher: the lower, the more those that are right say."
     )
     return pieces.figure_sweep(
         P,

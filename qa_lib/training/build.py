@@ -116,7 +116,7 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
     head_of = {}
     for dataset in dict.fromkeys([*spec.domains, *spec.tests]):
         d = selection.find_dataset(dataset, spec.source, spec.folder)
-        name = head_of[dataset] = name_head(spec, dataset, d)
+        name = head_of[dataset] = choose_head(spec, dataset, d)
         if name not in model_heads:
             with seed_draws(f"{spec.seed}/{name}"):
                 model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
@@ -132,6 +132,20 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
             dropout=spec.head_dropout,
             head_of=head_of,
         )
+
+
+def choose_head(spec: Spec, dataset: str, d: Dataset) -> str:
+    """Return the name of the head that answers a dataset.
+
+    A test set of another dataset is answered by the trained head of its task, where the run has
+    one: its own would be untrained.
+    """
+    if dataset not in spec.domains and d.head is not None:
+        for trained in spec.domains:
+            of_trained = selection.find_dataset(trained, spec.source, spec.folder)
+            if of_trained.head == d.head:
+                return name_head(spec, trained, of_trained)
+    return name_head(spec, dataset, d)
 
 
 def name_head(spec: Spec, dataset: str, d: Dataset) -> str:
