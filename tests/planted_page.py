@@ -60,9 +60,14 @@ def complete_smart(spec: Spec, record: dict, rng: np.random.Generator):
 def complete_road(spec: Spec, record: dict, rng: np.random.Generator):
     """Add what ROaD's page reads of a record beside its scores."""
     for name, scores in record["metrics"].items():
+        scores["ece"] = rng.uniform(0, 50)
         if name == "squad2":
             for metric in ("em_answerable", "em_impossible", "em_best", "em_no_answer"):
                 scores[metric] = rng.uniform(0, 100)
+    if spec.distillation:
+        measured = {"soft_loss": 1.2, "soft_target_entropy": rng.uniform(2, 4), "n": 10}
+        measured |= {"teachers_disagree": rng.uniform(0, 0.4), "largest_weight": 1.1}
+        record["metrics"]["training"] = measured
     if not spec.probes:
         return
     record["gradients"] = []

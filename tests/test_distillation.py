@@ -578,6 +578,21 @@ def test_hidden_states_are_learned_where_they_are_asked_for(hidden, dataset):
     assert model.encoder.encoder.layer[0].output.dense.weight.grad.abs().max() > 0
 
 
+def test_hidden_states_can_be_learned_alone():
+    model = make_model(dropout=0.0)
+    batch = draw_batch("spans")
+    batch["teacher_states"] = torch.zeros(M, B, 1, T, D)
+    loss = make_loss(model, hidden="last", targets="none", hard=0.0)
+    outputs = model(**batch)
+    total = loss.loss(model, batch, outputs, 0) + outputs.loss
+    logged = loss.read_log()
+    assert total.item() == pytest.approx(logged["states_loss"], rel=1e-5)
+    assert logged["soft_loss"] > 0
+    other = batch | {"teachers": batch["teachers"].roll(1, -1)}
+    outputs = model(**other)
+    torch.testing.assert_close(loss.loss(model, other, outputs, 0) + outputs.loss, total)
+
+
 def test_states_are_kept_in_training_alone_and_only_if_asked_for():
     batch = draw_batch("classes")
     model = make_model()
@@ -670,6 +685,38 @@ def test_label_smoothing_can_have_the_entropy_of_soft_targets():
     torch.testing.assert_close(torch.special.entr(labels).sum(-1), entropy)
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_smoothed_labels_are_learned_as_a_plain_loop_has_them(dataset):
+    batch = draw_batch(dataset)
+    logits = draw_logits(dataset, 50)[0]
+    options = {"temperature": 2.0, "hard": 0.0, "targets": "smoothed"}
+    total = find_total(dataset, logits, batch, **options)
+    choices = distillation.read_choices(logits, batch)
+    expected = []
+    for row in range(B):
+        length = C if dataset == "classes" else LENGTHS[row]
+        for choice in range(choices.student.shape[1]):
+            mean = choices.teachers[:, row, choice, :length].double().mean(0)
+            entropy = torch.special.entr((mean / 2).softmax(0)).sum()
+            smoothing = distillation.find_smoothing(entropy, torch.tensor(length))
+            label = torch.full((length,), float(smoothing) / length, dtype=torch.float64)
+            label[choices.gold[row, choice]] += 1 - smoothing
+            student = choices.student[row, choice, :length].double() / 2
+            expected.append(float((label * (label.log() - student.log_softmax(0))).sum()))
+    assert total.item() == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+
+
+def test_smoothed_labels_know_nothing_of_the_teachers_ranking():
+    batch = draw_batch("classes")
+    logits = draw_logits("classes", 50)[0]
+    rolled = batch | {"teachers": batch["teachers"].roll(1, -1)}
+    smoothed = {"targets": "smoothed", "hard": 0.0}
+    total = find_total("classes", logits, batch, **smoothed)
+    torch.testing.assert_close(find_total("classes", logits, rolled, **smoothed), total)
+    ranked = find_total("classes", logits, batch, hard=0.0)
+    assert (find_total("classes", logits, rolled, hard=0.0) - ranked).abs() > 1e-3
+
+
 def test_smoothing_reaches_from_labels_to_equal_shares():
     classes = torch.tensor([2, 3, 100])
     none = distillation.find_smoothing(torch.zeros(3), classes)
@@ -693,6 +740,7 @@ def test_smoothing_reaches_from_labels_to_equal_shares():
         ({"wrong_weight": -0.25}, "wrong_weight: -0.25 is too small"),
         ({"teachers": "best"}, "teachers: 'best' is not known; known: 'mean', 'weighted'"),
         ({"alpha": 0.5}, "alpha is not a parameter; known: temperature"),
+        ({"targets": "none"}, "targets: without soft targets and without hidden states there is"),
     ],
 )
 def test_a_value_out_of_range_is_one_sentence(values, says):
@@ -713,6 +761,8 @@ def test_the_defaults_are_part_of_a_hash():
         "all_wrong": "mean",
         "annealing": False,
         "hidden": "none",
+        "targets": "teachers",
+        "by_dataset": False,
     }
 
 

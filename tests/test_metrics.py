@@ -191,6 +191,49 @@ def test_no_answer_wins_where_every_window_says_so(null_answers, texts):
         assert [a["window"] for a in answers] == [1, 3]
 
 
+def test_an_answer_s_confidence_is_its_probability_in_its_window():
+    rows = [{"context": "ice snow"}]
+    windows = make_windows([0, 0])
+    logits = [np.array(x, np.float32) for x in ([0.5, 2, 0], [3, 0, 1])]
+    best = np.exp(2) / np.exp([0.5, 2, 0]).sum()
+    nothing = np.exp(0.5) / np.exp([0.5, 2, 0]).sum()
+    for threshold, expected in ((0.0, best**2), (-9.0, nothing**2)):
+        (answer,) = span.predict_answers(
+            rows,
+            windows,
+            {"start": logits, "end": logits},
+            null_answers=True,
+            null_threshold=threshold,
+        )
+        assert (answer["text"] == "ice") == (threshold == 0)
+        assert answer["confidence"] == pytest.approx(expected)
+
+
+def test_a_joint_head_s_confidence_is_that_of_its_beam_and_its_classifier():
+    rows = [{"context": "ice snow"}]
+    beam = {"first": [1, 2], "last": [1, 2], "spans": np.log([0.7, 0.2]), "null": 0.4}
+    outputs = {name: [np.array(values)] for name, values in beam.items()}
+    for threshold, expected in ((1.0, 0.7), (0.0, 1 / (1 + np.exp(-0.4)))):
+        (answer,) = span.predict_answers(
+            rows, make_windows([0]), outputs, null_answers=True, null_threshold=threshold
+        )
+        assert answer["confidence"] == pytest.approx(expected)
+
+
+def test_the_calibration_error_of_answers_is_a_plain_loop():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0, 1, 200)
+    right = rng.integers(0, 2, 200)
+    expected = 0.0
+    for m in range(1, 16):
+        inside = ((m - 1) / 15 < confidence) & (confidence <= m / 15)
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * gap
+    assert metrics.calibration_error(confidence, right) == pytest.approx(100 * expected)
+    assert metrics.calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+
+
 def test_an_average_of_nothing_or_of_nan_is_refused():
     for values in ([], [1.0, float("nan")]):
         with pytest.raises(ValueError):

@@ -26,10 +26,10 @@ BEFORE = [
     "Why",
 ]
 MECHANISM = {
-    "moe": "Does the gate trust the right expert?",
-    "exbert": "Where do tokens go?",
-    "road": "Do the tasks pull in one direction?",
-    "smart": "Could the term matter?",
+    "moe": ["Does the gate trust the right expert?"],
+    "exbert": ["Where do tokens go?"],
+    "road": ["Do the tasks pull in one direction?", "Does it matter which teacher is right?"],
+    "smart": ["Could the term matter?"],
 }
 AFTER = ["Verdicts", "Limits", "If you want to use this", "More", "Try this"]
 TINY = {
@@ -110,6 +110,7 @@ TINY = {
         "blocks": 1,
         "start_rows": 16,
         "sweep_passes": [1, 2, 8],
+        "sweep_wrong_weights": [0.25],
     },
 }
 # The figure of the mechanism.
@@ -133,7 +134,20 @@ DRAWN = {
     },
     "exbert": {"table_printed", "fig_routing", "fig_balance", "table1_answers", "fig5_rates"},
     "smart": {"table1", "table2", "fig_terms", "table_degenerate"},
-    "road": {"table1", "table3", "table_datasets", "fig_cosines", "fig_passes", "table_controls"},
+    "road": {
+        "table1",
+        "table3",
+        "table5",
+        "table6",
+        "table7",
+        "table_base",
+        "table_datasets",
+        "table_targets",
+        "table_controls",
+        "fig_cosines",
+        "fig_passes",
+        "fig_wrong_weights",
+    },
 }
 IN_NOTEBOOK = {
     "moe": "what the gate sees",
@@ -202,7 +216,7 @@ def test_any_parameter_can_be_given(notebook, slug):
 
 def test_it_has_its_sections_and_no_typed_result(notebook, slug):
     text = "\n".join(list_sources(notebook, "markdown"))
-    assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, MECHANISM[slug], *AFTER]
+    assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, *MECHANISM[slug], *AFTER]
     prose = re.sub(r"\$\$?.*?\$\$?|`.*?`|CS ?\d+|\(https:\S+\)", "", text, flags=re.S)
     assert not re.findall(r"\d+\.\d+|\d+ ?%|\d+ (?:points?|percent)", prose), "a result, typed in"
 

@@ -1,19 +1,24 @@
 """The report road: the plan of its runs, its claims on planted records, and a tiny study."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
+from test_teachers import clear_texts, plant_rows
 
 from qa_lib.data import selection
 from qa_lib.evidence import claims, verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.reports import comparisons, plans, road
 from qa_lib.settings import encoder_files
+from qa_lib.settings.parameters import Distillation
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.training import study
+from qa_lib.training import study, teachers
 
+STUDENTS = ("kd", "weighted-kd", "annealed-kd", "shuffled-kd")
 SETS = ("naturalquestions", "qamr", "relation-extraction", "boolq", "mnli", "snli", "sst", "quora")
 TINY = {
     "train_rows": 12,
@@ -27,6 +32,7 @@ TINY = {
     "blocks": None,
     "start_rows": 16,
     "sweep_passes": [1, 2, 8],
+    "sweep_wrong_weights": [0.25],
 }
 
 
@@ -62,7 +68,7 @@ def test_the_first_runs_on_real_data_are_pre_trained_and_then_fine_tuned(load):
     specs = plans.plan(load(size="small"))
     of = find_variants(specs)
     fine_tuned = ["baseline", "joint-head", "mt-dnn", "mtl", *road.FOLLOWERS]
-    assert {s.variant for s in specs if s.tests} == set(fine_tuned)
+    assert {s.variant for s in specs if s.tests} == {*fine_tuned, *STUDENTS, "mtl-ensemble"}
     assert {s.precision for s in specs} == {"fp32"}
     for model in fine_tuned:
         spec = of[model]
@@ -136,13 +142,13 @@ def test_other_targets_and_encoders_have_their_own_runs(load):
 
 def test_the_quick_plan_is_small_and_has_all_six_heads(load):
     specs = plans.plan(load("quick"))
-    assert len({s.hash for s in specs}) <= 20
+    assert len({s.hash for s in specs}) <= 45
     of = find_variants(specs)
     heads = set()
     for name in of["mtl"].start.domains:
         heads.add(selection.find_dataset(name, "embedded").head)
     assert heads == {"mrc", "yesno", "continuing", "nli", "sentiment", "paraphrase"}
-    assert all(s.start for s in specs if s.variant != "start")
+    assert all(s.start or s.gate for s in specs if s.variant != "start")
 
 
 def test_every_model_of_a_plan_has_a_name_and_a_colour_of_its_own(load):
@@ -160,6 +166,202 @@ def test_the_central_comparisons_are_claims(load):
     listed = {claim.id: claim for claim in claims.read_claims("road")}
     for comparison in road.COMPARISONS:
         assert listed[comparison.claim].contrast is not None
+
+
+def test_the_runs_of_the_first_half_are_those_that_they_were(load):
+    """Their hashes at real small, as they were before there were teachers."""
+    parts = ["heads", "pretraining", "controls", "passes", "unanswerable", "sentences", "blocks"]
+    specs = plans.plan(load(size="small", experiments=parts))
+    hashes = sorted({spec.hash for spec in specs})
+    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    assert (len(hashes), digest[:16]) == (31, "c64e6b75a7a8fc1b")
+
+
+# ---- teachers and students ----
+
+
+def test_the_students_of_a_seed_have_its_teachers(load):
+    specs = plans.plan(load(size="small", seeds=[0, 1]))
+    for seed in (0, 1):
+        of = find_variants([s for s in specs if s.seed == seed])
+        taught_by = of["kd"].teachers
+        assert [s.seed for s in taught_by] == [seed, seed + 100, seed + 200]
+        assert [s.variant for s in taught_by] == ["mtl", "mtl-teacher", "mtl-teacher"]
+        assert [bool(s.tests) for s in taught_by] == [True, False, False]
+        assert [s.start.seed for s in taught_by] == [s.seed for s in taught_by]
+        assert not any(s.probes for s in specs if s.variant.startswith("mtl-teacher"))
+        hashes = [s.hash for s in taught_by]
+        assert hashes[0] == of["mtl"].hash
+        assert [s.hash for s in of["mtl-ensemble"].experts] == hashes
+        for student in STUDENTS:
+            assert [s.hash for s in of[student].teachers] == hashes
+            alone = {"teachers": [], "distillation": None}
+            assert of[student].model_copy(update=alone).hash == of["mtl"].hash
+    given = {student: of[student].distillation for student in STUDENTS}
+    assert given == {
+        "kd": Distillation(),
+        "weighted-kd": Distillation(teachers="weighted"),
+        "annealed-kd": Distillation(annealing=True),
+        "shuffled-kd": Distillation(teachers="shuffled"),
+    }
+    # all that a record's page and a child need stands in the plan
+    planned = {s.hash for s in specs}
+    assert {parent.hash for s in specs for parent in s.parents} <= planned
+
+
+def test_a_teacher_of_the_study_s_own_seeds_is_no_further_teacher(load):
+    specs = plans.plan(load(size="small", seeds=[0, 100], teacher_seeds=[0, 100]))
+    seeds = {s.variant: set() for s in specs}
+    for s in specs:
+        seeds[s.variant].add(s.seed)
+    assert seeds["mtl"] == {0, 100}
+    assert seeds["mtl-teacher"] == {200}
+
+
+def test_a_run_without_weighted_teachers_does_not_depend_on_their_weight(load):
+    parts = ["distillation", "wrong-weights"]
+    first = plans.plan(load(size="small", experiments=parts))
+    second = plans.plan(load(size="small", experiments=parts, wrong_weight=0.5))
+    of, other = find_variants(first), find_variants(second)
+    changed = {name for name in of if of[name].hash != other[name].hash}
+    assert changed == {"weighted-kd", "shuffled-kd"}
+    sweep = {s.distillation.wrong_weight: s.hash for s in first if s.variant.endswith("-sweep")}
+    assert set(sweep) == {0.25, 0.5, 0.75, 0.9}
+    assert sweep[0.75] == of["weighted-kd"].hash
+    assert sweep[0.5] == other["weighted-kd"].hash
+
+
+def test_soft_pretraining_has_a_teacher_of_each_dataset_on_its_rows(load):
+    specs = plans.plan(load("real", experiments=["pretraining", "soft-pretraining", "sentences"]))
+    of = find_variants(specs)
+    start = of["mtl-kd"].start
+    assert start.distillation == Distillation(by_dataset=True)
+    assert start.probes == 0
+    assert [teacher.domains for teacher in start.teachers] == [[name] for name in SETS]
+    assert [teacher.rows[0] for teacher in start.teachers] == start.rows
+    assert [teacher.places for teacher in start.teachers] == [None, *([n] for n in range(1, 8))]
+    assert [t.fingerprints[0] for t in start.teachers] == start.fingerprints
+    for teacher in start.teachers:
+        assert teacher.held_out == start.held_out
+        assert (teacher.tests, teacher.validation_rows) == ([], 0)
+        assert teacher.heads == start.heads
+    untaught = start.model_copy(update={"teachers": [], "distillation": None})
+    assert untaught.hash == of["mtl"].start.hash
+    assert of["mtl-kd"].teachers == []
+    targets = {tuple(s.domains) for s in specs if s.variant == "mtl-kd"}
+    assert targets == {("squad",), ("mnli",), ("quora",)}
+
+
+def test_born_again_models_teach_the_next_ones(load):
+    of = find_variants(plans.plan(load("real", experiments=["born-again"], generations=3)))
+    chain = [of["born-again"]]
+    while chain[-1].teachers:
+        chain.append(chain[-1].teachers[0])
+    names = ["born-again", "born-again-2", "born-again-1", "mtl"]
+    assert [s.variant for s in chain] == names
+    assert of["born-again-1"].hash == of["kd-one"].hash
+    once = find_variants(plans.plan(load("real", experiments=["born-again"], generations=1)))
+    assert once["born-again"].hash == once["kd-one"].hash == of["kd-one"].hash
+
+
+def test_other_teachers_and_controls(load):
+    parts = ["smoothing", "ensemble", "teacher-sizes"]
+    specs = plans.plan(load("real", experiments=parts))
+    of = find_variants(specs)
+    assert of["smoothed-labels"].distillation == Distillation(targets="smoothed")
+    assert len(of["smoothed-labels"].teachers) == 3
+    members = of["ensemble"].experts
+    assert [s.variant for s in members] == ["baseline", "baseline-teacher", "baseline-teacher"]
+    assert all(s.start is None for s in members)
+    blocks = {}
+    for name in ("kd-from-larger", "kd-from-smaller", "kd-small"):
+        blocks[name] = (of[name].teachers[0].blocks, of[name].blocks)
+    assert blocks == {
+        "kd-from-larger": (None, 3),
+        "kd-from-smaller": (3, None),
+        "kd-small": (3, 3),
+    }
+
+
+def test_road_base_is_the_one_encoder_at_real_and_a_smaller_one_at_paper(load):
+    parts = ["pretraining", "passes", "born-again", "base", "base-passes", "base-hidden"]
+    specs = plans.plan(load("real", experiments=parts))
+    of = find_variants(specs)
+    assert of["base-student"].hash == of["baseline"].hash
+    assert of["base-4"].hash == of["kd-one"].hash
+    assert of["base-4-untaught"].hash == of["mtl"].hash
+    for number in (1, 2, 4, 8):
+        assert of[f"base-{number}"].start.hash == of[f"mtl-passes-{number}"].start.hash
+    road_alone = [of["mtl"].hash]
+    for name in ("base-none", "base-8", "base-hidden", "base-both", "base-last-hidden"):
+        assert [s.hash for s in of[name].teachers] == road_alone, name
+    learned = {}
+    for name in ("base-none", "base-hidden", "base-both", "base-last-hidden"):
+        given = of[name].distillation
+        learned[name] = (given.targets, given.hidden)
+    assert learned == {
+        "base-none": ("teachers", "none"),
+        "base-hidden": ("none", "all"),
+        "base-both": ("teachers", "all"),
+        "base-last-hidden": ("teachers", "last"),
+    }
+    assert [s.variant for s in of["base-from-base-3"].teachers] == [
+        "base-student",
+        "base-student-teacher",
+        "base-student-teacher",
+    ]
+    assert not any(name.startswith("base-from-electra") for name in of)
+
+    of = find_variants(plans.plan(load("paper", arms=["printed"])))
+    student = of["base-4"]
+    assert student.encoder == student.start.encoder == "google/electra-base-discriminator"
+    assert student.weights != of["mtl"].weights
+    assert student.start.multitask.rounds == 40000
+    assert (student.learning_rate, student.layer_decay.rate) == (1e-4, 0.8)
+    for name, number in (("electra-1", 1), ("electra-3", 3), ("road-3", 3), ("distilled", 1)):
+        taught_by = of[f"base-from-{name}"].teachers
+        assert len(taught_by) == number
+        assert {s.encoder for s in taught_by} == {"google/electra-large-discriminator"}
+    assert of["base-from-distilled"].teachers[0].hash == of["weighted-kd"].hash
+
+
+def test_every_variant_that_a_claim_names_is_planned(load):
+    """At real those that are tested there, at paper all but what has no size of its own there."""
+    every = plans.plan(load("paper", arms=["printed"]))
+    planned = {"paper": {s.variant for s in every}}
+    planned["real"] = {s.variant for s in plans.plan(load("real", arms=["printed"]))}
+    missing = {"paper": set(), "real": set()}
+    for claim in claims.read_claims("road"):
+        for side in claim.contrast.sides() if claim.contrast else []:
+            for profile in claim.profiles:
+                missing[profile] |= set(np.ravel(side["variant"])) - planned[profile]
+    assert missing["real"] == set()
+    assert missing["paper"] == {"base-hidden", "base-both", "base-last-hidden"}
+
+
+def test_teachers_of_a_plan_may_not_have_seen_what_is_held_out(small_encoder, monkeypatch):
+    """A text of the target's validation rows among those of a dataset of pre-training."""
+    params = plans.load_params("road", "quick", TINY | {"encoder": small_encoder})
+    of = find_variants(plans.plan(params))
+    taught = [of["kd"], of["mtl-kd"].start, of["base-none"], of["born-again"]]
+    for spec in taught:
+        teachers.check_teachers(spec)
+    unseen = selection.load_splits("encyclopaedia", "embedded").validation[0]
+    leak = {**unseen, "question": "Who?", "domain": "search"}
+    plant_rows(monkeypatch, "search", "train", [leak])
+    try:
+        with pytest.raises(UserError, match="cannot teach kd-s0.* validation rows of encyclo"):
+            teachers.check_teachers(of["kd"])
+    finally:
+        clear_texts()
+    unseen = selection.load_splits("encyclopaedia", "embedded").test[0]
+    plant_rows(monkeypatch, "search", "train", [unseen | {"question": "Why?", "domain": "search"}])
+    try:
+        with pytest.raises(UserError, match="test rows of encyclopaedia, which must stay unseen"):
+            teachers.check_teachers(of["mtl-kd"].start)
+    finally:
+        monkeypatch.undo()
+        clear_texts()
 
 
 # ---- equal tuning ----
@@ -196,9 +398,12 @@ def test_every_tuned_model_has_eight_trials_and_the_controls_take_road_s(load):
 
     specs = road.plan(params, score)
     of = find_variants([s for s in specs if s.tests])
-    assert set(of) == {*road.TUNED, *road.FOLLOWERS}
+    assert set(of) == {*road.TUNED, *road.FOLLOWERS, *STUDENTS, "mtl-ensemble"}
     assert (of["baseline"].learning_rate, of["baseline"].epochs) == (2e-4, 4)
-    for model in ("mtl", *road.FOLLOWERS):
+    assert {s.variant for s in of["kd"].teachers} == {"mtl", "mtl-teacher"}
+    for teacher in of["kd"].teachers:
+        assert (teacher.learning_rate, teacher.start.learning_rate) == (1e-4, 1e-4)
+    for model in ("mtl", *road.FOLLOWERS, *STUDENTS):
         assert (of[model].learning_rate, of[model].start.learning_rate) == (1e-4, 1e-4), model
     assert {s.arm for s in specs} == {"tuned"}
 
@@ -216,6 +421,14 @@ def test_every_tuned_model_has_eight_trials_and_the_controls_take_road_s(load):
         ({"pretraining": {"similarity": 8, "search": 8}}, "pretraining: similarity names no head"),
         ({"experiments": ["unanswerable"]}, "unanswerable: the part unanswerable of experiments"),
         ({"experiments": ["sentences"]}, "sentences: the part sentences of experiments needs"),
+        ({"temperature": 0.0}, "temperature: 0.0 is too small; write a number greater than 0"),
+        ({"wrong_weight": 1.5}, "wrong_weight: 1.5 is too large; write a number less than"),
+        ({"wrong_weight": -0.1}, "wrong_weight: -0.1 is too small"),
+        ({"sweep_wrong_weights": [0.5, 2.0]}, "2.0 is too large"),
+        ({"hard": 1.1}, "hard: 1.1 is too large"),
+        ({"generations": 0}, "generations: 0 is too small"),
+        ({"teacher_seeds": []}, "teacher_seeds: the part distillation of experiments needs teach"),
+        ({"teacher_seeds": [0, 0]}, "teacher_seeds: 0 stands there twice"),
     ],
 )
 def test_wrong_parameters_are_one_sentence(load, changes, words):
@@ -251,7 +464,7 @@ def plant_record(spec: Spec, rows=40) -> tuple[dict, pd.DataFrame]:
 
 
 def test_claims_about_models_that_were_run_are_judged(load):
-    parts = ["heads", "pretraining", "controls"]
+    parts = ["heads", "pretraining", "controls", "distillation", "soft-pretraining"]
     params = load("real", experiments=parts, arms=["printed"], seeds=[0, 1, 2])
     for spec in plans.plan(params):
         if runs.find_record(spec) is None:
@@ -260,6 +473,9 @@ def test_claims_about_models_that_were_run_are_judged(load):
     table = verify.judge_records(params, specs, claims.read_claims("road"))
     table = verify.select(table)
     run_here = {s.variant for s in specs}
+    further = {runs.find_record(s)["run"] for s in specs if s.variant == "mtl-teacher"}
+    assert len(further) == 6
+    assert not further & {run for names in table["run"] for run in names}
     judged = set()
     for claim in claims.read_claims("road"):
         named = set()
@@ -272,7 +488,7 @@ def test_claims_about_models_that_were_run_are_judged(load):
         else:
             assert table.loc[claim.id, "verdict"] == Verdict.NOT_TESTED, claim.id
     assert {c.claim for c in road.COMPARISONS} <= judged
-    assert len(judged) == 10
+    assert len(judged) == 25
 
 
 # ---- a tiny study ----
@@ -286,6 +502,11 @@ def test_a_small_study_runs_to_the_end(small_encoder):
     ledger = runs.collect_ledger(specs)
     assert np.isfinite(ledger["value"]).all()
     assert set(ledger["variant"]) >= {"baseline", "joint-head", "mt-dnn", "mtl", *road.FOLLOWERS}
+    assert set(ledger["variant"]) >= {*STUDENTS, "mtl-ensemble", "mtl-kd", "smoothed-labels"}
+    measured = ledger[ledger["variant"] == "weighted-kd"].set_index(["set", "metric"])["value"]
+    assert measured["training", "soft_target_entropy"] > 0
+    assert 0 <= measured["training", "teachers_disagree"] <= 1
+    assert 0 <= measured["encyclopaedia", "ece"] <= 100
     assert len(verify.claims_table(params)) > 0
     # nothing of it is trained twice
     assert set(study.run(params, plans.plan, live=False)["trained"]) == {"found"}

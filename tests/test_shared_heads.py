@@ -52,6 +52,18 @@ def test_datasets_of_a_task_have_one_head(small_encoder):
     assert set(model.heads) == set(TASKS)
 
 
+def test_a_test_set_of_another_dataset_is_answered_by_the_trained_head_of_its_task(small_encoder):
+    own = SHARED.model_copy(update={"one_for": "dataset"})
+    tests = ["search", "news", "sentiment"]
+    changes = {"heads": own, "multitask": None, "tests": tests}
+    model, _ = build.build_model(make_shared(small_encoder, ["search"], **changes))
+    assert set(model.heads) == {"search", "sentiment"}
+    assert model.name_head("news") == "search"
+    # both have heads of their own where both are trained
+    both, _ = build.build_model(make_shared(small_encoder, ["search", "news"], heads=own))
+    assert both.name_head("news") == "news"
+
+
 def test_a_dataset_without_a_head_s_name_is_one_sentence(small_encoder):
     spec = make_shared(small_encoder, ["sentiment", "similarity"])
     with pytest.raises(UserError, match="^similarity names no head, and smart has one head for"):

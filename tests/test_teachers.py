@@ -376,6 +376,34 @@ def test_teachers_are_asked_about_training_windows_alone(small_encoder, monkeypa
     assert not asked & (texts["validation"] | texts["test"])
 
 
+def make_dataset_teachers(encoder: str) -> list[Spec]:
+    """Return a teacher for each dataset, trained on it alone."""
+    taught_by = []
+    for seed, dataset in enumerate(TASKS, 5):
+        alone = {"domains": [dataset], "multitask": None, "tests": []}
+        taught_by.append(make_teacher(encoder, seed, **alone))
+    return taught_by
+
+
+def test_each_dataset_can_have_a_teacher_of_its_own(small_encoder, loads):
+    taught_by = make_dataset_teachers(small_encoder)
+    options = {"distillation": Distillation(by_dataset=True)}
+    student = make_student(small_encoder, taught_by, **options)
+    examples, _ = load_examples(student)
+    assert loads == [teacher.hash for teacher in taught_by]  # each about its own dataset alone
+    for dataset, of_dataset in examples.windows.windows.items():
+        assert len(of_dataset.logits) == 1, dataset
+    record = train.train(student, progress=show_nothing)
+    assert record["metrics"]["training"]["soft_loss"] > 0
+    assert record["metrics"]["training"]["teachers_disagree"] == 0
+    # without the option every teacher would be asked about every dataset
+    with pytest.raises(UserError, match="it has no head for"):
+        load_examples(make_student(small_encoder, taught_by))
+    words = "no teacher was trained on sentiment, and by_dataset asks no other; name one that was"
+    with pytest.raises(UserError, match=words):
+        load_examples(make_student(small_encoder, taught_by[:2], **options))
+
+
 # ---- what is refused ----
 
 
@@ -562,6 +590,59 @@ def test_the_estimate_counts_what_teachers_are_asked_once(small_encoder):
     assert study.estimate_tokens(warmer, known) == pytest.approx(of_plain)
     other_rows = make_student(small_encoder, taught_by[:1], seed=1)
     assert study.estimate_tokens(other_rows, known) == pytest.approx(of_plain + of_rows / 3)
+
+
+def test_the_estimate_counts_a_teacher_of_one_dataset_on_its_rows(small_encoder):
+    taught_by = make_dataset_teachers(small_encoder)
+    options = {"distillation": Distillation(by_dataset=True)}
+    student = make_student(small_encoder, taught_by, **options)
+    known = {}
+    of_plain = study.estimate_tokens(make_run(small_encoder), known)
+    rows = study.count_run_tokens(student, known).rows
+    assert study.estimate_tokens(student, known) == pytest.approx(of_plain + rows / 3)
+
+
+# ---- ensembles ----
+
+
+def test_an_ensemble_answers_by_the_mean_of_its_members_logits(small_encoder, monkeypatch):
+    alone = {"domains": ["encyclopaedia"], "tests": ["encyclopaedia", "news"], "multitask": None}
+    members = [make_teacher(small_encoder, seed, **alone) for seed in (5, 6, 7)]
+    fields = {"heads": None, "gate": Gate(rule="uniform"), "experts": members}
+    ensemble = make_run(small_encoder, variant="ensemble", **alone | fields)
+    mixture, tokenizer = build.build_model(ensemble)
+    rows = selection.load_test_sets(ensemble)["news"][1]
+    _, outputs, _ = evaluate.predict_outputs(mixture, tokenizer, ensemble, "news", rows)
+    of_members = []
+    for member in members:
+        model = build.load_trained_model(member)
+        _, own, _ = evaluate.predict_outputs(model, tokenizer, member, "news", rows)
+        of_members.append(own)
+    for name in ("start", "end"):
+        for window, values in enumerate(outputs[name]):
+            mean = np.mean([own[name][window] for own in of_members], axis=0)
+            np.testing.assert_allclose(values, mean, rtol=2e-3, atol=1e-2)  # stored in fp16
+
+    def refuse(*args):
+        raise AssertionError("an ensemble reads no training window")
+
+    monkeypatch.setattr(train, "load_training_examples", refuse)
+    record = train.train(ensemble, progress=show_nothing)
+    assert (record["history"], record["training_seconds"]) == ([], 0)
+    assert set(record["metrics"]) == {"encyclopaedia", "news"}
+    own = sum(parameter.numel() for parameter in model.parameters())
+    assert record["parameters"] == 3 * own
+
+
+def test_the_estimate_of_an_ensemble_counts_what_its_members_are_asked(small_encoder):
+    alone = {"domains": ["encyclopaedia"], "multitask": None}
+    members = [make_run(small_encoder, seed=seed, **alone) for seed in (5, 6)]
+    fields = {"heads": None, "gate": Gate(rule="uniform"), "experts": members}
+    ensemble = make_run(small_encoder, variant="ensemble", **alone | fields)
+    known = {}
+    tokens = study.count_run_tokens(ensemble, known)
+    expected = 2 * (tokens.validation + tokens.scored) / 3
+    assert study.estimate_tokens(ensemble, known) == pytest.approx(expected)
 
 
 def test_the_estimate_has_room_for_hidden_states(small_encoder):

@@ -31,6 +31,8 @@ from qa_lib.losses.extra import ExtraLoss
 from qa_lib.settings.parameters import Distillation
 from qa_lib.settings.params import UserError
 
+SMALLEST = 1e-30  # below any probability that matters, and with a logarithm
+
 # ---- the weights of teachers: ROaD's Algorithm 2 ----
 
 
@@ -192,6 +194,18 @@ def find_smoothing(entropy: Tensor, classes: Tensor) -> Tensor:
     return ((low + high) / 2).to(entropy.dtype)
 
 
+def match_entropy(target: Tensor, gold: Tensor, mask: Tensor) -> Tensor:
+    """Return smoothed labels as log-probabilities, each of the entropy of a soft target, (B, K, C).
+
+    They are as soft as the target, and say nothing of what the teachers rank high or low.
+    target: log p of `soften`, (B, K, C); gold: (B, K); mask: (B, 1, C).
+    """
+    smoothing = find_smoothing(measure_entropy(target), mask.sum(-1))
+    smoothed = smooth_labels(gold, smoothing, mask)
+    lowest = torch.finfo(target.dtype).min
+    return smoothed.clamp(min=SMALLEST).log().masked_fill(~mask, lowest)
+
+
 # ---- as a part of a training ----
 
 
@@ -230,6 +244,8 @@ class DistillationLoss(ExtraLoss):
       - \mathcal{L}_\text{labels}\right)$$
 
     At α = 1 it is 0, and the run trains as without teachers. With annealing λ is in the place of α.
+    With `targets: smoothed` p is the label, smoothed to the entropy of the soft target. With
+    `targets: none` $\mathcal{L}_\text{soft}$ is logged and not learned.
     A batch has `teachers` (read_choices), and where hidden states are asked for `teacher_states`,
     (M, B, L, N, D). All is computed in fp32, without autocast. A model that is trained with it has:
 
@@ -283,15 +299,19 @@ class DistillationLoss(ExtraLoss):
         weights = self.choose_weights(right, step)
         logits = average_logits(choices.teachers, weights)
         target = soften(logits, options.temperature, choices.mask)
+        self.log(batch, "soft_target_entropy", measure_entropy(target))
+        if options.targets == "smoothed":
+            target = match_entropy(target, choices.gold, choices.mask)
         student = soften(choices.student, options.temperature, choices.mask)
         losses = soft_loss(target, student)
         if options.square:
             losses = options.temperature**2 * losses
         self.log(batch, "soft_loss", losses)
-        self.log(batch, "soft_target_entropy", measure_entropy(target))
         disagree = right.any(0) & ~right.all(0)  # (B, K)
         self.log(batch, "teachers_disagree", disagree.any(-1).float())
         self.log(batch, "largest_weight", weights.amax((0, 2)))
+        if options.targets == "none":
+            losses = torch.zeros_like(losses)
         if options.hidden != "none":
             of_states = self.compare_states(model, batch)
             self.log(batch, "states_loss", of_states)

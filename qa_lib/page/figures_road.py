@@ -53,6 +53,7 @@ TABLE_7 = {
 
 PRETRAINED = ("baseline", "mt-dnn", "mtl")
 CONTROLS = ("target-only", "mtl-one-draw", "mtl-own-heads")
+TAUGHT = ("mtl-ensemble", "kd", "weighted-kd", "shuffled-kd")
 UNANSWERABLE = tuple(
     f"{model}-unanswerable" for model in ("baseline", "joint-head", "mt-dnn", "mtl")
 )
@@ -62,6 +63,10 @@ PARTS = {
     "target-only": "the target's rows once more",
     "mtl-one-draw": "one draw a step, shared heads",
     "mtl-own-heads": "draws averaged, own heads",
+    "mtl-ensemble": "mean of the teachers' logits",
+    "kd": "ROaD, soft targets of its teachers",
+    "weighted-kd": "the same, teachers weighted",
+    "shuffled-kd": "the same, weights at random",
 }
 # Head → its task for readers.
 TASKS = {
@@ -111,9 +116,8 @@ def show_gradients(cosines: pd.DataFrame, left: float) -> report.Html:
     norm of the mean gradient, in units of the mean norm.
     """
     caption = (
-        "First, the cosine between the gradients of each two tasks, from batches of our own at a "
-        "model that is not trained yet. Second, what averaging leaves: the gradient of one task "
-        "has length 1, that of all tasks together is shorter where they disagree."
+        "First, the cosine between the gradients of each two tasks, at a model that is not trained "
+        "yet. Second, what averaging leaves: the mean gradient is shorter where tasks disagree."
     )
     alt = "A square of cosines, and two bars: one task, and the mean of all."
 
@@ -204,10 +208,12 @@ def table_pretraining(P, arm: str = "printed") -> report.Html:
     """Return T3 and T4: no second pre-training, MT-DNN's and ROaD's."""
     name = "table3" if arm == "printed" else "table_equal"
     caption = "No second pre-training, MT-DNN's and ROaD's: scores in percent."
+    if arm == "tuned":
+        caption = "Pre-trainings, controls, and students of teachers: scores in percent."
     printed = TABLES_3_AND_4 if arm == "printed" else {}
     if arm == "printed":
         caption = f"T3 and T4. {caption} The report's encoder is ELECTRA-Large."
-    variants = list(PRETRAINED) if arm == "printed" else [*PRETRAINED, *CONTROLS]
+    variants = list(PRETRAINED) if arm == "printed" else [*PRETRAINED, *CONTROLS, *TAUGHT]
     return pieces.table_grid(P, name, caption, variants, name_columns(P), printed, arm=arm)
 
 
@@ -279,9 +285,9 @@ def table_blocks(P) -> report.Html:
 
 
 def table_cost(P) -> report.Html:
-    """Return parameters and seconds of each model: pre-training, and fine-tuning behind it."""
+    """Return parameters and passes of each model when it answers, and the seconds of training."""
     rows = []
-    for variant in (*PRETRAINED, "joint-head", *CONTROLS):
+    for variant in (*PRETRAINED, "joint-head", *CONTROLS, *TAUGHT, "mtl-kd", "ensemble"):
         own = [s for s in plans.plan(P) if s.variant == variant and s.arm == "printed"]
         own = [spec for spec in own if spec.domains[0] == P.domains[0]]
         if not own:
@@ -289,25 +295,48 @@ def table_cost(P) -> report.Html:
         records = [record for _, record in runs.require_records(own)]
         starts = [spec.start for spec in own if spec.start and spec.start.multitask]
         before = [record for _, record in runs.require_records(starts)]
+        others = [record for _, record in runs.require_records(list_others(own))]
         row = {
             "model": plans.display_name(P.report, variant),
             "parameters": f"{records[0]['parameters']:,}",
+            "passes of the encoder": f"{max(1, len(own[0].experts))}",
             "windows of pre-training": f"{starts[0].batch_size * P.steps:,}" if starts else "0",
-            "seconds of pre-training": average_seconds(before),
-            "seconds of fine-tuning": average_seconds(records),
+            "seconds of pre-training": average_seconds(before, len(own)),
+            "seconds of fine-tuning": average_seconds(records, len(own)),
+            "seconds of its teachers": average_seconds(others, len(own)),
         }
         rows.append(row | {"run": tuple(record["run"] for record in records + before)})
     if not rows:
         return report.note_absent("models")
-    caption = "Parameters when answering, and training time as recorded, means over seeds."
+    caption = (
+        "Parameters when answering, how often the encoder then reads a window, and training time "
+        "as recorded, for one seed. Teachers are the further models that have to be trained."
+    )
     return report.save_table(P, "table_cost", pd.DataFrame(rows), caption)
 
 
-def average_seconds(records: list[dict]) -> str:
-    """Return the mean of the seconds of training of runs, or "–"."""
+def list_others(specs: list[Spec]) -> list[Spec]:
+    """Return the runs that are behind some runs as teachers, or as members of an ensemble.
+
+    What a run goes on from is left out.
+    """
+    others = {}
+    for spec in specs:
+        chain = [spec]
+        while chain[-1].start:
+            chain.append(chain[-1].start)
+        own = {run.hash for run in chain}
+        for run in selection.list_lineage(spec):
+            if run.hash not in own:
+                others[spec.seed, run.hash] = run
+    return list(others.values())
+
+
+def average_seconds(records: list[dict], seeds: int) -> str:
+    """Return the seconds that the training of some runs took for one seed, or "–" without runs."""
     if not records:
         return "–"
-    return f"{np.mean([record['training_seconds'] for record in records]):.0f}"
+    return f"{sum(record['training_seconds'] for record in records) / seeds:.0f}"
 
 
 # ---- why: do tasks pull in one direction? ----
@@ -342,9 +371,8 @@ def figure_cosines(P) -> report.Html:
     of_mtl = rows[rows["variant"] == "mtl-pretraining"]
     square = make_square(of_mtl, list(P.pretraining))
     caption = (
-        "Cosines between the gradients of datasets. First over pre-training, means over pairs of "
-        "datasets that share a task (dashed) and that do not; then each two datasets in ROaD, "
-        f"means over training and seeds. {describe_cosines(of_mtl)}"
+        "Cosines between gradients. First over pre-training, of datasets that share a task "
+        f"(dashed) and that do not; then of each two datasets in ROaD. {describe_cosines(of_mtl)}"
     )
     alt = "Lines of cosines over the updates of pre-training, and a square of cosines."
 
@@ -370,8 +398,7 @@ def describe_cosines(rows: pd.DataFrame) -> str:
     datasets = len({*rows["first"], *rows["second"]})
     return (
         f"Of the cosines between tasks, {against:.0f} % are negative. The mean of all gradients is "
-        f"{left:.2f} times as long as one of them; it would be {datasets**-0.5:.2f} times as long "
-        "if they were orthogonal and of one length."
+        f"{left:.2f} times as long as one; {datasets**-0.5:.2f} if they were orthogonal."
     )
 
 

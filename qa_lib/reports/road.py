@@ -3,12 +3,14 @@
 Its parameters, its models, one function for each of its experiments, and the list of its runs:
 multi-task pre-training with averaged gradients (data/batches.py), one head for all datasets of a
 task (models/shared_encoder.py), learning rates that fall from layer to layer
-(training/layer_rates.py), and MT-DNN's recipe beside it; the controls that could explain a gain;
-and equal tuning.
+(training/layer_rates.py), and MT-DNN's recipe beside it; distillation from trained models, weighted
+by who is right or not (losses/distillation.py); the controls that could explain a gain; and equal
+tuning.
 
 A model is an encoder that is pre-trained on several datasets and then fine-tuned on the target,
 whose dataset is the first of `domains`. It is tested there, and on the second, which nothing is
-trained on.
+trained on. Teachers are models of the same kind that were trained before; those of a seed beyond
+the study's have a name of their own and are tested nowhere.
 """
 
 from collections.abc import Callable
@@ -24,11 +26,14 @@ from qa_lib.settings import encoder_files
 from qa_lib.settings.parameters import (
     Batch,
     Blocks,
+    Distillation,
+    Gate,
     Heads,
     LayerDecay,
     Multitask,
     Rate,
     Rows,
+    Seed,
     Seeds,
     Share,
     Study,
@@ -40,8 +45,8 @@ from qa_lib.settings.spec import Spec
 TITLE = "ROaD-ELECTRA"
 
 # Variant: its name for readers, and its one colour everywhere, in the order of every figure. One
-# hue for each group: no second pre-training, MT-DNN, averaged gradients, controls. Other encoders
-# have the colours of their group, a little darker.
+# hue for each group: no second pre-training, MT-DNN, averaged gradients, distillation, controls.
+# Other encoders have the colours of their group, a little darker, and ROaD-Base has greys.
 MODELS = {
     "baseline": ("Plain", "#0072b2"),
     "joint-head": ("Plain, joint head", "#5f8fb4"),
@@ -57,29 +62,80 @@ MODELS = {
     "baseline-albert": ("Plain ALBERT", "#004166"),
     "mt-dnn-albert": ("MT-DNN on ALBERT", "#6b4700"),
     "mtl-albert": ("ROaD on ALBERT", "#7d3700"),
+    "mtl-kd": ("ROaD, soft targets", "#c2431a"),
+    "mtl-ensemble": ("Ensemble of ROaD", "#6b4fa0"),
+    "kd": ("Distillation", "#8a6fc4"),
+    "weighted-kd": ("Weighted distillation", "#7b2d8b"),
+    "annealed-kd": ("Annealed distillation", "#a05fb0"),
+    "born-again": ("Born again", "#4c5fb0"),
+    "kd-one": ("Distillation, one teacher", "#7f8fd0"),
+    "shuffled-kd": ("Weights at random", "#a83c78"),
+    "smoothed-labels": ("Smoothed labels", "#0f8f8f"),
+    "ensemble": ("Ensemble of Plain", "#3a6ea5"),
+    "kd-from-larger": ("Distillation, larger teacher", "#5a4a8a"),
+    "kd-from-smaller": ("Distillation, smaller teacher", "#9a8ad0"),
+    "kd-small": ("Distillation, both smaller", "#76629f"),
+    "mtl-small": ("ROaD, fewer blocks", "#e0703a"),
+    "mtl-teacher": ("ROaD, further seed", "#e08a5a"),
+    "baseline-teacher": ("Plain, further seed", "#6aa5cc"),
+    "teacher": ("Teacher of one dataset", "#c09060"),
+    "base": ("Base, other draws", "#3a3a3a"),
+    "base-student": ("Base, no teacher", "#4f5b66"),
+    "base-student-teacher": ("Base, further seed", "#8a949c"),
+    "base-none": ("Base, ROaD teaches", "#5b5348"),
+    "base-1": ("Base, 1 draw", "#7a7062"),
+    "base-2": ("Base, 2 draws", "#6e6456"),
+    "base-4": ("Base, 4 draws", "#62584a"),
+    "base-8": ("Base, 8 draws", "#564c3e"),
+    "base-4-untaught": ("Base, 4 draws, no teacher", "#9a9082"),
+    "base-hidden": ("Base, states alone", "#4a6a5a"),
+    "base-both": ("Base, logits and states", "#5a7a6a"),
+    "base-last-hidden": ("Base, logits and last states", "#6a8a7a"),
+    "base-from-base-1": ("Base, one Base teaches", "#3f6f8f"),
+    "base-from-base-3": ("Base, several Base teach", "#2f5f7f"),
+    "base-from-electra-1": ("Base, one Plain teaches", "#4f8fbf"),
+    "base-from-electra-3": ("Base, several Plain teach", "#3f7faf"),
+    "base-from-road-3": ("Base, several ROaD teach", "#b5653a"),
+    "base-from-distilled": ("Base, distilled ROaD teaches", "#8f4f9f"),
 }
 
 # What a page leads with.
 COMPARISONS = (
     Comparison("mtl-over-baseline", "ROaD", "Plain", "target, EM"),
     Comparison("mtl-over-mt-dnn", "ROaD", "MT-DNN", "target, EM"),
-    Comparison("averaging-helps", "ROaD", "ROaD, one draw a step", "target, EM"),
-    Comparison("mt-dnn-hurts", "MT-DNN", "Plain", "target, EM"),
     Comparison("newsqa-gain", "ROaD", "Plain", "other domain, EM"),
+    Comparison("kd-over-single", "Distillation", "ROaD", "target, EM"),
+    Comparison("weighted-over-kd", "Weighted distillation", "Distillation", "target, EM"),
+    Comparison("final-over-baseline", "Weighted distillation", "Plain", "target, EM"),
 )
-# From the plain encoder to the report's pre-training.
+# From the plain encoder to the report's final model.
 STEPS = (
     Step("several datasets, one a step", "baseline", "mt-dnn"),
     Step("gradients of four draws averaged", "mt-dnn", "mtl-own-heads"),
     Step("a head for each task, not dataset", "mtl-own-heads", "mtl"),
+    Step("the soft targets of three teachers", "mtl", "kd"),
+    Step("teachers weighted by who is right", "kd", "weighted-kd"),
 )
 
 # Equal tuning: the models that have trials, and those that take the settings of ROaD.
 TUNED = ("baseline", "mt-dnn", "mtl")
 FOLLOWERS = ("target-only", "mtl-one-draw", "mtl-own-heads")
+# The parts that need a team of teachers.
+TAUGHT = (
+    "distillation",
+    "born-again",
+    "smoothing",
+    "wrong-weights",
+    "ensemble",
+    "teacher-sizes",
+    "base",
+    "base-passes",
+    "base-hidden",
+)
 
 # What the learning rate is multiplied by, from one layer to the one below.
 Decay = Annotated[float, Field(gt=0, le=1)]
+Portion = Annotated[float, Field(ge=0, le=1)]
 
 
 class Parameters(Study):
@@ -106,6 +162,16 @@ class Parameters(Study):
             "sentences",
             "blocks",
             "encoders",
+            "soft-pretraining",
+            "distillation",
+            "born-again",
+            "smoothing",
+            "wrong-weights",
+            "ensemble",
+            "teacher-sizes",
+            "base",
+            "base-passes",
+            "base-hidden",
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
@@ -131,6 +197,22 @@ class Parameters(Study):
     sweep_blocks: list[Blocks]  # blocks of the encoder
     # Name of an encoder in variants (bert, albert) → the encoder.
     encoders: dict[str, str]
+    # Distillation (settings/parameters.py has the same in Distillation). The teachers of seed s are
+    # models of the seeds s + 0, s + 100, …
+    teacher_seeds: list[Seed]
+    temperature: float = Field(gt=0, le=1000)  # T of teachers and student
+    hard: Portion  # α, weight of the labels' own loss
+    square: bool  # the teachers' part is multiplied by T²
+    wrong_weight: Portion  # W of a teacher that is wrong
+    correct: Literal["joint", "separate"]  # start and end are right together, or each by itself
+    all_wrong: Literal["mean", "scaled"]  # where no teacher is right
+    generations: int = Field(ge=1, le=10)  # of models that are born again
+    sweep_wrong_weights: list[Portion]
+    # The student of ROaD-Base, where it differs from the study's own models. None: it does not.
+    base_encoder: str | None = None
+    base_steps: Rows | None = None
+    base_learning_rate: Rate | None = None  # of fine-tuning
+    base_decay: Decay | None = None  # of fine-tuning
     # Arm tuned. ROaD and MT-DNN: rates and decays of pre-training, and rates of fine-tuning. Plain:
     # rates and epochs.
     trial_pretraining_rates: list[Rate] = Field(min_length=1)
@@ -172,6 +254,16 @@ class Parameters(Study):
                 "sentences: the part sentences of experiments needs datasets; name some, or leave "
                 "the part out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _teachers(self):
+        for part in TAUGHT:
+            if part in self.experiments and not self.teacher_seeds:
+                raise ValueError(
+                    f"teacher_seeds: the part {part} of experiments needs teachers; write [0, 100] "
+                    "for two of them, or leave the part out"
+                )
         return self
 
     def named_datasets(self) -> dict[str, list[str]]:
@@ -227,21 +319,22 @@ class Pretraining:
     passes: int
     sampling: Literal["uniform", "proportional", "annealed"]
     one_for: Literal["dataset", "task"]
+    steps: int  # updates
 
 
 def list_pretrainings(params: Parameters) -> dict[str, Pretraining]:
     """Return model → its second pre-training, at the report's settings."""
     every = params.pretraining
-    passes, sampling = params.passes, params.sampling
+    passes, sampling, steps = params.passes, params.sampling, params.steps
     alone = {params.domains[0]: params.train_rows}
     return {
         # MT-DNN takes a batch of one dataset a step, and a large dataset as often as it has rows.
-        "mt-dnn": Pretraining(every, 1, "proportional", "dataset"),
-        "mtl": Pretraining(every, passes, sampling, "task"),
+        "mt-dnn": Pretraining(every, 1, "proportional", "dataset", steps),
+        "mtl": Pretraining(every, passes, sampling, "task", steps),
         # As many updates on the target's own training rows: no other data, the same arithmetic.
-        "target-only": Pretraining(alone, passes, sampling, "task"),
-        "mtl-one-draw": Pretraining(every, 1, sampling, "task"),
-        "mtl-own-heads": Pretraining(every, passes, sampling, "dataset"),
+        "target-only": Pretraining(alone, passes, sampling, "task", steps),
+        "mtl-one-draw": Pretraining(every, 1, sampling, "task", steps),
+        "mtl-own-heads": Pretraining(every, passes, sampling, "dataset", steps),
     }
 
 
@@ -275,7 +368,7 @@ class Arm:
             "heads": self.make_heads(pretraining.one_for),
             "multitask": Multitask(
                 schedule="draws",
-                rounds=params.steps,
+                rounds=pretraining.steps,
                 passes=pretraining.passes,
                 sampling=pretraining.sampling,
             ),
@@ -316,13 +409,14 @@ class Arm:
         pretraining: Pretraining | None = None,
         heads: dict | None = None,
         everywhere: dict | None = None,
+        before: dict | None = None,
         **fields,
     ) -> list[Spec]:
         """Return the runs of a model for each seed: its pre-training, and fine-tuning behind it.
 
         variant: by default the model's name. target: by default the first dataset. pretraining: by
-        default the model's. heads: options of heads. everywhere: fields of both runs; fields: of
-        fine-tuning alone.
+        default the model's. heads: options of heads. everywhere: fields of both runs; before: of
+        the pre-training alone; fields: of fine-tuning alone.
         """
         params = self.params
         pretraining = pretraining or self.pretrainings.get(model)
@@ -344,12 +438,113 @@ class Arm:
         for seed in seeds or params.seeds:
             start = self.shared["start"]
             if pretraining:
-                of_pretraining = chosen.get("pretraining", {}) | (everywhere or {})
+                of_pretraining = chosen.get("pretraining", {}) | (everywhere or {}) | (before or {})
                 start = self.pretrain(variant or model, seed, pretraining, **of_pretraining)
                 specs.append(start)
             of_run = {"seed": seed, "start": start} | of_fine_tuning | (everywhere or {}) | fields
             specs.append(Spec(**self.shared | own | of_run))
         return specs
+
+    # ---- teachers and students ----
+
+    def list_seeds(self) -> list[int]:
+        """Return the seeds of sweeps and of ROaD-Base."""
+        return self.params.sweep_seeds or self.params.seeds
+
+    def list_targets(self) -> list[str | None]:
+        """Return the targets of models that the report fine-tunes on several; None is the first."""
+        further = self.params.sentences if "sentences" in self.params.experiments else []
+        return [None, *further]
+
+    def train_team(
+        self, model: str, seed: int, size: int | None = None, variant: str | None = None, **how
+    ) -> tuple[list[Spec], list[Spec]]:
+        """Return the teachers of a seed, with the runs behind them, and the teachers alone.
+
+        They are one model at several seeds. One beyond the study's seeds is named as a teacher and
+        has no test set, so that it enters no comparison. size: how many; how: of train_model.
+        """
+        variant = variant or model
+        specs, teachers = [], []
+        for added in self.params.teacher_seeds[:size]:
+            own = {"variant": variant, "seeds": [seed + added]} | how
+            if seed + added not in self.params.seeds:
+                own |= {"variant": f"{variant}-teacher", "tests": []}
+                own["everywhere"] = how.get("everywhere", {}) | {"probes": 0}
+            specs += self.train_model(model, **own)
+            teachers.append(specs[-1])
+        return specs, teachers
+
+    def gather_teachers(
+        self, seed: int, size: int | None = None
+    ) -> tuple[list[Spec], Spec, list[Spec]]:
+        """Return the runs that a student of ROaD needs, the student itself, and its teachers.
+
+        The student is not taught yet. size: how many teachers.
+        """
+        own = self.train_model("mtl", seeds=[seed])
+        behind, teachers = self.train_team("mtl", seed, size)
+        return own + behind, own[-1], teachers
+
+    def train_dataset_teachers(self, seed: int) -> list[Spec]:
+        """Return a plain model for each dataset of pre-training, trained on its rows there."""
+        params = self.params
+        teachers = []
+        for place, (name, rows) in enumerate(params.pretraining.items()):
+            own = {
+                "variant": f"teacher-{name}",
+                "seed": seed,
+                "domains": [name],
+                "rows": [rows],
+                "places": [place] if place else None,
+                "fingerprints": common.fingerprint_domains(params, [name]),
+                "validation_rows": 0,
+                "tests": [],
+                "held_out": self.list_held_out(),
+                "heads": self.make_heads("task"),
+                "layer_decay": make_decay(params, params.decay),
+                "checkpoint": "last",
+                "looks": 1,
+            }
+            teachers.append(Spec(**self.shared | own))
+        return teachers
+
+    def make_distillation(self, **options) -> Distillation:
+        """Return the report's distillation with other options, without what these do not read."""
+        params = self.params
+        own = {"temperature": params.temperature, "square": params.square}
+        if "annealing" not in options:
+            own["hard"] = params.hard
+        if "teachers" in options:  # weighted, or the weights at random
+            own["wrong_weight"] = params.wrong_weight
+            own |= {"correct": params.correct, "all_wrong": params.all_wrong}
+        return Distillation(**own | options)
+
+    def teach(self, variant: str, student: Spec, taught_by: list[Spec], **options) -> Spec:
+        """Return the run of a student that learns from teachers while it is fine-tuned.
+
+        student: the same run without teachers; options: of Distillation.
+        """
+        distillation = self.make_distillation(**options)
+        taught = {"variant": variant, "teachers": taught_by, "distillation": distillation}
+        return Spec(**dict(student) | taught)
+
+    def average(self, variant: str, seed: int, members: list[Spec]) -> Spec:
+        """Return the run that answers by the mean of its members' logits and trains nothing."""
+        params = self.params
+        target = params.domains[0]
+        own = {
+            "variant": variant,
+            "seed": seed,
+            "domains": [target],
+            "rows": [params.train_rows],
+            "fingerprints": common.fingerprint_domains(params, [target]),
+            "tests": params.domains + params.altered_tests,
+            "gate": Gate(rule="uniform"),
+            "experts": members,
+            "start": None,
+        }
+        return Spec(**self.shared | own)
 
 
 # ---- the experiments ----
@@ -381,7 +576,7 @@ def plan_passes(arm: Arm) -> list[Spec]:
     params = arm.params
     specs = []
     for number in params.sweep_passes:
-        draws = Pretraining(params.pretraining, number, params.sampling, "task")
+        draws = Pretraining(params.pretraining, number, params.sampling, "task", params.steps)
         variant = f"mtl-passes-{number}"
         specs += arm.train_model("mtl", variant, params.sweep_seeds, pretraining=draws)
     return specs
@@ -436,6 +631,197 @@ def plan_encoders(arm: Arm) -> list[Spec]:
     return specs
 
 
+# ---- the experiments with teachers ----
+
+
+def plan_soft_pretraining(arm: Arm) -> list[Spec]:
+    """ROaD's pre-training with the soft targets of one teacher for each dataset (T5)."""
+    specs = []
+    for seed in arm.params.seeds:
+        teachers = arm.train_dataset_teachers(seed)
+        specs += teachers
+        distillation = arm.make_distillation(by_dataset=True)
+        before = {"teachers": teachers, "distillation": distillation, "probes": 0}
+        targets = arm.list_targets() if seed in arm.list_seeds() else [None]
+        for target in targets:
+            specs += arm.train_model("mtl", "mtl-kd", [seed], target=target, before=before)
+    return specs
+
+
+def plan_distillation(arm: Arm) -> list[Spec]:
+    """Three teachers together, and students that learn from them in several ways (T6).
+
+    The control has the weights of weighted distillation, given to teachers at random.
+    """
+    specs = []
+    for seed in arm.params.seeds:
+        behind, student, teachers = arm.gather_teachers(seed)
+        specs += behind
+        specs += [
+            arm.average("mtl-ensemble", seed, teachers),
+            arm.teach("kd", student, teachers),
+            arm.teach("weighted-kd", student, teachers, teachers="weighted"),
+            arm.teach("annealed-kd", student, teachers, annealing=True),
+            arm.teach("shuffled-kd", student, teachers, teachers="shuffled"),
+        ]
+    return specs
+
+
+def plan_born_again(arm: Arm) -> list[Spec]:
+    """A student of one teacher, and models that each teach the next one."""
+    specs = []
+    for seed in arm.params.seeds:
+        behind, student, (teacher,) = arm.gather_teachers(seed, size=1)
+        specs += behind
+        specs.append(arm.teach("kd-one", student, [teacher]))
+        last = arm.params.generations
+        for generation in range(1, last + 1):
+            variant = "born-again" if generation == last else f"born-again-{generation}"
+            teacher = arm.teach(variant, student, [teacher])
+            specs.append(teacher)
+    return specs
+
+
+def plan_smoothing(arm: Arm) -> list[Spec]:
+    """Labels as soft as the teachers' targets, without what the teachers say of wrong answers."""
+    specs = []
+    for seed in arm.params.seeds:
+        behind, student, teachers = arm.gather_teachers(seed)
+        specs += behind
+        specs.append(arm.teach("smoothed-labels", student, teachers, targets="smoothed"))
+    return specs
+
+
+def plan_wrong_weights(arm: Arm) -> list[Spec]:
+    """Sweep of the weight W that a wrong teacher has; at 1 it is ordinary distillation."""
+    specs = []
+    for seed in arm.list_seeds():
+        behind, student, teachers = arm.gather_teachers(seed)
+        specs += behind
+        for weight in arm.params.sweep_wrong_weights:
+            options = {"teachers": "weighted", "wrong_weight": weight}
+            variant = "weighted-kd-sweep"
+            specs.append(arm.teach(variant, student, teachers, **options))
+    return specs
+
+
+def plan_ensemble(arm: Arm) -> list[Spec]:
+    """Plain models together, which T7 compares with one final model."""
+    specs = []
+    for seed in arm.params.seeds:
+        team, members = arm.train_team("baseline", seed)
+        specs += [*team, arm.average("ensemble", seed, members)]
+    return specs
+
+
+def plan_teacher_sizes(arm: Arm) -> list[Spec]:
+    """Teachers with more blocks than their student, with fewer, and with as few."""
+    specs = []
+    for seed in arm.list_seeds():
+        *pretraining, large = arm.train_model("mtl", seeds=[seed])
+        specs += [*pretraining, large]
+        for blocks in arm.params.sweep_blocks:
+            few = {"blocks": blocks}
+            *pretraining, small = arm.train_model("mtl", "mtl-small", [seed], everywhere=few)
+            specs += [*pretraining, small]
+            specs += [
+                arm.teach("kd-from-larger", small, [large]),
+                arm.teach("kd-from-smaller", large, [small]),
+                arm.teach("kd-small", small, [small]),
+            ]
+    return specs
+
+
+# ---- ROaD-Base, of the report's author's later post ----
+
+
+def describe_base(params: Parameters) -> dict:
+    """Return in what the students of ROaD-Base differ, as arguments of Arm.train_model."""
+    differing = {"everywhere": {}}
+    if params.base_encoder:
+        weights = encoder_files.identify_weights(params.base_encoder)
+        differing["everywhere"] = {"encoder": params.base_encoder, "weights": weights}
+    if params.base_learning_rate:
+        differing["learning_rate"] = params.base_learning_rate
+    if params.base_decay:
+        differing["layer_decay"] = make_decay(params, params.base_decay)
+    return differing
+
+
+def plan_base(arm: Arm) -> list[Spec]:
+    """Students without a second pre-training: untaught, and of several kinds of teachers."""
+    specs = []
+    base = describe_base(arm.params)
+    for seed in arm.list_seeds():
+        for target in arm.list_targets():
+            specs += arm.train_model("baseline", "base-student", [seed], target=target, **base)
+        *_, student = arm.train_model("baseline", "base-student", [seed], **base)
+        of_road, (road,) = arm.train_team("mtl", seed, size=1)
+        of_plain, plain = arm.train_team("baseline", seed, variant="base-student", **base)
+        specs += [*of_road, *of_plain]
+        specs += [
+            arm.teach("base-none", student, [road]),
+            arm.teach("base-from-base-1", student, plain[:1]),
+            arm.teach("base-from-base-3", student, plain),
+        ]
+        if arm.params.base_encoder:
+            specs += plan_larger_teachers(arm, seed, student)
+    return specs
+
+
+def plan_larger_teachers(arm: Arm, seed: int, student: Spec) -> list[Spec]:
+    """Return the runs of a student whose teachers are larger, or were distilled themselves."""
+    of_plain, plain = arm.train_team("baseline", seed)
+    of_road, single, road = arm.gather_teachers(seed)
+    distilled = arm.teach("weighted-kd", single, road, teachers="weighted")
+    return [
+        *of_plain,
+        *of_road,
+        distilled,
+        arm.teach("base-from-electra-1", student, plain[:1]),
+        arm.teach("base-from-electra-3", student, plain),
+        arm.teach("base-from-road-3", student, road),
+        arm.teach("base-from-distilled", student, [distilled]),
+    ]
+
+
+def plan_base_passes(arm: Arm) -> list[Spec]:
+    """Students of one teacher behind pre-trainings of several draws a step; one untaught too."""
+    params = arm.params
+    specs = []
+    base = describe_base(params)
+    steps = params.base_steps or params.steps
+    for seed in arm.list_seeds():
+        of_road, (road,) = arm.train_team("mtl", seed, size=1)
+        specs += of_road
+        for number in params.sweep_passes:
+            draws = Pretraining(params.pretraining, number, params.sampling, "task", steps)
+            how = {"seeds": [seed], "pretraining": draws} | base
+            variant = f"base-{number}"
+            pretraining, student = arm.train_model("mtl", variant, **how)
+            specs += [pretraining, arm.teach(variant, student, [road])]
+            if number == params.passes:
+                for target in arm.list_targets():
+                    specs += arm.train_model("mtl", f"{variant}-untaught", target=target, **how)
+    return specs
+
+
+def plan_base_hidden(arm: Arm) -> list[Spec]:
+    """What is distilled: hidden states alone, logits and states, and logits and the last states."""
+    specs = []
+    base = describe_base(arm.params)
+    for seed in arm.list_seeds():
+        *_, student = arm.train_model("baseline", "base-student", [seed], **base)
+        of_road, (road,) = arm.train_team("mtl", seed, size=1)
+        specs += of_road
+        specs += [
+            arm.teach("base-hidden", student, [road], hidden="all", targets="none"),
+            arm.teach("base-both", student, [road], hidden="all"),
+            arm.teach("base-last-hidden", student, [road], hidden="last"),
+        ]
+    return specs
+
+
 # The experiments that parameter `experiments` names, in the order of their runs.
 EXPERIMENTS = {
     "heads": plan_heads,
@@ -446,6 +832,16 @@ EXPERIMENTS = {
     "sentences": plan_sentences,
     "blocks": plan_blocks,
     "encoders": plan_encoders,
+    "soft-pretraining": plan_soft_pretraining,
+    "distillation": plan_distillation,
+    "born-again": plan_born_again,
+    "smoothing": plan_smoothing,
+    "wrong-weights": plan_wrong_weights,
+    "ensemble": plan_ensemble,
+    "teacher-sizes": plan_teacher_sizes,
+    "base": plan_base,
+    "base-passes": plan_base_passes,
+    "base-hidden": plan_base_hidden,
 }
 
 
@@ -474,7 +870,8 @@ def list_settings(params: Parameters, model: str) -> list[dict]:
 def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec]:
     """Return the trials of the models that are tuned, on one seed, and the runs of what they chose.
 
-    The controls take the settings of ROaD, which they are controls of.
+    The controls take the settings of ROaD, which they are controls of. So do its teachers and the
+    students that learn from them.
     """
     params = arm.params
     specs = []
@@ -496,6 +893,8 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     specs += plan_pretraining(tuned)
     if "controls" in params.experiments:
         specs += plan_controls(tuned)
+    if "distillation" in params.experiments:
+        specs += plan_distillation(tuned)
     return specs
 
 

@@ -460,3 +460,16 @@ class Distillation(Strict):
     # The labels' weight rises linearly from 0 to 1 over the updates, in place of α.
     annealing: bool = False
     hidden: Literal["none", "last", "all"] = "none"  # blocks whose states are learned too
+    # What is learned of a row beside states: the soft target of its teachers; its label, smoothed
+    # to the entropy of that target, without the teachers' ranking (the control); or nothing.
+    targets: Literal["teachers", "smoothed", "none"] = "teachers"
+    by_dataset: bool = False  # a dataset has those teachers alone that were trained on it
+
+    @model_validator(mode="after")
+    def _targets(self):
+        if self.targets == "none" and self.hidden == "none":
+            raise ValueError(
+                "targets: without soft targets and without hidden states there is nothing to "
+                "learn; write hidden: last, or all"
+            )
+        return self

@@ -13,6 +13,8 @@ import numpy as np
 
 from qa_lib.tasks.characters import trim_invisible
 
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+
 
 def normalise(text: str) -> str:
     """Return a text in the official normal form, without invisible characters at its ends.
@@ -48,6 +50,22 @@ def f1(answer: str, gold: str) -> float:
         return 100.0 * (words == gold_words)
     common = sum((Counter(words) & Counter(gold_words)).values())
     return 200.0 * common / (len(words) + len(gold_words))
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
+    r"""Return the expected calibration error (ECE), in percent.
+
+    Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3:
+
+    $\mathrm{ECE} = \sum_m \frac{|B_m|}{R} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$
+
+    B_m holds the rows whose confidence, the probability of what is predicted, lies in
+    ((m−1)/M, m/M]; acc is the share of right predictions there, conf the mean confidence.
+    confidence: 0 to 1, (R,); right: 1 where the prediction is right, else 0, (R,).
+    """
+    number = np.maximum(np.ceil(confidence * bins).astype(int) - 1, 0)  # of each row's bin
+    gaps = np.bincount(number, right - confidence, minlength=bins)  # |B_m| (acc − conf)
+    return float(100 * np.abs(gaps).sum() / len(confidence))
 
 
 def average_scores(values: np.ndarray, clusters: list[str] | None = None) -> float:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import torch
 
 SHOWN_CLASSES = 10  # that an error lists
-BINS = 15  # of the calibration error, as in Guo et al. 2017
 PAIR = "pair_"  # prefix of the columns and tensors of a second text
 
 
@@ -311,22 +310,14 @@ def class_probabilities(logits: np.ndarray) -> np.ndarray:
     return softmax(logits, axis=1)
 
 
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    r"""Return the expected calibration error (ECE), in percent.
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error of classes, in percent (metrics.calibration_error).
 
-    Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3:
-
-    $\mathrm{ECE} = \sum_m \frac{|B_m|}{R} \, |\mathrm{acc}(B_m) - \mathrm{conf}(B_m)|$
-
-    B_m holds the rows whose confidence, the largest probability, lies in ((m−1)/M, m/M]; acc is the
-    share of right predictions there, conf the mean confidence.
-    probabilities: (R, C); labels: numbers of the true classes, (R,).
+    The confidence of a row is its largest probability. probabilities: (R, C); labels: numbers of
+    the true classes, (R,).
     """
-    confidence = probabilities.max(axis=1)  # (R,)
     right = probabilities.argmax(axis=1) == labels  # (R,)
-    number = np.ceil(confidence * bins).astype(int) - 1  # of each row's bin
-    gaps = np.bincount(number, right - confidence, minlength=bins)  # |B_m| (acc − conf)
-    return float(100 * np.abs(gaps).sum() / len(labels))
+    return metrics.calibration_error(probabilities.max(axis=1), right)
 
 
 def score_each_class(labels: np.ndarray, predicted: np.ndarray, classes: int) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.special import expit, logsumexp
 
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import metrics, no_answer
@@ -367,6 +368,8 @@ class WindowSpan(NamedTuple):
     last: int
     score: float  # -inf where no span is valid
     null_score: float  # of "no answer"
+    probability: float  # of the span, 0 to 1
+    null_probability: float
 
 
 def find_window_spans(
@@ -389,24 +392,35 @@ def is_joint(outputs: dict[str, list[np.ndarray]]) -> bool:
 def find_logit_spans(
     offsets: list[list[int]], outputs: dict[str, list[np.ndarray]], one_token: bool
 ) -> Iterator[WindowSpan]:
-    """Yield the best span of each window from the logits of start and end.
+    r"""Yield the best span of each window from the logits of start and end.
 
-    "No answer" is the span of [CLS] alone.
+    "No answer" is the span of [CLS] alone. The probability of a span is
+
+    $p(i, j) = \operatorname{softmax}_i(s)\, \operatorname{softmax}_j(e)$
     """
     start = pad_logits(outputs["start"])  # (W, T)
     end = pad_logits(outputs["end"])  # (W, T)
-    spans = best_spans(start, end, mark_context(offsets, start.shape[1]), one_token)
-    yield from map(WindowSpan, offsets, *spans, start[:, 0] + end[:, 0])
+    first, last, score = best_spans(start, end, mark_context(offsets, start.shape[1]), one_token)
+    null_score = start[:, 0] + end[:, 0]  # (W,)
+    # $p(i, j) = \exp(s_i + e_j - \log \sum_k e^{s_k} - \log \sum_k e^{e_k})$
+    total = logsumexp(start, axis=1) + logsumexp(end, axis=1)  # (W,)
+    chances = np.exp(score - total), np.exp(null_score - total)
+    yield from map(WindowSpan, offsets, first, last, score, null_score, *chances)
 
 
 def find_beam_spans(
     offsets: list[list[int]], outputs: dict[str, list[np.ndarray]], one_token: bool
 ) -> Iterator[WindowSpan]:
-    """Yield the best span of each window from the beam of a joint head."""
+    """Yield the best span of each window from the beam of a joint head.
+
+    Its scores are log-probabilities, and "no answer" has a classifier's logit.
+    """
     beams = zip(outputs["first"], outputs["last"], outputs["spans"], strict=True)
     for of_window, beam, null_score in zip(offsets, beams, outputs["null"], strict=True):
         context = np.asarray(of_window)[1::2] > 0  # (T,)
-        yield WindowSpan(of_window, *best_beam_span(*beam, context, one_token), float(null_score))
+        first, last, score = best_beam_span(*beam, context, one_token)
+        chances = float(np.exp(score)), float(expit(null_score))
+        yield WindowSpan(of_window, first, last, score, float(null_score), *chances)
 
 
 def predict_answers(
@@ -417,9 +431,9 @@ def predict_answers(
     null_answers: bool = False,
     null_threshold: float = 0.0,
 ) -> list[dict]:
-    """Return an answer for each row: {text, start, end (characters), tokens, score, window}.
+    """Return an answer for each row: {text, start, end (characters), tokens, score, window, …}.
 
-    The text is "" where no span is valid.
+    The text is "" where no span is valid. `confidence` is the answer's probability in its window.
     outputs: of read_outputs, for each window in the order of `windows` (tokenise_rows).
     null_answers: answer "" where the null margin is above `null_threshold`, as in SQuAD 2.0. The
     margin is the score of "no answer", the lowest of all windows, less the score of the best span;
@@ -431,24 +445,29 @@ def predict_answers(
     first_window: dict[int, int] = {}
     for window, row in enumerate(row_of):
         first_window.setdefault(row, window)
-    answers = [
-        {**no_answer, "score": -np.inf, "window": first_window[row]} for row in range(len(rows))
-    ]
+    answers = []
+    for row in range(len(rows)):
+        nothing_yet = {"score": -np.inf, "window": first_window[row], "confidence": 0.0}
+        answers.append(no_answer | nothing_yet)
     null_scores = np.full(len(rows), np.inf)
+    null_probabilities = np.zeros(len(rows))
     for window, best in enumerate(find_window_spans(windows, outputs, one_token)):
         row = row_of[window]
-        null_scores[row] = min(null_scores[row], best.null_score)
+        if best.null_score < null_scores[row]:
+            null_scores[row] = best.null_score
+            null_probabilities[row] = best.null_probability
         if best.score > answers[row]["score"]:
             answer = read_span(rows[row]["context"], best.offsets, best.first, best.last)
-            answers[row] = {**answer, "score": float(best.score), "window": window}
+            found = {"score": float(best.score), "window": window}
+            answers[row] = answer | found | {"confidence": float(best.probability)}
     if not null_answers:
         return answers
-    for answer, null_score in zip(answers, null_scores, strict=True):
+    for answer, null_score, chance in zip(answers, null_scores, null_probabilities, strict=True):
         margin = float(null_score if is_joint(outputs) else null_score - answer["score"])
         answer |= {"null_margin": margin, "null_threshold": null_threshold}
         answer["best_text"] = answer["text"]
         if margin > null_threshold:
-            answer |= {**no_answer, "score": float(null_score)}
+            answer |= {**no_answer, "score": float(null_score), "confidence": float(chance)}
     return answers
 
 
@@ -539,7 +558,8 @@ def describe_predictions(
     """Return further numbers of a test set: what a record has beside EM and F1.
 
     em_rows, f1_rows: averages over rows; tokens: mean length of an answer; contains: percent of the
-    answers that hold a gold answer and more words; overflowed: rows of several windows. Where rows
+    answers that hold a gold answer and more words; ece: calibration error of the answers'
+    probabilities against EM, in percent; overflowed: rows of several windows. Where rows
     may have no answer, also what no_answer.describe_scores gives.
     """
     within = [
@@ -547,11 +567,13 @@ def describe_predictions(
         for answer, row in zip(predictions, rows, strict=True)
     ]
     windows_of_row = Counter(windows["row"])
+    confidence = np.array([answer["confidence"] for answer in predictions])
     scores = {
         "em_rows": metrics.average_scores(values["em"]),
         "f1_rows": metrics.average_scores(values["f1"]),
         "tokens": float(np.mean([answer["tokens"] for answer in predictions])),
         "contains": metrics.average_scores(np.array(within), clusters),
+        "ece": metrics.calibration_error(confidence, values["em"] / 100),
         "overflowed": sum(n > 1 for n in windows_of_row.values()),
     }
     if has_impossible_rows(rows):

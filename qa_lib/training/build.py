@@ -116,7 +116,7 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
     head_of = {}
     for dataset in dict.fromkeys([*spec.domains, *spec.tests]):
         d = selection.find_dataset(dataset, spec.source, spec.folder)
-        name = head_of[dataset] = name_head(spec, dataset, d)
+        name = head_of[dataset] = choose_head(spec, dataset, d)
         if name not in model_heads:
             with seed_draws(f"{spec.seed}/{name}"):
                 model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
@@ -132,6 +132,20 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
             dropout=spec.head_dropout,
             head_of=head_of,
         )
+
+
+def choose_head(spec: Spec, dataset: str, d: Dataset) -> str:
+    """Return the name of the head that answers a dataset.
+
+    A test set of another dataset is answered by the trained head of its task, where the run has
+    one: its own would be untrained.
+    """
+    if dataset not in spec.domains and d.head is not None:
+        for trained in spec.domains:
+            of_trained = selection.find_dataset(trained, spec.source, spec.folder)
+            if of_trained.head == d.head:
+                return name_head(spec, trained, of_trained)
+    return name_head(spec, dataset, d)
 
 
 def name_head(spec: Spec, dataset: str, d: Dataset) -> str:
@@ -345,10 +359,12 @@ def prepare_windows(
 def gate_inputs(
     spec: Spec, encoder, tokenizer, windows, domains: list[str], outputs: list[frozen.Outputs]
 ) -> np.ndarray:
-    """Inputs of the gate, (W, D).
+    """Inputs of the gate, (W, D). A rule reads none.
 
     domains: the dataset of each window; outputs: those of each expert.
     """
+    if spec.gate.rule != "learned":
+        return np.zeros((len(windows), 0), np.float32)
     kind = spec.gate.input
     if kind == "dataset":
         one_hot = [[domain == known for known in spec.domains] for domain in domains]

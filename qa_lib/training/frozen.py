@@ -35,7 +35,7 @@ class Outputs:
 
 
 def read_outputs(
-    key: str, windows: Dataset, tokenizer, make: Callable[[], heads.SpanModel], precision: str
+    key: str, windows: Dataset, tokenizer, make: Callable[[], heads.EncoderModel], precision: str
 ) -> Outputs:
     """Return a model's outputs on windows (features.load_windows), from the cache.
 
@@ -55,7 +55,7 @@ def read_outputs(
 
 
 def predict_and_store(
-    model: heads.SpanModel, tokenizer, spec: Spec, dataset: str, rows: list[dict]
+    model: heads.EncoderModel, tokenizer, spec: Spec, dataset: str, rows: list[dict]
 ) -> tuple:
     """Return the same as evaluate.predict_outputs, and store the outputs for mixtures of the run.
 
@@ -113,7 +113,7 @@ def store_folder(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def compute_outputs(
-    model: heads.SpanModel, windows: Dataset, tokenizer, precision: str
+    model: heads.EncoderModel, windows: Dataset, tokenizer, precision: str
 ) -> tuple[dict[str, np.ndarray], float]:
     """Return a model's outputs on windows in single precision, by name, and the mean loss.
 

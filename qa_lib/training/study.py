@@ -108,6 +108,8 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
         teachers.check_teachers(spec)
     tokens = count_run_tokens(spec, known)
     train, validation = tokens.epoch, tokens.validation
+    if spec.gate and spec.gate.rule != "learned":
+        return len(spec.experts) * (validation + tokens.scored) / 3
     if spec.gate:
         gate_training = train / 10
         # The outputs of its experts and of the plain encoder are computed for the first gate.
@@ -120,7 +122,7 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     evaluated = spec.looks * (validation + train * spec.watched / sum(spec.rows))
     trained = train * count_plain_steps(spec)
     training = spec.epochs * share * (trained + evaluated / 3)
-    asked = share * tokens.rows * count_teachers(spec, known)
+    asked = share * tokens.rows * count_questionings(spec, known)
     return training + spec.probes * tokens.probed + (asked + tokens.scored) / 3
 
 
@@ -164,12 +166,15 @@ def count_stored_bytes(spec: Spec, known: dict[tuple, tuple]) -> float:
     tokens = count_run_tokens(spec, known).rows
     encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     blocks = len(encoders.blocks_of(encoder)) if spec.distillation.hidden == "all" else 1
-    return 2 * tokens * len(spec.teachers) * blocks * encoder.config.hidden_size
+    teachers = 1 if spec.distillation.by_dataset else len(spec.teachers)
+    return 2 * tokens * teachers * blocks * encoder.config.hidden_size
 
 
-def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
-    """Count the teachers of a run that no other run has asked about the same training rows.
+def count_questionings(spec: Spec, known: dict[tuple, tuple]) -> float:
+    """Count how often a run's training rows are read by teachers that were not asked yet.
 
+    That is once for each teacher that no other run has asked about the same rows. Where each
+    dataset has its own, the rows of a dataset are read by one of them.
     known: as of estimate_tokens; what is asked is noted there.
     """
     asked = 0
@@ -180,7 +185,7 @@ def count_teachers(spec: Spec, known: dict[tuple, tuple]) -> int:
         if key not in known:
             known[key] = ()
             asked += 1
-    return asked
+    return asked / len(spec.teachers) if spec.distillation.by_dataset else asked
 
 
 def share_probed(spec: Spec) -> dict[str, float]:

@@ -1,10 +1,10 @@
 r"""Soft targets: what a run's teachers say of its training windows, computed once.
 
 A teacher (Spec.teachers) is run once, in evaluation mode, over exactly the windows that the run
-trains on. Its logits, and its hidden states where the run learns from them, are stored in half
-precision and read memory-mapped, so that a step with teachers costs little more than a step
-without. They are stored under the teacher's hash and the key of the windows: runs that train on the
-same windows share them.
+trains on, or over those of its own datasets (Distillation.by_dataset). Its logits, and its hidden
+states where the run learns from them, are stored in half precision and read memory-mapped, so that
+a step with teachers costs little more than a step without. They are stored under the teacher's hash
+and the key of the windows: runs that train on the same windows share them.
 
 No teacher is asked about a validation row or a test row, and none may have been trained on a text
 of theirs (selection.check_teachers_rows).
@@ -157,7 +157,7 @@ def add_targets(
 
     def read(kind: Kind) -> list[np.ndarray]:
         arrays = []
-        for teacher in spec.teachers:
+        for teacher in list_teachers(spec, dataset):
             arrays.append(read_outputs(spec, teacher, dataset, windows, tokenizer, kind, progress))
         return arrays
 
@@ -301,9 +301,26 @@ def check_teachers(spec: Spec):
             )
         check_words(spec, teacher)
         check_states(spec, teacher)
-        for dataset in spec.domains:
+    for dataset in spec.domains:
+        for teacher in list_teachers(spec, dataset):
             check_dataset(spec, teacher, dataset)
     selection.check_teachers_rows(spec)
+
+
+def list_teachers(spec: Spec, dataset: str) -> list[Spec]:
+    """Return the teachers that a run asks about a dataset: all, or those that were trained on it.
+
+    Raises UserError where each dataset has its own and this one has none.
+    """
+    if not spec.distillation.by_dataset:
+        return spec.teachers
+    own = [teacher for teacher in spec.teachers if dataset in teacher.domains]
+    if not own:
+        raise UserError(
+            f"{spec.run}: no teacher was trained on {dataset}, and by_dataset asks no other; name "
+            "one that was, or leave by_dataset out"
+        )
+    return own
 
 
 def check_words(spec: Spec, teacher: Spec):

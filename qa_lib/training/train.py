@@ -561,8 +561,8 @@ def train(
     threads = torch.get_num_threads()
     prepare_device(spec)
     try:
-        if evaluate.is_combined(spec):
-            results, examples = combine_experts(spec)
+        if spec.gate and spec.gate.rule != "learned":
+            results, examples = score_fixed_mixture(spec, progress)
         else:
             results, examples = train_and_score(spec, progress, keep_weights)
     finally:
@@ -585,11 +585,13 @@ def prepare_device(spec: Spec):
         memory.begin_anew()
 
 
-def combine_experts(spec: Spec) -> tuple[dict, pd.DataFrame]:
-    """Return the results and examples of a run that combines the scores of its experts."""
-    scores, examples = evaluate.combine_expert_scores(spec)
+def score_fixed_mixture(spec: Spec, progress: Callable[[str], None]) -> tuple[dict, pd.DataFrame]:
+    """Return the results and examples of a run that mixes its experts by a rule.
+
+    It has nothing to learn, so it reads no training window. A rule weighs what the experts say of a
+    window, or combines the scores of their own answers.
+    """
     results = {
-        "metrics": scores,
         "history": [],
         "load": {},
         "data": {},
@@ -601,7 +603,17 @@ def combine_experts(spec: Spec) -> tuple[dict, pd.DataFrame]:
         "peak_memory_mb": 0,
         "seconds": 0.0,  # `train` adds its own
     }
-    return results, examples
+    if evaluate.is_combined(spec):
+        scores, examples = evaluate.combine_expert_scores(spec)
+        return results | {"metrics": scores}, examples
+    model, tokenizer = build.build_model(spec)
+    _, validation, counts = draw_rows(spec)
+    rules = evaluate.choose_rules(model, tokenizer, spec, validation) if spec.tests else {}
+    scores, _, examples = score_test_sets(spec, model, tokenizer, progress, False, rules)
+    results["parameters"], results["active_parameters"] = build.count_parameters(model, spec)
+    results["data"] = dict(counts)
+    results["peak_memory_mb"] = peak_memory(spec)
+    return results | {"metrics": scores}, examples
 
 
 def train_and_score(
@@ -640,11 +652,8 @@ def train_and_score(
         progress(f"{spec.run}  goes on from {resume.name}")
         loss_keeper.load(resume, build.device_of(spec))
     began = time.monotonic()
-    tokens = 0.0
-    # A mixture with fixed weights has nothing to learn.
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        tokens = examples.tokens_per_epoch * spec.epochs
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    tokens = examples.tokens_per_epoch * spec.epochs
     training_seconds = time.monotonic() - began + spent
     if not trainer.is_world_process_zero():
         return None, NO_EXAMPLES
