@@ -130,10 +130,10 @@ BROKEN = {
     "no answers": ("read_place", ["some/questions:train"], {}),
     "label": ("read_place", ["SetFit/sst5:train"], {"task": "classes", "classes": ["a", "b"]}),
     "subset": ("read_place", ["mrqa-workshop/mrqa:train"], {"only": {"subset": "NewsQa"}}),
-    "encoder, revision": ("encode", ["some/lost"], {}),
+    "encoder, revision": ("encode", ["some/lost-model"], {}),
     "encoder, branch": ("encode", ["google/electra-large-discriminator"], {}),
-    "encoder, cut": ("encode", ["some/cut"], {}),
-    "encoder, silent": ("encode", ["some/silent"], {}),
+    "encoder, cut": ("encode", ["some/cut-model"], {}),
+    "encoder, silent": ("encode", ["some/silent-model"], {}),
 }
 
 
@@ -154,16 +154,20 @@ def answers(stand_in, tmp_path_factory):
     stand_in.add("dataset", OLD, newer)
     for name in ("lost", "cut", "silent", "mute"):
         stand_in.add("dataset", f"some/{name}", squad)
-        stand_in.add("model", f"some/{name}", hub_standin.make_model("bert", 1, folder))
+        stand_in.add("model", f"some/{name}-model", hub_standin.make_model("bert", 1, folder))
     stand_in.add("dataset", "some/garbage", {"train.parquet": b"PAR1 and no more"})
     stand_in.add("dataset", "some/questions", {"train.parquet": questions})
     plain = stand_in.repos["model", "google/electra-large-discriminator"]
     without = {"pytorch_model.bin": b"x", "config.json": b"{}", "tokenizer.json": b"{}"}
     assert len(plain) == 1
     stand_in.add("model", "google/electra-large-discriminator", without)
-    stand_in.cut = {"some/cut/default/train-00000-of-00001.parquet", "some/cut/model.safetensors"}
-    stand_in.silent = {"some/silent", "some/mute"}
-    lines = [f"some/lost: '{'0' * 40}'", f"some/mute: '{'1' * 40}'", f"{OLD}: '{old}'"]
+    stand_in.cut = {
+        "some/cut/default/train-00000-of-00001.parquet",
+        "some/cut-model/model.safetensors",
+    }
+    stand_in.silent = {"some/silent", "some/mute", "some/silent-model"}
+    lines = [f"some/lost: '{'0' * 40}'", f"some/lost-model: '{'0' * 40}'"]
+    lines += [f"some/mute: '{'1' * 40}'", f"{OLD}: '{old}'"]
     (folder / "pins.yaml").write_text("\n".join(lines) + "\n")
     steps = [["old", "read_place", [f"{OLD}:train"], {}]]
     steps += [[name, "read", [name], {}] for name in NAMES]
@@ -277,10 +281,16 @@ def test_what_was_fetched_is_read_without_network(answers, stand_in):
         ("no answers", "some/questions:train, row 0: no field 'answers' among .* definition in"),
         ("label", "SetFit/sst5:train, row 2: field 'label' is 2, .* none of its 2 classes"),
         ("subset", "mrqa.*:train has no row whose 'subset' is NewsQa; name one of HotpotQA, .*New"),
-        ("encoder, revision", "model some/lost: .* no longer the revision that params/pins.yaml"),
-        ("encoder, branch", "google/electra-large-discriminator, at .* has no model.safetensors"),
-        ("encoder, cut", "model some/cut: a file came from the hub cut short"),
-        ("encoder, silent", r"encoder some/silent.* cannot be had from the hub \(\w*Timeout"),
+        (
+            "encoder, revision",
+            "model some/lost-model: .* no longer the revision that params/",
+        ),
+        (
+            "encoder, branch",
+            "electra-large-discriminator has no model.safetensors .* id@branch",
+        ),
+        ("encoder, cut", "model some/cut-model: a file came from the hub cut short"),
+        ("encoder, silent", r"encoder some/silent-model.* cannot be had from the hub \(\w*Timeout"),
     ],
 )
 def test_a_fault_of_the_hub_is_one_sentence(name, words, answers):

@@ -95,7 +95,7 @@ def load_table(source: str) -> "Table":
         # one of any revision that was read before.
         return hf_datasets.load_dataset(str(folder), part, split=place.split)
     except Exception as e:  # the library raises many kinds; the user needs one sentence
-        reason = " ".join(str(e.__cause__ or e).split())[:200]
+        reason = " ".join(str(e.__cause__ or e).split()).partition(". ")[0][:200]
         raise UserError(
             f"{source} cannot be read ({type(e).__name__}: {reason}); mend its place in "
             f"params/datasets.yaml, or, if a file there is broken, delete {folder} and fetch it "

@@ -54,6 +54,11 @@ def fetch_folder(name: str) -> Path:
     Raises UserError where they cannot be had.
     """
     path = fetch_files(name, "model", [*encoder_files.FILES, *TOKENIZER_FILES])
+    if not (path / "model.safetensors").exists():
+        raise UserError(
+            f"encoder {name} has no model.safetensors at the hub's revision {path.name[:12]}, and "
+            "other weights are not read; name a branch of it that has one, id@branch, or a folder"
+        )
     encoder_files.check_files(path, f"encoder {name}, at the hub's revision {path.name[:12]},")
     return path
 

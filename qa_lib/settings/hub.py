@@ -4,6 +4,7 @@ import difflib
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -35,7 +36,7 @@ def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
             "which fetches what is missing"
         )
     else:
-        why = type(error).__name__
+        why = type(error.__cause__ or error).__name__
     if kind == "model":
         near = suggest_folder(repo)
         if near:
@@ -81,9 +82,21 @@ def limit_waiting():
 
     By default some of them wait without end.
     """
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import get_session
 
-    get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    hooks = get_session().event_hooks["request"]
+    if limit_request not in hooks:
+        hooks.append(limit_request)
+
+
+def limit_request(request: Any):
+    """Give a request of the hub's client the time limits that it lacks."""
+    from huggingface_hub import constants
+
+    limits = request.extensions.setdefault("timeout", {})
+    for step in ("connect", "read", "write", "pool"):
+        if limits.get(step) is None:
+            limits[step] = constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
 def resolve_revision(repo: str, kind: str = "dataset") -> str:
