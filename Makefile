@@ -9,8 +9,6 @@ SHELL := bash
 
 REPORTS  := moe exbert road smart
 PROFILES := quick real paper
-# Of a profile, the reports that `make reproduce` and `make data` mean: at paper those whose hub datasets are named.
-reports   = $(if $(filter paper,$1),exbert,$(REPORTS))
 
 # What a user may give. The programs read those of QA_ and RAY_ from the environment themselves.
 GIVEN := PROFILE SIZE DATA PARAMS WORKERS FRESH STALE YES VENV PYTHON TORCH_INDEX NAME DOMAIN_A DOMAIN_B
@@ -131,7 +129,7 @@ profile: ## print the profile in use, and why
 
 # ---- train, collect, report ----
 
-reproduce: $(foreach r,$(call reports,$(PROFILE)),reproduce-$r) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
+reproduce: $(REPORTS:%=reproduce-%) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
 	@cp $(call quoted,$(call place,$(lastword $^))) $(call quoted,$(call place,figures/index.html))
 	@echo $(call quoted,page: $(call place,figures/index.html))
 
@@ -164,7 +162,7 @@ $(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
 	$(PY) -m qa_lib render $(slug) $(FLAGS)
 	@touch -c $@
 
-$(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(call reports,$$*),figures/$$r/$$*/report.html) notebooks/00_overview.ipynb
+$(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(REPORTS),figures/$$r/$$*/report.html) notebooks/00_overview.ipynb
 	$(PY) -m qa_lib overview --profile $*
 
 figures/%: $$(@D)/results.csv $$(inputs)
@@ -241,7 +239,7 @@ lint: | $(SETUP) ## ruff, and notebooks without outputs
 	$(PY) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 data: profile | $(SETUP) ## fetch and verify what the profile needs, to run offline afterwards
-	@for r in $(call reports,$(PROFILE)); do $(PY) -m qa_lib study $$r $(FLAGS) --fetch; done
+	@for r in $(REPORTS); do $(PY) -m qa_lib study $$r $(FLAGS) --fetch; done
 
 check-data: | $(SETUP) ## compare the files in DATA= with DATA.md
 	@$(if $(DATA),,$(error check-data needs DATA=folder, the one that holds qa/ and nlu/))

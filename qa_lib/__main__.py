@@ -291,10 +291,11 @@ def run_pin(args: argparse.Namespace) -> int:
     repos = set()
     for dataset in params.read_datasets("hub").values():
         repos.update(source.split(":")[0] for source in dataset.train + dataset.test)
-    for repo in repos:
+    for repo in sorted(repos):
         hub.resolve_revision(repo)
     for slug in params.list_reports():
-        hub.resolve_revision(plans.load_params(slug, "paper").encoder, "model")
+        for encoder in plans.load_params(slug, "paper").named_encoders():
+            hub.resolve_revision(encoder, "model")
     return 0
 
 

@@ -15,7 +15,7 @@ from nbformat.v4 import new_code_cell
 
 from qa_lib.data import selection
 from qa_lib.page import render
-from qa_lib.reports import plans
+from qa_lib.reports import moe, plans, smart
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import ROOT
 from qa_lib.settings.spec import Spec
@@ -83,8 +83,8 @@ def complete_moe(spec: Spec, record: dict, rng: np.random.Generator):
     """Add nothing: MoE's page reads of a record what its claims are about."""
 
 
-# Report → the profile whose parts its page has.
-EVERY = {"moe": "paper", "road": "real", "smart": "paper"}
+# Report → the parts of its page, where profile real has not all that real data allow.
+PARTS = {"moe": list(moe.EXPERIMENTS), "smart": list(smart.EXPERIMENTS)}
 # Report → the function of its test that plants scores, and the one that completes a record.
 PLANTS = {
     "moe": (test_moe_report.plant_record, complete_moe),
@@ -123,7 +123,7 @@ def make_page(slug: str, folder: Path) -> Path:
         runs.read_committed.cache_clear()
         changes = {"data": "data", "seeds": [0, 1, 2], "arms": ["printed", "tuned"]}
         # of all parts those that real data allow
-        changes["experiments"] = plans.load_params(slug, EVERY[slug]).experiments
+        changes["experiments"] = PARTS.get(slug) or plans.load_params(slug, "real").experiments
         P = plans.load_params(slug, "real", changes, "small")
         test_smart_report.save_missing(P, plant_whole_record)
         nb = render.read_notebook(slug)

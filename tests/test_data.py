@@ -14,7 +14,7 @@ import pytest
 
 from qa_lib.data import selection, sources
 from qa_lib.reports import plans
-from qa_lib.settings import hub, params
+from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 
@@ -747,30 +747,6 @@ def test_the_hub_is_refused_in_one_sentence_offline():
     )
     with pytest.raises(UserError, match=words):
         plans.plan(plans.load_params("exbert", "paper", {"encoder": "minilm"}))
-
-
-def test_rows_of_the_hub_come_in_two_forms(monkeypatch):
-    squad = {
-        "question": "When?",
-        "context": "In March.",
-        "answers": {"text": ["March"], "answer_start": [3]},
-    }
-    table = [
-        squad,
-        {"question": "What?", "text": "<answer> ice <context> Ice, and more ice."},
-        {"question": "What?", "text": "<answer> snow <context> Ice."},
-        {"question": "What?", "text": "<answer> no context"},
-    ]
-    monkeypatch.setattr(hub, "resolve_revision", lambda repo: "0" * 40)
-    monkeypatch.setattr(
-        "datasets.load_dataset", lambda repo, split, revision: [dict(r) for r in table]
-    )
-    counts = selection.Counter()
-    first, second = sources.read_hub("a/b:train", "own", counts)
-    assert first["answers"] == squad["answers"]
-    assert counts["answer not in the context"] == 2
-    assert second["answers"] == {"text": ["Ice", "ice"], "answer_start": [0, 14]}
-    assert second["id"] == "train-1"
 
 
 def test_fingerprints_need_no_data_for_listed_files():

@@ -14,9 +14,10 @@ from test_multitask import (
     show_nothing,
     train_twice,
 )
+from transformers import AlbertConfig, AlbertModel
 
 from qa_lib.data import batches
-from qa_lib.models import encoders
+from qa_lib.models import encoders, heads
 from qa_lib.settings.parameters import LayerDecay, Multitask
 from qa_lib.settings.params import UserError
 from qa_lib.training import build, layer_rates, multitask, train
@@ -275,6 +276,28 @@ def test_every_parameter_has_the_rate_of_its_layer(small_encoder, top):
             power = 0  # a head
         expected = (0.5**power, 0.01 if name in decayed else 0.0)
         assert rate_of[id(parameter)] == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("top", [1, 2])
+def test_albert_s_one_block_has_the_rate_of_the_top_one(top):
+    config = AlbertConfig(
+        vocab_size=30,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=24,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = heads.SpanModel(AlbertModel(config, add_pooling_layer=False), 0.1)
+    powers = layer_rates.find_powers(model, top)
+    for name, parameter in model.named_parameters():
+        if "albert_layers" in name:
+            expected = top
+        elif name.startswith("encoder."):  # the embeddings and their projection
+            expected = top + 1
+        else:
+            expected = 0
+        assert powers[id(parameter)] == expected, name
 
 
 def test_the_optimizer_has_these_rates_and_the_schedule_scales_them(small_encoder, monkeypatch):

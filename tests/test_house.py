@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_every_verb_has_its_help():
 
 def test_every_import_is_a_declared_dependency():
     declared = {canonical(Requirement(r).name) for r in PROJECT["dependencies"]}
-    wheels = packages_distributions()
+    wheels = metadata.packages_distributions()
     for module in LIBRARY:
         for name in third_party_packages(module) - EXTRA:
             assert {canonical(d) for d in wheels[name]} & declared, f"{name}, in qa_lib/{module}"
@@ -261,6 +262,9 @@ def test_notebooks_are_stripped(file):
 
 # ---- dependencies ----
 
+# What belongs to a build of torch.
+LEFT_OPEN = ("nvidia-", "cuda-", "triton")
+
 
 def read_pins() -> dict[str, str]:
     """Return the version of each package in requirements.lock, by its canonical name."""
@@ -282,7 +286,46 @@ def test_the_lock_pins_what_pyproject_asks_for():
 
 
 def test_the_lock_leaves_the_build_of_torch_open():
-    assert not [n for n in read_pins() if n.startswith(("nvidia-", "cuda-", "triton", "qa-study"))]
+    assert not [n for n in read_pins() if n.startswith((*LEFT_OPEN, "qa-study"))]
+
+
+def test_the_lock_has_all_that_its_packages_ask_for():
+    """In a new environment pip finds nothing to choose and nothing that contradicts."""
+    pins = read_pins()
+    asked = list(map(Requirement, PROJECT["dependencies"]))
+    asked += map(Requirement, PROJECT["optional-dependencies"]["test"])
+    known = set()
+    while asked:
+        requirement = asked.pop()
+        name = canonical(requirement.name)
+        if name.startswith(LEFT_OPEN):
+            continue
+        assert requirement.specifier.contains(pins[name], prereleases=True), requirement
+        if (name, *requirement.extras) in known:
+            continue
+        known.add((name, *requirement.extras))
+        for line in metadata.requires(name) or []:
+            needed = Requirement(line)
+            extras = {"", *requirement.extras}
+            if not needed.marker or any(needed.marker.evaluate({"extra": e}) for e in extras):
+                asked.append(needed)
+
+
+@pytest.mark.slow
+def test_pip_resolves_the_environment_of_conda(tmp_path):
+    """Needs the network: pip asks its index for every package, and installs none."""
+    *_, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    venv.create(tmp_path / "new", with_pip=True)
+    words = [word for line in pip["pip"] for word in line.split()]
+    command = [tmp_path / "new" / "bin" / "python", "-m", "pip", "install", "--dry-run", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    would = done.stdout.splitlines()[-1]
+    assert would.startswith("Would install")
+    for name, version in read_pins().items():
+        assert re.search(rf"(?i){re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}", would), (
+            name
+        )
 
 
 def test_conda_uses_the_lock():

@@ -11,7 +11,7 @@ from qa_lib.data import selection
 from qa_lib.evidence import claims, verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.reports import comparisons, plans, road
-from qa_lib.settings import encoder_files
+from qa_lib.settings import encoder_files, params
 from qa_lib.settings.parameters import Distillation
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
@@ -46,6 +46,8 @@ def load(monkeypatch):
         if profile == "paper":
             changes = {"source": "folder", "pretraining": {"mnli": 9, "sst": 9}} | changes
             changes = {"domains": ["squad", "newsqa"], "sentences": ["mnli", "quora"]} | changes
+            whole, _ = params.read_yaml(params.ROOT / "params" / "road.yaml")
+            changes = {name: whole[name] for name in ("experiments", "seeds", "steps")} | changes
         if profile != "quick":
             changes = {"data": "data"} | changes
         return plans.load_params("road", profile, changes, size)

@@ -13,17 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset as Table
 from scipy import stats
 from sklearn import metrics as reference
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import BertConfig, BertModel
 
-from qa_lib.data import corpora, features, selection, sentences, sources
+from qa_lib.data import corpora, features, hub_tables, selection, sentences, sources
 from qa_lib.evidence import resample
 from qa_lib.models import encoders
 from qa_lib.models.shared_encoder import SharedEncoder, make_head
-from qa_lib.settings import hub, params
+from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import get_task, sentence, span
@@ -251,22 +252,18 @@ def test_a_row_without_an_id_is_named_by_its_number(tmp_path):
 
 def test_rows_of_the_hub_are_checked_too(monkeypatch):
     table = [{"sentence": "fine", "label": 2}, {"sentence": "withheld", "label": -1}]
-    asked = []
-
-    def load(*where, split, revision):
-        asked.append((*where, split, revision))
-        return [dict(row) for row in table]
-
-    monkeypatch.setattr(hub, "resolve_revision", lambda repo: "0" * 40)
-    monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr(hub_tables, "load_table", lambda _: Table.from_list(table))
     counts = Counter()
     rows = sources.read_hub_sentences("a/b:part:train", REVIEWS, "own", "skip", counts)
-    assert asked == [("a/b", "part", "train", "0" * 40)]
     assert rows == [make_row("fine", label=2, id="train-0")]
     assert counts == {"incomplete": 1}
     words = "a/b:train, row 1: field 'label' is -1, which is none of its 3 classes"
     with pytest.raises(UserError, match=words):
         sources.read_hub_sentences("a/b:train", REVIEWS, "own", "stop", counts)
+    unlabelled = REVIEWS.model_copy(update={"unlabelled": -1})
+    counts = Counter()
+    assert sources.read_hub_sentences("a/b:train", unlabelled, "own", "stop", counts) == rows
+    assert counts == {"rows without a label": 1}
 
 
 # ---- copies, units and splits ----

@@ -53,6 +53,8 @@ def load(monkeypatch):
     def load(profile="real", size=None, **changes):
         if profile != "quick":
             changes = {"source": "folder", "data": "data"} | changes
+        if profile == "paper":  # the whole report
+            changes = {"experiments": list(smart.EXPERIMENTS)} | changes
         return plans.load_params("smart", profile, changes, size)
 
     return load

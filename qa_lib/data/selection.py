@@ -20,7 +20,7 @@ from qa_lib.data.sources import (
     Entry,
     complete_sentences,
     known_files,
-    read_hub,
+    read_hub_questions,
     read_hub_sentences,
     read_rows,
     read_sentences,
@@ -62,11 +62,11 @@ def held_out_keys(parts: list[Splits]) -> set[tuple[str, ...]]:
 def fingerprint(name: str, source: str, folder: str | None) -> str:
     """Return the identity of a dataset: the sha256 of its definition and its content.
 
-    The definition is taken without the fields that testing alone reads, and without the name of
-    its head, which is the model's.
+    The definition is taken without the fields that testing or a page alone reads, and without the
+    name of its head, which is the model's.
     """
     d = find_dataset(name, source, folder)
-    without = {"test_rows", "cluster", "average", "seen_by", "altered", "head"}
+    without = {"test_rows", "cluster", "average", "seen_by", "instead_of", "altered", "head"}
     if source == "own":  # files anywhere: their content is their identity
         without |= {"train", "test"}
     definition = d.model_dump(exclude=without, exclude_defaults=True)
@@ -85,7 +85,8 @@ def identify_content(d: Dataset, source: str, folder: str | None) -> list[str]:
     if source == "embedded":
         return [corpora.VERSION]  # of generated questions and sentences alike
     if source == "hub":
-        return [resolve_revision(place.split(":")[0]) for place in d.train + d.test]
+        places = d.train + d.test + d.apart_from
+        return [resolve_revision(place.split(":")[0]) for place in places]
     content = []
     for file in d.train + d.test + d.apart_from:
         path = Path(folder or "") / file
@@ -177,7 +178,7 @@ def read_questions(
     if source == "embedded":
         return [{**row, "domain": label} for row in corpora.qa(place, d.rows)]
     if source == "hub":
-        return read_hub(place, label, counts)
+        return read_hub_questions(place, d, label, bad_rows, counts)
     return read_rows(Path(folder) / place, label, bad_rows, counts, d.leave_out)
 
 

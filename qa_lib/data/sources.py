@@ -1,4 +1,4 @@
-"""Sources of rows: files in a folder, and hub datasets at pinned revisions.
+"""Sources of rows: files in a folder, and hub datasets (hub_tables.py).
 
 Rows of both have one schema, that of their dataset's task. Rows of the task span are {id, title,
 context, question, answers {text[], answer_start[]}, is_impossible, domain}. Rows of the tasks
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qa_lib.data import hub_tables
 from qa_lib.settings import hub
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import ROOT, UserError
@@ -419,8 +420,11 @@ def select_whole(
     for entry in entries:
         reason = entry.malformed or find_error(entry.row)
         if reason and bad_rows == "stop":
+            cure = "mend the row"
+            if not isinstance(source, Path):
+                cure = "mend its dataset's definition in params/datasets.yaml"
             raise UserError(
-                f"{source}, {entry.place}: {make_printable(reason)}; mend the row, or leave "
+                f"{source}, {entry.place}: {make_printable(reason)}; {cure}, or leave "
                 "such rows out with PARAMS=bad_rows=skip"
             )
         if reason:
@@ -440,10 +444,17 @@ def read_rows(
     its offset to the nearest place that holds its text, and counts the row; it leaves out other bad
     rows as "skip" does.
     """
+    entries = iterate_rows(path, [*FIELDS, *fields])
+    return complete_questions(path, entries, name, bad_rows, counts)
+
+
+def complete_questions(
+    source: Path | str, entries: Iterable[Entry], name: str, bad_rows: str, counts: Counter
+) -> list[dict]:
+    """Return the question rows of entries in the schema, less the bad ones (read_rows)."""
     rows = []
     misplaced = []  # rows with an answer that is not at its offset
-    entries = iterate_rows(path, [*FIELDS, *fields])
-    for entry in select_whole(path, entries, row_error, bad_rows, counts):
+    for entry in select_whole(source, entries, row_error, bad_rows, counts):
         row = complete_row(entry.row, name, entry.number)
         if not misplaced_answer(row):
             rows.append(row)
@@ -455,7 +466,7 @@ def read_rows(
         else:
             misplaced.append(row)
     if misplaced and bad_rows == "stop":
-        raise UserError(f"{path}: {explain_misplaced(misplaced)}")
+        raise UserError(f"{source}: {explain_misplaced(misplaced)}")
     counts["misplaced answers"] += len(misplaced)
     return rows
 
@@ -508,65 +519,24 @@ def complete_sentences(
     return rows
 
 
-def load_hub_table(source: str) -> Iterable[dict]:
-    """Return the table of a hub dataset "repo:split", or "repo:part:split", at its revision.
+def iterate_hub(source: str, d: Dataset, counts: Counter) -> Iterator[Entry]:
+    """Yield the rows of a hub dataset's place (hub_tables)."""
+    for number, row in enumerate(hub_tables.iterate_table(source, d, counts)):
+        yield Entry(number, f"row {number}", row)
 
-    Raises UserError where the hub is out of reach.
-    """
-    import datasets as hf_datasets  # heavy, and needed by profile paper alone
 
-    repo, *part, split = source.split(":")
-    commit = hub.resolve_revision(repo)
-    try:
-        return hf_datasets.load_dataset(repo, *part, split=split, revision=commit)
-    except Exception as e:  # the library raises many kinds; the user needs one sentence
-        raise hub.describe_offline("dataset", repo, e) from None
+def read_hub_questions(
+    source: str, d: Dataset, name: str, bad_rows: str, counts: Counter
+) -> list[dict]:
+    """Return the question rows of a hub dataset's place in the schema; as `read_rows`."""
+    return complete_questions(source, iterate_hub(source, d, counts), name, bad_rows, counts)
 
 
 def read_hub_sentences(
     source: str, d: Dataset, name: str, bad_rows: str, counts: Counter
 ) -> list[dict]:
-    """Return the rows of a hub dataset in the schema of sentences; as `read_sentences`."""
-    split = source.split(":")[-1]
-    entries = []
-    for number, row in enumerate(load_hub_table(source)):
-        row = {"id": f"{split}-{number}", **row}
-        entries.append(Entry(number, f"row {number}", row))
-    return complete_sentences(source, entries, d, name, bad_rows, counts)
-
-
-def read_hub(source: str, name: str, counts: Counter) -> list[dict]:
-    """Return the question rows of a hub dataset "repo:split" at its pinned revision.
-
-    Rows without an answer are left out and counted. Raises UserError where the hub is out of reach.
-    """
-    split = source.split(":")[-1]
-    rows = []
-    for i, row in enumerate(load_hub_table(source)):
-        if "text" in row:
-            row |= parse_marked_text(row.pop("text"))
-        if not row["answers"]["text"]:
-            counts["answer not in the context"] += 1
-            continue
-        rows.append(
-            {"id": f"{split}-{i}", "title": "", "domain": name, "is_impossible": False, **row}
-        )
-    return rows
-
-
-def parse_marked_text(text: str) -> dict:
-    """Return the context and answers of a text "<answer> … <context> …".
-
-    The text gives no offsets: the answer counts at every place where the context holds it.
-    """
-    answer, _, context = text.removeprefix("<answer>").partition("<context>")
-    answer = answer.strip()
-    context = context.strip()
-    starts = []
-    if answer:
-        starts = [match.start() for match in re.finditer(re.escape(answer), context, re.I)]
-    texts = [context[start : start + len(answer)] for start in starts]
-    return {"context": context, "answers": {"text": texts, "answer_start": starts}}
+    """Return the rows of a hub dataset's place in the schema of sentences; as `read_sentences`."""
+    return complete_sentences(source, iterate_hub(source, d, counts), d, name, bad_rows, counts)
 
 
 @cache

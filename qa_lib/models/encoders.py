@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -22,7 +21,7 @@ from transformers.utils import logging
 
 from qa_lib.models import attention
 from qa_lib.settings import encoder_files
-from qa_lib.settings.hub import describe_offline, resolve_revision
+from qa_lib.settings.hub import fetch_files
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import span
 
@@ -30,10 +29,11 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()  # a warning of a new head says nothing: it is new in every run
 
 WITHOUT_POOLER = {"add_pooling_layer": False}  # the span head reads tokens, not the pooled state
-# The encoders that are taken: `model_type` of config.json, and what the model is built with. They
-# share BERT's blocks and PyTorch's attention; tests/test_encoders.py trains each of them, alone and
-# with the ST-MoE block in both places.
+# The encoders that are taken: `model_type` of config.json, and what the model is built with. All
+# have PyTorch's attention, and all but ALBERT have BERT's blocks; tests/test_encoders.py trains
+# each of them, alone and with the ST-MoE block in both places.
 ARCHITECTURES = {
+    "albert": WITHOUT_POOLER,
     "bert": WITHOUT_POOLER,
     "camembert": WITHOUT_POOLER,
     "data2vec-text": WITHOUT_POOLER,
@@ -53,13 +53,13 @@ def fetch_folder(name: str) -> Path:
 
     Raises UserError where they cannot be had.
     """
-    pinned = resolve_revision(name, "model")
-    files = [*encoder_files.FILES, *TOKENIZER_FILES]
-    try:
-        path = Path(snapshot_download(name, revision=pinned, allow_patterns=files))
-    except Exception as e:  # the library raises many kinds; the user needs one sentence
-        raise describe_offline("model", name, e) from None
-    encoder_files.check_files(path, f"encoder {name}, at the hub's revision {pinned[:12]},")
+    path = fetch_files(name, "model", [*encoder_files.FILES, *TOKENIZER_FILES])
+    if not (path / "model.safetensors").exists():
+        raise UserError(
+            f"encoder {name} has no model.safetensors at the hub's revision {path.name[:12]}, and "
+            "other weights are not read; name a branch of it that has one, id@branch, or a folder"
+        )
+    encoder_files.check_files(path, f"encoder {name}, at the hub's revision {path.name[:12]},")
     return path
 
 
@@ -240,14 +240,14 @@ def load_encoder(name: str, blocks: int | None = None):
     """
     model, tokenizer = read_encoder(name)
     model = copy.deepcopy(model)
-    stack = blocks_of(model)
     if blocks is not None:
-        if blocks > len(stack):
+        known = model.config.num_hidden_layers
+        if blocks > known:
             raise UserError(
-                f"blocks: {blocks} asked for, but encoder {name} has {len(stack)}; "
-                f"ask for at most {len(stack)}"
+                f"blocks: {blocks} asked for, but encoder {name} has {known}; "
+                f"ask for at most {known}"
             )
-        del stack[blocks:]
+        del blocks_of(model)[blocks:]
         model.config.num_hidden_layers = blocks
     return model, tokenizer
 
@@ -272,9 +272,14 @@ def count_positions(encoder: nn.Module) -> int:
 
 
 def blocks_of(encoder: nn.Module) -> nn.ModuleList:
-    """Return the blocks of an encoder of ARCHITECTURES."""
+    """Return the blocks of an encoder of ARCHITECTURES that have weights of their own.
+
+    ALBERT has one, which its states pass `num_hidden_layers` times.
+    """
     if hasattr(encoder, "transformer"):  # DistilBERT
         return encoder.transformer.layer
+    if hasattr(encoder.encoder, "albert_layer_groups"):
+        return encoder.encoder.albert_layer_groups[0].albert_layers
     return encoder.encoder.layer
 
 

@@ -7,6 +7,7 @@ from qa_lib.losses.extra import ExtraLoss
 from qa_lib.models import encoders, heads
 from qa_lib.models.st_moe import Expert, MoE, Routing
 from qa_lib.settings.parameters import Layer
+from qa_lib.settings.params import UserError
 
 
 class Block(nn.Module):
@@ -88,6 +89,11 @@ class ExBERT(heads.SpanModel):
         if p.place == "after":
             self.block = block
             return
+        if encoder.config.model_type == "albert":
+            raise UserError(
+                "place: ALBERT has one block for all depths, so that its last one has no "
+                "feed-forward layer of its own; write place=after"
+            )
         last = encoders.blocks_of(encoder)[-1]
         if hasattr(last, "ffn"):  # DistilBERT
             last.ffn = block

@@ -182,6 +182,7 @@ def table_datasets(P) -> report.Html:
     for row in rows:
         d = known[row["dataset"]]
         row["head"] = TASKS.get(d.head, d.head)
+        row["in place of"] = d.instead_of or "–"
         row["seen by the encoder"] = d.seen_by.get(P.encoder, unknown)
         row["run"] = ids
     frame = pd.DataFrame(rows)
@@ -191,6 +192,8 @@ def table_datasets(P) -> report.Html:
         "report has nine datasets of six tasks. ROaD draws each of them as often as the others."
     )
     columns = ["dataset", "head", "use", "rows", "seen by the encoder", "run"]
+    if P.source == "hub":
+        columns.insert(1, "in place of")
     return report.save_table(P, "table_datasets", frame[columns], caption)
 
 

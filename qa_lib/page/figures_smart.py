@@ -441,6 +441,8 @@ def table_contamination(P) -> report.Html:
         frozen = "heads-only" if heading == SCORES[1] else "pretrain"
         d = params.read_datasets(P.source, P.data)[test_set]
         row = {"dataset": test_set, "seen by the encoder": d.seen_by.get(P.encoder, unknown)}
+        if P.source == "hub":
+            row["in place of"] = d.instead_of or "–"
         row["frozen score"] = float(means.get(frozen, np.nan))
         for variant in GAINS:
             if variant in means:

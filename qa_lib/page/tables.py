@@ -113,6 +113,9 @@ def describe_datasets(P, specs: list[Spec]) -> pd.DataFrame:
         if P.source == "own":
             files = ["/".join(Path(file).parts[-2:]) for file in dataset.train + dataset.test]
             row["files"] = runs.readable_name(", ".join(files))
+        if P.source == "hub":
+            row["on the hub"] = ", ".join(dataset.train + dataset.test + dataset.pool)
+            row["in place of"] = dataset.instead_of or "–"
         row |= {
             "training rows, at most": most_training_rows(specs, name),
             "test rows": scores["n"],

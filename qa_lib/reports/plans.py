@@ -73,15 +73,15 @@ def load_params(
 ) -> Any:
     """Return the validated parameters of a report.
 
-    params/<slug>.yaml holds the report's own settings (profile paper), params/<profile>/<slug>.yaml
-    what the profile changes; its mapping `small` holds what `size: small` changes on top.
+    params/<slug>.yaml holds the report's own settings, params/<profile>/<slug>.yaml what the
+    profile changes; its mapping `small` holds what `size: small` changes on top.
     given_in: the place of `overrides`, for an error.
     """
     model = find_report(slug).Parameters
     profile = params.check_profile(profile or params.default_profile())
     overrides = overrides or {}
     values, places = {}, {}
-    for folder in [""] if profile == "paper" else ["", profile]:
+    for folder in ("", profile):
         file = params.ROOT / "params" / folder / f"{slug}.yaml"
         place = f"{file.relative_to(params.ROOT)}, line "
         of_file, lines = params.read_yaml(file)

@@ -276,6 +276,10 @@ class Parameters(Study):
             "sentences": self.sentences,
         }
 
+    def named_encoders(self) -> list[str]:
+        others = self.encoders.values() if "encoders" in self.experiments else []
+        return [self.encoder, *others]
+
     @property
     def fewest_seeds(self) -> int:
         return min(len(self.seeds), len(self.sweep_seeds or self.seeds))

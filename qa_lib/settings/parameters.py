@@ -68,7 +68,8 @@ class Dataset(Strict):
     """
 
     task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
-    # Register or kind of sentences | files under DATA | hub "repo:split" or "repo:part:split".
+    # Register or kind of sentences | files under DATA | hub "repo:split" or "repo:part:split", of
+    # another branch than the main one "repo@branch:…" (data/hub_tables.py).
     train: list[str] = []
     test: list[str] = []
     pool: list[str] = []  # test rows are those of these datasets together; nothing trains
@@ -81,6 +82,9 @@ class Dataset(Strict):
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     apart_within: bool = False  # nor does one stand within a context, or a text, of theirs
     rows: int | None = None  # embedded only: how many are generated
+    only: dict[str, str] = {}  # hub only: rows in which each of these fields has this value
+    # Hub only: word of a question → the field whose text stands in its place.
+    placeholder: dict[str, str] = {}
     leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
     # Of the tasks classes and score. A label is the name of a class, or its number from 0.
     classes: list[str] | None = Field(None, min_length=2)
@@ -89,6 +93,7 @@ class Dataset(Strict):
     text: str = "text"  # the field that holds a row's text, or the first text of a pair
     text_pair: str | None = None  # the field that holds the second text of a pair
     label: str = "label"  # the field that holds a row's class or score
+    unlabelled: int | None = None  # hub only: the label of rows that have none; they are left out
     # The head that a model has for it where the datasets of a task share one (Heads.one_for).
     head: str | None = None
     # Text: rows that share a text are of one unit, and so are rows that others connect.
@@ -101,6 +106,7 @@ class Dataset(Strict):
     average: Literal["rows", "clusters"] = "rows"  # EM: mean over rows, or within clusters first
     split_seed: int = 0
     seen_by: dict[str, str] = {}  # encoder -> what its card says it saw of this dataset
+    instead_of: str | None = None  # what the report has, where this stands in its place
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +131,7 @@ class Dataset(Strict):
                     f"{self.task} have; leave it out"
                 )
         if self.task == "span":
-            sentences_alone = ["classes", "range", "text", "text_pair", "label"]
+            sentences_alone = ["classes", "range", "text", "text_pair", "label", "unlabelled"]
             if self.altered != "reworded":
                 sentences_alone.append("altered")
             for field in sentences_alone:
@@ -253,6 +259,10 @@ class Study(Strict):
     def named_datasets(self) -> dict[str, list[str]]:
         """Return parameter → the datasets that it names."""
         return {"domains": self.domains, "start": [self.start] if self.start else []}
+
+    def named_encoders(self) -> list[str]:
+        """Return the encoders that the runs go on from."""
+        return [self.encoder]
 
     @property
     def mixtures(self) -> tuple[float, ...]:

@@ -61,7 +61,7 @@ WITH_FIELD = {
 }
 # Where rows come from: generated text, or files and hubs.
 GENERATED = ("data/corpora.py", "data/sentences.py")
-READ = ("data/sources.py",)
+READ = ("data/hub_tables.py", "data/sources.py")
 
 # Calls whose texts are messages; so are all texts in a `raise`.
 MESSAGES = {"print", "progress", "warn", "UserError"}

@@ -89,10 +89,11 @@ def readable_name(path: str) -> str:
 def encoder_display_name(encoder: str) -> str:
     """Return an encoder's name for records and pages.
 
-    A folder is named without its path, which differs between machines.
+    A folder is named without its path, which differs between machines, and a hub id without the
+    branch that has its weights.
     """
     is_folder = encoder.startswith((".", "/", "~"))
-    return readable_name(Path(encoder).name if is_folder else encoder)
+    return readable_name(Path(encoder).name if is_folder else encoder.partition("@")[0])
 
 
 def command_for(settings) -> str:

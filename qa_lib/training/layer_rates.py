@@ -4,6 +4,10 @@ ELECTRA's code gives layer k of an encoder with n blocks the rate $\eta\,\gamma^
 embeddings are layer 0, the blocks layers 1 to n, and the heads layer n + 2 (Clark et al. 2020,
 google-research/electra). So heads have η, and the top block already η γ². With `top` 1 the top
 block has η γ, as in Howard and Ruder 2018 and most later code.
+
+ALBERT has one block at all depths. It counts as the top one, n is 1, and the embeddings with their
+projection are the layer below: γ to the power of `top` and of `top` + 1. The 24 powers of its 24
+depths would mean that one weight has 24 rates.
 """
 
 from torch import nn

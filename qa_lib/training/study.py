@@ -403,7 +403,7 @@ def default_workers(specs: list[Spec]) -> int:
 def fetch_inputs(p):
     """Fetch and verify what a profile needs, so that it runs offline afterwards.
 
-    That is the rows of its datasets, its encoder and the revisions of hub repositories.
+    That is the rows of its datasets, its encoders and the revisions of hub repositories.
     """
     names = [name for of_field in p.named_datasets().values() for name in of_field]
     for name in dict.fromkeys(names):
@@ -413,8 +413,9 @@ def fetch_inputs(p):
             f"{name}: {len(part.train)} training, {len(part.validation)} validation, "
             f"{len(part.test)} test rows{remarks}"
         )
-    encoders.load_encoder(p.encoder)
-    print(f"encoder {p.encoder}: {encoder_files.identify_weights(p.encoder)[:12]}")
+    for encoder in p.named_encoders():
+        encoders.load_encoder(encoder)
+        print(f"encoder {encoder}: {encoder_files.identify_weights(encoder)[:12]}")
 
 
 def run(
@@ -459,7 +460,7 @@ def run(
         todo = list_missing(specs, fresh)  # another study may have trained some
         if todo:
             at_once = workers or default_workers(todo)
-            tokens = _announce_cost(todo, at_once, yes)
+            tokens = _announce_cost(todo, at_once, yes or dry_run)
             if not dry_run:
                 _train(todo, tokens, at_once, list_parents(todo), live)
                 _check_code(todo)
