@@ -96,7 +96,7 @@ def compare_models(claim: claims.Claim, pair: Pair) -> claims.Claim:
 _pairs: dict[tuple, pd.DataFrame] = {}  # parameters, pairs, records → their table
 
 
-def measure_pairs(P, pairs: list[Pair]) -> pd.DataFrame:
+def measure_pairs(P, pairs: list[Pair], arms: tuple[str, ...] = verify.ARMS) -> pd.DataFrame:
     """Return a row for each pair and arm: value, low, high (95 %), part, n, run.
 
     value: ours less against. Where a pair has no runs in an arm, n is 0 and the numbers are not a
@@ -107,13 +107,13 @@ def measure_pairs(P, pairs: list[Pair]) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     specs = plans.plan(P)
     checksums = [record["checksum"] for record in map(runs.find_record, specs) if record]
-    key = (P.model_dump_json(), tuple(pairs), *checksums)
+    key = (P.model_dump_json(), tuple(pairs), arms, *checksums)
     if key not in _pairs:
-        _pairs[key] = resample_pairs(P, specs, pairs)
+        _pairs[key] = resample_pairs(P, specs, pairs, arms)
     return _pairs[key].copy()
 
 
-def resample_pairs(P, specs: list, pairs: list[Pair]) -> pd.DataFrame:
+def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> pd.DataFrame:
     """Return the table of `measure_pairs`, from the records of a plan."""
     listed = claims.read_claims(P.report, P.mixtures)
     asked = [compare_models(find_claim(P, pair.claim), pair) for pair in pairs]
@@ -123,13 +123,11 @@ def resample_pairs(P, specs: list, pairs: list[Pair]) -> pd.DataFrame:
         # Variance is never pooled over metrics, so controls by others play no part.
         if claim.control and claim.contrast and list_metrics(claim) <= metrics:
             controls.append(claims.control_claim(claim))
-    curves = stats.curves(runs.collect_histories(specs))
-    ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
+    ledger, examples = verify.collect_scores(specs)
     ledger = ledger[ledger["metric"].isin(metrics)]
-    examples = runs.collect_examples(specs)
     table = verify.claims_table(P)
     rows = []
-    for arm in verify.ARMS:
+    for arm in arms:
         known = [find_in_table(table, find_claim(P, pair.claim), pair, arm) for pair in pairs]
         judged = pd.DataFrame()
         if any(found.empty for found in known):
@@ -322,8 +320,8 @@ def collect_steps(P, claim: str, steps: tuple[Step, ...], arm: str) -> pd.DataFr
     for first in range(len(nodes)):
         for last in range(first + 1, len(nodes)):
             pairs.append(Pair(claim, nodes[last], nodes[first], by_starter))
-    measured = measure_pairs(P, list(dict.fromkeys(pairs)))
-    measured = measured[measured["arm"] == arm].set_index(["ours", "against"])
+    measured = measure_pairs(P, list(dict.fromkeys(pairs)), (arm,))
+    measured = measured.set_index(["ours", "against"])
     rows = []
     start = 0.0
     first = 0

@@ -127,8 +127,10 @@ def find_cell(ledger: pd.DataFrame, want: dict) -> dict[int, tuple]:
             fits &= known.isna().to_numpy(bool)
         else:
             fits &= (known == value).to_numpy(bool)
-    rows = ledger.loc[fits].drop_duplicates(["run", "seed"])
-    if rows["seed"].duplicated().any():
+    seeds, names = ledger["seed"].to_numpy()[fits], ledger["run"].to_numpy()[fits]
+    runs = dict.fromkeys(zip(seeds, names, strict=True))
+    if len({seed for seed, _ in runs}) < len(runs):
+        rows = ledger.loc[fits].drop_duplicates(["run", "seed"])
         differ = []
         for column in rows.columns.difference(["run", "seed", "value"], sort=False):
             if rows[column].astype(str).nunique() > 1:
@@ -139,8 +141,18 @@ def find_cell(ledger: pd.DataFrame, want: dict) -> dict[int, tuple]:
             f"several runs of one seed fit {shown}: the contrast must say which "
             f"{' or '.join(differ) or 'run'}"
         )
-    runs = zip(rows["seed"], rows["run"], strict=True)
     return {seed: (run, want["set"], want["metric"]) for seed, run in runs}
+
+
+def select_rows(sides: list[dict], ledger: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a ledger that may be in a cell of a contrast's sides.
+
+    They have its variants and its metrics. The cells are searched in these few rows alone.
+    """
+    for column in ("variant", "metric"):
+        named = {value for side in sides for value in np.ravel(side[column])}
+        ledger = ledger[ledger[column].isin(named)]
+    return ledger
 
 
 def find_cells(sides: list[dict], ledger: pd.DataFrame) -> list[list[dict[int, tuple]]]:
@@ -218,6 +230,7 @@ def estimate_part(
     draws: of `resample`. clusters: set → number of clusters of questions.
     Raises Lacking where a side has no runs, or no seed can be compared.
     """
+    ledger = select_rows(sides, ledger)
     cells = find_cells(sides, ledger)
     every = [cell for side in cells for cell in side]
     seeds = find_seeds(every, ledger)
@@ -401,8 +414,8 @@ def draw_samples(
     if arm and "arm" in ledger:
         ledger = ledger[ledger["arm"] == arm]
     places = name_places(listed, domains) | (stand_ins or {})
-    ledger = ledger.assign(set=ledger["set"].map(lambda name: places.get(name, name)))
-    examples = examples.assign(set=examples["set"].map(lambda name: places.get(name, name)))
+    ledger = ledger.assign(set=rename_sets(ledger["set"], places))
+    examples = examples.assign(set=rename_sets(examples["set"], places))
     finite = np.isfinite(ledger["value"].astype(float))
     if not finite.all():
         row = ledger[~finite].iloc[0]
@@ -415,6 +428,15 @@ def draw_samples(
         rows = ledger[ledger["size"] == size]
         samples.append(Sample(size, rows, resample(rows, examples, times), clusters))
     return samples
+
+
+def rename_sets(names: pd.Series, places: dict[str, str]) -> np.ndarray:
+    """Return names of test sets as the claims call them. Of many rows each name is looked up once.
+
+    places: name → how the claims call it, where that is another.
+    """
+    codes, known = pd.factorize(names)
+    return np.array([places.get(name, name) for name in known], object)[codes]
 
 
 def name_places(listed: list[Claim], domains: list[str]) -> dict[str, str]:

@@ -154,13 +154,29 @@ def claims_table(P) -> pd.DataFrame:
     return _tables[key].copy()
 
 
+_scores: dict[tuple[str, ...], tuple[pd.DataFrame, pd.DataFrame]] = {}  # records → their scores
+
+
+def collect_scores(specs: list[Spec]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the ledger of a plan with its training curves, and its examples.
+
+    A page asks several times. The scores of the last plan are kept.
+    """
+    key = tuple(f"{spec.variant} {spec.arm} {spec.hash}" for spec in specs)
+    key += tuple(record["checksum"] for record in map(runs.find_record, specs) if record)
+    if key not in _scores:
+        curves = stats.curves(runs.collect_histories(specs))
+        ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
+        _scores.clear()
+        _scores[key] = (ledger, runs.collect_examples(specs))
+    return _scores[key]
+
+
 def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFrame:
     """Return the table of `claims_table` of these claims, from the records of a plan."""
     controls = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
     starters = list_starter_claims(listed)
-    curves = stats.curves(runs.collect_histories(specs))
-    ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
-    examples = runs.collect_examples(specs)
+    ledger, examples = collect_scores(specs)
     judged = {}
     for arm in ARMS:
         samples = stats.draw_samples(
