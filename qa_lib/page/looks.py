@@ -78,10 +78,12 @@ SOURCES = {
 }
 
 Drawing = Callable[[Look], Figure]
+# Kind of an image → how Pillow saves it. WebP takes half of a PNG's bytes.
+FORMATS = {"png": {"format": "png"}, "webp": {"format": "webp", "lossless": True, "quality": 100}}
 
 
 def render_drawing(draw: Drawing, look: Look, tag: str, kind: str = "png") -> bytes:
-    """Return a drawing as PNG or SVG, with the profile's tag in its lower right corner.
+    """Return a drawing as png, webp or svg, with the profile's tag in its lower right corner.
 
     The same numbers give the same bytes.
     """
@@ -94,15 +96,20 @@ def render_drawing(draw: Drawing, look: Look, tag: str, kind: str = "png") -> by
             nothing = {"Date": None, "Creator": None}
             fig.savefig(file, format="svg", metadata=nothing, bbox_inches=fig.bbox_inches)
         else:
-            fig.savefig(file, metadata={"Software": None}, bbox_inches=fig.bbox_inches)
+            quick = {"compress_level": 1}  # it is encoded again
+            nothing = {"Software": None}
+            box = fig.bbox_inches
+            fig.savefig(file, metadata=nothing, bbox_inches=box, pil_kwargs=quick)
         plt.close(fig)  # or JupyterLab draws it a second time
-    return file.getvalue() if kind == "svg" else recode(file.getvalue(), format="png")
+    if kind == "svg":
+        return file.getvalue()
+    return recode(file.getvalue(), **FORMATS[kind])
 
 
 def recode(png: bytes, **options) -> bytes:
     """Return a drawing with 64 colours, among them exactly those of its models.
 
-    options: of Pillow's `save`; `format="webp", lossless=True` takes half of a PNG's bytes.
+    options: of Pillow's `save`.
     """
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     ground = picture.getpixel((0, 0))
@@ -152,16 +159,15 @@ def embed_drawing(draw: Drawing, tag: str, alt: str, wide: bytes) -> str:
     """Return a drawing for each kind of screen, as one HTML element. wide: it on a wide page."""
     sources = []
     for look, media in SOURCES.items():
-        address, size = embed_image(render_drawing(draw, look, tag))
+        address, size = embed_image(render_drawing(draw, look, tag, "webp"))
         sources.append(f'<source media="{media}" srcset="{address}" {size}>')
-    address, size = embed_image(wide)
+    address, size = embed_image(recode(wide, **FORMATS["webp"]))
     image = f'<img {size} alt="{escape(alt)}" src="{address}">'
     return f"<picture>{''.join(sources)}{image}</picture>"
 
 
-def embed_image(png: bytes) -> tuple[str, str]:
+def embed_image(webp: bytes) -> tuple[str, str]:
     """Return an image as an address, and its size in a page's pixels, two of the image's each."""
-    width, height = Image.open(io.BytesIO(png)).size
-    webp = recode(png, format="webp", lossless=True, quality=100)
+    width, height = Image.open(io.BytesIO(webp)).size
     address = f"data:image/webp;base64,{base64.b64encode(webp).decode()}"
     return address, f'width="{width // 2}" height="{height // 2}"'
