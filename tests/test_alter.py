@@ -110,7 +110,7 @@ def test_only_generated_questions_are_reworded(changes):
 
 # A change of these means that the wording changed: records of runs that were scored on it are of
 # other rows.
-REWORDED = {"encyclopaedia": "cd71d8d7c1079385", "news": "2b68aa877d9002d4"}
+REWORDED = {"encyclopaedia": "68f8e004dcd64783", "news": "308583762dd1d7d0"}
 
 
 def generated_question(row: dict) -> dict:
@@ -130,7 +130,7 @@ def test_reworded_questions_are_frozen(register):
 def test_a_reworded_question_has_other_words_and_the_same_answer(register):
     plain = selection.load_splits(register, "embedded").test
     reworded = selection.load_splits(f"{register}-reworded", "embedded").test
-    assert len(plain) == len(reworded) >= 32
+    assert len(plain) == len(reworded) >= 24
     for before, after in zip(plain, reworded, strict=True):
         assert before | {"question": after["question"]} == after
         assert before["question"] != after["question"]

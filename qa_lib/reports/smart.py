@@ -424,9 +424,16 @@ def plan_reviews(arm: Arm) -> list[Spec]:
 
 
 def plan_rrobin(arm: Arm) -> list[Spec]:
-    """Three tasks in turn, in equal batches, without and with SMART (rows 4 and 5)."""
+    """Three tasks in turn, in equal batches, without and with SMART (rows 4 and 5).
+
+    And with SMART's small batches alone, since they are four times as many updates.
+    """
     tests = list_tests(arm.params)
-    return arm.train_model("rrobin", tests=tests) + arm.train_model("rrobin-smart", tests=tests)
+    return (
+        arm.train_model("rrobin", tests=tests)
+        + arm.train_model("rrobin-smart", tests=tests)
+        + arm.train_model("rrobin-16", tests=arm.params.domains)
+    )
 
 
 def plan_full(arm: Arm) -> list[Spec]:
@@ -444,9 +451,9 @@ def plan_full_smart(arm: Arm) -> list[Spec]:
 
 
 def plan_controls(arm: Arm) -> list[Spec]:
-    """SMART's batch without SMART; a loss by its own rows; no rich dataset; layers apart."""
+    """A loss by its own rows; no rich dataset; relational layers apart."""
     specs = []
-    for model in ("rrobin-16", "rrobin-full-scaled", "rrobin-full-no-quora", "layer-unshared"):
+    for model in ("rrobin-full-scaled", "rrobin-full-no-quora", "layer-unshared"):
         tests = arm.models[model]["domains"]  # a head that nothing trained has no score here
         specs += arm.train_model(model, tests=tests)
     return specs
