@@ -108,7 +108,7 @@ PAGES  := $(filter-out $(PROFILES:%=figures/index-%.html),$(filter figures/%,$(M
 $(foreach f,$(PAGES),$(foreach r,$(word 2,$(subst /, ,$f)),$(if $(call known,$r,$f),,$(call refuse,$r,$f))))
 
 .PHONY: FORCE environment browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
-        help profile reproduce overview own readme verify power test test-notebooks test-browser bench lint data check-data pin lab lock clean
+        help profile reproduce overview own readme verify power test test-slow test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 # Of a reader that has seen enough, as head does, nothing is said.
 enough = || [ $$? -eq 141 ]
@@ -209,6 +209,10 @@ environment:
 
 test: | $(SETUP) ## the fast tests
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 --dist worksteal -m 'not slow'
+
+# The others that are slow have targets of their own.
+test-slow: | $(SETUP) ## the tests that take longer: runs of every kind, killed and resumed; DATA=folder adds those on real data
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -n 2 -m slow --ignore=tests/test_browser.py --ignore=tests/test_lab.py --ignore=tests/test_notebooks.py
 
 test-notebooks: | $(SETUP) ## Run All on the untouched notebooks
 	HF_HUB_OFFLINE=1 $(PY) -m pytest tests/test_notebooks.py

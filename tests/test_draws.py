@@ -169,6 +169,7 @@ def no_dropout(monkeypatch):
     monkeypatch.setattr(encoders, "load_encoder", load_without)
 
 
+@pytest.mark.slow
 def test_a_run_of_draws_is_killed_and_ends_with_the_same_numbers(small_encoder, store, monkeypatch):
     of_draws = Multitask(schedule="draws", rounds=12, passes=2, sampling="annealed")
     spec = make_spec(small_encoder, multitask=of_draws, layer_decay=LayerDecay())

@@ -171,6 +171,7 @@ def test_the_model_is_left_as_it_was(small_encoder, mode):
     assert all(parameter.grad.eq(1).all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_measured_run_is_killed_and_ends_with_the_same_measurements(
     small_encoder, store, monkeypatch
 ):

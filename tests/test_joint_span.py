@@ -247,6 +247,7 @@ def test_a_target_goes_on_with_the_joint_head(small_encoder):
     assert torch.equal(other.heads["talks"].linear.weight, drawn)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_joint_head_is_killed_and_ends_with_the_same_numbers(
     small_encoder, store, monkeypatch
 ):

@@ -401,7 +401,7 @@ def test_trials_are_known_by_their_rate_and_weight_or_epochs(load):
 def test_a_small_study_runs_to_the_end(small_encoder, monkeypatch, capsys):
     changes = TINY | {
         "encoder": small_encoder,
-        "experiments": ["single", "full", "full-smart", "heads", "noise"],
+        "experiments": ["single", "heads"],
         "arms": ["printed"],
     }
     params = plans.load_params("smart", "quick", changes)

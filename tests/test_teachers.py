@@ -338,6 +338,7 @@ def test_each_row_has_its_own_targets_in_shuffled_batches_of_one_dataset(
 # ---- runs ----
 
 
+@pytest.mark.slow
 def test_a_run_with_teachers_is_killed_and_ends_with_the_same_numbers(
     small_encoder, store, monkeypatch, loads
 ):
