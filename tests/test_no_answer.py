@@ -149,10 +149,11 @@ def test_without_impossible_rows_nothing_is_chosen_and_nothing_is_added(outputs)
     assert sentence.CLASSES.choose_rule(rows, lambda: pytest.fail("predicted")) == {}
     predictions = span.predict(rows, make_windows(), outputs, null_threshold=-9.0)
     assert [answer["text"] for answer in predictions] == [best for _, best, _ in CASES.values()]
-    assert set(predictions[0]) == {"text", "start", "end", "tokens", "score", "window"}
+    answered = {"text", "start", "end", "tokens", "score", "window", "confidence"}
+    assert set(predictions[0]) == answered
     values, _ = span.score(rows, predictions)
     described = span.describe_predictions(rows, make_windows(), predictions, values)
-    assert set(described) == {"em_rows", "f1_rows", "tokens", "contains", "overflowed"}
+    assert set(described) == {"em_rows", "f1_rows", "tokens", "contains", "ece", "overflowed"}
     assert "null_margin" not in span.tabulate(rows, predictions, values)
 
 

@@ -140,7 +140,6 @@ DRAWN = {
         "table5",
         "table6",
         "table7",
-        "table_base",
         "table_datasets",
         "table_targets",
         "table_controls",

@@ -306,7 +306,8 @@ def figure_sweep(
         rows = rows[rows[column] == value]
     if rows.empty:
         return report.note_absent(part)
-    beside = [spec for spec in of_arm if spec.variant == baseline]
+    swept = set(rows["seed"])
+    beside = [spec for spec in of_arm if spec.variant == baseline and spec.seed in swept]
     lines = collect_columns(runs.collect_ledger(beside), columns) if beside else rows[:0]
     seeds = rows.groupby(["variant", by])["seed"].nunique()
     number = f"{seeds.min()}" if seeds.nunique() == 1 else f"{seeds.min()} to {seeds.max()}"
