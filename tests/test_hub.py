@@ -184,11 +184,11 @@ def answers(stand_in, tmp_path_factory):
 
 
 def list_encoders() -> list[str]:
-    """Return the encoders that the reports name at profile paper."""
-    names = {}
-    for slug in params.list_reports():
-        names |= dict.fromkeys(plans.load_params(slug, "paper").named_encoders())
-    return list(names)
+    """Return the encoders of the stand-in, as parameters name them."""
+    names = []
+    for repo, branch in hub_standin.ENCODERS:
+        names.append(repo if branch == "main" else f"{repo}@{branch}")
+    return names
 
 
 # ---- what is read ----
@@ -201,6 +201,14 @@ def test_every_dataset_of_a_report_has_a_definition():
         for field, names in p.named_datasets().items():
             for name in names:
                 assert name in known, f"{slug}: {field}: {name}"
+
+
+def test_the_stand_in_has_every_encoder_that_a_report_names():
+    named = set()
+    for slug in params.list_reports():
+        p = plans.load_params(slug, "paper")
+        named |= {p.encoder, *getattr(p, "encoders", {}).values()}
+    assert named == set(list_encoders())
 
 
 @pytest.mark.parametrize("name", NAMES)
