@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
 from qa_lib.__main__ import VERBS, run_verb
+from qa_lib.settings import params
 
 ROOT = Path(__file__).parent.parent
 LIBRARY = {
@@ -551,12 +552,13 @@ def test_help_lists_every_target():
     assert {"reproduce-exbert", "test"} <= phony <= targets
 
 
+@pytest.mark.parametrize("slug", params.list_reports())
 @pytest.mark.parametrize("profile", ["quick", "real", "paper"])
-def test_the_recipe_reads_as_study_then_page(profile):
+def test_the_recipe_reads_as_study_then_page(profile, slug):
     values = [f"PROFILE={profile}", "DATA=a b", "PARAMS=seeds=[0,1] epochs=1"]
-    done = make("-n", "reproduce-exbert", "VENV=", *values)
+    done = make("-n", f"reproduce-{slug}", "VENV=", *values)
     study, page = [x for x in done.stdout.splitlines() if "qa_lib" in x]
-    flags = f"exbert --profile {profile} --data='a b' --params='seeds=[0,1] epochs=1'"
+    flags = f"{slug} --profile {profile} --data='a b' --params='seeds=[0,1] epochs=1'"
     assert study == f"python -m qa_lib study {flags}"
     assert page == f"python -m qa_lib render {flags}"
     assert done.stdout.startswith(f"echo 'profile {profile}: ")

@@ -29,7 +29,7 @@ from pathlib import Path
 from qa_lib.__main__ import run_verb
 from qa_lib.data import selection, sources
 from qa_lib.models import encoders
-from qa_lib.settings import encoder_files, hub
+from qa_lib.settings import encoder_files, hub, params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 
@@ -39,7 +39,7 @@ time.sleep = lambda seconds: None  # between the tries of the clients
 
 def read(name):
     train, test, apart = selection.read_parts(name, "hub", None, "stop", Counter())
-    return [len(train), len(test), train[:2], test[:1]]
+    return [len(train), len(test), train[:3], test[:1]]
 
 def read_place(place, **fields):
     d = Dataset(train=[place], train_rows=1, **fields)
@@ -55,6 +55,11 @@ def encode(name):
     batch = tokenizer("The mill", "of the river", return_tensors="pt")
     states = encoder(**batch).last_hidden_state
     return [encoder_files.identify_weights(name), list(states.shape)]
+
+def shrink(rows, *names):
+    known = params.read_datasets("hub", None)
+    for name in names:
+        known[name] = known[name].model_copy(update={"train_rows": rows})
 
 def verb(*words):
     return run_verb(list(words))
@@ -95,7 +100,7 @@ def ask(folder: Path, url: str, steps: list, **environment: str) -> dict[str, di
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=480,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "answers.json").read_text())
@@ -179,11 +184,11 @@ def answers(stand_in, tmp_path_factory):
 
 
 def list_encoders() -> list[str]:
-    """Return the encoders that the reports name at profile paper."""
-    names = {}
-    for slug in params.list_reports():
-        names |= dict.fromkeys(plans.load_params(slug, "paper").named_encoders())
-    return list(names)
+    """Return the encoders of the stand-in, as parameters name them."""
+    names = []
+    for repo, branch in hub_standin.ENCODERS:
+        names.append(repo if branch == "main" else f"{repo}@{branch}")
+    return names
 
 
 # ---- what is read ----
@@ -196,6 +201,14 @@ def test_every_dataset_of_a_report_has_a_definition():
         for field, names in p.named_datasets().items():
             for name in names:
                 assert name in known, f"{slug}: {field}: {name}"
+
+
+def test_the_stand_in_has_every_encoder_that_a_report_names():
+    named = set()
+    for slug in params.list_reports():
+        p = plans.load_params(slug, "paper")
+        named |= {p.encoder, *getattr(p, "encoders", {}).values()}
+    assert named == set(list_encoders())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -256,6 +269,7 @@ def test_what_was_fetched_is_read_without_network(answers, stand_in):
     steps = [["old", "read_place", [f"{OLD}:train"], {}], ["quac", "read", ["quac"], {}]]
     steps.append(["model", "encode", ["albert-large-v2"], {}])
     again = ask(folder, stand_in.url, steps, HF_HUB_OFFLINE="1")
+    assert {name: answer.get("error") for name, answer in again.items()} == dict.fromkeys(again)
     assert again["old"]["value"] == answers["old"]["value"]
     assert again["quac"]["value"] == answers["quac"]["value"]
     assert again["model"]["value"] == answers["albert-large-v2"]["value"]
@@ -398,15 +412,40 @@ def test_an_answer_beside_its_place_is_moved_or_refused(monkeypatch):
 # ---- the four reports at profile paper ----
 
 
-@pytest.mark.parametrize("slug", params.list_reports())
-def test_make_says_what_it_would_do(slug):
-    done = subprocess.run(
-        ["make", "-n", f"reproduce-{slug}", "PROFILE=paper", "VENV="],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "qa_lib" in line]
-    assert lines[0].startswith(f"python -m qa_lib study {slug} --profile paper")
-    assert lines[1].startswith(f"python -m qa_lib render {slug} --profile paper")
+# What the plans of the reports are shortened by: fewer rows, not fewer runs.
+FEW_ROWS = {
+    "exbert": {"train_rows": 200, "full_rows": [400, 200], "sizes": [100, 400]},
+    "moe": {"train_rows": 400, "few_rows": 100},
+    "road": {"train_rows": 800, "steps": 20},
+    "smart": {"train_rows": 400, "pair_rows": 400, "full_rows": 800, "review_rows": 300},
+}
+
+
+def estimate_every_report(folder: Path) -> dict[str, dict]:
+    """Return what `study --dry-run` says of each report at profile paper, by a larger stand-in."""
+    hub = hub_standin.Hub()
+    hub_standin.fill_hub(hub, 2400, 1100, folder)
+    steps = [["shrink", "shrink", [1500, "bioasq", "quora", "sts"], {}]]
+    for slug, few in FEW_ROWS.items():
+        pretraining = getattr(plans.load_params(slug, "paper"), "pretraining", {})
+        if pretraining:
+            few = few | {"pretraining": dict.fromkeys(pretraining, 100)}
+        words = ["study", slug, "--profile", "paper", "--dry-run", "-p", "validation_rows=60"]
+        for name, value in few.items():
+            words += ["-p", f"{name}={json.dumps(value)}"]
+        steps.append([slug, "verb", words, {}])
+    try:
+        return ask(folder, hub.url, steps, HF_HUB_DOWNLOAD_TIMEOUT="20")
+    finally:
+        hub.stop()
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_runs_hours_and_disk(tmp_path):
+    answers = estimate_every_report(tmp_path)
+    for slug in params.list_reports():
+        assert "error" not in answers[slug], answers[slug]
+        output = answers[slug]["output"]
+        counts = re.search(rf"study {slug}, profile paper, size full: (\d+) runs, (\d+) to", output)
+        assert int(counts[1]) == int(counts[2]) > 0
+        assert re.search(r"about .* (min|hours) on this machine .*GB of disk", output)
