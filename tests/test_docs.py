@@ -9,9 +9,19 @@ from test_house import make
 from qa_lib.page import overview, readme, written
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT
+from qa_lib.store import runs
 
 PAGES = [ROOT / "README.md", ROOT / "DATA.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARTS = [(file, name) for file, parts in readme.PARTS.items() for name in parts]
+
+
+@pytest.fixture(autouse=True)
+def committed_records(monkeypatch):
+    """Read the records of the repository."""
+    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
+    runs.read_committed.cache_clear()
+    yield
+    runs.read_committed.cache_clear()
 
 
 def read_code(text: str) -> list[str]:
