@@ -1,9 +1,6 @@
 """Tables, figures, provenance: no number without a run, the same bytes for the same numbers."""
 
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +9,6 @@ import pandas as pd
 import pytest
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-from qa_lib.models import heads
 from qa_lib.page import report, tables
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -233,31 +229,6 @@ def test_mixtures_stand_in_order():
     assert list(mixtures.cat.categories) == ["0:100", "60:40", "100:0"]
 
 
-SHOW_SOURCE = """
-from qa_lib.page import report
-from qa_lib.store import runs
-print(report.show_source(runs.checksum))
-"""
-
-
-def test_source_is_shown_of_a_library_that_is_imported_through_a_link(tmp_path):
-    checkout = tmp_path / "link"
-    checkout.symlink_to(params.ROOT)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "qa_lib").symlink_to(params.ROOT / "qa_lib")
-    for path in (checkout, folder):
-        env = os.environ | {"PYTHONPATH": str(path)}
-        done = subprocess.run(
-            [sys.executable, "-c", SHOW_SOURCE],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.startswith("`qa_lib/store/runs.py`, line "), done.stderr
-
-
 @pytest.mark.parametrize(
     "value, place",
     [
@@ -274,11 +245,6 @@ def test_the_environment_may_name_the_place_of_the_runs(monkeypatch, value, plac
     else:
         monkeypatch.setenv("QA_RUNS", value)
     assert runs.find_place("QA_RUNS", "runs") == place
-
-
-def test_source_shows_the_librarys_lines():
-    source = report.show_source(heads.SpanModel.forward)
-    assert re.match(r"`qa_lib/models/heads.py`, line \d+:\n\n```python\ndef forward\(", source)
 
 
 def make_record(commit="0123456789abcdef", dirty=False, **changed) -> dict:

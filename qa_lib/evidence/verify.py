@@ -322,11 +322,6 @@ def format_control(report: str, row, of_claim) -> str:
     return f"{name}: {left} of {whole} {row.unit} left{format_interval(row.low, row.high, 1)}"
 
 
-def format_claim(frame: pd.DataFrame, claim: str) -> str:
-    """Return `format_effect` of a claim, by its id."""
-    return format_effect(select(frame).loc[claim])
-
-
 def count_verdicts(frame: pd.DataFrame) -> str:
     """Return one sentence a stance: how many results, hopes and explanations got which verdict."""
     rows = select(frame)

@@ -5,10 +5,8 @@ Files go to figures/<report>/<profile>/. The same numbers give the same bytes. T
 """
 
 import base64
-import inspect
 import io
 import re
-import textwrap
 from html import escape
 from pathlib import Path
 
@@ -184,17 +182,6 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
         f"<figcaption>{profile_badge(P)} {escape(caption)} {describe_seeds(frame)}</figcaption>"
         f"{link_files(P, name, 'svg', 'png')}{list_runs(ids)}</figure>"
     )
-
-
-def show_source(thing) -> Markdown:
-    """Return the source of a function or class, with its file and line.
-
-    The file is named by its module, since its path may lead through a link.
-    """
-    lines, first = inspect.getsourcelines(thing)
-    file = inspect.unwrap(thing).__module__.replace(".", "/") + ".py"
-    code = textwrap.dedent("".join(lines))
-    return Markdown(f"`{file}`, line {first}:\n\n```python\n{code}```\n")
 
 
 def show_header(P, verdicts: str = "") -> Html:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import rel_entr
 
-from qa_lib.evidence import stats
 from qa_lib.reports import plans
 from qa_lib.reports.trials import selected_evaluation, validation_score
 from qa_lib.settings import params
@@ -73,16 +72,6 @@ def average_over_seeds(ledger: pd.DataFrame, by: list[str], metrics=("em", "f1")
         row["run"] = tuple(group["run"].unique())
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def select_values(ledger: pd.DataFrame, **which) -> pd.Series:
-    """Return the values of one metric by seed, for the runs whose columns are as given.
-
-    The metric is EM unless `which` names another.
-    """
-    which = {"metric": "em"} | which
-    rows = (ledger[[*which]] == pd.Series(which)).all(axis=1)
-    return ledger[rows].set_index("seed")["value"]
 
 
 def collect_costs(specs: list[Spec]) -> pd.DataFrame:
@@ -230,23 +219,6 @@ def answers_table(P, ours: Spec, theirs: Spec, load_test_sets) -> pd.DataFrame:
     return pd.DataFrame(columns | {"run": answers["run"]})
 
 
-def lowest_validation_loss(specs: list[Spec]) -> pd.DataFrame:
-    """Return a row for each setting of the sweeps, averaged over seeds.
-
-    Columns: the epoch of the lowest validation loss, that loss, the training loss of the last
-    epoch.
-    """
-    frame = add_display_names(stats.curves(runs.collect_histories(specs)))
-    experts = frame["experts"].map("{:.0f} experts".format).replace("nan experts", "none")
-    balance = frame["balance"].map("{:g}".format).replace("nan", "–")
-    frame = frame.fillna({"dropout": "none"}).assign(layer=experts, balance=balance)
-    return average_over_seeds(
-        frame,
-        ["model", "blocks", "layer", "rate", "dropout", "balance"],
-        ("best_epoch", "validation_loss", "train_loss"),
-    )
-
-
 def trials_table(specs: list[Spec]) -> pd.DataFrame:
     """Return a row for each trial of a model: rate, epochs, and the evaluation that it kept.
 
@@ -301,16 +273,6 @@ def scores_by_part(specs: list[Spec]) -> pd.DataFrame:
 def name_weights(examples: pd.DataFrame, domains: list[str]) -> pd.DataFrame:
     """Rename the columns of a gate's weights from gate_1, gate_2, … to the experts' domains."""
     return examples.rename(columns={f"gate_{k}": name for k, name in enumerate(domains, 1)})
-
-
-def mean_weights(P, specs: list[Spec]) -> pd.DataFrame:
-    """Return the mean weight of each expert: a row for each mixture, dataset and expert."""
-    examples = runs.collect_examples(specs)
-    examples = examples.assign(dataset=examples["part"].fillna(examples["set"]))
-    keys = ["run", "variant", "seed", "dataset"]
-    groups = name_weights(examples, P.domains).groupby(keys, as_index=False)
-    weights = groups[P.domains].mean().melt(keys, P.domains, "expert", "weight")
-    return add_display_names(weights.assign(report=P.report, ratio=np.nan))
 
 
 def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
