@@ -149,7 +149,7 @@ DRAWN = {
     },
 }
 IN_NOTEBOOK = {
-    "moe": "what the gate sees",
+    "moe": "what the gate sees:",
     "exbert": "picks of the first token",
     "smart": "first numbers of the second token",
     "road": "numbers in a gradient",
