@@ -119,6 +119,15 @@ def test_comparisons_are_scored_as_what_is_printed(planted):
         assert value == pytest.approx(sign * starter.loc[claim, "ours"]), claim
 
 
+def test_a_comparison_that_another_claim_makes_has_its_interval(planted):
+    """The gate against equal weights is the control of one claim, and what another is about."""
+    rows = compare.collect_comparisons(planted, moe.COMPARISONS[:1])
+    beside = rows.set_index(["setting", "control"]).loc[("report", "uniform-weights")]
+    starter = verify.select(verify.claims_table(planted), comparison="starter")
+    made = starter.loc["gate-not-learned"]
+    assert [beside["low"], beside["high"]] == pytest.approx([made["low"], made["high"]])
+
+
 def test_a_turned_claim_is_shown_from_the_side_of_the_idea(planted):
     rows = compare.collect_comparisons(planted, moe.COMPARISONS[-1:]).set_index("setting")
     assert rows.loc["printed", "value"] == -0.262

@@ -128,18 +128,19 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
     table = verify.claims_table(P)
     rows = []
     for arm in arms:
-        known = [find_in_table(table, find_claim(P, pair.claim), pair, arm) for pair in pairs]
+        known = [
+            find_in_table(table, listed, find_claim(P, pair.claim), pair, arm) for pair in pairs
+        ]
         judged = pd.DataFrame()
-        if any(found.empty for found in known):
+        if any(found is None for found in known):
             samples = stats.draw_samples(
                 listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
             )
             judged = stats.judge_samples(asked + controls, samples, P.profile).set_index("id")
         for pair, claim, found in zip(pairs, asked, known, strict=True):
             row = pair._asdict() | {"arm": arm, "unit": claim.unit}
-            if len(found):
-                sign = find_sign(find_claim(P, pair.claim))
-                rows.append(row | read_value(found, sign) | {"part": found["part"].iloc[0]})
+            if found is not None:
+                rows.append(row | found)
                 continue
             at = judged.loc[pair.id]
             row |= {"value": at["d"], "low": at["low"], "high": at["high"]}
@@ -155,17 +156,41 @@ def list_metrics(claim: claims.Claim) -> set[str]:
     return {metric for side in claim.contrast.sides() for metric in np.ravel(side["metric"])}
 
 
-def find_in_table(table: pd.DataFrame, claim: claims.Claim, pair: Pair, arm: str) -> pd.DataFrame:
-    """Return the row of the claims table that makes a pair's comparison; no row where none does."""
+def find_in_table(
+    table: pd.DataFrame, listed: list[claims.Claim], claim: claims.Claim, pair: Pair, arm: str
+) -> dict | None:
+    """Return what the claims table has of a pair's comparison; None where it has none.
+
+    It may be a row of another claim that compares the same two models on the same sets. listed: the
+    claims of the report.
+    """
+    rows = table[:0]
+    made_by = claim
     contrast = claim.contrast
-    is_of_claim = contrast.ours.get("variant") == pair.ours and contrast.against is not None
-    if not is_of_claim or contrast.beyond or contrast.target:
-        return table[:0]
-    if contrast.against.get("variant") == pair.against:
-        return select_row(table, claim.id, "starter" if pair.by_starter else "claim", arm)
-    if claim.control == pair.against and not pair.by_starter:
-        return select_row(table, claim.id, "control", arm)
-    return table[:0]
+    if contrast.ours.get("variant") == pair.ours and claim.control == pair.against:
+        if not (pair.by_starter or contrast.beyond or contrast.target):
+            rows = select_row(table, claim.id, "control", arm)
+    if rows.empty:
+        made_by = find_same(listed, claim, pair)
+        if made_by is not None:
+            comparison = "starter" if pair.by_starter else "claim"
+            rows = select_row(table, made_by.id, comparison, arm)
+    if rows.empty:
+        return None
+    return read_value(rows, find_sign(made_by)) | {"part": rows["part"].iloc[0]}
+
+
+def find_same(listed: list[claims.Claim], claim: claims.Claim, pair: Pair) -> claims.Claim | None:
+    """Return the claim whose contrast is that of a pair, the pair's own first; None without one."""
+    asked = compare_models(claim, pair._replace(by_starter=False)).contrast
+    for other in [claim, *listed]:
+        contrast = other.contrast
+        if contrast is None or contrast.against is None or contrast.beyond or contrast.target:
+            continue
+        is_same = contrast.sides() == asked.sides() and contrast.scale == asked.scale
+        if is_same and contrast.each == asked.each and other.unit == claim.unit:
+            return other
+    return None
 
 
 def is_by_starter(table: pd.DataFrame, claim: str) -> bool:
