@@ -22,11 +22,6 @@ ROWS = {
     "rrobin": {"sst": 2000, "quora": 2000, "sts": 2000},
     "rrobin-smart": {"sst": 2000, "quora": 2000, "sts": 2000},
     "rrobin-16": {"sst": 2000, "quora": 2000, "sts": 2000},
-    "rrobin-full": {"sst": 2000, "quora": 14000, "sts": 2000},
-    "rrobin-full-layer": {"sst": 2000, "quora": 14000, "sts": 2000},
-    "rrobin-full-scaled": {"sst": 2000, "quora": 14000, "sts": 2000},
-    "rrobin-full-no-quora": {"sst": 2000, "sts": 2000},
-    "layer-unshared": {"sst": 2000, "quora": 14000, "sts": 2000},
 }
 TINY = {
     "train_rows": 24,

@@ -71,10 +71,10 @@ MODELS = {
 SETS = ("sst", "quora", "sts")
 REVIEWS = "cfimdb"
 
-# What a page leads with: the clean dataset first.
+# What a page leads with: the clean dataset, and first what has a control.
 COMPARISONS = (
-    Comparison("smart-best-single", "SMART", "Fine-tuned", "sentiment, accuracy"),
     Comparison("smart-small-sst", "Round-robin + SMART", "Round-robin", "sentiment, accuracy"),
+    Comparison("smart-best-single", "SMART", "Fine-tuned", "sentiment, accuracy"),
     Comparison("rich-data-costs-sst", "Round-robin", "All paraphrases", "sentiment, accuracy"),
     Comparison(
         "more-data-wins",
