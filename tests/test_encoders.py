@@ -245,7 +245,7 @@ def test_a_weight_that_is_missing_or_spoilt_is_refused(copied, change, words):
             "model.safetensors is cut short or of another",
         ),
         ("config.json", b"{", "config.json is not JSON"),
-        ("config.json", b"[1]", "config.json has no model_type; name it there, one of bert, "),
+        ("config.json", b"[1]", "config.json has no model_type; name it there, one of albert, bert, "),
         ("config.json", b"\xff\xfe", "config.json is not JSON"),
         ("tokenizer.json", b"{}", "its tokenizer.json or tokenizer_config.json cannot be read"),
         ("tokenizer.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
@@ -285,11 +285,11 @@ def test_a_file_that_is_cut_short_is_refused(copied):
         ({"hidden_act": "none such"}, "config.json and model.safetensors cannot be read (KeyError"),
         (
             {"model_type": None},
-            "config.json has no model_type; name it there, one of bert, camembert, ",
+            "config.json has no model_type; name it there, one of albert, bert, camembert, ",
         ),
         (
             {"model_type": "gpt2"},
-            "of the architecture 'gpt2', which is not taken; take one of bert, ",
+            "of the architecture 'gpt2', which is not taken; take one of albert, bert, ",
         ),
         ({"model_type": "t5"}, "of the architecture 't5', which is not taken"),
         ({"model_type": "llama"}, "of the architecture 'llama', which is not taken"),
