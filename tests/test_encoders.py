@@ -245,7 +245,7 @@ def test_a_weight_that_is_missing_or_spoilt_is_refused(copied, change, words):
             "model.safetensors is cut short or of another",
         ),
         ("config.json", b"{", "config.json is not JSON"),
-        ("config.json", b"[1]", "config.json has no model_type; name it there, one of albert, bert, "),
+        ("config.json", b"[1]", "config.json has no model_type; name it there, one of albert, "),
         ("config.json", b"\xff\xfe", "config.json is not JSON"),
         ("tokenizer.json", b"{}", "its tokenizer.json or tokenizer_config.json cannot be read"),
         ("tokenizer.json", b"{", "its tokenizer.json or tokenizer_config.json cannot be read"),
