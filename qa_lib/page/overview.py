@@ -15,7 +15,7 @@ import pandas as pd
 
 from qa_lib.evidence import claims, compare, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import charts, looks, render, report, written
+from qa_lib.page import charts, looks, pieces, render, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
@@ -251,8 +251,7 @@ def show_answers(P: Page) -> report.Html:
     items = []
     for slug, link in page_links(P.profile).items():
         title = plans.find_report(slug).TITLE
-        text = render.markdown(describe_answer(slug, P.profile))
-        text = text.strip().removeprefix("<p>").removesuffix("</p>")
+        text = pieces.show_inline(describe_answer(slug, P.profile))
         items.append(f'<li><a href="{link}">{title}</a>: {text}</li>')
     return report.Html(f"<ul>{''.join(items)}</ul>") if items else report.note_absent("any report")
 

@@ -2,8 +2,9 @@
 
     python -m qa_lib overview --readme
 
-The figure, the findings and the table of the README, and the verdicts of docs/claims.md, are
-written between markers, from the claims.csv of each report's page.
+The figure, the findings and the table of the README are made from the committed records, as on the
+reports' pages; the verdicts of docs/claims.md are from the claims.csv of each page. All but the
+figure are written between markers.
 """
 
 from functools import partial
