@@ -216,6 +216,7 @@ def compare_records(ours: dict, theirs: dict):
         assert row == pytest.approx(other, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_on_three_datasets_is_killed_and_ends_with_the_same_numbers(
     small_encoder, store, monkeypatch
 ):

@@ -5,11 +5,17 @@ import re
 
 import bs4
 import nbformat
+import numpy as np
 import pytest
+import test_moe
+import test_road_report
 
+from qa_lib.evidence import verify
 from qa_lib.page import pieces, render
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
+from qa_lib.store import runs
+from qa_lib.training import study
 
 FILES = {
     "moe": "01_moe.ipynb",
@@ -34,6 +40,7 @@ MECHANISM = {
 AFTER = ["Verdicts", "Limits", "If you want to use this", "More", "Try this"]
 TINY = {
     "exbert": {
+        "start_threads": 1,
         "domains": ["search", "news"],  # these have the shortest texts
         "seeds": [0],
         "train_rows": 32,
@@ -67,6 +74,7 @@ TINY = {
         "sweep_weights": [1.0, 100.0],
     },
     "moe": {
+        "start_threads": 1,
         "seeds": [0],
         "train_rows": 12,
         "validation_rows": 9,
@@ -98,6 +106,7 @@ TINY = {
         ],
     },
     "road": {
+        "start_threads": 1,
         "seeds": [0],
         "train_rows": 12,
         "validation_rows": 8,
@@ -148,6 +157,8 @@ DRAWN = {
         "fig_wrong_weights",
     },
 }
+# What the runs of a report must have recorded, beside a score each.
+CHECK_RUNS = {"moe": test_moe.check_runs, "road": test_road_report.check_runs}
 IN_NOTEBOOK = {
     "moe": "what the gate sees:",
     "exbert": "picks of the first token",
@@ -229,10 +240,10 @@ def test_a_table_or_figure_has_one_cell(notebook, slug):
     assert len(alone.cells) == 4
 
 
-def test_a_mistyped_parameter_is_one_sentence(places, slug):
+def test_a_mistyped_parameter_is_one_sentence(places):
     words = "^notebook parameter seed is not a parameter; did you mean seeds"
     with pytest.raises(UserError, match=words):
-        render.execute(render.read_notebook(slug), slug, {"seed": 0})
+        render.execute(render.read_notebook("smart"), "smart", {"seed": 0})
     assert not (places / "QA_RUNS").exists()
 
 
@@ -275,7 +286,8 @@ def repeat_first_cells(nb):
     return nb
 
 
-def test_run_all_makes_a_short_page(places, small_encoder, slug):
+def test_run_all_makes_a_short_page(places, small_encoder, slug, monkeypatch):
+    """The whole study runs, its page is short, and its records are whole."""
     p = plans.load_params(slug, "quick", TINY[slug] | {"encoder": small_encoder})
     nb = repeat_first_cells(render.read_notebook(slug))
     nb = render.execute(nb, slug, render.choose_values(nb, p))
@@ -289,6 +301,18 @@ def test_run_all_makes_a_short_page(places, small_encoder, slug):
     assert DRAWN[slug] <= set(names)
     assert "“equal tuning”" in html
     assert str(ROOT) not in html
+    monkeypatch.setattr(runs, "RUNS", places / "QA_RUNS")
+    check_records(p)
+    if slug in CHECK_RUNS:
+        CHECK_RUNS[slug](p)
+
+
+def check_records(p):
+    """Assert that every run is recorded with scores, and that nothing is trained twice."""
+    ledger = runs.collect_ledger(plans.plan(p))
+    assert np.isfinite(ledger["value"]).all()
+    assert len(verify.claims_table(p)) > 0
+    assert set(study.run(p, plans.plan, live=False)["trained"]) == {"found"}
 
 
 def check_page(html: str):

@@ -839,10 +839,20 @@ def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
     assert train.training_arguments(bf16, 10, False).mixed_precision == "bf16"
 
 
+def test_the_command_line_ends_with_one_sentence_and_code_2():
+    command = [sys.executable, "-m", "qa_lib", "study", "exbert", "--profile", "quick"]
+    done = subprocess.run(
+        [*command, "-p", "learnig_rate=1"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 2, done.stderr
+    assert "did you mean learning_rate" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["exbert", "-p", "learnig_rate=1"], "did you mean learning_rate"),
         (["exbert", "-p", "learning_rate=1e-5"], "is read as text"),
         (["exbert", "--profile", "real"], "DATA=path/to/data"),
         (["exbert", "--profile", "real", "--data", "nowhere"], "does not exist"),
@@ -851,15 +861,11 @@ def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
         (["bert"], "is not a report of this study"),
     ],
 )
-def test_the_command_line_ends_with_one_sentence_and_code_2(arguments, words, store):
-    command = [sys.executable, "-m", "qa_lib", "study", *arguments]
+def test_a_mistake_is_said_before_any_training(arguments, words, store):
     if "--profile" not in arguments:
-        command += ["--profile", "quick"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1
+        arguments = [*arguments, "--profile", "quick"]
+    with pytest.raises(UserError, match=words):
+        run_verb(["study", *arguments])
 
 
 def test_no_workers_are_refused(monkeypatch):
@@ -868,7 +874,11 @@ def test_no_workers_are_refused(monkeypatch):
         run_verb(sys.argv)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "stop",
+    [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
+    ids=lambda stop: stop.name,
+)
 def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, stop):
     few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
     child = subprocess.Popen(
