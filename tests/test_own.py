@@ -176,7 +176,7 @@ def test_an_open_advice_says_which_side_is_open(planted, monkeypatch):
 def test_the_plain_model_is_named_where_it_is_ahead(planted, gain, ahead):
     """The advice is about the block alone; a reader may want the best model."""
     text = advice.describe_advice(planted(gain, seed_sd=0.1, cluster_sd=0.1))
-    assert ("with more encoder blocks and no experts it is ahead on both." in text) == ahead
+    assert ("With more encoder blocks and no experts V-DB is ahead, by " in text) == ahead
 
 
 @pytest.mark.parametrize(

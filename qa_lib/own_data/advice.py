@@ -378,7 +378,8 @@ def describe_advice(P) -> str:
     if not has_learnt(P):
         return (
             f"Advice: none yet, since the models have learnt too little. {describe_learning(P)} "
-            f"First more training rows, or more epochs. {epochs_hint(P)}{describe_scores(P, em)}"
+            f"First more training rows, or more epochs. {epochs_hint(P)}{edge_hint(P)}"
+            f"{describe_scores(P, em)}"
         )
     advice = advise(differences["low"], differences["high"])
     reason = REASONS[advice]
@@ -410,9 +411,14 @@ def describe_scores(P, em: pd.Series) -> str:
     scores = {}
     for model in (OURS, CONTROL, PLAIN):
         scores[model] = " and ".join(f"{em[domain, model]:.1f}" for domain in P.domains)
+    leads = []
+    for domain in P.domains:
+        lead = em[domain, PLAIN] - em[domain, OURS]
+        if lead > 0:
+            leads.append(f"{lead:.1f} on {domain}")
     ahead = ""
-    if all(em[domain, PLAIN] > em[domain, OURS] for domain in P.domains):
-        ahead = "; with more encoder blocks and no experts it is ahead on both"
+    if leads:
+        ahead = f". With more encoder blocks and no experts V-DB is ahead, by {' and '.join(leads)}"
     return (
         f"EM on the two: with the ST-MoE block {scores[OURS]}, without {scores[CONTROL]} "
         f"(both of {P.tuned_blocks} encoder blocks), the plain span model of {P.blocks} blocks, "
