@@ -86,6 +86,9 @@ endif
 # Own data have a folder by their name; at other targets NAME may be a variable of the environment that means something else.
 OWN     := figures/exbert/own-$(if $(filter own,$(MAKECMDGOALS)),$(NAME),NAME)
 FOLDERS := $(foreach r,$(REPORTS),$(PROFILES:%=figures/$r/%)) $(OWN)
+# The page about all reports: that of real data is figures/index.html.
+index    = figures/index$(if $(filter real,$1),,-$1).html
+INDEXES := $(foreach p,$(PROFILES),$(call index,$p))
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
 # Where a figures/… path lies: QA_FIGURES=folder puts it elsewhere, and it is then drawn at every start.
@@ -102,11 +105,11 @@ names   = $(shell grep -ohE '"(table|fig)[0-9A-Za-z_]*"' notebooks/*_$(call quot
 files   = $(foreach n,$(names),$(if $(filter table%,$n),$n.csv $n.md $n.tex,$n.png $n.svg)) report.html results.csv
 known   = $(filter $(foreach d,$(filter figures/$1/%,$(FOLDERS)),$(addprefix $d/,$(files))),$2)
 refuse  = $(error $2 is no file of the study: write figures/<report>/<profile>/<file>; reports: $(REPORTS); profiles: $(PROFILES)$(if $(names),; tables (csv, md, tex) and figures (png, svg): $(names)))
-PAGES  := $(filter-out $(PROFILES:%=figures/index-%.html),$(filter figures/%,$(MAKECMDGOALS)))
+PAGES  := $(filter-out $(INDEXES),$(filter figures/%,$(MAKECMDGOALS)))
 $(foreach f,$(PAGES),$(foreach r,$(word 2,$(subst /, ,$f)),$(if $(call known,$r,$f),,$(call refuse,$r,$f))))
 
 .PHONY: FORCE environment browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
-        help profile reproduce overview own readme verify power test test-slow test-notebooks test-browser bench lint data check-data pin lab lock clean
+        help profile reproduce overview site own readme verify power test test-slow test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 # Of a reader that has seen enough, as head does, nothing is said.
 enough = || [ $$? -eq 141 ]
@@ -129,13 +132,21 @@ profile: ## print the profile in use, and why
 
 # ---- train, collect, report ----
 
-reproduce: $(REPORTS:%=reproduce-%) figures/index-$(PROFILE).html ## every report, then figures/index.html about all of them
-	@cp $(call quoted,$(call place,$(lastword $^))) $(call quoted,$(call place,figures/index.html))
-	@echo $(call quoted,page: $(call place,figures/index.html))
+reproduce: $(REPORTS:%=reproduce-%) $(call index,$(PROFILE)) ## every report, then the page about all of them
+	@echo $(call quoted,page: $(call place,$(lastword $^)))
 
-overview: profile | $(SETUP) ## draw figures/index.html from the pages there are
+overview: profile | $(SETUP) ## draw the page about all reports from the pages there are
 	$(PY) -m qa_lib overview --profile $(PROFILE)
-	@cp $(call quoted,$(call place,figures/index-$(PROFILE).html)) $(call quoted,$(call place,figures/index.html))
+
+site: | $(SETUP) ## the pages of real data and their overview, in site/, for any host of static files
+	$(PY) -m qa_lib overview --profile real
+	@rm -rf site && mkdir -p site/overview
+	@cp $(call quoted,$(call place,figures/index.html)) site/
+	@cp -r $(call quoted,$(call place,figures/overview/real)) site/overview/
+	@for page in $(foreach r,$(REPORTS),$(call quoted,$(call place,figures/$r/real))); do \
+	   [ -d "$$page" ] || continue; \
+	   to=site/$$(basename "$$(dirname "$$page")"); mkdir -p "$$to"; cp -r "$$page" "$$to/"; done
+	@echo 'page: site/index.html'
 
 $(REPORTS:%=reproduce-%): reproduce-%: profile figures/%/$(PROFILE)/report.html ## train what is missing, then render the page
 	@echo $(call quoted,page: $(call place,$(word 2,$^)))
@@ -162,8 +173,9 @@ $(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
 	$(PY) -m qa_lib render $(slug) $(FLAGS)
 	@touch -c $@
 
-$(PROFILES:%=figures/index-%.html): figures/index-%.html: $$(foreach r,$$(REPORTS),figures/$$r/$$*/report.html) notebooks/00_overview.ipynb
-	$(PY) -m qa_lib overview --profile $*
+$(foreach p,$(PROFILES),$(eval $(call index,$p): $(REPORTS:%=figures/%/$p/report.html)))
+$(INDEXES): notebooks/00_overview.ipynb params/findings/overview.md
+	$(PY) -m qa_lib overview --profile $(or $(patsubst figures/index-%.html,%,$(filter figures/index-%,$@)),real)
 
 figures/%: $$(@D)/results.csv $$(inputs)
 	$(PY) -m qa_lib render $(slug) $(FLAGS) --only $(basename $(@F))

@@ -24,7 +24,7 @@ from qa_lib.settings.params import ROOT
 from qa_lib.store import runs
 
 PAGES = sorted(runs.FIGURES.glob("*/*/report.html"))
-INDEX = sorted(runs.FIGURES.glob("index-*.html"))
+INDEX = sorted(runs.FIGURES.glob("index*.html"))
 AXE = next((ROOT / ".cache" / "node").glob("*/node_modules/axe-core/axe.min.js"), None)
 SHOTS = Path(os.environ.get("QA_SHOTS", ""))
 CHECK = """(() => { const look = getComputedStyle(document.body), window = document.documentElement;

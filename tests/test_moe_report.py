@@ -191,4 +191,4 @@ def test_the_gate_trusts_one_expert_of_each_question(planted):
 def test_findings_know_whether_experts_still_learn(planted):
     values = moe.collect_values(planted)
     assert values["experts"] == 9
-    assert 0 <= values["still_learning"] <= 9
+    assert 0 <= values["experts_still_learning"] <= 9

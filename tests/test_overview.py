@@ -1,13 +1,18 @@
 """The page about all reports."""
 
 import argparse
+import math
+import re
+import shutil
 
+import bs4
 import nbformat
 import pandas as pd
 import pytest
+from test_house import make
 
 from qa_lib.evidence import claims, verify
-from qa_lib.page import overview, readme, render, report
+from qa_lib.page import overview, readme, render, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
@@ -33,7 +38,6 @@ def test_every_claim_of_every_report_is_on_the_board(tmp_path, monkeypatch):
         (s, c.id) for s in params.list_claimed_reports() for c in claims.read_claims(s)
     ]
     assert set(frame["verdict"]) == {"not tested"}
-    assert set(overview.verdicts_for_page(frame)["ours"]) == {"–"}
     assert not frame["run"].map(len).any()
 
 
@@ -55,12 +59,6 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     trained.to_csv(folder / "results.csv", index=False)
     frame = overview.select_claims(overview.collect_verdicts("real"))
     frame = frame[frame["report"] == "moe"]
-    shown = overview.verdicts_for_page(frame).iloc[0]
-    columns = ["ours", "n seeds", "training rows", "verdict"]
-    assert shown[columns].tolist() == ["2.0 [1.0, 3.0] EM", "3", "1,000 to 3,000", "reproduced"]
-    second = overview.verdicts_for_page(frame, whole=True).iloc[1]
-    assert second["verdict"] == "not tested: not run at this profile"
-    assert second["to bear in mind"] == listed[1].confound
     count = overview.count_by_report(frame).iloc[0]
     assert count[["reproduced", "not tested", "claims"]].tolist() == [
         1,
@@ -68,9 +66,24 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
         len(listed),
     ]
     text = readme.describe_verdicts()
-    assert "- **moe**, profile real, [page](../figures/moe/real/report.html): The variance" in text
+    assert "Profile real, [page](../figures/moe/real/report.html). The variance" in text
     assert "| moe | 41 | 1 | 0 | 0 | 0 | 40 |" in text
-    assert "Not yet run on real data: `exbert`, `road`, `smart`." in text
+    assert text.count("Not yet run on real data.") == 3
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    every = [claim.says for s in params.list_claimed_reports() for claim in claims.read_claims(s)]
+    assert [says for says in every if not any(f"| {says} |" in row for row in rows)] == []
+    first = next(row for row in rows if f"| {listed[0].says} |" in row)
+    assert "| 2.0 [1.0, 3.0] EM | 2.0 [1.0, 3.0] EM, not tested | – | reproduced |" in first
+    assert first.endswith("| 1,000 to 3,000 | 3 |")
+
+
+def test_what_could_decide_a_claim_is_seeds_questions_or_neither():
+    row = pd.Series({"seeds, the report's questions": 4.0, "seeds, endless questions": 3.0})
+    assert readme.describe_decision(row) == "4 seeds, the report's questions"
+    row["seeds, the report's questions"] = math.nan
+    assert readme.describe_decision(row) == "3 seeds, many more questions"
+    row["seeds, endless questions"] = math.inf
+    assert readme.describe_decision(row) == "no number of seeds"
 
 
 def test_claims_of_other_runs_than_the_results_are_refused(tmp_path, monkeypatch):
@@ -104,9 +117,68 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     assert "make reproduce-moe PROFILE=paper" in text
     assert "make reproduce-road PROFILE=paper" in text
     assert "No run so far" in text
-    assert text.count("<tr>") > sum(
-        len(claims.read_claims(s)) for s in params.list_claimed_reports()
-    )
+    assert "Not part of the study at this profile and size: “what was learnt" in text
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
         overview.choose_page({"profile": "papper"})
     assert params.list_reports()
+
+
+# ---- the committed page ----
+
+LOCAL = re.compile(r"^(?!#|https?:)")  # the address of a file beside the page
+
+
+def load_committed(monkeypatch) -> dict[str, tuple[str, pd.DataFrame]]:
+    """Read the records of the repository, and return the long table of each report."""
+    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
+    runs.read_committed.cache_clear()
+    return overview.select_boards(overview.collect_verdicts("real"), "real")
+
+
+def test_what_was_learnt_stands_on_the_committed_records(monkeypatch):
+    pages = overview.load_pages(load_committed(monkeypatch))
+    found = written.read_findings("overview")
+    assert found.runs == overview.hash_pages(pages), "the runs of params/findings/overview.md"
+    names = overview.collect_lesson_names(pages)
+    assert written.list_untrue_paragraphs(found, names) == []
+    assert all(paragraph.condition for paragraph in found.sections[overview.LESSONS])
+
+
+def test_the_committed_overview_is_current(monkeypatch):
+    """Its answers, its table and what was learnt are those of the committed records."""
+    boards = load_committed(monkeypatch)
+    html = (runs.FIGURES / "index.html").read_text(encoding="utf-8")
+    page = bs4.BeautifulSoup(html, "html.parser")
+
+    def read_words(html) -> str:
+        return " ".join(bs4.BeautifulSoup(html, "html.parser").get_text(" ").split())
+
+    text = read_words(html)
+    P = overview.choose_page({"profile": "real"})
+    assert read_words(overview.show_answers(P)) in text, "make overview PROFILE=real draws it"
+    assert read_words(overview.show_lessons(P, boards)) in text, "make overview PROFILE=real"
+    table = page.find(id="table_answers").table
+    shown = [[cell.get_text(" ") for cell in row.find_all("td")] for row in table.tbody("tr")]
+    for row, cells in zip(overview.list_answers(boards).itertuples(), shown, strict=True):
+        assert row.question in " ".join(cells)
+        assert row.trained in cells
+    for link in page.find_all("a", href=LOCAL):
+        assert (runs.FIGURES / link["href"]).exists(), link["href"]
+
+
+@pytest.mark.slow
+def test_the_site_is_the_pages_and_their_overview(tmp_path):
+    """Drawn in a folder of its own, so that nothing is written beside the code."""
+    for name in ("Makefile", "qa_lib"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    figures = tmp_path / "figures"
+    for page in runs.FIGURES.glob("*/real"):
+        shutil.copytree(page, figures / page.relative_to(runs.FIGURES))
+    records = {"QA_FIGURES": str(figures), "QA_RECORDS": str(ROOT / "records")}
+    done = make("site", "VENV=", folder=tmp_path, **records)
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    page = bs4.BeautifulSoup((site / "index.html").read_text(encoding="utf-8"), "html.parser")
+    links = [link["href"] for link in page.find_all("a", href=LOCAL)]
+    assert "exbert/real/report.html" in links
+    assert [link for link in links if not (site / link).exists()] == []

@@ -341,15 +341,23 @@ def test_the_table_of_models_has_both_arms(recorded):
     html = pieces.table_models(recorded, ["v-db", "exbert-tuned", "no-such-model"], parts)
     table = bs4.BeautifulSoup(html, "html.parser").table
     groups, names = table.thead.find_all("tr")
-    arms = [th.text for th in groups.find_all("th", scope="colgroup")]
-    assert arms == ["report's settings", "equal tuning"]
-    assert [th["class"] for th in names.find_all("th", string="rate")] == [["number"]] * 2
+    # what is the same for both models stands in the caption, here all of equal tuning
+    assert [th.text for th in groups.find_all("th", scope="colgroup")] == ["report's settings"]
+    caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
+    shared = "weights, millions 22.6; batch 16; seeds 3; rate 1e-4 (equal tuning)"
+    assert f"Alike for all: {shared}" in caption
+    assert [th["class"] for th in names.find_all("th", string="rate")] == [["number"]]
     rows = [[cell.text for cell in row.find_all(["th", "td"])] for row in table.tbody("tr")]
-    assert [row[0] for row in rows] == ["V-DB", "ExBERT (final)"]
-    assert rows[1][2] == "sparse layer"
-    assert rows[0][4:7] == ["2e-5", "3", "3"]
-    # a chosen rate, and the one number of epochs that was tried
-    assert rows[0][8] == "1"
+    assert rows == [
+        ["V-DB", "6", "–", "2e-5", "3", "3"],
+        ["ExBERT (final)", "4", "sparse layer", "1e-4", "2", "2"],
+    ]
+    alone = bs4.BeautifulSoup(pieces.table_models(recorded, ["v-db"], {}), "html.parser").table
+    groups = alone.thead.find("tr")
+    assert [th.text for th in groups.find_all("th", scope="colgroup")] == [
+        "report's settings",
+        "equal tuning",
+    ]
     one_arm = recorded.model_copy(update={"arms": ["printed"]})
     assert "equal tuning" not in pieces.table_models(one_arm, ["v-db"], {})
 
@@ -617,6 +625,8 @@ def test_committed_findings_stand_on_the_committed_records(monkeypatch):
     runs.read_committed.cache_clear()
     runs._read_committed_examples.cache_clear()
     for file in sorted((ROOT / "params" / "findings").glob("*.md")):
+        if file.stem == "overview":  # tests/test_overview.py looks at these
+            continue
         found = written.read_findings(file.stem)
         if found.runs == "none":
             assert not any(found.sections.values()), f"{file.name}: a finding without runs"

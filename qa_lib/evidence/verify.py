@@ -310,12 +310,14 @@ def format_control(report: str, row, of_claim) -> str:
     """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of 3.2 EM left [0, 1]".
 
     row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
-    different parts, or where the claim is an equality, the difference to the control stands alone.
+    different parts, where the claim is an equality, and where the control leaves less than nothing
+    or more than all, the difference to the control stands alone.
     """
     name = plans.display_name(report, row.control)
     if np.isnan(row.ours):
         return f"{name}: not tested"
-    if row.part != of_claim.part or row.kind == "equivalence":
+    is_share = 0 <= row.ours <= of_claim.ours
+    if row.part != of_claim.part or row.kind == "equivalence" or not is_share:
         return f"{name}: {format_effect(row)}"
     left = format_number(row.ours, 1)
     whole = format_number(of_claim.ours, 1)

@@ -196,7 +196,8 @@ def table_controls(P) -> report.Html:
         "answer."
     )
     variants = ["baseline", "moe", "moe-probabilities", *WITHOUT_GATE]
-    return pieces.table_grid(P, "table_controls", caption, variants, name_columns(P), {})
+    columns = name_columns(P)
+    return pieces.table_grid(P, "table_controls", caption, variants, columns, {}, has_best=False)
 
 
 def table_future(P) -> report.Html:

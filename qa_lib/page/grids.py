@@ -222,13 +222,17 @@ def describe_seeds(cells: pd.DataFrame) -> str:
 
 # ---- the models ----
 
+# Arm → how it is called above its columns, and these columns.
+ARMS = {"printed": "report's settings", "tuned": "equal tuning"}
+IN_ARM = ("rate", "batch", "epochs", "steps", "seeds")
+
 
 def describe_models(P, variants: list[str], parts: dict[str, str]) -> pd.DataFrame:
     """Return a row for each model: what it is made of, and how it is trained in both arms.
 
-    Columns: model, blocks, extra parts, weights (millions), rate, epochs and seeds of each arm,
-    run. variants: of the report's MODELS. parts: variant → its extra parts in words. An arm that
-    was not run has "–". Rate and epochs of a mixture are those of its experts.
+    Columns: model, blocks, extra parts, weights (millions), run, and the columns IN_ARM of each
+    arm. variants: of the report's MODELS. parts: variant → its extra parts in words. An arm that
+    was not run has "–". Of a mixture they are those of its experts.
     """
     specs = plans.plan(P)
     rows = []
@@ -243,10 +247,12 @@ def describe_models(P, variants: list[str], parts: dict[str, str]) -> pd.DataFra
                 f"{record['parameters'] / 1e6:.1f}" for _, record in records
             ),
         }
-        for arm, words in (("printed", "report's settings"), ("tuned", "equal tuning")):
+        for arm, words in ARMS.items():
             of_arm = [find_trained(spec) for spec in own if spec.arm == arm]
             row[f"rate, {words}"] = join_values(format_rate(s.learning_rate) for s in of_arm)
+            row[f"batch, {words}"] = join_values(s.batch_size for s in of_arm)
             row[f"epochs, {words}"] = join_values(f"{s.epochs:g}" for s in of_arm)
+            row[f"steps, {words}"] = describe_steps(of_arm)
             row[f"seeds, {words}"] = len({spec.seed for spec in of_arm}) or "–"
         rows.append(row | {"run": tuple(dict.fromkeys(record["run"] for _, record in records))})
     return pd.DataFrame(rows)
@@ -255,6 +261,19 @@ def describe_models(P, variants: list[str], parts: dict[str, str]) -> pd.DataFra
 def find_trained(spec: Spec) -> Spec:
     """Return the run whose rate and epochs a model has: of a mixture its first expert's."""
     return spec.parents[0] if spec.gate else spec
+
+
+def describe_steps(specs: list[Spec]) -> str:
+    """Return how many updates runs have, the fewest and the most; "–" where there are none."""
+    steps = []
+    for spec in specs:
+        record = runs.find_record(spec)
+        if record and record["history"]:
+            steps.append(record["history"][-1]["step"])
+    if not steps:
+        return "–"
+    fewest, most = min(steps), max(steps)
+    return f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
 
 
 def join_values(values) -> str:
@@ -267,19 +286,25 @@ def format_rate(rate: float) -> str:
     return np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
-def lay_out_models(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the table of models as text, and the class of each of its cells.
+def lay_out_models(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Return the table of models as text, the class of each of its cells, and what all share.
 
-    The columns of an arm stand under its name; an arm in which no model was run has none.
+    The columns of an arm stand under its name; an arm in which no model was run has none. What is
+    the same for several models is no column, but said in words: "blocks all; epochs 4".
     """
     columns = {("", "blocks"): "number", ("", "extra parts"): "name"}
     columns["", "weights, millions"] = "number"
-    for arm in ("report's settings", "equal tuning"):
+    for arm in ARMS.values():
         if set(frame[f"seeds, {arm}"]) != {"–"}:
-            columns |= {(arm, name): "number" for name in ("rate", "epochs", "seeds")}
-    shown = {}
-    for arm, name in columns:
-        shown[arm, name] = frame[f"{name}, {arm}" if arm else name].astype(str).to_list()
+            columns |= {(arm, name): "number" for name in IN_ARM}
+    shown, shared = {}, []
+    for arm, name in list(columns):
+        cells = frame[f"{name}, {arm}" if arm else name].astype(str).to_list()
+        if len(cells) > 1 and len(set(cells)) == 1:
+            del columns[arm, name]
+            shared.append(f"{name} {cells[0]}" + f" ({arm})" * (arm == "equal tuning"))
+            continue
+        shown[arm, name] = cells
     shown = pd.DataFrame(shown, index=frame["model"].to_list())
     classes = pd.DataFrame([list(columns.values())] * len(shown), shown.index, shown.columns)
-    return shown, classes
+    return shown, classes, "; ".join(shared)

@@ -1,6 +1,7 @@
 """All reports on one page.
 
-    python -m qa_lib overview --profile quick    figures/index-quick.html, from each report's page
+    python -m qa_lib overview --profile real     figures/index.html, from each report's page
+    python -m qa_lib overview --profile quick    figures/index-quick.html
 
 A report that has not been run at the profile is listed as such.
 """
@@ -9,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -114,30 +116,6 @@ def select_run_reports(board: pd.DataFrame) -> pd.DataFrame:
     return board[board["report"].isin(ran)]
 
 
-def verdicts_for_page(rows: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
-    """Return claims as a page shows them.
-
-    whole: with the reason of a verdict, and what is known against the evidence.
-    """
-    shown = []
-    for row in rows.itertuples():
-        primary = "; primary" if row.primary else ""
-        columns = {
-            "report": row.report,
-            "says": f"{row.says} ({row.where}{primary})",
-            "printed": verify.format_printed(row),
-            "ours": verify.format_effect(row),
-            "training rows": row.rows or "–",
-            "n seeds": f"{row.n}" if row.n else "–",
-            "verdict": row.verdict,
-        }
-        if whole:
-            columns["verdict"] = verify.format_verdict(row, with_reason=True)
-            columns["to bear in mind"] = row.confound or "–"
-        shown.append(columns | {"run": row.run})
-    return pd.DataFrame(shown)
-
-
 def page_links(profile: str) -> dict[str, str]:
     """Return report → the address of its page, where it has one, as index.html names it."""
     links = {}
@@ -145,20 +123,6 @@ def page_links(profile: str) -> dict[str, str]:
         if (runs.FIGURES / slug / profile / "report.html").exists():
             links[slug] = f"{slug}/{profile}/report.html"
     return links
-
-
-def list_pages(profile: str) -> report.Html:
-    """Return the reports and where their pages are, or what makes them."""
-    links = page_links(profile)
-    items = []
-    for slug in params.list_claimed_reports():
-        title = plans.find_report(slug).TITLE
-        if slug in links:
-            items.append(f'<a href="{links[slug]}">{title}</a> ({slug})')
-        else:
-            make = f"make reproduce-{slug} PROFILE={profile}"
-            items.append(f"{title} ({slug}): no page at this profile yet; {make} makes it")
-    return report.Html("<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>")
 
 
 # ---- the answers ----
@@ -247,13 +211,18 @@ def list_answers(boards: dict[str, tuple[str, pd.DataFrame]]) -> pd.DataFrame:
 
 
 def show_answers(P: Page) -> report.Html:
-    """Return what was found, a sentence or two for each report that was run at the profile."""
+    """Return what was found: of each report a sentence or two, or what makes its page."""
+    links = page_links(P.profile)
     items = []
-    for slug, link in page_links(P.profile).items():
+    for slug in params.list_claimed_reports():
         title = plans.find_report(slug).TITLE
-        text = pieces.show_inline(describe_answer(slug, P.profile))
-        items.append(f'<li><a href="{link}">{title}</a>: {text}</li>')
-    return report.Html(f"<ul>{''.join(items)}</ul>") if items else report.note_absent("any report")
+        if slug in links:
+            text = pieces.show_inline(describe_answer(slug, P.profile))
+            items.append(f'<li><a href="{links[slug]}">{title}</a>: {text}</li>')
+        else:
+            make = f"make reproduce-{slug} PROFILE={P.profile}"
+            items.append(f"<li>{title}: no page at this profile yet; {make} makes it.</li>")
+    return report.Html(f"<ul>{''.join(items)}</ul>")
 
 
 def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> report.Html:
@@ -264,7 +233,7 @@ def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repo
     made = rows[rows["n"] > 0]
     caption = (
         "The comparison that answers each report's question, in points. Hollow: printed. Squares: "
-        "against the control that could refute the claim. Bars: 95 % intervals."
+        "against a control, a simpler model that could do as well. Bars: 95 % intervals."
     )
     alt = "; ".join(
         f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
@@ -293,15 +262,49 @@ def table_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repor
     return report.save_table(P, "table_answers", shown, caption, links=page_links(P.profile))
 
 
+# ---- what was learnt ----
+
+LESSONS = "lessons"  # the section of params/findings/overview.md
+
+
+def load_pages(boards: dict[str, tuple[str, pd.DataFrame]]) -> dict[str, Any]:
+    """Return report → the parameters of its page."""
+    return {slug: load_page(slug, profile) for slug, (profile, _) in boards.items()}
+
+
+def hash_pages(pages: dict[str, Any]) -> str:
+    """Return a hash over the runs of all pages, in 16 hexadecimal digits."""
+    return written.join_hashes([written.hash_runs(P) for P in pages.values()])
+
+
+def collect_lesson_names(pages: dict[str, Any]) -> dict[str, SimpleNamespace]:
+    """Return report → the names of its findings, so that a lesson may say `moe.mean(…)`."""
+    return {slug: SimpleNamespace(**written.collect_names(P)) for slug, P in pages.items()}
+
+
+def show_lessons(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> report.Html:
+    """Return what was learnt across the reports, with its numbers.
+
+    Where it was written of other runs than those of the pages, a note stands in its place.
+    """
+    pages = load_pages(boards)
+    found = written.read_findings(P.report)
+    if not pages or found is None or found.runs != hash_pages(pages):
+        return report.note_absent("what was learnt across the reports")
+    names = collect_lesson_names(pages)
+    texts = written.fill_paragraphs(found, LESSONS, names)
+    return report.Html(render.markdown("\n\n".join(texts)))
+
+
+# ---- claims and costs ----
+
+
 def select_boards(board: pd.DataFrame, profile: str) -> dict[str, tuple[str, pd.DataFrame]]:
     """Return report → profile and long table, of the reports that were run on real data."""
     if profile not in REAL:
         return {}
     by_report = select_run_reports(board).groupby("report")
     return {slug: (profile, table) for slug, table in by_report}
-
-
-# ---- claims and costs ----
 
 
 def count_by_report(rows: pd.DataFrame) -> pd.DataFrame:
@@ -338,13 +341,18 @@ def collect_costs(profile: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def name_page(profile: str) -> str:
+    """Return the name of a profile's page: that of the results on real data is index.html."""
+    return "index.html" if profile == "real" else f"index-{profile}.html"
+
+
 def write_page(profile: str) -> Path:
-    """Draw figures/index-<profile>.html, from each report's page and claims.csv at that profile."""
+    """Draw the page of a profile, from each report's page and claims.csv at that profile."""
     runs.check_writable(runs.FIGURES, "QA_FIGURES")
     p = choose_page({"profile": profile})
     name = "00_overview.ipynb"
     nb = render.load_notebook_node(str(ROOT / "notebooks" / name))
     nb = render.execute(nb, name, {"profile": p.profile})
-    page = runs.FIGURES / f"index-{p.profile}.html"
+    page = runs.FIGURES / name_page(p.profile)
     runs.write(page, render.page(nb, p))
     return page

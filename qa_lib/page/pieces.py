@@ -13,7 +13,7 @@ params/findings/<slug>.md.
 """
 
 import re
-from html import escape
+from html import escape, unescape
 from typing import get_args
 
 import pandas as pd
@@ -121,7 +121,7 @@ def fold(title: str, *parts) -> report.Html:
     absent = []
     for part in parts:
         if str(part).startswith(report.ABSENT):
-            absent += re.findall("“(.*?)”", part)
+            absent += [unescape(name) for name in re.findall("“(.*?)”", part)]
             continue
         texts.append(write_html(part))
     absent = list(dict.fromkeys(absent))
@@ -174,17 +174,25 @@ def list_parts_not_run(P) -> report.Html:
 
 
 def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
-    """Return the forest figure: printed, ours in both arms, and what controls leave."""
+    """Return the forest figure: printed, ours in both arms, and what controls leave.
+
+    Comparisons of which nothing was run are named in the caption.
+    """
     rows = compare.collect_comparisons(P, comparisons)
-    rows = rows[(rows["n"] > 0) | (rows["setting"] != "printed") | (rows["run"].map(len) > 0)]
     made = rows[rows["n"] > 0]
     if made.empty:
         return report.note_absent("central comparisons")
+    is_run = rows["comparison"].isin(made["comparison"])
+    absent = rows[~is_run].drop_duplicates("comparison")
+    rows = rows[is_run]
     caption = (
         "Central comparisons: how far a model is ahead of another. Hollow: what the report "
-        "prints. Squares: the same model against a control, which is what the control leaves of "
-        f"the effect. {describe_intervals(made)}{describe_rule(made)}"
+        "prints. Squares: how far the same model is ahead of a control, a simpler model that could "
+        f"do as well. {describe_intervals(made)}{describe_rule(made)}"
     )
+    if len(absent):
+        names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
+        caption += f" Not run: {'; '.join(dict.fromkeys(names))}."
     alt = "A row for each comparison: " + "; ".join(
         f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
         f"{charts.format_difference(row, row.unit)}"
@@ -222,12 +230,14 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
     if made.empty:
         return report.note_absent("steps to the report's model")
     unit = compare.find_claim(P, claim).unit
-    hatched = " Hatched: steps that were not run apart." if (~rows["known"]).any() else ""
+    hatched = ""
+    if (~rows["known"]).any():
+        hatched = " Hatched: steps that were not run apart, which share what they give together."
     lines = "" if made["low"].isna().all() else " Lines are the 95 % intervals of the steps."
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
-        f"{plans.display_name(P.report, steps[-1].after)}, one change at a time, with "
-        f"{ARMS[arm]}. A step begins where the one above it ends.{lines}{hatched}"
+        f"{plans.display_name(P.report, steps[-1].after)}, with {ARMS[arm]}. A step begins where "
+        f"the one above it ends.{lines}{hatched}"
         f"{describe_rule(made)}"
     )
     alt = "; ".join(
@@ -369,7 +379,7 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str], setting: str) -> str
 
 
 def table_models(P, variants: list[str], parts: dict[str, str]) -> report.Html:
-    """Return the table of models: blocks, extra parts, weights; rate, epochs, seeds in both arms.
+    """Return the table of models: what each is made of, and how it is trained in both arms.
 
     parts: variant → its extra parts in words. Variants without runs are left out.
     """
@@ -378,8 +388,10 @@ def table_models(P, variants: list[str], parts: dict[str, str]) -> report.Html:
     if not variants:
         return report.note_absent("models")
     frame = grids.describe_models(P, variants, parts)
-    shown, classes = grids.lay_out_models(frame)
+    shown, classes, shared = grids.lay_out_models(frame)
     caption = "The models, and how each is trained."
+    if shared:
+        caption += f" Alike for all: {shared}."
     return grids.save_frame(P, "table_models", shown, classes, caption, frame)
 
 

@@ -7,11 +7,12 @@ reports' pages; the verdicts of docs/claims.md are from the claims.csv of each p
 figure are written between markers.
 """
 
+import math
 from functools import partial
 
 import pandas as pd
 
-from qa_lib.evidence import verify
+from qa_lib.evidence import power, verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import charts, looks, overview, report
 from qa_lib.reports import plans
@@ -87,76 +88,91 @@ def describe_reports() -> str:
 # ---- verdicts ----
 
 COLUMNS = (
-    "report",
+    "where",
+    "stance",
     "says",
     "printed",
     "ours",
-    "verdict",
     "equal tuning",
     "control",
+    "verdict",
+    "could decide it",
     "training rows",
     "seeds",
 )
 
 
-def list_verdicts(slug: str, profile: str, table: pd.DataFrame) -> list[tuple[bool, str]]:
-    """Return (is tested, Markdown row) of each tested or primary claim of a report."""
+def describe_decision(row: pd.Series) -> str:
+    """Return what could ever decide a claim, from its row of the power table."""
+    for name, questions in (
+        ("seeds, the report's questions", "the report's questions"),
+        ("seeds, endless questions", "many more questions"),
+    ):
+        if row[name] < math.inf:
+            return f"{row[name]:.0f} seeds, {questions}"
+    return "no number of seeds"
+
+
+def list_verdicts(slug: str, table: pd.DataFrame) -> list[str]:
+    """Return a Markdown row for each claim of a report, in the report's order."""
     tuned = verify.select(table, "tuned")
     beside = verify.select(table, comparison="control")
+    decisions = power.power_table(slug).set_index("claim").apply(describe_decision, axis=1)
     lines = []
     for row in verify.select(table).itertuples():
-        is_tested = row.verdict != Verdict.NOT_TESTED
-        if not (row.primary or is_tested):
-            continue
         control = "–"
         if row.claim in beside.index:
             control = verify.format_control(slug, beside.loc[row.claim], row)
+        equal = "–"
+        if row.claim in tuned.index:
+            equal = verify.format_arm(tuned.loc[row.claim])
         cells = (
-            f"`{slug}` {profile}",
+            f"{row.where}; primary" if row.primary else row.where,
+            row.stance,
             row.says,
             verify.format_printed(row),
             verify.format_effect(row),
-            verify.format_verdict(row),
-            verify.format_arm(tuned.loc[row.claim]),
+            equal,
             control,
+            verify.format_verdict(row, with_reason=True),
+            decisions.get(row.claim, "–"),
             row.rows or "–",
             f"{row.n or '–'}",
         )
-        lines.append((is_tested, f"| {' | '.join(cells)} |\n"))
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |\n")
     return lines
 
 
 def describe_verdicts() -> str:
-    """Return the verdicts on real data as Markdown.
-
-    Of each report that was run which verdicts hang on pooling, then counts, and the tested and the
-    primary claims.
-    """
-    pooling, counts, lines = [], [], []
-    done = set()
-    for (slug, profile), table in collect_boards().items():
-        done.add(slug)
-        page = f"../figures/{slug}/{profile}/report.html"
-        pooling.append(
-            f"- **{slug}**, profile {profile}, [page]({page}): {verify.describe_pooling(table)}\n"
-        )
-        lines += list_verdicts(slug, profile, table)
-        number = overview.count_by_report(overview.select_claims(table)).iloc[0]
-        cells = [slug, f"{number['claims']}", *(f"{number[verdict]}" for verdict in Verdict)]
-        counts.append(f"| {' | '.join(cells)} |\n")
-    lines.sort(key=lambda line: not line[0])  # tested ones first, else in the reports' order
-    rest = [f"`{slug}`" for slug in params.list_claimed_reports() if slug not in done]
+    """Return the verdicts on real data as Markdown: counts, and every claim of every report."""
+    boards = collect_boards()
+    counts, parts = [], []
+    for slug in params.list_claimed_reports():
+        tables = {profile: table for (of, profile), table in boards.items() if of == slug}
+        if not tables:
+            tables[""] = overview.list_untested(slug).assign(report=slug)
+        for profile, table in tables.items():
+            number = overview.count_by_report(overview.select_claims(table)).iloc[0]
+            cells = [slug, f"{number['claims']}", *(f"{number[verdict]}" for verdict in Verdict)]
+            counts.append(f"| {' | '.join(cells)} |\n")
+            told = "Not yet run on real data."
+            if profile:
+                page = f"../figures/{slug}/{profile}/report.html"
+                told = f"Profile {profile}, [page]({page}). {verify.describe_pooling(table)}"
+            parts.append(f"\n### {plans.find_report(slug).TITLE} (`{slug}`)\n\n{told}\n\n")
+            parts.append(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n")
+            parts += list_verdicts(slug, table)
     return (
-        "".join(pooling)
-        + f"\n| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
+        f"| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
         + "".join(counts)
-        + "\nClaims that were tested, and the primary ones. In brackets the 95 % interval, which "
-        "one seed does not give, and of several sets or metrics the one with the largest p. Behind "
-        "“not reproduced” stands what it means. Control: what is left of the effect, at the "
-        "report's settings, beside the model that could refute the claim. What to bear in mind "
-        f"with each stands on its page.\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
-        + "".join(line for _, line in lines)
-        + (f"\nNot yet run on real data: {', '.join(rest)}.\n" if rest else "\n")
+        + "\nIn brackets stands the 95 % interval, which one seed does not give, and of several "
+        "sets or metrics the one with the largest p. Behind “not reproduced” stands what it means. "
+        "Control: what is left of the effect, at the report's settings, beside the model that "
+        "could refute the claim. What could decide a claim is computed before any run, from the "
+        "printed effect and the usual spread of seeds and questions (`make power`); – is a claim "
+        "that is not about scores. What to bear in mind with each claim stands on its page.\n"
+        + "".join(parts)
     )
 
 

@@ -219,10 +219,10 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
         if of_stance:
             parts.append(show_stance(P, STANCES[stance], of_stance, tables))
     tested = [row for of_stance in groups.values() for rows in of_stance.values() for row in rows]
-    remarks = [LEGEND, describe_mark(verify.select(table)), verify.describe_changes(P.report)]
-    legend = escape(" ".join(filter(None, remarks)))
+    legend = escape(f"{LEGEND} {describe_mark(verify.select(table))}".strip())
+    counts = f"{verify.count_verdicts(table)} {verify.describe_changes(P.report)}".strip()
     text = (
-        f"<p>{escape(verify.count_verdicts(table))}</p>"
+        f"<p>{escape(counts)}</p>"
         f"<details><summary>How to read the verdicts</summary><p>{legend}</p></details>"
         f"{''.join(parts)}{show_remarks(tested)}{show_untested(untested)}"
     )

@@ -26,9 +26,13 @@ Names, in braces and in conditions:
     mean(VARIANT, SET, METRIC, ARM)   the mean of a score over seeds; METRIC "em", ARM "report";
                                       further columns of the ledger by name, as ratio=0.8
     control(CLAIM, VARIANT, ARM)      a claim's model against a control, as the forest figure has it
+    gap(CLAIM, OURS, AGAINST, ARM)    how far a variant is ahead of another, by a claim's contrast
     setting(VARIANT, FIELD, ARM)      a field of a model's runs, as learning_rate
     params.NAME                       a parameter of the page
     values.NAME                       what the report's file collects (`collect_values`)
+
+In params/findings/overview.md, which says what was learnt across the reports, a report's slug
+stands before each name: `moe.claims.moe_dev.report`.
 
 Numbers have one decimal; `| digits(2)` and `| percent` write others.
 """
@@ -36,6 +40,7 @@ Numbers have one decimal; `| digits(2)` and `| percent` write others.
 import difflib
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -237,9 +242,19 @@ def collect_names(P) -> dict:
         row = chosen.iloc[0]
         return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
 
+    def gap(claim: str, ours: str, against: str, arm: str = "report") -> Effect:
+        """Return how far a variant is ahead of another, on the sets and by the score of a claim."""
+        by_starter = compare.is_by_starter(verify.claims_table(P), claim)
+        pair = compare.Pair(claim, ours, against, by_starter)
+        row = compare.measure_pairs(P, [pair], (ARMS[arm],)).iloc[0]
+        if not row["n"]:
+            raise UnknownName(f"no runs of {ours} and {against} to compare, arm {arm}")
+        return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
+
     return {
         "claims": name_claims(P),
         "control": control,
+        "gap": gap,
         "mean": mean,
         "setting": setting,
         "params": Names("params", P.model_dump()),
@@ -306,10 +321,17 @@ def fill_section(P, found: Findings, section: str) -> list[str]:
 
     Raises UserError where there is no such section, and for a wrong name.
     """
+    return fill_paragraphs(found, section, collect_names(P))
+
+
+def fill_paragraphs(found: Findings, section: str, names: dict) -> list[str]:
+    """Return the paragraphs of a section that hold, with their numbers, from names and values.
+
+    Raises UserError where there is no such section, and for a wrong name.
+    """
     if section not in found.sections:
         known = ", ".join(found.sections)
         raise UserError(f"{found.place(1)}: there is no section {section}; there are {known}")
-    names = collect_names(P)
     texts = []
     for paragraph in found.sections[section]:
         if is_borne_out(found, paragraph, names):
@@ -322,7 +344,11 @@ def list_untrue(P, found: Findings) -> list[str]:
 
     Every number of the file is filled in, so that a wrong name ends here too.
     """
-    names = collect_names(P)
+    return list_untrue_paragraphs(found, collect_names(P))
+
+
+def list_untrue_paragraphs(found: Findings, names: dict) -> list[str]:
+    """Return a line for each paragraph that does not hold, from names and values."""
     untrue = []
     for section, paragraphs in found.sections.items():
         for paragraph in paragraphs:
@@ -343,7 +369,11 @@ def hash_runs(P) -> str:
 
     Raises UserError where a run has no record.
     """
-    hashes = {record["hash"] for _, record in runs.require_records(plans.plan(P))}
+    return join_hashes({record["hash"] for _, record in runs.require_records(plans.plan(P))})
+
+
+def join_hashes(hashes: Iterable[str]) -> str:
+    """Return one hash of several, whatever their order, in 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]
 
 

@@ -456,18 +456,23 @@ def list_steps(params: Parameters) -> tuple[Step, ...]:
 
 
 def collect_values(params: Parameters) -> dict:
-    """Return what findings say of the experts: how many there are, and how many learn to the end.
+    """Return what findings say of experts and baselines: how many, and how many learn to the end.
 
-    An expert that is best in its last epoch would probably get better with more of them.
+    One that is best in its last epoch would probably get better with more of them.
     """
-    mixtures = [spec for spec in plan(params) if spec.variant == "moe" and spec.arm == "printed"]
+    of_report = [spec for spec in plan(params) if spec.arm == "printed"]
+    mixtures = [spec for spec in of_report if spec.variant == "moe"]
     experts = [expert for mixture in mixtures for expert in mixture.experts]
-    history = runs.collect_histories(experts)
-    if history.empty:
-        return {}
-    best = history.loc[history.groupby("run")["validation_f1"].idxmax()]
-    still_learning = int((best["epoch"] > best["epochs"] - 1).sum())
-    return {"experts": len(best), "still_learning": still_learning}
+    baselines = [spec for spec in of_report if spec.variant == "baseline"]
+    values = {}
+    for name, specs in (("experts", experts), ("baselines", baselines)):
+        history = runs.collect_histories(specs)
+        if history.empty:
+            return {}
+        best = history.loc[history.groupby("run")["validation_f1"].idxmax()]
+        is_last = best["epoch"] > best["epochs"] - 1
+        values |= {name: len(best), f"{name}_still_learning": int(is_last.sum())}
+    return values
 
 
 # ---- all runs ----
