@@ -527,7 +527,7 @@ def test_a_second_test_set_shares_no_row_and_no_title():
 
 def check_mixture_scores(em, p) -> None:
     """Assert that mixtures with a fixed gate score as the experts that they consist of."""
-    experts = em.loc[[f"expert-{name}" for name in p.domains]]
+    experts = em.loc[[v for v in em.index if v.startswith("expert-")]]
     assert (em.loc["oracle"] >= experts.max() - 1e-6).all()
     assert set(em.columns) == {*p.domains, *p.pools}
     for name in p.domains:
@@ -560,13 +560,15 @@ def check_history(record: dict) -> None:
     assert before["train_loss"] is None
 
 
-def check_runs(p):
-    """Assert that experts, a gate and its controls are recorded (test_notebook_form.py)."""
+def test_a_small_study_runs_to_the_end(store, monkeypatch, small_encoder):
+    """Experts, a gate and its controls are trained, scored on every test set, and recorded."""
+    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
+    p = load_tiny(experiments=["mixture", "controls"], encoder=small_encoder)
+    study.run(p, plans.plan, workers=1, live=False)
     specs = plans.plan(p)
     ledger = runs.collect_ledger(specs)
     examples = runs.collect_examples(specs)
-    em = ledger[(ledger["metric"] == "em") & (ledger["seed"] == 0)]
-    em = em.pivot_table(index="variant", columns="set", values="value")
+    em = ledger[ledger["metric"] == "em"].pivot(index="variant", columns="set", values="value")
     check_mixture_scores(em, p)
     check_gate_weights(examples)
     assert {"em_starter", "f1_starter"} <= set(ledger["metric"])
@@ -574,13 +576,15 @@ def check_runs(p):
     assert pooled["part"].notna().all()
     assert pooled["em"].mean() == pytest.approx(em.loc["moe", "out-of-domain"], abs=1e-3)
     curves = ledger[ledger["set"] == "training"]
-    curves = curves.pivot_table(index="variant", columns="metric", values="value")
+    curves = curves.pivot(index="variant", columns="metric", values="value")
     assert curves.loc["baseline", ["plateau", "train_em_early"]].between(0, 100).all()
     assert "uniform-weights" not in curves.index
     baseline = runs.find_record(find_variant(specs, "baseline"))
     check_history(baseline)
     mixture = runs.find_record(find_variant(specs, "moe"))
     assert mixture["parameters"] > 3 * baseline["parameters"]
+    table = study.run(p, plans.plan, workers=1, live=False)
+    assert set(table["trained"]) == {"found"}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ import bs4
 import nbformat
 import numpy as np
 import pytest
-import test_moe
-import test_road_report
 
 from qa_lib.evidence import verify
 from qa_lib.page import pieces, render
@@ -157,8 +155,6 @@ DRAWN = {
         "fig_wrong_weights",
     },
 }
-# What the runs of a report must have recorded, beside a score each.
-CHECK_RUNS = {"moe": test_moe.check_runs, "road": test_road_report.check_runs}
 IN_NOTEBOOK = {
     "moe": "what the gate sees:",
     "exbert": "picks of the first token",
@@ -224,6 +220,13 @@ def test_any_parameter_can_be_given(notebook, slug):
     assert plans.load_few_from_names(slug, values) == p
 
 
+def test_a_parameter_with_names_and_values_can_be_given():
+    changes = {"pretraining": {"search": 16, "nli": 16}}
+    p = plans.load_params("road", "quick", changes)
+    values = render.choose_values(render.read_notebook("road"), p)
+    assert plans.load_few_from_names("road", values).pretraining == changes["pretraining"]
+
+
 def test_it_has_its_sections_and_no_typed_result(notebook, slug):
     text = "\n".join(list_sources(notebook, "markdown"))
     assert re.findall(r"^## (.+)$", text, re.M) == [*BEFORE, *MECHANISM[slug], *AFTER]
@@ -286,6 +289,16 @@ def repeat_first_cells(nb):
     return nb
 
 
+@pytest.mark.parametrize(
+    "slug",
+    [
+        "exbert",
+        "smart",
+        # their studies are many runs; small ones are in test_moe.py and test_road_report.py
+        pytest.param("moe", marks=pytest.mark.slow),
+        pytest.param("road", marks=pytest.mark.slow),
+    ],
+)
 def test_run_all_makes_a_short_page(places, small_encoder, slug, monkeypatch):
     """The whole study runs, its page is short, and its records are whole."""
     p = plans.load_params(slug, "quick", TINY[slug] | {"encoder": small_encoder})
@@ -303,8 +316,6 @@ def test_run_all_makes_a_short_page(places, small_encoder, slug, monkeypatch):
     assert str(ROOT) not in html
     monkeypatch.setattr(runs, "RUNS", places / "QA_RUNS")
     check_records(p)
-    if slug in CHECK_RUNS:
-        CHECK_RUNS[slug](p)
 
 
 def check_records(p):

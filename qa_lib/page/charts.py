@@ -24,6 +24,7 @@ SETTINGS = {
     "report": ("ours, report's settings", "o"),
 }
 LINE = 0.205  # inches that a line of text takes
+INDENT = "\u00a0" * 3  # SVG drops blanks at the beginning of a text
 # On a wide page: inches for the names at the left, and for the numbers at the right.
 NAMES = 2.85
 VALUES = 1.35
@@ -58,7 +59,7 @@ class Board:
         """Write the name and the number of a line; return where its mark belongs."""
         colour = self.look.colours["soft" if is_quiet else "text"]
         if self.look.is_narrow:
-            for line in textwrap.wrap(name, 44 - len(number), subsequent_indent="   "):
+            for line in textwrap.wrap(name, 44 - len(number), subsequent_indent=INDENT):
                 self.write_left(line, self.y - 0.6 * LINE, color=colour)
                 self.y -= LINE
             self.write_right(number, self.y + 0.4 * LINE, color=colour)
@@ -183,7 +184,7 @@ def draw_comparison(board: Board, report: str, row):
     variant = row.control or row.variant
     size, width = (6.5, 2.6) if not row.control else (4.5, 1.6)
     if row.control:
-        name = f"   against {plans.display_name(report, row.control)}"
+        name = f"{INDENT}against {plans.display_name(report, row.control)}"
         marker = "s"
     colour = look.model_colour(report, variant)
     y = board.add_line(name, format_difference(row), is_quiet=bool(row.control))

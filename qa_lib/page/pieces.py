@@ -186,9 +186,9 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     absent = rows[~is_run].drop_duplicates("comparison")
     rows = rows[is_run]
     caption = (
-        "Central comparisons: how far a model is ahead of another. Hollow: what the report "
-        "prints. Squares: how far the same model is ahead of a control, a simpler model that could "
-        f"do as well. {describe_intervals(made)}{describe_rule(made)}"
+        "How far a model is ahead of another. Hollow: printed. Squares: the same model against a "
+        "control, a simpler one that could do as well. "
+        f"{describe_intervals(made)}{describe_rule(made)}"
     )
     if len(absent):
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
@@ -218,7 +218,7 @@ def describe_rule(made: pd.DataFrame) -> str:
     """Return by which rule a report's comparisons are scored, where it is not the official one."""
     if not made["by_starter"].any():
         return ""
-    return " Scored by the starter code's rule, as what the report prints."
+    return " By the starter code's rule."
 
 
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
@@ -232,8 +232,8 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
     unit = compare.find_claim(P, claim).unit
     hatched = ""
     if (~rows["known"]).any():
-        hatched = " Hatched: steps that were not run apart, which share what they give together."
-    lines = "" if made["low"].isna().all() else " Lines are the 95 % intervals of the steps."
+        hatched = " Hatched: steps that were run together share one value."
+    lines = "" if made["low"].isna().all() else " Lines: 95 % intervals."
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
         f"{plans.display_name(P.report, steps[-1].after)}, with {ARMS[arm]}. A step begins where "

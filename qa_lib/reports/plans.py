@@ -128,15 +128,17 @@ def load_own_from_names(slug: str, names: dict[str, Any]) -> Any:
 
 
 def read_names(slug: str, names: dict[str, Any]) -> dict[str, Any]:
-    """Return the public scalars and lists of scalars among a notebook's names."""
-    model = find_report(slug).Parameters
+    """Return the parameters among a notebook's names: public scalars, and lists of scalars.
+
+    A dict, or an empty list, that is no parameter is a name of the notebook's own.
+    """
+    fields = find_report(slug).Parameters.model_fields
     given = {}
     for name, value in names.items():
         if name.startswith("_") or name == "In":
             continue
-        # An empty list that is no parameter is a name of the notebook's own.
-        is_empty_list = isinstance(value, list) and not value
-        if params.is_plain(value) or (is_empty_list and name in model.model_fields):
+        may_be_own = isinstance(value, dict) or (isinstance(value, list) and not value)
+        if params.is_plain(value) or (may_be_own and name in fields):
             given[name] = value
     return given
 
