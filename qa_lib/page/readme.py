@@ -62,18 +62,25 @@ def draw_figure() -> bytes:
 
 
 def describe_findings() -> str:
-    """Return what was found as Markdown: of each report that was run the answer of its page."""
-    lines = []
-    for slug, (profile, _) in latest_boards().items():
+    """Return what was found as Markdown: of each report that was run the answer of its page.
+
+    The last line says how many of its claims were tested.
+    """
+    lines, tested = [], []
+    for slug, (profile, table) in latest_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
         lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
-    return "".join(lines)
+        claims = verify.select(table)
+        number = int((claims["verdict"] != Verdict.NOT_TESTED).sum())
+        tested.append(f"{number} of {len(claims)} (`{slug}`)")
+    return "".join([*lines, f"\nClaims tested so far: {', '.join(tested)}.\n"])
 
 
 def describe_reports() -> str:
     """Return the table of the study's reports as Markdown: question, answer, seeds and rows."""
-    lines = ["| report | question | answer | seeds × rows | page |\n", "|---|---|---|---|---|\n"]
+    columns = ("report", "question", "answer", "seeds × training rows", "page")
+    lines = [f"| {' | '.join(columns)} |\n", f"|{'---|' * len(columns)}\n"]
     for row in overview.list_answers(latest_boards()).itertuples():
         page = "–"
         if row.run:
@@ -166,7 +173,10 @@ def describe_verdicts() -> str:
     return (
         f"| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
         + "".join(counts)
-        + "\nIn brackets stands the 95 % interval, which one seed does not give, and of several "
+        + "\nPositive is as the claim says, so a claim of a loss has a positive number. MoE's "
+        "scores are by the official rule here; its page and the README's figure also have the "
+        "report's. "
+        "In brackets stands the 95 % interval, which one seed does not give, and of several "
         "sets or metrics the one with the largest p. Behind “not reproduced” stands what it means. "
         "Control: what is left of the effect, at the report's settings, beside the model that "
         "could refute the claim. What could decide a claim is computed before any run, from the "

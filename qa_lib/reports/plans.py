@@ -14,7 +14,7 @@ from qa_lib.store import code_hashes, runs
 
 @cache
 def find_report(slug: str) -> ModuleType:
-    """Return the file of a report: TITLE, MODELS, Parameters and plan.
+    """Return the file of a report: TITLE, MODELS, COMPARISONS, Parameters and plan.
 
     Raises UserError where there is none.
     """

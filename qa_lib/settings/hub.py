@@ -52,7 +52,7 @@ def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
     if unknown:
         cure = "mend its name in params/datasets.yaml"
     else:
-        cure = "run make data with network once, with the same PROFILE and PARAMS"
+        cure = "give the same command once with network and --fetch, or run make data PROFILE=paper"
     return UserError(
         f"dataset {repo} cannot be had from the hub ({why}); {cure}, or use "
         "PROFILE=quick with its own encoder (needs no data) or "

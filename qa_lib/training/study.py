@@ -532,8 +532,8 @@ def _announce_cost(todo: list[Spec], workers: int, yes: bool) -> dict[str, float
     )
     if hours > HOURS and not yes:
         raise UserError(
-            f"that is more than {HOURS} hours; say YES=1 to start it, or choose a smaller SIZE or "
-            "fewer seeds"
+            f"that is more than {HOURS} hours; say YES=1 to start it, or choose fewer experiments "
+            "or seeds, or at PROFILE=real a smaller SIZE"
         )
     return tokens
 
