@@ -84,6 +84,39 @@ def test_every_command_exists(command):
     assert done.returncode == 0, done.stderr
 
 
+# Pattern of commands of which `make -n` alone is run → why.
+NOT_RUN = {
+    r"make (reproduce|figures|own)\b(?!.*PROFILE=real$)": "it trains for minutes; others test that",
+    r".*DATA=path": "it needs real data",
+    r"make (data|pin)\b": "it needs a hub; tests/test_hub.py has a stand-in",
+    r"make (test|bench)": "it runs tests, or measures for minutes",
+    r"make lab": "it opens a server; tests/test_lab.py opens that in a browser",
+    r"make readme": "it writes into the checkout; each part has a test here",
+    r"make (site|verify)$": "tests/test_overview.py runs it, or the profile real does",
+}
+
+
+def is_run(command: str) -> bool:
+    """Return whether a test runs a command as it stands."""
+    return not any(re.match(pattern, command) for pattern in NOT_RUN)
+
+
+def test_each_pattern_is_of_some_command():
+    for pattern in NOT_RUN:
+        assert any(re.match(pattern, command) for command in list_commands()), pattern
+    assert len([command for command in list_commands() if is_run(command)]) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in list_commands() if is_run(line)])
+def test_a_command_runs(command, tmp_path):
+    """From the committed records, with pages in a folder of its own."""
+    words = shlex.split(command)
+    places = {"QA_FIGURES": str(tmp_path), "QA_RECORDS": str(ROOT / "records")}
+    done = make(*words[1:], "VENV=", **places)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "name"), PARTS, ids=[f"{file.name}, {name}" for file, name in PARTS]
 )

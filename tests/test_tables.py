@@ -237,29 +237,6 @@ def make_claim_row(**changes) -> dict:
     return row | changes
 
 
-def show_claims(*rows: dict) -> pd.DataFrame:
-    """Return the claims as ExBERT's page shows them, none of them run with equal tuning."""
-    tuned = []
-    for name in dict.fromkeys(row["claim"] for row in rows):
-        nothing = {"ours": float("nan"), "verdict": "not tested", "reason": "why", "run": ()}
-        tuned.append(make_claim_row(claim=name, arm="tuned", **nothing))
-    return verify.claims_for_page(P, pd.DataFrame([*rows, *tuned]))
-
-
-def test_a_page_shows_claims_with_runs_and_says_untested_briefly():
-    one = {"claim": "one", "low": float("nan"), "n": 1, "confound": "It may not."}
-    one |= {"kind": "superiority", "stance": "hope", "primary": False}
-    gone = make_claim_row(claim="gone", run=())
-    shown = show_claims(make_claim_row(), gone, make_claim_row(**one))
-    assert list(shown["printed"]) == ["9 to 13 EM or F1", "9 to 13 EM or F1 (direction)"]
-    assert list(shown["ours"]) == ["1.2 [-1.0, 3.5] EM", "1.2 EM"]
-    assert list(shown["equal tuning"]) == ["not tested"] * 2
-    assert shown["verdict"].iloc[0] == "undecided: seeds (needs n=9)"
-    assert shown.iloc[0, 0] == "It gains (3; primary)"
-    assert shown.iloc[1, 0] == "It gains (3; a hope) To bear in mind: It may not."
-    assert list(shown["control"]) == ["", ""]
-
-
 def test_a_failing_claim_says_what_that_means_by_the_rule_s_own_interval():
     failing = {"verdict": "not reproduced", "reason": "opposite"}
     assert verify.format_verdict(pd.Series(make_claim_row(**failing))) == "not reproduced: opposite"
@@ -269,19 +246,25 @@ def test_a_failing_claim_says_what_that_means_by_the_rule_s_own_interval():
     assert verify.format_verdict(row) == told
 
 
+def show_control(of_claim: dict, of_control: dict) -> str:
+    """Return what is said of a control of ExBERT beside its claim. Each: fields of its row."""
+    beside = {"comparison": "control", "control": "plain-tuned", "ours": 0.4, "low": 0.0}
+    row = make_claim_row(**beside | {"high": 0.8, "verdict": "", "reason": ""} | of_control)
+    return verify.format_control(
+        "exbert", pd.Series(row), pd.Series(make_claim_row(**of_claim))
+    ).removeprefix("(a) without ST-MoE block: ")
+
+
 def test_a_control_says_how_much_of_the_effect_is_left():
-    beside = {"comparison": "control", "control": "plain-tuned", "verdict": "", "reason": ""}
-    beside |= {"ours": 0.4, "low": 0.0, "high": 0.8}
-    shown = show_claims(make_claim_row(), make_claim_row(**beside))
-    assert shown["control"].iloc[0] == "(a) without ST-MoE block: 0.4 of 1.2 EM left [0.0, 0.8]"
+    assert show_control({}, {}) == "0.4 of 1.2 EM left [0.0, 0.8]"
     # of another part, and of an equality, the effects are not the same quantity
-    shown = show_claims(make_claim_row(), make_claim_row(**beside | {"part": "squad, EM"}))
-    assert shown["control"].iloc[0] == "(a) without ST-MoE block: 0.4 [0.0, 0.8] EM (squad)"
-    equal = {"kind": "equivalence"}
-    shown = show_claims(make_claim_row(**equal), make_claim_row(**beside | equal))
-    assert shown["control"].iloc[0] == "(a) without ST-MoE block: 0.4 [0.0, 0.8] EM"
-    shown = show_claims(make_claim_row(), make_claim_row(**beside | {"ours": float("nan")}))
-    assert shown["control"].iloc[0] == "(a) without ST-MoE block: not tested"
+    assert show_control({}, {"part": "squad, EM"}) == "0.4 [0.0, 0.8] EM (squad)"
+    assert show_control({"kind": "equivalence"}, {"kind": "equivalence"}) == "0.4 [0.0, 0.8] EM"
+    # more than all is left, or less than nothing
+    assert show_control({"ours": 0.3}, {}) == "0.4 [0.0, 0.8] EM"
+    assert show_control({"ours": -2.0}, {}) == "0.4 [0.0, 0.8] EM"
+    assert show_control({}, {"ours": -0.2, "low": -0.4}) == "-0.2 [-0.4, 0.8] EM"
+    assert show_control({}, {"ours": float("nan")}) == "not tested"
 
 
 def test_a_part_is_named_as_a_reader_names_it():

@@ -129,25 +129,18 @@ def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float
     return float(numbers[decided.argmax()])
 
 
-def power_table(
-    report: str,
-    ours: dict[str, int] | None = None,
-    ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8),
-) -> pd.DataFrame:
+def power_table(report: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> pd.DataFrame:
     """Return a row for each claim about scores.
 
     A row says which effect one run a side, as in the report, sees on the report's test questions,
-    and how many seeds would decide the claim on these, on our own, and on endless questions. NaN is
-    unknown; inf is no number of seeds.
+    and how many seeds would decide the claim on these, and on endless questions. NaN is unknown;
+    inf is no number of seeds.
 
-    ours: the number of our test questions by test set. ratios: of the mixtures that claims name.
+    ratios: of the mixtures that claims name.
     """
     theirs = read_questions(report)
     endless = {name: (ENDLESS, level) for name, (_, level) in theirs.items()}
-    tests = {"the report's questions": theirs}
-    if ours:
-        tests["ours"] = {name: (ours[name], theirs[name][1]) for name in theirs if name in ours}
-    tests["endless questions"] = endless
+    tests = {"the report's questions": theirs, "endless questions": endless}
     rows = []
     for claim in read_claims(report, ratios):
         if spread(claim, endless) is None:

@@ -12,10 +12,8 @@ import numpy as np
 import pandas as pd
 
 from qa_lib.evidence import claims, stats, verdicts
-from qa_lib.evidence import power as decidable
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.reports import plans
-from qa_lib.settings import params
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -391,55 +389,7 @@ def print_verdicts(P):
     print(describe_changes(P.report) or "claims, arms and rules are as they were frozen")
 
 
-# ---- frames of a page ----
-
-
-def claims_for_page(P, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the claims for which there are runs, as a page shows them."""
-    tuned, beside = select(frame, "tuned"), select(frame, comparison="control")
-    rows = []
-    for row in select(frame).itertuples():
-        if not row.run:
-            continue
-        where = [row.where]
-        if row.primary:
-            where.append("primary")
-        if row.stance != "result":
-            where.append(f"a {row.stance}" if row.stance == "hope" else f"an {row.stance}")
-        aside = f" To bear in mind: {row.confound}" if row.confound else ""
-        control = ""
-        if row.claim in beside.index:
-            control = format_control(P.report, beside.loc[row.claim], row)
-        rows.append(
-            {
-                "the report says": f"{row.says} ({'; '.join(where)}){aside}",
-                "printed": format_printed(row),
-                "ours": format_effect(row),
-                "verdict": format_verdict(row),
-                "equal tuning": format_arm(tuned.loc[row.claim]),
-                "control": control,
-                "seeds": row.n,
-                "run": row.run,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def power_for_page(P) -> pd.DataFrame:
-    """Return the table of power.py with our own test sets, as a page shows it.
-
-    A test set counts its rows, or its clusters where those are averaged.
-    """
-    spec, record = next(
-        (s, r) for s, r in runs.require_records(plans.plan(P)) if set(P.domains) <= set(s.tests)
-    )
-    known, scores = params.read_datasets(P.source), record["metrics"]
-    sizes = {
-        d: scores[d]["clusters" if known[d].average == "clusters" else "n"] for d in spec.tests
-    }
-    ours = sizes | dict(zip(("first", "second"), (sizes[d] for d in P.domains), strict=False))
-    frame = decidable.power_table(P.report, ours, P.mixtures)
-    return decidable.format_table(frame).assign(run=[(record["run"],)] * len(frame))
+# ---- the ledger ----
 
 
 def find_disagreement(P) -> str:
