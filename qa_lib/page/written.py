@@ -356,7 +356,7 @@ def list_untrue_paragraphs(found: Findings, names: dict) -> list[str]:
             if not is_borne_out(found, paragraph, names):
                 place = found.place(paragraph.line)
                 untrue.append(f"{place}, section {section}: {paragraph.condition} does not hold")
-    if ANSWER in found.sections:
+    if found.sections.get(ANSWER):
         split_answer(found, [fill_paragraph(found, x, names) for x in found.sections[ANSWER]])
     return untrue
 
