@@ -179,6 +179,7 @@ def test_a_run_of_draws_is_killed_and_ends_with_the_same_numbers(small_encoder, 
     assert [row["step"] for row in again["history"]] == [12, 24]
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_between_two_batches_of_an_update(small_encoder, store, monkeypatch):
     """It goes on from a checkpoint at an earlier update's end, and ends with the same numbers."""
     of_draws = Multitask(schedule="draws", rounds=20, passes=4, sampling="proportional")

@@ -132,7 +132,10 @@ def test_one_expert_is_that_expert():
 
 
 def test_a_mixture_says_what_its_experts_say(experts):
-    """With weight 1 on one expert the logits are its own, stored in half precision."""
+    """With weight 1 on one expert the logits are its own, stored in half precision.
+
+    They may differ in its last place, since some processors round by where memory lies.
+    """
     spec, models, rows, windows, tokenizer = experts
     own = spec.model_copy(update={"gate": Gate(rule="own")})
     mixture, _ = build.build_model(own)
@@ -146,7 +149,8 @@ def test_a_mixture_says_what_its_experts_say(experts):
         alone = outputs["start"]
         assert mine
         for i in mine:
-            np.testing.assert_array_equal(start[i], alone[i].astype(np.float16).astype(np.float32))
+            half = alone[i].astype(np.float16).astype(np.float32)
+            np.testing.assert_allclose(start[i], half, rtol=2**-10, atol=1e-4)
 
 
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
@@ -231,7 +235,11 @@ def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, 
 
 
 def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkeypatch):
-    """They are equal bit for bit if live outputs are rounded to half. Only the gate learns."""
+    """They are equal if live outputs are rounded to half. Only the gate learns.
+
+    Four steps move a weight by up to 0.04. What half precision rounds otherwise, since some
+    processors round by where memory lies, is far less on average.
+    """
     spec, models, rows, windows, tokenizer = experts
     before = [{k: v.clone() for k, v in m.state_dict().items()} for m in models]
 
@@ -256,7 +264,7 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
     monkeypatch.setattr(frozen, "read_outputs", compute_live)
     live = train_gate()
     untrained = build.build_model(spec)[0].state_dict()
-    assert all(torch.equal(v, live[k]) for k, v in stored.items())
+    assert all((v - live[k]).abs().mean() < 1e-5 for k, v in stored.items())
     assert any(not torch.equal(v, untrained[k]) for k, v in stored.items())
     for model, weights in zip(models, before, strict=True):
         assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())

@@ -293,8 +293,8 @@ def repeat_first_cells(nb):
     "slug",
     [
         "exbert",
-        "smart",
-        # their studies are many runs; small ones are in test_moe.py and test_road_report.py
+        # their studies are many runs; small ones stand in the tests of each report
+        pytest.param("smart", marks=pytest.mark.slow),
         pytest.param("moe", marks=pytest.mark.slow),
         pytest.param("road", marks=pytest.mark.slow),
     ],

@@ -413,6 +413,7 @@ def test_a_copied_encoder_is_the_same_run_and_its_path_stays_at_home(tiny, store
     assert str(store) not in (runs.run_folder(spec) / "metrics.json").read_text()
 
 
+@pytest.mark.slow
 def test_kernels_are_limited_before_anything_is_computed():
     """In a study's own process too, which measures its speed first; a user's number stays."""
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
@@ -532,6 +533,7 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint(tiny, store):
     assert read_scores(again) == read_scores(undisturbed)
 
 
+@pytest.mark.slow
 def test_without_a_whole_checkpoint_a_run_starts_anew(tiny, store):
     p = tiny(epochs=2.0)
     spec = plans.plan(p)[-1]
@@ -692,6 +694,7 @@ def test_a_worker_that_the_system_ends_is_one_sentence(tiny, monkeypatch):
         study._train(specs, {s.hash: 1.0 for s in specs}, 2, set(), False)
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_numbers_as_one(tiny, store):
     p = tiny(experiments=["untuned"], train_rows=16)
     table = study.run(p, plans.plan, workers=2, live=False)
@@ -801,6 +804,7 @@ def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):
     assert output.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_training_needs_no_home_and_no_locale(store):
     """HOME is a file, and the locale is ASCII. The figures/ of the checkout stay as they are."""
     (store / "home").write_text("", encoding="utf-8")
