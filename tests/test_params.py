@@ -238,6 +238,29 @@ def test_a_choice_that_is_not_known_is_refused_by_its_name(args, says):
         parser.parse_args(args)
 
 
+@pytest.mark.parametrize("report", params.list_reports())
+@pytest.mark.parametrize(
+    "profile, only, other", [("quick", "small", "full"), ("paper", "full", "small")]
+)
+def test_a_profile_of_one_size_refuses_the_other(report, profile, only, other):
+    """By SIZE=, which the command line hands on, by PARAMS, and in a notebook."""
+    words = f"size: profile {profile} has one size, {only}, not {other}; leave SIZE= away, or say"
+
+    def parse(*more: str) -> argparse.Namespace:
+        parser = command_line.CommandLine()
+        command_line.add_arguments(parser)
+        return parser.parse_args([report, "--profile", profile, *more])
+
+    with pytest.raises(UserError, match=f"^{words}"):
+        plans.load_from_args(parse("--size", other))
+    with pytest.raises(UserError, match=rf"^PARAMS \(-p\): {words}"):
+        plans.load_from_args(parse("-p", f"size={other}"))
+    with pytest.raises(UserError, match=f"^notebook parameter {words}"):
+        plans.load_few_from_names(report, {"profile": profile, "size": other})
+    assert plans.load_from_args(parse("--size", only)).size == only
+    assert plans.load_from_args(parse(), size=other).size == only
+
+
 def test_a_list_in_yaml_is_asked_for_as_yaml_has_it():
     places = {"seeds": "params/exbert.yaml, line 3: "}
     values = plans.load_params("exbert", "quick").model_dump() | {"seeds": 5}

@@ -95,7 +95,10 @@ def load_params(
     if size:
         given["size"] = size
     given |= overrides
-    return params.validate(model, values | given, places | dict.fromkeys(given, given_in))
+    places |= dict.fromkeys(given, given_in)
+    if size and "size" not in overrides:
+        places["size"] = ""  # it was SIZE=, which the error names itself
+    return params.validate(model, values | given, places)
 
 
 def load_from_names(slug: str, names: dict[str, Any]) -> Any:
@@ -146,15 +149,13 @@ def read_names(slug: str, names: dict[str, Any]) -> dict[str, Any]:
 def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     """Return the parameters that a parsed command line asks for.
 
-    size: used where the command line names none.
+    size: used at profile real where the command line names none.
     """
     profile = args.profile or params.default_profile()
     given = command_line.read_overrides(args)
-    asked = None
+    asked = args.size
     if profile == "real":
-        asked = args.size or size
-    elif profile == "own":
-        asked = args.size
+        asked = asked or size
     return load_params(args.report, profile, given, asked)
 
 

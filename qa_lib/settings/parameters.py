@@ -25,6 +25,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 
+# Profiles that have one size; real and own have both.
+ONLY_SIZE = {"quick": "small", "paper": "full"}
+
 # Words to which run records, the ledger, claims and tables give a meaning of their own. A dataset
 # of such a name would be counted twice, scored as another set, or stand in the place of a column.
 TAKEN_NAMES = frozenset(
@@ -215,6 +218,16 @@ class Study(Strict):
     start_rows: Rows = 1  # its examples
     start_rate: Rate = 1e-4  # its learning rate
     start_threads: Threads = 1  # it trains alone: more than `threads` where there are more cores
+
+    @model_validator(mode="after")
+    def _size(self):
+        only = ONLY_SIZE.get(self.profile, self.size)
+        if self.size != only:
+            raise ValueError(
+                f"size: profile {self.profile} has one size, {only}, not {self.size}; leave SIZE= "
+                "away, or say PROFILE=real, which has both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lengths(self):
