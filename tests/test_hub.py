@@ -12,12 +12,14 @@ import hub_standin
 import pytest
 from datasets import Dataset as Table
 from datasets import Features, Value
+from huggingface_hub import constants
 
-from qa_lib.data import hub_tables, sources
+from qa_lib.data import downloads, hub_tables, sources
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import ROOT, UserError
+from qa_lib.training import study
 
 QUESTIONS = Dataset(train=["some/data:train"], test=["some/data:test"])
 # Run in a process of its own, since the clients read the hub's address when they are imported. It
@@ -409,6 +411,75 @@ def test_an_answer_beside_its_place_is_moved_or_refused(monkeypatch):
         read(table, monkeypatch)
 
 
+# ---- what is still to be fetched ----
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    """Return the folder of a hub cache that does not exist yet."""
+    folder = tmp_path / "home" / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+def test_every_repository_has_a_size_or_is_said_to_have_none():
+    sizes = params.read_yaml(ROOT / "params" / "datasets.yaml")[0]["downloads"]
+    for slug in params.list_reports():
+        P = plans.load_params(slug, "paper")
+        named = {*downloads.list_repositories(P), *getattr(P, "encoders", {}).values()}
+        assert named <= set(sizes), slug
+    assert {name for name, size in sizes.items() if size is None} == {
+        "allenai/quac@refs/convert/parquet"
+    }
+
+
+def test_a_study_says_what_it_has_still_to_fetch(empty_cache, capsys):
+    exbert = plans.load_params("exbert", "paper")
+    downloads.announce_downloads(exbert)
+    said = capsys.readouterr().out
+    assert said == f"first fetches about 0.4 GB from the hub into {empty_cache}\n"
+    road = plans.load_params("road", "paper")
+    downloads.announce_downloads(road)
+    words = r"about 11\.8 GB .*; not counted, since their size is not known: allenai/quac@refs"
+    assert re.search(words, capsys.readouterr().out)
+    # what is there is not fetched again
+    for name in ("datasets--rajpurkar--squad", "datasets--kroshan--BioASQ"):
+        (empty_cache / name / "snapshots").mkdir(parents=True)
+    downloads.announce_downloads(exbert)
+    assert "about 0.3 GB" in capsys.readouterr().out
+    (empty_cache / "models--distilbert-base-uncased" / "snapshots").mkdir(parents=True)
+    downloads.announce_downloads(exbert)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_study_without_the_hub_fetches_nothing(empty_cache, capsys):
+    for slug in params.list_reports():
+        for profile in ("quick", "real"):
+            downloads.announce_downloads(plans.load_params(slug, profile))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_disk_too_small_for_what_is_fetched_is_refused(empty_cache, monkeypatch):
+    """Before anything is fetched, by a study as by `make data`."""
+
+    class Disk:
+        free = 2e9
+
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda folder: Disk)
+    P = plans.load_params("moe", "paper")
+    with pytest.raises(
+        UserError, match="has 2.0 GB free and what is .* takes about 6.7; make room"
+    ):
+        study.fetch_inputs(P)
+    assert not empty_cache.exists()
+
+
+def test_a_dataset_that_is_not_known_is_one_sentence(empty_cache):
+    P = plans.load_params("exbert", "paper", {"domains": ["squat", "bioasq"]})
+    with pytest.raises(UserError, match="^'squat' is no hub dataset; params/datasets.yaml has"):
+        downloads.announce_downloads(P)
+
+
 # ---- the four reports at profile paper ----
 
 
@@ -449,3 +520,5 @@ def test_a_dry_run_says_runs_hours_and_disk(tmp_path):
         counts = re.search(rf"study {slug}, profile paper, size full: (\d+) runs, (\d+) to", output)
         assert int(counts[1]) == int(counts[2]) > 0
         assert re.search(r"about .* (min|hours) on this machine .*GB of disk", output)
+    fetched = [slug for slug in FEW_ROWS if "first fetches about" in answers[slug]["output"]]
+    assert fetched == list(FEW_ROWS)

@@ -22,7 +22,7 @@ import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from qa_lib.data import selection
+from qa_lib.data import downloads, selection
 from qa_lib.losses.smart import count_forward_equivalents
 from qa_lib.models import encoders
 from qa_lib.models.exbert import Block
@@ -410,6 +410,7 @@ def fetch_inputs(p):
 
     That is the rows of its datasets, its encoders and the revisions of hub repositories.
     """
+    downloads.announce_downloads(p)
     names = [name for of_field in p.named_datasets().values() for name in of_field]
     for name in dict.fromkeys(names):
         part = selection.load_splits(name, p.source, p.data, p.bad_rows)
@@ -460,6 +461,7 @@ def run(
     runs.check_store()
     if not dry_run:
         runs.check_page(p)  # the page is drawn when all runs are trained
+    downloads.announce_downloads(p)  # the estimate reads all data
     runs.RUNS.mkdir(parents=True, exist_ok=True)
     with _lock_report(p.report):
         todo = list_missing(specs, fresh)  # another study may have trained some
