@@ -123,6 +123,57 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     assert params.list_reports()
 
 
+# ---- the README's profile ----
+
+
+@pytest.fixture
+def page_at_paper(tmp_path, monkeypatch) -> str:
+    """Put a page of moe at paper beside the committed ones, and return the name of its run."""
+    figures = tmp_path / "figures"
+    for slug in params.list_claimed_reports():
+        (figures / slug / "real").mkdir(parents=True)
+        for name in ("claims.csv", "results.csv"):
+            shutil.copy(runs.FIGURES / slug / "real" / name, figures / slug / "real")
+    monkeypatch.setattr(runs, "FIGURES", figures)
+    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
+    runs.read_committed.cache_clear()
+    table = overview.list_untested("moe").drop(columns="rows")
+    table = table.assign(control="", unpooled=table["verdict"], run="")
+    first = {"ours": -9.0, "low": -9.5, "high": -8.5, "n": 3, "run": "moe-large-s0-12345678"}
+    for column, value in (first | {"verdict": "reproduced", "unpooled": "reproduced"}).items():
+        table.loc[0, column] = value
+    (figures / "moe" / "paper").mkdir()
+    table.to_csv(figures / "moe" / "paper" / "claims.csv", index=False)
+    trained = pd.DataFrame({"run": [first["run"]], "rows": [75000]})
+    trained.to_csv(figures / "moe" / "paper" / "results.csv", index=False)
+    return first["run"]
+
+
+def test_a_page_at_paper_does_not_take_the_readme_s_place(page_at_paper):
+    """The README is of profile real and says so; docs/claims.md has both, each by its name."""
+    assert ("moe", "paper") in readme.collect_boards()
+    boards = readme.readme_boards()
+    assert {slug: profile for slug, (profile, _) in boards.items()} == dict.fromkeys(
+        params.list_claimed_reports(), "real"
+    )
+    _, table, _ = readme.split_part(readme.README.read_text(encoding="utf-8"), "reports")
+    assert readme.describe_reports() == table
+    _, findings, _ = readme.split_part(readme.README.read_text(encoding="utf-8"), "findings")
+    assert "Claims tested at `real`: " in findings
+    assert "/paper/" not in table + findings
+    assert "Profile paper, [page](../figures/moe/paper/report.html)" in readme.describe_verdicts()
+
+
+def test_the_readme_tells_of_landed_runs_alone(page_at_paper, monkeypatch):
+    """It is refused before anything is written."""
+    monkeypatch.setattr(runs, "write", None)
+    words = f"^{page_at_paper}, of the page of moe at profile paper, is not in records/moe, .*"
+    with pytest.raises(UserError, match=words + "make land-moe PROFILE=paper, or remove figures"):
+        readme.write_readme()
+    shutil.rmtree(runs.FIGURES / "moe" / "paper")
+    readme.check_landed()
+
+
 # ---- the committed page ----
 
 LOCAL = re.compile(r"^(?!#|https?:)")  # the address of a file beside the page

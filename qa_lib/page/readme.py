@@ -2,13 +2,15 @@
 
     python -m qa_lib overview --readme
 
-The figure, the findings and the table of the README are made from the committed records, as on the
-reports' pages; the verdicts of docs/claims.md are from the claims.csv of each page. All but the
-figure are written between markers.
+The README tells of profile real alone. Its figure, findings and table are made from the records, as
+on the reports' pages. The verdicts of docs/claims.md are from the claims.csv of each page, of
+profile real and of profile paper apart. All runs are landed ones, in records/; a page of others is
+refused. All but the figure are written between markers.
 """
 
 import math
 from functools import partial
+from itertools import chain
 
 import pandas as pd
 
@@ -17,12 +19,13 @@ from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import charts, looks, overview, report
 from qa_lib.reports import plans
 from qa_lib.settings import params
-from qa_lib.settings.params import ROOT
+from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 
 README = ROOT / "README.md"
 CLAIMS = ROOT / "docs" / "claims.md"
 FIGURE = ROOT / "docs" / "findings.svg"
+PROFILE = "real"  # the README's; a page at paper, of one report or of some, does not replace it
 
 
 def collect_boards() -> dict[tuple[str, str], pd.DataFrame]:
@@ -35,9 +38,13 @@ def collect_boards() -> dict[tuple[str, str], pd.DataFrame]:
     return boards
 
 
-def latest_boards() -> dict[str, tuple[str, pd.DataFrame]]:
-    """Return report → (profile, long table), of each report the profile nearest to its own."""
-    return {slug: (profile, table) for (slug, profile), table in collect_boards().items()}
+def readme_boards() -> dict[str, tuple[str, pd.DataFrame]]:
+    """Return report → (profile, long table), of each report that the README tells of."""
+    boards = {}
+    for (slug, profile), table in collect_boards().items():
+        if profile == PROFILE:
+            boards[slug] = (profile, table)
+    return boards
 
 
 # ---- the figure ----
@@ -46,7 +53,7 @@ def latest_boards() -> dict[str, tuple[str, pd.DataFrame]]:
 def measure_answers() -> pd.DataFrame:
     """Return what answers the question of each report, as overview.measure_answer does."""
     parts = [
-        overview.measure_answer(slug, profile) for slug, (profile, _) in latest_boards().items()
+        overview.measure_answer(slug, profile) for slug, (profile, _) in readme_boards().items()
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -67,21 +74,21 @@ def describe_findings() -> str:
     The last line says how many of its claims were tested.
     """
     lines, tested = [], []
-    for slug, (profile, table) in latest_boards().items():
+    for slug, (profile, table) in readme_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
         lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
         claims = verify.select(table)
         number = int((claims["verdict"] != Verdict.NOT_TESTED).sum())
         tested.append(f"{number} of {len(claims)} (`{slug}`)")
-    return "".join([*lines, f"\nClaims tested so far: {', '.join(tested)}.\n"])
+    return "".join([*lines, f"\nClaims tested at `{PROFILE}`: {', '.join(tested)}.\n"])
 
 
 def describe_reports() -> str:
     """Return the table of the study's reports as Markdown: question, answer, seeds and rows."""
     columns = ("report", "question", "answer", "seeds × training rows", "page")
     lines = [f"| {' | '.join(columns)} |\n", f"|{'---|' * len(columns)}\n"]
-    for row in overview.list_answers(latest_boards()).itertuples():
+    for row in overview.list_answers(readme_boards()).itertuples():
         page = "–"
         if row.run:
             page = f"[{row.report}](figures/{row.report}/{row.profile}/report.html)"
@@ -202,8 +209,28 @@ def split_part(text: str, name: str) -> tuple[str, str, str]:
     return before, inside, after
 
 
+def check_landed():
+    """Raise UserError where a page, or what answers a report's question, is of a run not landed."""
+    for (slug, profile), table in collect_boards().items():
+        named = list(table["run"])
+        if profile == PROFILE:
+            named += list(overview.measure_answer(slug, profile)["run"])
+        landed = {record["run"] for record in runs.read_committed(slug).values()}
+        for run in chain.from_iterable(named):
+            if run not in landed:
+                raise UserError(
+                    f"{run}, of the page of {slug} at profile {profile}, is not in records/{slug}, "
+                    "and README.md and docs/ tell of landed runs alone; land it with make "
+                    f"land-{slug} PROFILE={profile}, or remove figures/{slug}/{profile} or the run"
+                )
+
+
 def write_readme():
-    """Write the figure, and each part of README.md and docs/claims.md between its markers."""
+    """Write the figure, and each part of README.md and docs/claims.md between its markers.
+
+    Raises UserError where a run that they would tell of is not landed.
+    """
+    check_landed()
     runs.write(FIGURE, draw_figure())
     for file, parts in PARTS.items():
         text = file.read_text(encoding="utf-8")
