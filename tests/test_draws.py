@@ -119,57 +119,6 @@ def test_a_batch_that_does_not_divide_among_passes_is_one_sentence(small_encoder
         train.train(make_spec(small_encoder, multitask=of_draws), progress=lambda line: None)
 
 
-# ---- an update ----
-
-
-def test_an_update_has_the_gradient_of_the_mean_loss(small_encoder, monkeypatch):
-    """Against the mean over the batches of the update, in one backward pass."""
-    of_draws = Multitask(schedule="draws", rounds=1, passes=4)
-    options = {"epochs": 1.0, "head_dropout": 0.0, "clip": 1e30, "warmup": 0.0}
-    spec = make_spec(small_encoder, multitask=of_draws, checkpoint="last", **options)
-    no_dropout(monkeypatch)
-    taken = {}
-
-    def take_gradients(self, args, state, control, model=None, **kwargs):
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                taken[name] = parameter.grad.clone()
-
-    monkeypatch.setattr(train.Keeper, "on_pre_optimizer_step", take_gradients, raising=False)
-    train.train(spec, progress=lambda line: None)
-    model, tokenizer = build.build_model(spec)
-    rows, _, counts = train.draw_rows(spec)
-    examples = train.load_training_examples(spec, model, tokenizer, rows, counts, print)
-    losses = []
-    datasets = set()
-    for indices in examples.sampler:
-        batch = examples.collate([examples.windows[i] for i in indices])
-        datasets.add(batch["dataset"])
-        losses.append(model.train()(**batch).loss)
-    assert len(losses) == 4
-    assert len(datasets) > 1
-    torch.stack(losses).mean().backward()
-    assert taken
-    for name, gradient in taken.items():
-        expected = model.get_parameter(name).grad
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
-
-
-def no_dropout(monkeypatch):
-    """Load encoders without dropout."""
-    load = encoders.load_encoder
-
-    def load_without(*args, **kwargs):
-        encoder, tokenizer = load(*args, **kwargs)
-        for module in encoder.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-        encoder.config.attention_probs_dropout_prob = 0.0
-        return encoder, tokenizer
-
-    monkeypatch.setattr(encoders, "load_encoder", load_without)
-
-
 @pytest.mark.slow
 def test_a_run_of_draws_is_killed_and_ends_with_the_same_numbers(small_encoder, store, monkeypatch):
     of_draws = Multitask(schedule="draws", rounds=12, passes=2, sampling="annealed")

@@ -541,13 +541,19 @@ def _announce_cost(todo: list[Spec], workers: int, yes: bool) -> dict[str, float
 
 
 def _train_one(spec: Spec, keep: bool, live: bool | None):
-    """Train one run, show its progress and its scores. Raises UserError where the disk is full.
+    """Train one run, show its progress and its scores.
 
-    keep: keep the weights, for children.
+    keep: keep the weights, for children. Raises UserError where the disk is full, or the memory of
+    the GPU.
     """
+    from transformers.utils.import_utils import enable_tf32
+
     from qa_lib.training import train  # its import takes seconds, and only training needs it
 
     progress = Progress(live)
+    # The Trainer turns TF32 on or off by this function, whose answers are cached: it would not turn
+    # it off a second time, for a run with SMART after one with it and one without.
+    enable_tf32.cache_clear()
     try:
         record = train.train(spec, progress, keep_weights=keep)
     except OSError as e:
@@ -556,6 +562,11 @@ def _train_one(spec: Spec, keep: bool, live: bool | None):
                 f"the disk of {runs.RUNS} is full; make room, the same command goes on from here"
             ) from None
         raise
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{spec.run} takes more memory than the GPU has left; lower batch_size or max_length, "
+            "or end what else runs there; the same command goes on from here"
+        ) from None
     scores = []
     for name in spec.tests:
         task = selection.find_task(spec, name)
