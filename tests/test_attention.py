@@ -99,7 +99,9 @@ def test_trained_encoder_has_the_same_weights(encoder_with_dropout):
             optimizer.step()
             optimizer.zero_grad()
         trained.append(torch.cat([p.detach().flatten() for p in encoder.parameters()]))
-    assert torch.equal(*trained)
+    # Some processors round a product of two examples otherwise than one of four. A wrong gradient
+    # would move a weight by about 1e-2, the rate.
+    torch.testing.assert_close(*trained, rtol=0, atol=1e-4)
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 With dropout, PyTorch keeps several arrays of (B, H, T, T) floats of each block for the backward
 pass. These are most of a run's memory on long windows. Here each block keeps one such array of
 booleans, which weights were dropped, and the backward pass computes the rest again, for a few
-examples at a time. Outputs, gradients and random numbers are those of PyTorch to the last bit
-(tests/test_attention.py).
+examples at a time. Outputs, gradients and random numbers are those of PyTorch, on most
+processors to the last bit (tests/test_attention.py).
 
 Shapes: B batch, H heads, T tokens, D width of a head.
 """
