@@ -146,7 +146,7 @@ class Dataset(Strict):
         return self
 
     @model_validator(mode="after")
-    def _reworded(self):
+    def _check_reworded(self):
         if self.altered == "reworded" and (self.task != "span" or self.rows is None):
             raise ValueError(
                 "altered: only generated questions are reworded; of sentences write typos or swaps"
@@ -220,7 +220,7 @@ class Study(Strict):
     start_threads: Threads = 1  # it trains alone: more than `threads` where there are more cores
 
     @model_validator(mode="after")
-    def _size(self):
+    def _check_size(self):
         only = ONLY_SIZE.get(self.profile, self.size)
         if self.size != only:
             raise ValueError(
