@@ -43,23 +43,28 @@ def add_study(parser: argparse.ArgumentParser):
 
 def run_study(args: argparse.Namespace) -> int:
     """Train the missing runs of a report's plan, and write its ledger."""
-    import torch
-
     from qa_lib.reports import plans
     from qa_lib.store import runs
-    from qa_lib.training import study
 
-    p = plans.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
-    if args.fetch:
-        study.fetch_inputs(p)
-        return 0
-    if not args.dry_run:
-        runs.check_page(p)
-    if p.profile == "real" and not args.size and not args.fresh and runs.read_committed(p.report):
-        print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
+    is_real = (args.profile or params.default_profile()) == "real"
+    asks_to_train = args.size or args.fresh or args.fetch
+    if is_real and not asks_to_train and runs.read_committed(args.report):
         p = plans.parameters_to_render(args)
+        if not args.dry_run:
+            runs.check_page(p)
+        print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
         print_stale(plans.plan(p))
     else:
+        import torch  # here, because importing it is slow and only training needs it
+
+        from qa_lib.training import study
+
+        p = plans.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
+        if args.fetch:
+            study.fetch_inputs(p)
+            return 0
+        if not args.dry_run:
+            runs.check_page(p)
         study.run(p, plans.plan, args.workers, args.fresh, args.yes, args.dry_run)
         if args.fresh:
             study.print_comparison(p, plans.plan)

@@ -106,8 +106,7 @@ def measure_pairs(P, pairs: list[Pair], arms: tuple[str, ...] = verify.ARMS) -> 
         columns = [*Pair._fields, "arm", "unit", *NUMBERS, "part", "n", "run"]
         return pd.DataFrame(columns=columns)
     specs = plans.plan(P)
-    checksums = [record["checksum"] for record in map(runs.find_record, specs) if record]
-    key = (P.model_dump_json(), tuple(pairs), arms, *checksums)
+    key = (P.model_dump_json(), tuple(pairs), arms, *runs.list_checksums(specs))
     if key not in _pairs:
         _pairs[key] = resample_pairs(P, specs, pairs, arms)
     return _pairs[key].copy()

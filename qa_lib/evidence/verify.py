@@ -143,10 +143,8 @@ def claims_table(P) -> pd.DataFrame:
     A page asks several times; the records are judged once.
     """
     specs = plans.plan(P)
-    records = [runs.find_record(spec) for spec in specs]
-    checksums = [record["checksum"] for record in records if record]
     listed = claims.read_claims(P.report, P.mixtures)
-    key = (P.model_dump_json(), repr(listed), *checksums)
+    key = (P.model_dump_json(), repr(listed), *runs.list_checksums(specs))
     if key not in _tables:
         _tables[key] = judge_records(P, specs, listed)
     return _tables[key].copy()
@@ -161,7 +159,7 @@ def collect_scores(specs: list[Spec]) -> tuple[pd.DataFrame, pd.DataFrame]:
     A page asks several times. The scores of the last plan are kept.
     """
     key = tuple(f"{spec.variant} {spec.arm} {spec.hash}" for spec in specs)
-    key += tuple(record["checksum"] for record in map(runs.find_record, specs) if record)
+    key += tuple(runs.list_checksums(specs))
     if key not in _scores:
         curves = stats.curves(runs.collect_histories(specs))
         ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)

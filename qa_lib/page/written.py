@@ -42,6 +42,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 from qa_lib.evidence import claims, compare, verify
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 FOLDER = ROOT / "params" / "findings"
@@ -205,9 +207,24 @@ def name_claims(P) -> Names:
     return Names(f"params/claims/{P.report}.yaml", named)
 
 
+_names: dict[tuple[str, ...], dict] = {}  # parameters, records → the names of a page
+
+
 def collect_names(P) -> dict:
-    """Return all names that findings may use, with their values."""
+    """Return all names that findings may use, with their values.
+
+    A page asks for each of its sections. The names of the last page are kept.
+    """
     specs = plans.plan(P)
+    key = (P.model_dump_json(), *runs.list_checksums(specs))
+    if key not in _names:
+        _names.clear()
+        _names[key] = make_names(P, specs)
+    return _names[key]
+
+
+def make_names(P, specs: list[Spec]) -> dict:
+    """Return all names that findings may use, with their values, from the runs of a plan."""
     ledger = runs.collect_ledger(specs)
     collect_values = getattr(plans.find_report(P.report), "collect_values", None)
 
@@ -230,10 +247,15 @@ def collect_names(P) -> dict:
             raise UnknownName(f"the runs of {variant}, arm {arm}, have no one {name}")
         return values.pop()
 
+    @cache
+    def central_comparisons() -> pd.DataFrame:
+        """Return the rows of the forest figure."""
+        return compare.collect_comparisons(P, plans.find_report(P.report).COMPARISONS)
+
     def control(claim: str, variant: str, arm: str = "report") -> Effect:
         """Return how far the model of a central comparison is ahead of a control."""
         comparisons = plans.find_report(P.report).COMPARISONS
-        rows = compare.collect_comparisons(P, comparisons)
+        rows = central_comparisons()
         places = [place for place, compared in enumerate(comparisons) if compared.claim == claim]
         is_setting = rows["setting"] == arm
         chosen = rows[is_setting & (rows["control"] == variant) & rows["comparison"].isin(places)]

@@ -5,6 +5,7 @@ A run's record is looked up by this hash.
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -192,12 +193,12 @@ class Spec(Strict):
             hashes["teachers"] = [teacher.hash for teacher in self.teachers]
         return hashes
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The sha256 of the fields that change the training's numbers, and of the parents' hashes.
 
         Fields at their default are left out, so that old records keep their hash when a field is
-        added.
+        added. It is computed once, since a page looks up every run some hundred times.
         """
         fields = self.model_dump(exclude=set(self.LABELS), exclude_defaults=True)
         fields["recipe"] = self.recipe
@@ -219,6 +220,12 @@ class Spec(Strict):
         if self.stale is None:
             return self.profile == "quick"
         return self.stale == "train"
+
+    def model_copy(self, *, update: dict | None = None, deep: bool = False) -> "Spec":
+        """Return the run with other values of fields, and so with a hash of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("hash", None)
+        return copied
 
     def change_with_parents(self, **fields) -> "Spec":
         """Return the run with other values of fields, in its parents too."""

@@ -66,10 +66,11 @@ def run_folder(spec: Spec) -> Path:
 
     A folder with the run's hash serves, whatever variant is in its name.
     """
-    folders = sorted((RUNS / spec.report).glob(f"*-{spec.hash[:8]}"))
-    if folders:
-        return folders[0]
-    return RUNS / spec.report / spec.run
+    of_report = RUNS / spec.report
+    ending = f"-{spec.hash[:8]}"
+    names = os.listdir(of_report) if of_report.is_dir() else []
+    found = sorted(name for name in names if name.endswith(ending))
+    return of_report / (found[0] if found else spec.run)
 
 
 def page_folder(P) -> Path:
@@ -273,6 +274,12 @@ def find_record(spec: Spec, fresh: bool = False) -> dict | None:
     if record is None and not spec.trains_stale:
         return stale_record
     return record
+
+
+def list_checksums(specs: list[Spec]) -> list[str]:
+    """Return the checksum of each record of a plan. They tell whether a record has changed."""
+    records = [find_record(spec) for spec in specs]
+    return [record["checksum"] for record in records if record]
 
 
 def look_up(spec: Spec, fresh: bool = False) -> tuple[dict | None, dict | None]:
