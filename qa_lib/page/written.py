@@ -252,6 +252,20 @@ def make_names(P, specs: list[Spec]) -> dict:
         """Return the rows of the forest figure."""
         return compare.collect_comparisons(P, plans.find_report(P.report).COMPARISONS)
 
+    def differing(variant: str, other: str, test_set: str, arm: str = "report") -> float:
+        """Return the share of test questions that two variants answer differently, in the seeds of
+        both.
+        """
+        _, examples = verify.collect_scores([s for s in specs if s.arm == ARMS.get(arm, arm)])
+        spans = []
+        for name in (variant, other):
+            rows = examples[(examples["variant"] == name) & (examples["set"] == test_set)]
+            if rows.empty:
+                raise UnknownName(f"no run of {name} has answers on {test_set}, arm {arm}")
+            spans.append(rows.set_index(["seed", "id"])[["start", "end"]])
+        ours, theirs = spans[0].align(spans[1], join="inner", axis=0)
+        return float((ours != theirs).any(axis=1).mean())
+
     def control(claim: str, variant: str, arm: str = "report") -> Effect:
         """Return how far the model of a central comparison is ahead of a control."""
         comparisons = plans.find_report(P.report).COMPARISONS
@@ -276,6 +290,7 @@ def make_names(P, specs: list[Spec]) -> dict:
     return {
         "claims": name_claims(P),
         "control": control,
+        "differing": differing,
         "gap": gap,
         "mean": mean,
         "setting": setting,
