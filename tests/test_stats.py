@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from qa_lib.__main__ import run_verb
 from qa_lib.data import selection
@@ -592,6 +593,15 @@ def test_a_contrast_may_go_beyond_another_be_relative_or_have_a_target():
     assert zero["reason"] == "it is a percentage of a score that is 0"
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_holms_correction_is_that_of_statsmodels(count):
+    rng = np.random.default_rng(count)
+    p_values = np.concatenate([rng.uniform(0, 0.02, count), rng.uniform(size=count), [0.0, 1.0]])
+    p_values = np.append(p_values, p_values[0])  # a tie
+    expected = multipletests(p_values, method="holm")[1]
+    np.testing.assert_allclose(stats.correct_by_holm(p_values), expected, rtol=1e-12)
+
+
 def test_primary_claims_alone_are_corrected_by_holm():
     ratios = [0.0, 0.2, 0.4, 0.6, 0.8]
     gains = {("v-db", r): 0.0 for r in ratios} | {("exbert-tuned", r): 1.2 for r in ratios}
@@ -1025,7 +1035,7 @@ def test_changes_since_the_freeze_are_listed(tmp_path, monkeypatch):
     for ends in ("\n", "\r\n"):
         (folder / "FROZEN").write_bytes(ends.join(lines).encode())
         assert verdicts.list_changes("exbert") == verdicts.list_changes("moe") == ["c"]
-        rules_then = "the rules of judging (then 1, now 2; docs/claims.md)"
+        rules_then = "the rules of judging (version 1 then, 2 now: docs/claims.md)"
         assert verdicts.list_changes("smart") == ["a", rules_then]
         assert verdicts.list_changes("road") == []
     (tmp_path / "b").unlink()

@@ -22,7 +22,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from scipy import stats as distributions
-from statsmodels.stats.multitest import multipletests
 
 from qa_lib.evidence.claims import Claim, Contrast, read_claims
 from qa_lib.evidence.resample import PER_EXAMPLE, resample
@@ -484,9 +483,22 @@ def estimate_claims(
     return estimates
 
 
+def correct_by_holm(p_values: list[float]) -> np.ndarray:
+    r"""Return the p-values of m claims as Holm (1979) raises them, in their order.
+
+    The i-th smallest becomes $\max_{j \le i} \min(1, (m - j + 1) \, p_{(j)})$. The function of
+    statsmodels gives the same and collects garbage first, which takes a second on a page.
+    """
+    order = np.argsort(p_values, kind="stable")
+    left = np.arange(len(p_values), 0, -1)  # m − j + 1
+    raised = np.empty(len(p_values))
+    raised[order] = np.maximum.accumulate(np.minimum(left * np.take(p_values, order), 1.0))
+    return raised
+
+
 def raise_p_values(rows: list[dict], column: str):
     """Add Holm's p to rows of primary claims, as <column>_holm, and by what it was raised."""
-    raised = multipletests([row[column] for row in rows], method="holm")[1]
+    raised = correct_by_holm([row[column] for row in rows])
     for row, p in zip(rows, raised, strict=True):
         row[f"{column}_holm"] = p
         row[f"{column}_factor"] = p / row[column] if row[column] else 1.0

@@ -230,7 +230,9 @@ def list_changes(slug: str) -> list[str]:
         frozen, name = line.split(maxsplit=1)
         if frozen == "rules":
             if int(name) != RULES:
-                changes.append(f"the rules of judging (then {name}, now {RULES}; docs/claims.md)")
+                changes.append(
+                    f"the rules of judging (version {name} then, {RULES} now: docs/claims.md)"
+                )
             continue
         path = ROOT / name
         if not path.exists() or digest_text(path) != frozen:

@@ -181,7 +181,7 @@ def list_epoch_seconds(P, specs: list[Spec], column: str) -> pd.DataFrame:
             "model": plans.display_name(P.report, spec.variant),
             "column": column,
             "seed": spec.seed,
-            "value": record["training_seconds"] / find_trained(spec).epochs,
+            "value": record["training_seconds"] / list_trained(spec)[0].epochs,
         }
         rows.append(row | {"run": record["run"]})
     return pd.DataFrame(rows)
@@ -248,7 +248,7 @@ def describe_models(P, variants: list[str], parts: dict[str, str]) -> pd.DataFra
             ),
         }
         for arm, words in ARMS.items():
-            of_arm = [find_trained(spec) for spec in own if spec.arm == arm]
+            of_arm = [run for spec in own if spec.arm == arm for run in list_trained(spec)]
             row[f"rate, {words}"] = join_values(format_rate(s.learning_rate) for s in of_arm)
             row[f"batch, {words}"] = join_values(s.batch_size for s in of_arm)
             row[f"epochs, {words}"] = join_values(f"{s.epochs:g}" for s in of_arm)
@@ -258,9 +258,9 @@ def describe_models(P, variants: list[str], parts: dict[str, str]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def find_trained(spec: Spec) -> Spec:
-    """Return the run whose rate and epochs a model has: of a mixture its first expert's."""
-    return spec.parents[0] if spec.gate else spec
+def list_trained(spec: Spec) -> list[Spec]:
+    """Return the runs whose rate and epochs a model has: of a mixture those of its experts."""
+    return spec.experts if spec.gate else [spec]
 
 
 def describe_steps(specs: list[Spec]) -> str:
@@ -302,7 +302,9 @@ def lay_out_models(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str
         cells = frame[f"{name}, {arm}" if arm else name].astype(str).to_list()
         if len(cells) > 1 and len(set(cells)) == 1:
             del columns[arm, name]
-            shared.append(f"{name} {cells[0]}" + f" ({arm})" * (arm == "equal tuning"))
+            where = f" ({arm})" if arm == "equal tuning" else ""
+            if f"{name} {cells[0]}" not in shared:  # else it is so in both arms
+                shared.append(f"{name} {cells[0]}{where}")
             continue
         shown[arm, name] = cells
     shown = pd.DataFrame(shown, index=frame["model"].to_list())

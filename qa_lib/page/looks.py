@@ -96,22 +96,21 @@ def render_drawing(draw: Drawing, look: Look, tag: str, kind: str = "png") -> by
             nothing = {"Date": None, "Creator": None}
             fig.savefig(file, format="svg", metadata=nothing, bbox_inches=fig.bbox_inches)
         else:
-            quick = {"compress_level": 1}  # it is encoded again
-            nothing = {"Software": None}
-            box = fig.bbox_inches
-            fig.savefig(file, metadata=nothing, bbox_inches=box, pil_kwargs=quick)
+            fig.savefig(file, format="rgba", bbox_inches=fig.bbox_inches)
+            dots = plt.rcParams["savefig.dpi"]
+            size = [int(inches * dots) for inches in fig.get_size_inches()]
         plt.close(fig)  # or JupyterLab draws it a second time
     if kind == "svg":
         return file.getvalue()
-    return recode(file.getvalue(), **FORMATS[kind])
+    return encode_picture(Image.frombytes("RGBA", size, file.getvalue()), **FORMATS[kind])
 
 
-def recode(png: bytes, **options) -> bytes:
-    """Return a drawing with 64 colours, among them exactly those of its models.
+def encode_picture(picture: Image.Image, **options) -> bytes:
+    """Return a drawing as a file with 64 colours, among them exactly those of its models.
 
     options: of Pillow's `save`.
     """
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture = picture.convert("RGB")
     ground = picture.getpixel((0, 0))
     picture = picture.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     # Colours near the ground's are averaged with it; the page must not show its edge.
@@ -161,7 +160,7 @@ def embed_drawing(draw: Drawing, tag: str, alt: str, wide: bytes) -> str:
     for look, media in SOURCES.items():
         address, size = embed_image(render_drawing(draw, look, tag, "webp"))
         sources.append(f'<source media="{media}" srcset="{address}" {size}>')
-    address, size = embed_image(recode(wide, **FORMATS["webp"]))
+    address, size = embed_image(encode_picture(Image.open(io.BytesIO(wide)), **FORMATS["webp"]))
     image = f'<img {size} alt="{escape(alt)}" src="{address}">'
     return f"<picture>{''.join(sources)}{image}</picture>"
 

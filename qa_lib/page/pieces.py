@@ -186,8 +186,8 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     absent = rows[~is_run].drop_duplicates("comparison")
     rows = rows[is_run]
     caption = (
-        "How far a model is ahead of another. Hollow: printed. Squares: the same model against a "
-        "control, a simpler one that could do as well. "
+        "How far a model is ahead of another. Hollow: printed, without an interval. Squares: the "
+        "same model against a control, which could do as well for another reason. "
         f"{describe_intervals(made)}{describe_rule(made)}"
     )
     if len(absent):
@@ -345,7 +345,7 @@ def mark_chosen(
     labels = []
     for spec, record in runs.require_records(tuned):
         if not spec.variant.endswith("-trial"):
-            trained = grids.find_trained(spec)
+            trained = grids.list_trained(spec)[0]
             setting = {"learning_rate": trained.learning_rate, "epochs": trained.epochs}
             setting["setting"] = tables.name_setting(spec)
             labels.append(runs.label_columns(spec, record) | setting)
@@ -372,7 +372,7 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str], setting: str) -> str
             name = (charts.NAMES_OF | {"setting": setting}).get(column, column)
             is_every = len(at_edge) == rows["model"].nunique()
             told.append(f"{name} of {'every model' if is_every else ', '.join(at_edge)}")
-    return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
+    return f"At the edge of what was tried, so more might help: {'; '.join(told)}." if told else ""
 
 
 # ---- tables ----
