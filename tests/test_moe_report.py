@@ -152,7 +152,9 @@ def test_every_printed_gap_has_ours_by_the_same_rule(planted):
     at = ("out-of-domain", "f1_starter")
     expected = means[("baseline", *at)] - means[("moe", *at)]
     assert by_starter.loc["moe-dev-f1", "ours"] == pytest.approx(expected)
-    assert "scored as in the report" in verdict_groups.show_groups(planted, table)
+    shown = verdict_groups.show_groups(planted, table)
+    assert "scored as in the report" in shown
+    assert "report's settings, SQuAD's rule" in shown
 
 
 def test_the_long_table_has_no_further_rows(planted):

@@ -186,8 +186,8 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     absent = rows[~is_run].drop_duplicates("comparison")
     rows = rows[is_run]
     caption = (
-        "How far a model is ahead of another. Hollow: printed, without an interval. Squares: the "
-        "same model against a control, which could do as well for another reason. "
+        "How far a model is ahead of another. Hollow: printed in the report, without an interval. "
+        "Squares: the same model against a control, which could do as well for another reason. "
         f"{describe_intervals(made)}{describe_rule(made)}"
     )
     if len(absent):

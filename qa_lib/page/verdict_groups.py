@@ -91,12 +91,14 @@ def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
     tables: arm or comparison → its rows by claim.
     """
     values = [f"printed {escape(verify.format_printed(row))}" if row.printed != "–" else ""]
-    values.append(show_starter("", row, tables["starter"]))
-    values.append(show_arm("report's settings", row))
+    by_starter = show_starter("", row, tables["starter"])
+    rule = ", SQuAD's rule" if by_starter else ""  # verdicts are always by this one
+    values.append(by_starter)
+    values.append(show_arm(f"report's settings{rule}", row))
     tuned = tables["tuned"]
     if row.claim in tuned.index:
         values.append(show_starter("equal tuning, ", row, tables["starter tuned"]))
-        values.append(show_arm("equal tuning", tuned.loc[row.claim]))
+        values.append(show_arm(f"equal tuning{rule}", tuned.loc[row.claim]))
     for arm, words in (("printed", ""), ("tuned", "equal tuning: ")):
         beside = tables[f"control {arm}"]
         if row.claim in beside.index and beside.loc[row.claim, "n"]:
