@@ -395,7 +395,7 @@ def test_an_edge_is_said():
     chosen = [False, True, False, False, False, True]
     rows = pd.DataFrame({"model": list("aaabbb"), "rate": rates, "epochs": 2.0, "chosen": chosen})
     told = pieces.describe_edges(rows, ("rate", "epochs"), "λ")
-    assert told == "At the edge of what was tried, so more might help: learning rate of b."
+    assert told == "At the edge of what was tried: learning rate of b."
     assert pieces.describe_edges(rows[:3], ("rate", "epochs"), "λ") == ""
 
 

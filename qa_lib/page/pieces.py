@@ -186,8 +186,8 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     absent = rows[~is_run].drop_duplicates("comparison")
     rows = rows[is_run]
     caption = (
-        "How far a model is ahead of another. Hollow: printed in the report, without an interval. "
-        "Squares: the same model against a control, which could do as well for another reason. "
+        "How far a model is ahead of another. Hollow: printed in the report. Squares: the "
+        "same model against a control. "
         f"{describe_intervals(made)}{describe_rule(made)}"
     )
     if len(absent):
@@ -372,7 +372,7 @@ def describe_edges(rows: pd.DataFrame, by: tuple[str, str], setting: str) -> str
             name = (charts.NAMES_OF | {"setting": setting}).get(column, column)
             is_every = len(at_edge) == rows["model"].nunique()
             told.append(f"{name} of {'every model' if is_every else ', '.join(at_edge)}")
-    return f"At the edge of what was tried, so more might help: {'; '.join(told)}." if told else ""
+    return f"At the edge of what was tried: {'; '.join(told)}." if told else ""
 
 
 # ---- tables ----
