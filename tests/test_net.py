@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.evidence import verify
+from qa_lib.page import written
 from qa_lib.reports import plans
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -138,6 +139,30 @@ def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
     verify.write_claims(p)
     drawn = (tmp_path / slug / "real" / "claims.csv").read_text(encoding="utf-8")
     assert drawn == (folder / "claims.csv").read_text(encoding="utf-8")
+
+
+# ---- answers that two models give differently ----
+
+
+def read_spans(P, variant: str, test_set: str) -> dict[str, tuple]:
+    """Return question → (start, end) of a variant's one run."""
+    [spec] = [spec for spec in plans.plan(P) if spec.variant == variant]
+    rows = runs.read_examples(runs.find_record(spec))
+    rows = rows[rows["set"] == test_set]
+    return {row.id: (row.start, row.end) for row in rows.itertuples()}
+
+
+@pytest.mark.parametrize("test_set", ["squad", "newsqa"])
+def test_findings_count_the_answers_that_differ(test_set):
+    P = plans.load_params("road", "real", size="small")
+    differing = written.collect_names(P)["differing"]
+    for other in ("weighted-kd", "mtl", "mtl-ensemble"):
+        ours, theirs = read_spans(P, "kd", test_set), read_spans(P, other, test_set)
+        changed = sum(ours[question] != theirs[question] for question in ours)
+        assert differing("kd", other, test_set) == pytest.approx(changed / len(ours)), other
+    assert differing("kd", "mtl-ensemble", test_set) > differing("kd", "mtl", test_set) > 0
+    with pytest.raises(written.UnknownName, match="no run of absent has spans on"):
+        differing("kd", "absent", test_set)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -207,69 +207,65 @@ def name_claims(P) -> Names:
     return Names(f"params/claims/{P.report}.yaml", named)
 
 
-_names: dict[tuple[str, ...], dict] = {}  # parameters, records → the names of a page
+class RunNames:
+    """What findings ask about the runs of a page: scores, settings, and comparisons of models."""
 
-
-def collect_names(P) -> dict:
-    """Return all names that findings may use, with their values.
-
-    A page asks for each of its sections. The names of the last page are kept.
-    """
-    specs = plans.plan(P)
-    key = (P.model_dump_json(), *runs.list_checksums(specs))
-    if key not in _names:
-        _names.clear()
-        _names[key] = make_names(P, specs)
-    return _names[key]
-
-
-def make_names(P, specs: list[Spec]) -> dict:
-    """Return all names that findings may use, with their values, from the runs of a plan."""
-    ledger = runs.collect_ledger(specs)
-    collect_values = getattr(plans.find_report(P.report), "collect_values", None)
+    def __init__(self, P, specs: list[Spec]):
+        self.P = P
+        self.specs = specs
+        self.ledger = runs.collect_ledger(specs)
 
     def mean(
-        variant: str, test_set: str, metric: str = "em", arm: str = "report", **which
+        self, variant: str, test_set: str, metric: str = "em", arm: str = "report", **which
     ) -> float:
         """Return the mean of a score over the seeds of a variant's runs."""
         wanted = {"variant": variant, "set": test_set, "metric": metric, "arm": ARMS.get(arm, arm)}
         wanted |= which
-        rows = ledger[(ledger[[*wanted]] == pd.Series(wanted)).all(axis=1)]
+        rows = self.ledger[(self.ledger[[*wanted]] == pd.Series(wanted)).all(axis=1)]
         if rows.empty:
             raise UnknownName(f"no run of {variant} has {metric} on {test_set}, arm {arm}")
         return float(rows["value"].mean())
 
-    def setting(variant: str, name: str, arm: str = "report"):
+    def setting(self, variant: str, name: str, arm: str = "report"):
         """Return the one value that a field has in a variant's runs."""
-        chosen = [s for s in specs if s.variant == variant and s.arm == ARMS.get(arm, arm)]
+        chosen = [s for s in self.specs if s.variant == variant and s.arm == ARMS.get(arm, arm)]
         values = {getattr(spec, name, None) for spec in chosen}
         if len(values) != 1:
             raise UnknownName(f"the runs of {variant}, arm {arm}, have no one {name}")
         return values.pop()
 
-    @cache
-    def central_comparisons() -> pd.DataFrame:
-        """Return the rows of the forest figure."""
-        return compare.collect_comparisons(P, plans.find_report(P.report).COMPARISONS)
+    def differing(self, variant: str, other: str, test_set: str, arm: str = "report") -> float:
+        """Return the share of a set's questions on which two variants give another span.
 
-    def differing(variant: str, other: str, test_set: str, arm: str = "report") -> float:
-        """Return the share of test questions that two variants answer differently, in the seeds of
-        both.
+        Runs of one seed are compared, at all seeds that both have.
         """
-        _, examples = verify.collect_scores([s for s in specs if s.arm == ARMS.get(arm, arm)])
-        spans = []
-        for name in (variant, other):
-            rows = examples[(examples["variant"] == name) & (examples["set"] == test_set)]
-            if rows.empty:
-                raise UnknownName(f"no run of {name} has answers on {test_set}, arm {arm}")
-            spans.append(rows.set_index(["seed", "id"])[["start", "end"]])
-        ours, theirs = spans[0].align(spans[1], join="inner", axis=0)
+        ours = self.find_spans(variant, test_set, arm)
+        theirs = self.find_spans(other, test_set, arm)
+        ours, theirs = ours.align(theirs, join="inner", axis=0)
+        if ours.empty:
+            raise UnknownName(f"{variant} and {other}, arm {arm}, have no seed in common")
         return float((ours != theirs).any(axis=1).mean())
 
-    def control(claim: str, variant: str, arm: str = "report") -> Effect:
+    def find_spans(self, variant: str, test_set: str, arm: str) -> pd.DataFrame:
+        """Return start and end of a variant's answers on a test set, by seed and question."""
+        is_meant = (self.ledger["variant"] == variant) & (self.ledger["arm"] == ARMS.get(arm, arm))
+        _, examples = verify.collect_scores(self.specs)
+        is_of_run = examples["run"].isin(self.ledger.loc[is_meant, "run"])
+        spans = examples[is_of_run & (examples["variant"] == variant)]
+        spans = spans[spans["set"] == test_set].set_index(["seed", "id"])[["start", "end"]]
+        if spans.empty or spans.isna().any(axis=None):
+            raise UnknownName(f"no run of {variant} has spans on {test_set}, arm {arm}")
+        return spans
+
+    @cached_property
+    def central_comparisons(self) -> pd.DataFrame:
+        """The rows of the forest figure."""
+        return compare.collect_comparisons(self.P, plans.find_report(self.P.report).COMPARISONS)
+
+    def control(self, claim: str, variant: str, arm: str = "report") -> Effect:
         """Return how far the model of a central comparison is ahead of a control."""
-        comparisons = plans.find_report(P.report).COMPARISONS
-        rows = central_comparisons()
+        comparisons = plans.find_report(self.P.report).COMPARISONS
+        rows = self.central_comparisons
         places = [place for place, compared in enumerate(comparisons) if compared.claim == claim]
         is_setting = rows["setting"] == arm
         chosen = rows[is_setting & (rows["control"] == variant) & rows["comparison"].isin(places)]
@@ -278,22 +274,44 @@ def make_names(P, specs: list[Spec]) -> dict:
         row = chosen.iloc[0]
         return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
 
-    def gap(claim: str, ours: str, against: str, arm: str = "report") -> Effect:
+    def gap(self, claim: str, ours: str, against: str, arm: str = "report") -> Effect:
         """Return how far a variant is ahead of another, on the sets and by the score of a claim."""
-        by_starter = compare.is_by_starter(verify.claims_table(P), claim)
+        by_starter = compare.is_by_starter(verify.claims_table(self.P), claim)
         pair = compare.Pair(claim, ours, against, by_starter)
-        row = compare.measure_pairs(P, [pair], (ARMS[arm],)).iloc[0]
+        row = compare.measure_pairs(self.P, [pair], (ARMS[arm],)).iloc[0]
         if not row["n"]:
             raise UnknownName(f"no runs of {ours} and {against} to compare, arm {arm}")
         return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
 
+
+_names: dict[tuple[str, ...], dict] = {}  # parameters, claims, records → the names of a page
+
+
+def collect_names(P) -> dict:
+    """Return all names that findings may use, with their values.
+
+    A page asks for each of its sections. The names of the last page are kept.
+    """
+    specs = plans.plan(P)
+    listed = claims.read_claims(P.report, P.mixtures)
+    key = (P.model_dump_json(), repr(listed), *runs.list_checksums(specs))
+    if key not in _names:
+        _names.clear()
+        _names[key] = make_names(P, specs)
+    return _names[key]
+
+
+def make_names(P, specs: list[Spec]) -> dict:
+    """Return all names that findings may use, with their values, from the runs of a plan."""
+    collect_values = getattr(plans.find_report(P.report), "collect_values", None)
+    of_runs = RunNames(P, specs)
     return {
         "claims": name_claims(P),
-        "control": control,
-        "differing": differing,
-        "gap": gap,
-        "mean": mean,
-        "setting": setting,
+        "control": of_runs.control,
+        "differing": of_runs.differing,
+        "gap": of_runs.gap,
+        "mean": of_runs.mean,
+        "setting": of_runs.setting,
         "params": Names("params", P.model_dump()),
         "values": Names("values", collect_values(P) if collect_values else {}),
     }
