@@ -8,7 +8,7 @@ from test_smart_report import save_missing
 from qa_lib.data import selection
 from qa_lib.evidence import claims, compare, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import figures_moe, verdict_groups
+from qa_lib.page import charts, figures_moe, looks, verdict_groups
 from qa_lib.reports import comparisons, moe, plans
 from qa_lib.settings import encoder_files
 from qa_lib.settings.spec import Spec
@@ -119,6 +119,15 @@ def test_comparisons_are_scored_as_what_is_printed(planted):
         assert value == pytest.approx(sign * starter.loc[claim, "ours"]), claim
 
 
+def test_the_first_figure_says_by_which_scoring(planted):
+    rows = compare.collect_comparisons(planted, moe.COMPARISONS[:1])
+    axes = charts.draw_forest("moe", rows, looks.WIDE).axes[0]
+    assert axes.get_xlabel() == "EM behind (−) or ahead (+), by the report's scoring"
+    official = rows.assign(by_starter=False)
+    axes = charts.draw_forest("moe", official, looks.WIDE).axes[0]
+    assert axes.get_xlabel() == "EM behind (−) or ahead (+)"
+
+
 def test_a_comparison_that_another_claim_makes_has_its_interval(planted):
     """The gate against equal weights is the control of one claim, and what another is about."""
     rows = compare.collect_comparisons(planted, moe.COMPARISONS[:1])
@@ -154,7 +163,7 @@ def test_every_printed_gap_has_ours_by_the_same_rule(planted):
     assert by_starter.loc["moe-dev-f1", "ours"] == pytest.approx(expected)
     shown = verdict_groups.show_groups(planted, table)
     assert "scored as in the report" in shown
-    assert "report's settings, SQuAD's rule" in shown
+    assert "report's settings, SQuAD's scoring" in shown
 
 
 def test_the_long_table_has_no_further_rows(planted):

@@ -19,6 +19,7 @@ from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import charts, grids, looks, pieces, report, verdict_groups, written
 from qa_lib.reports import plans
 from qa_lib.reports.comparisons import Comparison, Step
+from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 
@@ -233,6 +234,21 @@ def test_a_figure_has_a_drawing_for_each_screen_and_the_same_bytes_again(plant):
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
 
 
+def test_the_first_figure_says_what_a_control_is_and_what_is_scored(plant):
+    html = pieces.figure_comparisons(plant(printed=MODELS), (EIGHT,))
+    caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
+    assert "(b) dense, equal compute: a plain layer in the sparse one's place. Bars" in caption
+    assert "EM: exact answers, in percent." in caption
+    without = pd.DataFrame({"control": ["", "plain-tuned"]})
+    assert pieces.describe_controls("exbert", without) == ""
+
+
+@pytest.mark.parametrize("slug", params.list_reports())
+def test_notes_on_controls_are_of_models_that_the_report_has(slug):
+    module = plans.find_report(slug)
+    assert set(module.CONTROL_NOTES) <= set(module.MODELS)
+
+
 def test_a_saved_drawing_has_exactly_the_colours_of_its_models(plant):
     P = plant(printed=MODELS)
     pieces.figure_comparisons(P, (EIGHT,))
@@ -384,7 +400,8 @@ def test_the_grid_of_a_report_is_drawn_from_its_runs(recorded):
 def test_chosen_trials_are_ringed_and_edges_are_said(recorded):
     html = pieces.figure_trials(recorded)
     caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
-    assert "The ring is on the setting that was chosen." in caption
+    assert caption.startswith("The validation score of every trial at 80:20, one seed.")
+    assert "Ringed: the setting that was chosen." in caption
     assert "epochs" not in caption  # only one number of them was tried
     chosen = bs4.BeautifulSoup(html, "html.parser").img["alt"]
     assert re.fullmatch(r"Chosen: V-DB: rate \d.*; ExBERT.*; \(a\) .*, epochs 1.0", chosen)

@@ -13,7 +13,7 @@ import bs4
 import nbformat
 import pandas as pd
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from qa_lib.__main__ import run_verb
 from qa_lib.page import render, report
@@ -313,6 +313,34 @@ def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
     )
     page = (folder / "report.html").read_text()
     assert re.findall("size: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
+
+
+def shows(html: str):
+    """Code cell whose output is HTML."""
+    return new_code_cell("x", outputs=[new_output("display_data", {"text/html": html})])
+
+
+def test_a_note_is_dropped_where_the_page_lists_its_part_and_the_section_shows_more():
+    figure = "<figure id='fig_a'></figure>"
+    rates, tuned, claims = map(report.note_absent, ("rates", report.EQUAL_TUNING, "claims"))
+    cells = [
+        new_markdown_cell("## One"),
+        shows(figure),
+        shows(rates),  # dropped
+        shows(figure + rates),  # no note alone
+        shows(tuned),  # changes what a page concludes
+        shows(claims),  # not listed
+        new_markdown_cell("## Two"),
+        shows(rates),  # else the section would be empty
+    ]
+    nb = render.drop_listed_notes(new_notebook(cells=cells), ["rates", report.EQUAL_TUNING])
+    assert nb.cells == cells[:2] + cells[3:]
+    assert [render.absent_part(cell) for cell in nb.cells[1:5]] == [
+        "",
+        "",
+        "equal tuning",
+        "claims",
+    ]
 
 
 # Settings of a user that would show on a page.

@@ -142,7 +142,8 @@ def draw_forest(report: str, rows: pd.DataFrame, look: Look) -> Figure:
         board.y -= 0.5 * LINE
     units = rows["unit"].unique()
     unit = units[0] if len(units) == 1 else "points"
-    return board.finish(f"{unit} behind (−) or ahead (+)")
+    rule = ", by the report's scoring" if rows["by_starter"].any() else ""
+    return board.finish(f"{unit} behind (−) or ahead (+){rule}")
 
 
 def draw_reports(rows: pd.DataFrame, look: Look) -> Figure:

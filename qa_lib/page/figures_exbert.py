@@ -346,7 +346,7 @@ def table_trials(P) -> report.Html:
         if spec.variant.endswith("-trial") and sum(spec.rows) == P.train_rows:
             tried.append(spec)
     if not tried:
-        return report.note_absent(pieces.NOT_RUN)
+        return report.note_absent(report.EQUAL_TUNING)
     frame = tables.trials_table(tried)
     headings = []
     for row in frame.itertuples():

@@ -167,10 +167,7 @@ def table_results(P, arm: str = "printed") -> report.Html:
     """Return Tables 1 and 2: scores on new domains, by the rule under which they were printed."""
     name = "table1" if arm == "printed" else "table_equal"
     title = "Tables 1 and 2: scores" if arm == "printed" else "Scores"
-    caption = (
-        f"{title} on questions of new domains, in percent, by the starter code's rule, as what the "
-        "report prints."
-    )
+    caption = f"{title} on questions of new domains, in percent, by the report's scoring."
     printed = TABLES_1_AND_2 if arm == "printed" else {}
     variants = list_reported(P)
     if arm == "tuned":
@@ -180,8 +177,8 @@ def table_results(P, arm: str = "printed") -> report.Html:
 
 
 def table_official(P) -> report.Html:
-    """Return the scores of Tables 1 and 2 by the official rule."""
-    caption = "The models of Tables 1 and 2 by the official rule, in percent."
+    """Return the scores of Tables 1 and 2 by SQuAD's scoring."""
+    caption = "The models of Tables 1 and 2 by SQuAD's scoring, in percent."
     return pieces.table_grid(P, "table_official", caption, list_compared(P), name_columns(P), {})
 
 
@@ -190,7 +187,7 @@ def table_controls(P) -> report.Html:
     if "controls" not in P.experiments:
         return report.note_absent("controls")
     caption = (
-        "Has the gate learnt anything? In percent, by the official rule. Best expert: the one that "
+        "Has the gate learnt anything? In percent, by SQuAD's scoring. Best expert: the one that "
         "is best on validation rows. Told the dataset: weights for each dataset, fitted on its few "
         "training rows. The oracle is no model: it takes, of each question, the best expert's "
         "answer."
@@ -205,7 +202,7 @@ def table_future(P) -> report.Html:
     parts = [part for part in ("few-shot", "outside", "clusters") if part in P.experiments]
     if not parts:
         return report.note_absent("few-shot, outside, clusters")
-    caption = "The report's future work, in percent, by the official rule."
+    caption = "The report's future work, in percent, by SQuAD's scoring."
     return pieces.table_grid(P, "table_future", caption, list(FUTURE), name_columns(P), {})
 
 
@@ -244,7 +241,7 @@ def table_inside(P) -> report.Html:
     for domain in P.domains:
         columns |= {f"{domain}, EM": (domain, "em"), f"{domain}, F1": (domain, "f1")}
     caption = (
-        "The datasets that are trained on, in percent, by the official rule. Own expert: that of "
+        "The datasets that are trained on, in percent, by SQuAD's scoring. Own expert: that of "
         "the question's dataset."
     )
     return save_grid(P, "table_inside", caption, collect_rows(P, names, columns))
@@ -262,7 +259,7 @@ def table_parts(P) -> report.Html:
     rows = rows.sort_values("column").sort_values(
         "model", key=lambda column: column.map(order.index), kind="stable"
     )
-    caption = "Tables 1 and 2 by dataset: EM in percent, by the official rule."
+    caption = "Tables 1 and 2 by dataset: EM in percent, by SQuAD's scoring."
     return save_grid(P, "table_parts", caption, rows)
 
 
@@ -274,7 +271,7 @@ def table_gates(P) -> report.Html:
     names["moe-probabilities"] = "Mixes probabilities"
     names |= {f"moe-layers-{number}": f"Layers: {number}" for number in P.sweep_layers}
     names |= {f"moe-input-{name}": f"Sees {name}" for name in P.sweep_inputs}
-    caption = "Other gates on new domains, in percent, by the official rule."
+    caption = "Other gates on new domains, in percent, by SQuAD's scoring."
     return save_grid(P, "table_gates", caption, collect_rows(P, names, name_columns(P)))
 
 
@@ -288,7 +285,7 @@ def table_longer(P) -> report.Html:
     names["baseline-last"] = f"{P.epochs:g} epochs, last checkpoint"
     for number in P.longer:
         names[f"baseline-{number}-last"] = f"{number} epochs, last checkpoint"
-    caption = "Longer training of the baseline on new domains, in percent, by the official rule."
+    caption = "Longer training of the baseline on new domains, in percent, by SQuAD's scoring."
     return save_grid(P, "table_longer", caption, collect_rows(P, names, name_columns(P)))
 
 
@@ -339,7 +336,7 @@ def collect_trust(P, mixtures: list[Spec]) -> pd.DataFrame:
     """Return what gates trust: a row for each mixture, test question and expert.
 
     Columns: run, seed, dataset, question, expert, weight, right (whether the expert's answer is, by
-    the official rule), trusted (whether it has the largest weight), alone (whether it alone is
+    SQuAD's scoring), trusted (whether it has the largest weight), alone (whether it alone is
     right).
     """
     frames = []
@@ -661,7 +658,7 @@ def figure_reinit(P) -> report.Html:
         return report.note_absent("reinit")
     rows = pd.concat(parts, ignore_index=True)
     caption = (
-        "EM on new domains by the number of top blocks that start anew, by the official rule: from "
+        "EM on new domains by the number of top blocks that start anew, by SQuAD's scoring: from "
         "random weights (Reinit), or from those of lower blocks (Reload). Means over seeds, bars "
         "from the lowest seed to the highest."
     )

@@ -14,7 +14,6 @@ params/findings/<slug>.md.
 
 import re
 from html import escape, unescape
-from typing import get_args
 
 import pandas as pd
 
@@ -27,7 +26,6 @@ from qa_lib.store import runs
 UNWRITTEN = "No findings are written for these runs; the numbers are theirs."
 NOTHING_COMMITTED = report.Html("<p>No results on real data are committed yet.</p>")
 ARMS = {"printed": "the report's settings", "tuned": "equal tuning"}
-NOT_RUN = "equal tuning"  # the part of the study that a note names
 
 
 # ---- what is recorded already ----
@@ -160,11 +158,7 @@ def show_provenance(P) -> report.Html:
 
 def list_parts_not_run(P) -> report.Html:
     """Return the parts of the study that this page lacks, folded; empty where it has all."""
-    field = type(P).model_fields["experiments"]
-    (choices,) = get_args(field.annotation)
-    missing = [name for name in get_args(choices) if name not in P.experiments]
-    if "tuned" not in P.arms:
-        missing.append(NOT_RUN)
+    missing = report.name_parts_not_run(P)
     if not missing:
         return report.Html("")
     return fold("Parts of the study that were not run here", ", ".join(missing) + ".")
@@ -185,10 +179,10 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     is_run = rows["comparison"].isin(made["comparison"])
     absent = rows[~is_run].drop_duplicates("comparison")
     rows = rows[is_run]
+    exact = " EM: exact answers, in percent." if "EM" in set(made["unit"]) else ""
     caption = (
-        "How far a model is ahead of another. Hollow: printed in the report. Squares: the "
-        "same model against a control. "
-        f"{describe_intervals(made)}{describe_rule(made)}"
+        "Hollow: printed in the report, without an interval. Squares: the same model against a "
+        f"control. {describe_controls(P.report, made)}{describe_intervals(made)}{exact}"
     )
     if len(absent):
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
@@ -205,6 +199,19 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     return looks.save_drawing(P, "fig_comparisons", draw, caption, alt, made)
 
 
+def describe_controls(report: str, made: pd.DataFrame) -> str:
+    """Return a sentence about the controls of the forest figure whose names leave something open.
+
+    It ends with a blank. It is empty where all names say enough.
+    """
+    notes = plans.find_report(report).CONTROL_NOTES
+    texts = []
+    for control in made["control"].unique():
+        if control in notes:
+            texts.append(f"{plans.display_name(report, control)}: {notes[control]}")
+    return f"{'; '.join(texts)}. " if texts else ""
+
+
 def describe_intervals(made: pd.DataFrame) -> str:
     """Return what the bars of the forest figure are, and over how many seeds."""
     fewest, most = made["n"].min(), made["n"].max()
@@ -214,17 +221,10 @@ def describe_intervals(made: pd.DataFrame) -> str:
     return f"Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
 
 
-def describe_rule(made: pd.DataFrame) -> str:
-    """Return by which rule a report's comparisons are scored, where it is not the official one."""
-    if not made["by_starter"].any():
-        return ""
-    return " By the starter code's rule."
-
-
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
     """Return the step chart from the baseline to the report's model, by a claim's contrast."""
     if arm not in P.arms:
-        return report.note_absent(NOT_RUN)
+        return report.note_absent(report.EQUAL_TUNING)
     rows = compare.collect_steps(P, claim, steps, arm)
     made = rows[rows["n"] > 0]
     if made.empty:
@@ -234,11 +234,11 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
     if (~rows["known"]).any():
         hatched = " Hatched: steps that were run together share one value."
     lines = "" if made["low"].isna().all() else " Lines: 95 % intervals."
+    rule = " By the report's scoring." if made["by_starter"].any() else ""
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
         f"{plans.display_name(P.report, steps[-1].after)}, with {ARMS[arm]}. A step begins where "
-        f"the one above it ends.{lines}{hatched}"
-        f"{describe_rule(made)}"
+        f"the one above it ends.{lines}{hatched}{rule}"
     )
     alt = "; ".join(
         f"{row.says}: {charts.format_difference(row, unit)}" for row in made.itertuples()
@@ -271,11 +271,13 @@ def figure_trials(
     if variants is not None:
         tried = [spec for spec in tried if spec.variant.removesuffix("-trial") in variants]
     if not tried:
-        return report.note_absent(NOT_RUN)
+        return report.note_absent(report.EQUAL_TUNING)
     rows = mark_chosen(P, tables.trials_table(tried), by, rows_trained)
+    mixtures = rows["mixture"].dropna().unique()
+    at = f" at {mixtures[0]}" if len(mixtures) == 1 else ""
     caption = (
-        "Equal tuning: the validation score of every trial, one seed. The ring is on the setting "
-        f"that was chosen. {describe_edges(rows, by, setting)}".strip()
+        f"The validation score of every trial{at}, one seed. Ringed: the setting that was chosen. "
+        f"{describe_edges(rows, by, setting)}".strip()
     )
     alt = "; ".join(
         f"{row['model']}: {by[0]} {row[by[0]]}, {by[1]} {row[by[1]]}"

@@ -181,7 +181,7 @@ def describe_verdicts() -> str:
         f"| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
         + "".join(counts)
         + "\nPositive is as the claim says, so a claim of a loss has a positive number. MoE's "
-        "scores are by the official rule here; its page and the README's figure also have the "
+        "scores are by SQuAD's scoring here; its page and the README's figure also have the "
         "report's. "
         "In brackets stands the 95 % interval, which one seed does not give, and of several "
         "sets or metrics the one with the largest p. Behind “not reproduced” stands what it means. "

@@ -174,6 +174,7 @@ def page(nb, p) -> str:
     title = nb.cells.pop(0).source
     shown = [cell for cell in nb.cells if "notebook" not in tags(cell)]
     nb.cells = sorted(shown, key=lambda cell: "top" not in tags(cell))
+    nb = drop_listed_notes(nb, report.name_parts_not_run(p))
     nb = merge_absent_notes(nb)
     if p.profile == "own":
         title = title.replace("your data", Path(p.data).stem, 1)
@@ -236,13 +237,42 @@ def keep_only(nb, name: str):
 
 
 def absent_part(cell) -> str:
-    """Return the part of the study for which a cell draws nothing; "" where it draws."""
+    """Return the part of the study for which a cell shows notes and nothing else; "" otherwise."""
     parts = []
-    for output in cell.get("outputs", []):
-        html = output.get("data", {}).get("text/html", "")
-        if report.ABSENT in html:
-            parts.append(re.findall("“(.*?)”", html)[0])
-    return "".join(parts)
+    for html in list_html(cell):
+        if not re.fullmatch(f"({re.escape(report.ABSENT)}.*?</p>)+", html.strip()):
+            return ""
+        parts += re.findall("“(.*?)”", html)
+    return ", ".join(parts)
+
+
+def drop_listed_notes(nb, listed: list[str]):
+    """Return the notebook without notes about parts that the page lists as not run.
+
+    Equal tuning is not dropped, for it changes what a page concludes. Nor is a note in a section
+    that shows no table or figure: the section would be empty.
+    """
+    drawn = set()  # sections that show a table or a figure
+    section = 0
+    sections = []
+    for cell in nb.cells:
+        section += cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}"
+        sections.append(section)
+        if any("<figure" in html for html in list_html(cell)):
+            drawn.add(section)
+    cells = []
+    for cell, section in zip(nb.cells, sections, strict=True):
+        parts = set(filter(None, absent_part(cell).split(", ")))
+        droppable = parts and parts <= set(listed) - {report.EQUAL_TUNING}
+        if not (droppable and section in drawn):
+            cells.append(cell)
+    nb.cells = cells
+    return nb
+
+
+def list_html(cell) -> list[str]:
+    """Return what a cell shows as HTML."""
+    return [output.get("data", {}).get("text/html", "") for output in cell.get("outputs", [])]
 
 
 def merge_absent_notes(nb):

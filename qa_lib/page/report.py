@@ -9,6 +9,7 @@ import io
 import re
 from html import escape
 from pathlib import Path
+from typing import get_args
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -217,11 +218,24 @@ def describe_setting(P) -> list[str]:
 
 
 ABSENT = '<p class="absent">'
+EQUAL_TUNING = "equal tuning"  # as a note calls it where it was not run
 
 
 def note_absent(part: str) -> Html:
     """Return the note in place of a table or figure whose runs are not part of this page."""
     return Html(f"{ABSENT}Not part of the study at this profile and size: “{escape(part)}”.</p>")
+
+
+def name_parts_not_run(P) -> list[str]:
+    """Return the parts of a report's study that its page lacks, as its parameters name them."""
+    field = type(P).model_fields.get("experiments")
+    if field is None:  # a page about all reports
+        return []
+    (choices,) = get_args(field.annotation)
+    missing = [name for name in get_args(choices) if name not in P.experiments]
+    if "tuned" not in P.arms:
+        missing.append(EQUAL_TUNING)
+    return missing
 
 
 def show_provenance(P, specs: list[Spec]) -> Html:

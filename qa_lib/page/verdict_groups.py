@@ -92,7 +92,7 @@ def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
     """
     values = [f"printed {escape(verify.format_printed(row))}" if row.printed != "–" else ""]
     by_starter = show_starter("", row, tables["starter"])
-    rule = ", SQuAD's rule" if by_starter else ""  # verdicts are always by this one
+    rule = ", SQuAD's scoring" if by_starter else ""  # verdicts are always by this one
     values.append(by_starter)
     values.append(show_arm(f"report's settings{rule}", row))
     tuned = tables["tuned"]

@@ -44,6 +44,10 @@ MODELS = {
 HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
 DENSE = ("dense-compute", "dense-parameters")
 
+# What the name of a control leaves open: beside the figure that a page leads with.
+CONTROL_NOTES = {
+    "dense-compute": "a plain layer in the sparse one's place",
+}
 # What a page leads with.
 COMPARISONS = (
     Comparison("headline", "ExBERT (final)", "V-DB", "EM, mean of mixtures and tests", DENSE),

@@ -63,6 +63,11 @@ RULES = {
     "other-experts": "others",
     "oracle": "oracle",
 }
+# What the name of a control leaves open: beside the figure that a page leads with.
+CONTROL_NOTES = {
+    "uniform-weights": "every expert counts alike",
+    "told-dataset": "weights fitted for each dataset",
+}
 # What a page leads with. The claims call the final model's experts by their four blocks.
 COMPARISONS = (
     Comparison("moe-dev", "MoE", "Baseline", "new domains, dev", ("told-dataset",)),

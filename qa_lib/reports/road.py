@@ -99,6 +99,11 @@ MODELS = {
     "base-from-distilled": ("Base, distilled ROaD teaches", "#8f4f9f"),
 }
 
+# What the name of a control leaves open: beside the figure that a page leads with.
+CONTROL_NOTES = {
+    "target-only": "as many updates",
+    "mtl-own-heads": "each dataset its own",
+}
 # What a page leads with.
 COMPARISONS = (
     Comparison("mtl-over-baseline", "ROaD", "Plain", "target, EM"),

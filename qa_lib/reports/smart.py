@@ -71,6 +71,10 @@ MODELS = {
 SETS = ("sst", "quora", "sts")
 REVIEWS = "cfimdb"
 
+# What the name of a control leaves open: beside the figure that a page leads with.
+CONTROL_NOTES = {
+    "rrobin-16": "in the batches that SMART has",
+}
 # What a page leads with: the clean dataset, and first what has a control.
 COMPARISONS = (
     Comparison("smart-small-sst", "Round-robin + SMART", "Round-robin", "sentiment, accuracy"),
