@@ -121,8 +121,15 @@ def test_comparisons_are_scored_as_what_is_printed(planted):
 
 def test_the_first_figure_says_by_which_scoring(planted):
     rows = compare.collect_comparisons(planted, moe.COMPARISONS[:1])
-    axes = charts.draw_forest("moe", rows, looks.WIDE).axes[0]
-    assert axes.get_xlabel() == "EM behind (−) or ahead (+), by the report's scoring"
+    for look in (looks.WIDE, looks.NARROW):
+        fig = charts.draw_forest("moe", rows, look)
+        label = fig.axes[0].xaxis.label
+        assert " ".join(label.get_text().split()) == (
+            "EM behind (−) or ahead (+), by the report's scoring"
+        )
+        fig.canvas.draw()
+        box = label.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= fig.bbox.x1 and box.y0 >= 0
     official = rows.assign(by_starter=False)
     axes = charts.draw_forest("moe", official, looks.WIDE).axes[0]
     assert axes.get_xlabel() == "EM behind (−) or ahead (+)"

@@ -59,7 +59,7 @@ class Board:
         """Write the name and the number of a line; return where its mark belongs."""
         colour = self.look.colours["soft" if is_quiet else "text"]
         if self.look.is_narrow:
-            for line in textwrap.wrap(name, 44 - len(number), subsequent_indent=INDENT):
+            for line in textwrap.wrap(name, 42 - len(number), subsequent_indent=INDENT):
                 self.write_left(line, self.y - 0.6 * LINE, color=colour)
                 self.y -= LINE
             self.write_right(number, self.y + 0.4 * LINE, color=colour)
@@ -97,7 +97,8 @@ class Board:
     def finish(self, label: str) -> Figure:
         """Fit the axes and the figure to what was written, and return the figure."""
         fig = self.axes.figure
-        foot = 0.62  # inches below the axes
+        words = textwrap.wrap(label, 40 if self.look.is_narrow else 80)
+        foot = 0.62 + LINE * (len(words) - 1)  # inches below the axes
         height = foot - self.y
         fig.set_size_inches(self.look.width, height)
         left, right = (0.06, 0.06) if self.look.is_narrow else (NAMES, VALUES)
@@ -110,7 +111,7 @@ class Board:
         self.axes.use_sticky_edges = False  # else a bar begins on the frame
         self.axes.margins(x=0.06)
         self.axes.axvline(0, color=self.look.colours["text"], lw=1, zorder=1)
-        self.axes.set(ylim=(self.y, -0.04), yticks=[], xlabel=label)
+        self.axes.set(ylim=(self.y, -0.04), yticks=[], xlabel="\n".join(words))
         self.axes.spines["left"].set_visible(False)
         self.axes.grid(axis="y", visible=False)
         self.axes.grid(axis="x")
