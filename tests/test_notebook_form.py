@@ -217,14 +217,14 @@ def test_any_parameter_can_be_given(notebook, slug):
     p = plans.load_params(slug, "quick", changes)
     values = render.choose_values(notebook, p)
     assert values["weight_decay"] == 0.2
-    assert plans.load_few_from_names(slug, values) == p
+    assert plans.load_from_names(slug, values) == p
 
 
 def test_a_parameter_with_names_and_values_can_be_given():
     changes = {"pretraining": {"search": 16, "nli": 16}}
     p = plans.load_params("road", "quick", changes)
     values = render.choose_values(render.read_notebook("road"), p)
-    assert plans.load_few_from_names("road", values).pretraining == changes["pretraining"]
+    assert plans.load_from_names("road", values).pretraining == changes["pretraining"]
 
 
 def test_it_has_its_sections_and_no_typed_result(notebook, slug):

@@ -477,17 +477,17 @@ def test_the_notebook_s_parameters_are_those_of_own_data(domains, monkeypatch):
     assert names < set(values)
     assert {"max_length", "tuned_blocks"} <= set(values)  # which these tests change
     assert "stride" not in values or p.stride != 128
-    assert plans.load_own_from_names("exbert", values) == p
+    assert plans.load_from_names("exbert", values, "own") == p
     # a parameter that the cell leaves open is that of the size
     cell = {"report": "exbert", "data": p.data, "train_rows": None, "seeds": [0, 1]}
-    small = plans.load_own_from_names("exbert", cell)
-    full = plans.load_own_from_names("exbert", cell | {"size": "full"})
+    small = plans.load_from_names("exbert", cell, "own")
+    full = plans.load_from_names("exbert", cell | {"size": "full"}, "own")
     assert (small.train_rows, full.train_rows) == (640, 1000)
     assert (small.halving, full.halving) == (True, False)
     with pytest.raises(
         UserError, match="^notebook parameter seed is not a parameter; did you mean"
     ):
-        plans.load_own_from_names("exbert", cell | {"seed": 0})
+        plans.load_from_names("exbert", cell | {"seed": 0}, "own")
 
 
 def run_cell(source: str) -> dict:

@@ -256,7 +256,7 @@ def test_a_profile_of_one_size_refuses_the_other(report, profile, only, other):
     with pytest.raises(UserError, match=rf"^PARAMS \(-p\): {words}"):
         plans.load_from_args(parse("-p", f"size={other}"))
     with pytest.raises(UserError, match=f"^notebook parameter {words}"):
-        plans.load_few_from_names(report, {"profile": profile, "size": other})
+        plans.load_from_names(report, {"profile": profile, "size": other})
     assert plans.load_from_args(parse("--size", only)).size == only
     assert plans.load_from_args(parse(), size=other).size == only
 

@@ -101,33 +101,18 @@ def load_params(
     return params.validate(model, values | given, places)
 
 
-def load_from_names(slug: str, names: dict[str, Any]) -> Any:
-    """Return parameters from a notebook's names: every public scalar, or list of them, must be one.
+def load_from_names(slug: str, names: dict[str, Any], profile: str | None = None) -> Any:
+    """Return parameters from a notebook's names, of which it may list a few.
 
-    Papermill only warns about a parameter it does not know; this refuses it. A kernel that runs
-    the library as it was before an edit is refused too.
-    """
-    code_hashes.check_kernel()
-    given = read_names(slug, names)
-    model = find_report(slug).Parameters
-    return params.validate(model, given, dict.fromkeys(given, "notebook parameter "))
-
-
-def load_few_from_names(slug: str, names: dict[str, Any], profile: str | None = None) -> Any:
-    """Return parameters from a notebook's names where it lists a few of them.
-
-    The others, and those that are None there, are those of the profile's files. profile: by default
-    the notebook's own `profile`.
+    Every public scalar, or list of them, must be a parameter: Papermill only warns about one it
+    does not know, this refuses it. Those that are not listed, or are None, have the value of the
+    profile's files. A kernel that runs the library as it was before an edit is refused too.
+    profile: by default the notebook's own `profile`.
     """
     code_hashes.check_kernel()
     given = {name: value for name, value in read_names(slug, names).items() if value is not None}
     profile = profile or given.get("profile")
     return load_params(slug, profile, given, given_in="notebook parameter ")
-
-
-def load_own_from_names(slug: str, names: dict[str, Any]) -> Any:
-    """Return the parameters of own data from a notebook's names, of which it lists a few."""
-    return load_few_from_names(slug, names, "own")
 
 
 def read_names(slug: str, names: dict[str, Any]) -> dict[str, Any]:
