@@ -144,6 +144,17 @@ def test_a_comparison_that_another_claim_makes_has_its_interval(planted):
     assert [beside["low"], beside["high"]] == pytest.approx([made["low"], made["high"]])
 
 
+def test_claims_about_one_gap_have_one_interval_by_the_reports_scoring(planted):
+    rows = compare.measure_by_starter(planted, verify.claims_table(planted))
+    rows = rows[rows["arm"] == "printed"].set_index("claim")
+    # the second of each two has the two models in each other's place, or the other direction
+    for claim, other in (("moe-close-dev", "moe-dev"), ("combined-close-test", "moe-reinit-test")):
+        assert rows.loc[claim, "part"] == "EM"
+        assert rows.loc[claim, "ours"] == pytest.approx(-rows.loc[other, "ours"])
+        assert rows.loc[claim, "low"] == -rows.loc[other, "high"]
+        assert rows.loc[claim, "high"] == -rows.loc[other, "low"]
+
+
 def test_a_turned_claim_is_shown_from_the_side_of_the_idea(planted):
     rows = compare.collect_comparisons(planted, moe.COMPARISONS[-1:]).set_index("setting")
     assert rows.loc["printed", "value"] == -0.262

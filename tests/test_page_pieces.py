@@ -432,7 +432,7 @@ def test_verdicts_are_grouped_by_the_models_that_are_compared(plant):
     assert "not reproduced: less than half" in group.text
     assert "equal tuning −5" in group.text
     assert "not reproduced: opposite" in group.text
-    assert re.search(r"beside \(a\) without ST-MoE block: 0\.\d of 3\.\d EM left", group.text)
+    assert re.search(r"against \(a\) without ST-MoE block: 0\.\d of the 3\.\d EM", group.text)
     assert "more of the same models" in html
     assert "What the report states as a result" in html
     assert "claims are not tested: why" in html

@@ -240,10 +240,19 @@ def make_claim_row(**changes) -> dict:
 def test_a_failing_claim_says_what_that_means_by_the_rule_s_own_interval():
     failing = {"verdict": "not reproduced", "reason": "opposite"}
     assert verify.format_verdict(pd.Series(make_claim_row(**failing))) == "not reproduced: opposite"
-    rule = {"rule_ours": -3.0, "rule_low": -5.0, "rule_high": -1.0, "rule_part": "squad", "more": 2}
+    rule = {
+        "rule_ours": -3.0,
+        "rule_low": -5.0,
+        "rule_high": -1.0,
+        "rule_part": "squad",
+        "more": 2,
+        "low": -5.0,
+    }
     row = pd.Series(make_claim_row(**failing, **rule))
     told = "not reproduced: opposite (squad: -3.0 [-5.0, -1.0], and 2 more)"
     assert verify.format_verdict(row) == told
+    wider = pd.Series(make_claim_row(**failing, **rule | {"rule_low": -90.0}))
+    assert "(squad, adjusted: -3.0 [-90.0, -1.0], and 2 more)" in verify.format_verdict(wider)
 
 
 def show_control(of_claim: dict, of_control: dict) -> str:
@@ -256,7 +265,7 @@ def show_control(of_claim: dict, of_control: dict) -> str:
 
 
 def test_a_control_says_how_much_of_the_effect_is_left():
-    assert show_control({}, {}) == "0.4 of 1.2 EM left [0.0, 0.8]"
+    assert show_control({}, {}) == "0.4 of the 1.2 EM [0.0, 0.8]"
     # of another part, and of an equality, the effects are not the same quantity
     assert show_control({}, {"part": "squad, EM"}) == "0.4 [0.0, 0.8] EM (squad)"
     assert show_control({"kind": "equivalence"}, {"kind": "equivalence"}) == "0.4 [0.0, 0.8] EM"

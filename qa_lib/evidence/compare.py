@@ -163,33 +163,43 @@ def find_in_table(
     It may be a row of another claim that compares the same two models on the same sets. listed: the
     claims of the report.
     """
-    rows = table[:0]
-    made_by = claim
+    places = []
     contrast = claim.contrast
     if contrast.ours.get("variant") == pair.ours and claim.control == pair.against:
         if not (pair.by_starter or contrast.beyond or contrast.target):
-            rows = select_row(table, claim.id, "control", arm)
-    if rows.empty:
-        made_by = find_same(listed, claim, pair)
-        if made_by is not None:
-            comparison = "starter" if pair.by_starter else "claim"
-            rows = select_row(table, made_by.id, comparison, arm)
-    if rows.empty:
-        return None
-    return read_value(rows, find_sign(made_by)) | {"part": rows["part"].iloc[0]}
+            places.append((claim, "control", find_sign(claim)))
+    comparison = "starter" if pair.by_starter else "claim"
+    places += [(same, comparison, sign) for same, sign in find_same(listed, claim, pair)]
+    for made_by, comparison, sign in places:
+        rows = select_row(table, made_by.id, comparison, arm)
+        if not rows.empty:
+            return read_value(rows, sign) | {"part": rows["part"].iloc[0]}
+    return None
 
 
-def find_same(listed: list[claims.Claim], claim: claims.Claim, pair: Pair) -> claims.Claim | None:
-    """Return the claim whose contrast is that of a pair, the pair's own first; None without one."""
+def find_same(
+    listed: list[claims.Claim], claim: claims.Claim, pair: Pair
+) -> list[tuple[claims.Claim, int]]:
+    """Return the claims that compare the two models of a pair in its way, the pair's own first.
+
+    Beside each stands 1 where its value is how far `ours` of the pair is above `against`, and −1
+    where it is how far it is below.
+    """
     asked = compare_models(claim, pair._replace(by_starter=False)).contrast
+    same = []
     for other in [claim, *listed]:
         contrast = other.contrast
         if contrast is None or contrast.against is None or contrast.beyond or contrast.target:
             continue
-        is_same = contrast.sides() == asked.sides() and contrast.scale == asked.scale
-        if is_same and contrast.each == asked.each and other.unit == claim.unit:
-            return other
-    return None
+        if contrast.each != asked.each or other.unit != claim.unit:
+            continue
+        if contrast.scale != asked.scale:
+            continue
+        if contrast.sides() == asked.sides():
+            same.append((other, find_sign(other)))
+        elif contrast.sides() == asked.sides()[::-1] and contrast.scale == "difference":
+            same.append((other, -find_sign(other)))
+    return same
 
 
 def is_by_starter(table: pd.DataFrame, claim: str) -> bool:

@@ -283,8 +283,9 @@ def format_effect(row, digits: int = 1) -> str:
 def format_verdict(row, with_reason: bool = False) -> str:
     """Return the verdict and its reason.
 
-    Of several parts the first that fails is shown, by the rule's own interval. Why a claim is not
-    tested may be long and stands there only with_reason.
+    Of several parts the first that fails is shown, by the rule's own interval, which is wider where
+    it is adjusted for their number. Why a claim is not tested may be long and stands there only
+    with_reason.
     """
     if not row.reason or (row.verdict == Verdict.NOT_TESTED and not with_reason):
         return row.verdict
@@ -292,8 +293,9 @@ def format_verdict(row, with_reason: bool = False) -> str:
     if row.verdict != Verdict.NOT_REPRODUCED or not row.rule_part:
         return text
     ours = format_number(row.rule_ours, 1) + format_interval(row.rule_low, row.rule_high, 1)
+    adjusted = ", adjusted" if row.rule_low < row.low else ""
     more = f", and {row.more} more" if row.more else ""
-    return f"{text} ({row.rule_part}: {ours}{more})"
+    return f"{text} ({row.rule_part}{adjusted}: {ours}{more})"
 
 
 def format_arm(row) -> str:
@@ -303,7 +305,7 @@ def format_arm(row) -> str:
 
 
 def format_control(report: str, row, of_claim) -> str:
-    """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of 3.2 EM left [0, 1]".
+    """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of the 3.2 EM [0, 1]".
 
     row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
     different parts, where the claim is an equality, and where the control leaves less than nothing
@@ -317,7 +319,7 @@ def format_control(report: str, row, of_claim) -> str:
         return f"{name}: {format_effect(row)}"
     left = format_number(row.ours, 1)
     whole = format_number(of_claim.ours, 1)
-    return f"{name}: {left} of {whole} {row.unit} left{format_interval(row.low, row.high, 1)}"
+    return f"{name}: {left} of the {whole} {row.unit}{format_interval(row.low, row.high, 1)}"
 
 
 def count_verdicts(frame: pd.DataFrame) -> str:

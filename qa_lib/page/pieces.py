@@ -179,10 +179,15 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     is_run = rows["comparison"].isin(made["comparison"])
     absent = rows[~is_run].drop_duplicates("comparison")
     rows = rows[is_run]
+    untuned = ""
+    if "equal" not in set(made["setting"]):  # said once, not in a line of every comparison
+        rows = rows[rows["setting"] != "equal"]
+        untuned = " Equal tuning was not run."
     exact = " EM: exact answers, in percent." if "EM" in set(made["unit"]) else ""
     caption = (
         "Hollow: printed in the report, without an interval. Squares: the same model against a "
         f"control. {describe_controls(P.report, made)}{describe_intervals(made)}{exact}"
+        f"{untuned}"
     )
     if len(absent):
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]

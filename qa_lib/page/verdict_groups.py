@@ -104,7 +104,7 @@ def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
         if row.claim in beside.index and beside.loc[row.claim, "n"]:
             of_claim = row if arm == "printed" else tuned.loc[row.claim]
             control = verify.format_control(P.report, beside.loc[row.claim], of_claim)
-            values.append(escape(f"{words}beside {control}"))
+            values.append(escape(f"{words}against {control}"))
     line = "; ".join(filter(None, values))
     primary = ", primary" if row.primary else ""
     says = f"{escape(row.says)} ({escape(row.where)}{primary})"

@@ -67,6 +67,7 @@ RULES = {
 CONTROL_NOTES = {
     "uniform-weights": "every expert counts alike",
     "told-dataset": "weights fitted for each dataset",
+    "reload": "top blocks copied from lower ones",
 }
 # What a page leads with. The claims call the final model's experts by their four blocks.
 COMPARISONS = (

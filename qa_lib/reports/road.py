@@ -291,7 +291,7 @@ class Parameters(Study):
 
     def describe_training(self) -> str:
         return (
-            f"{self.steps:,} updates of {self.pretraining_batch} windows in pre-training; "
+            f"pre-training of {self.steps:,} updates on {len(self.pretraining)} datasets; "
             f"{self.train_rows:,} training examples of {self.domains[0]}; {self.describe_seeds()}"
         )
 
