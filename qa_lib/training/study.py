@@ -35,6 +35,7 @@ from qa_lib.training import multitask, pool
 
 HOURS = 12  # a longer study stops unless it is told YES=1
 CHARACTERS = 4.4  # characters of English text per word piece, for the estimate
+SAMPLE_LENGTH = 96  # tokens of a window, at most, on which speed is measured
 
 
 class Progress:
@@ -289,6 +290,9 @@ def measure_speed(spec: Spec) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
     plain = {"smart": None, "distillation": None}
+    limit = multitask.limit_pass(spec)
+    if limit:  # as many windows as a pass of the run takes
+        plain["batch_size"] = min(spec.batch_size, max(1, limit // SAMPLE_LENGTH))
     if spec.heads:
         plain["heads"] = spec.heads.model_copy(update={"frozen": False})
     spec = spec.model_copy(update=plain)
@@ -318,12 +322,13 @@ def measure_speed(spec: Spec) -> float:
 
 
 def make_sample_batch(spec: Spec, model, tokenizer, device: str) -> tuple[dict, int]:
-    """Return a batch of a run's first dataset, in windows of at most 96 tokens, and its tokens."""
+    """Return a batch of a run's first dataset, in windows of SAMPLE_LENGTH, and its tokens."""
     dataset = spec.domains[0]
     task = selection.find_task(spec, dataset)
     rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
     rows = rows[: spec.batch_size]
-    columns = task.tokenise_rows(rows, tokenizer, min(96, spec.max_length), min(24, spec.stride))
+    length = min(SAMPLE_LENGTH, spec.max_length)
+    columns = task.tokenise_rows(rows, tokenizer, length, min(24, spec.stride))
     windows = []
     for i in range(spec.batch_size):
         number = i % len(columns["row"])
