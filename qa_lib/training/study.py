@@ -368,6 +368,7 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
         for spec in samples.values():
             check_memory(spec)
     speed = {kind: measure_speed(spec) for kind, spec in samples.items()}
+    torch.cuda.empty_cache()  # of what was measured; workers may need the room on the GPU
     hours = sum(tokens[spec.hash] / speed[speed_class(spec)] for spec in todo) / 3600
     weights = max(encoder_bytes(spec) for spec in samples.values())
     checkpoints = 2 * 3 * weights * workers  # two a run, of weights and two moments
@@ -394,8 +395,8 @@ def encoder_bytes(spec: Spec) -> int:
 def default_workers(specs: list[Spec]) -> int:
     """Return how many runs to train at once where the user does not say.
 
-    On a cluster it is as many as the cluster takes, and on a GPU one. On CPU it is as many as fill
-    the cores and the memory, at most four.
+    On a cluster it is as many as the cluster takes, and with GPUs one on each. On CPU it is as many
+    as fill the cores and the memory, at most four.
     """
     if not specs:
         return 1
@@ -403,7 +404,7 @@ def default_workers(specs: list[Spec]) -> int:
     if ray:
         return pool.size(ray, specs[0])
     if torch.cuda.is_available():
-        return 1
+        return min(torch.cuda.device_count(), len(specs))
     cores = os.cpu_count() // min(spec.threads for spec in specs)
     need = max(batch_memory(spec) for spec in specs)
     memory = psutil.virtual_memory().available / 2**30 // need
