@@ -5,6 +5,7 @@ Each test is for the processor's own fp32 too. The part on CUDA is skipped where
 
 import copy
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,26 @@ def test_each_run_of_a_study_turns_tf32_on_or_off_anew(small_encoder, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             study._train_one(make_spec(small_encoder, smart=smart), False, False)
     assert seen == ["ieee", "tf32", "ieee", "tf32"]
+
+
+@pytest.mark.parametrize(
+    "capability, smart, precision, expected",
+    [
+        ((7, 5), None, "fp32", False),
+        ((8, 0), None, "fp32", True),
+        ((12, 0), None, "fp32", True),
+        ((8, 0), Smart(), "fp32", False),
+        ((8, 0), None, "bf16", None),
+    ],
+)
+def test_tf32_is_asked_for_where_the_gpu_has_it(
+    capability, smart, precision, expected, small_encoder, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    if expected is not False:  # on this machine the real class may refuse what is asked for
+        monkeypatch.setattr(train, "TrainingArguments", lambda **kw: SimpleNamespace(n_gpu=1, **kw))
+    spec = make_spec(small_encoder, smart=smart, precision=precision).on_gpu()
+    assert train.training_arguments(spec, 10, False).tf32 is expected
 
 
 # ---- what teachers say ----

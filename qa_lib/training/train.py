@@ -348,10 +348,10 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
             "change one of them"
         )
     # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone. It would
-    # round away what SMART measures.
+    # round away what SMART measures. The Trainer refuses it on GPUs before Ampere, which have none.
     tf32 = None
     if spec.threads == "cuda" and spec.precision == "fp32":
-        tf32 = spec.smart is None
+        tf32 = spec.smart is None and torch.cuda.get_device_capability() >= (8, 0)
     arguments = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
