@@ -469,17 +469,19 @@ def run(
         runs.check_page(p)  # the page is drawn when all runs are trained
     downloads.announce_downloads(p)  # the estimate reads all data
     runs.RUNS.mkdir(parents=True, exist_ok=True)
+    if dry_run:  # it trains nothing, so it need not wait for a study that does
+        _announce_cost(todo, workers or default_workers(todo), yes=True)
+        return _tabulate_runs(specs, [], fresh)
     with _lock_report(p.report):
         todo = list_missing(specs, fresh)  # another study may have trained some
         if todo:
             at_once = workers or default_workers(todo)
-            tokens = _announce_cost(todo, at_once, yes or dry_run)
-            if not dry_run:
-                _train(todo, tokens, at_once, list_parents(todo), live)
-                _check_code(todo)
+            tokens = _announce_cost(todo, at_once, yes)
+            _train(todo, tokens, at_once, list_parents(todo), live)
+            _check_code(todo)
     specs = plan(p)
-    if not dry_run and list_missing(specs, fresh):  # runs that follow from the trials
-        later = run(p, plan, workers, fresh, yes, dry_run, live)
+    if list_missing(specs, fresh):  # runs that follow from the trials
+        later = run(p, plan, workers, fresh, yes, live=live)
         trained_now = later["run"].isin([spec.run for spec in todo])
         return later.assign(trained=later["trained"].mask(trained_now, "now"))
     return _tabulate_runs(specs, todo, fresh)
