@@ -156,7 +156,7 @@ $(REPORTS:%=train-%): train-%: profile figures/%/$(PROFILE)/results.csv ## train
 $(REPORTS:%=report-%): report-%: profile | $(SETUP) ## render the page alone
 	$(PY) -m qa_lib render $* $(FLAGS)
 
-$(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed real runs into records/
+$(REPORTS:%=land-%): land-%: profile | $(SETUP) ## put completed runs of profile real or paper into records/
 	$(PY) -m qa_lib land $* $(FLAGS)
 
 readme: | $(SETUP) ## write what was found on real data into README.md and docs/

@@ -2,6 +2,7 @@
 
 A verb imports what it needs when it runs, so that --help answers at once. Each verb has a function
 `run_<verb>`, which returns the exit code, and may have a function `add_<verb>` for its arguments.
+Where the list of verbs cannot say enough, that function sets a longer description too.
 """
 
 import argparse
@@ -25,19 +26,35 @@ def print_stale(specs: list):
 
 def add_study(parser: argparse.ArgumentParser):
     """Add the arguments of `study`."""
+    parser.description = (
+        "Train the runs of a report's plan that have no record yet. At profile real a report that "
+        "has committed records is trained only where --size, --fresh or --fetch is given."
+    )
     command_line.add_arguments(parser)
     parser.add_argument(
         "--workers",
+        metavar="N",
         type=command_line.count_workers,
-        help="runs trained at once; by default what fills the cores",
+        help="runs trained at once; by default one on each GPU, without a GPU as many as cores and "
+        "memory take (at most 4), and on a Ray cluster as many as it takes",
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="ignore committed records, retrain, compare"
+        "--fresh",
+        action="store_true",
+        help="pass over committed records, train again, and print both scores of each run",
     )
-    parser.add_argument("--yes", action="store_true", help="start even what takes half a day")
-    parser.add_argument("--dry-run", action="store_true", help="estimate only")
     parser.add_argument(
-        "--fetch", action="store_true", help="fetch and verify data and encoder only"
+        "--yes", action="store_true", help="start even a study of more than 12 estimated hours"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="fetch data and encoders, print runs, hours and disk, train nothing",
+    )
+    parser.add_argument(
+        "--fetch",
+        action="store_true",
+        help="fetch and verify data and encoders for later use without a network, train nothing",
     )
 
 
@@ -75,8 +92,18 @@ def run_study(args: argparse.Namespace) -> int:
 
 def add_train(parser: argparse.ArgumentParser):
     """Add the arguments of `train`."""
+    parser.description = (
+        "Train one run of a report's plan and keep its weights. Runs that it goes on from or "
+        "learns from have to be trained before. `accelerate launch -m qa_lib train …` shares the "
+        "run between several GPUs."
+    )
     command_line.add_arguments(parser)
-    parser.add_argument("--run", required=True, help="name of a run in the plan, or its start")
+    parser.add_argument(
+        "--run",
+        required=True,
+        metavar="NAME",
+        help="the run's name, or a beginning of it that no other run has",
+    )
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -108,7 +135,9 @@ def run_train(args: argparse.Namespace) -> int:
 def add_render(parser: argparse.ArgumentParser):
     """Add the arguments of `render`."""
     command_line.add_arguments(parser)
-    parser.add_argument("--only", metavar="NAME", help="one table or figure, by its name")
+    parser.add_argument(
+        "--only", metavar="NAME", help="one table or figure, by the name of its file (table1, …)"
+    )
 
 
 def run_render(args: argparse.Namespace) -> int:
@@ -167,7 +196,12 @@ def run_findings(args: argparse.Namespace) -> int:
 
 def add_power(parser: argparse.ArgumentParser):
     """Add the arguments of `power`."""
-    parser.add_argument("reports", nargs="*", metavar="REPORT", help="by default every report")
+    parser.add_argument(
+        "reports",
+        nargs="*",
+        metavar="REPORT",
+        help=f"{', '.join(params.list_reports())}; by default all of them",
+    )
 
 
 def run_power(args: argparse.Namespace) -> int:
@@ -185,11 +219,11 @@ def run_power(args: argparse.Namespace) -> int:
 
 def add_overview(parser: argparse.ArgumentParser):
     """Add the arguments of `overview`."""
-    parser.add_argument("--profile", help=" | ".join(params.PROFILES))
+    command_line.add_profile(parser)
     parser.add_argument(
         "--readme",
         action="store_true",
-        help="write what was found on real data into README.md and docs/",
+        help="draw no page; write what was found at profile real into README.md and docs/",
     )
 
 
@@ -205,6 +239,15 @@ def run_overview(args: argparse.Namespace) -> int:
 
 
 # ---- data and records ----
+
+
+def add_land(parser: argparse.ArgumentParser):
+    """Add the arguments of `land`."""
+    parser.description = (
+        "Copy the completed runs of a report's plan into records/, which is committed. Only runs "
+        "of the profiles real and paper are."
+    )
+    command_line.add_arguments(parser)
 
 
 def run_land(args: argparse.Namespace) -> int:
@@ -241,9 +284,21 @@ def run_rescore(args: argparse.Namespace) -> int:
 
 def add_own(parser: argparse.ArgumentParser):
     """Add the arguments of `own`."""
-    parser.add_argument("name")
-    parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
-    parser.add_argument("--size", type=params.check_size, help="small | full")
+    parser.description = (
+        "Define two domains of your own, check their files, and print what their study costs. "
+        "`make own NAME=… DOMAIN_A=TRAIN:TEST DOMAIN_B=TRAIN:TEST` does this, trains, and draws "
+        "the page."
+    )
+    parser.add_argument("name", metavar="NAME", help="of the study; letters, digits, - and _")
+    parser.add_argument(
+        "domains",
+        nargs=2,
+        metavar="TRAIN:TEST",
+        help="training file and test file of each of the two domains",
+    )
+    parser.add_argument(
+        "--size", type=params.check_size, help="small, the default, or full, more thorough"
+    )
     command_line.add_parameters(parser)
 
 
@@ -278,7 +333,9 @@ def run_own(args: argparse.Namespace) -> int:
 
 def add_check_data(parser: argparse.ArgumentParser):
     """Add the arguments of `check-data`."""
-    parser.add_argument("--data", required=True, help="the folder above qa/ and nlu/")
+    parser.add_argument(
+        "--data", required=True, metavar="FOLDER", help="the folder that holds qa/ and nlu/"
+    )
 
 
 def run_check_data(args: argparse.Namespace) -> int:
@@ -310,7 +367,7 @@ def add_nothing(parser: argparse.ArgumentParser):
 
 # Each verb: what it does, the function that adds its arguments, the function that runs it.
 VERBS = {
-    "study": ("train what a report's plan is missing", add_study, run_study),
+    "study": ("train the runs of a report's plan that have no record yet", add_study, run_study),
     "train": ("train one run of the plan", add_train, run_train),
     "render": ("draw a report's page from records", add_render, run_render),
     "verify": (
@@ -319,38 +376,47 @@ VERBS = {
         run_verify,
     ),
     "findings": (
-        "print the hash of a report's runs, which its findings in Markdown are tied to",
+        "print the hash of a report's runs, and which of its findings they do not bear out",
         command_line.add_arguments,
         run_findings,
     ),
-    "power": ("print which claims could ever be decided", add_power, run_power),
+    "power": (
+        "print what a report's own runs could see, and which claims more seeds could decide",
+        add_power,
+        run_power,
+    ),
     "overview": (
         "draw the page about all reports, or write the README's parts",
         add_overview,
         run_overview,
     ),
-    "land": (
-        "put completed runs on real data into records/",
-        command_line.add_arguments,
-        run_land,
-    ),
+    "land": ("copy completed runs of profile real or paper into records/", add_land, run_land),
     "rescore": (
         "score stored answers again, after the rules of scoring have changed",
         command_line.add_arguments,
         run_rescore,
     ),
-    "own": ("define and check two domains of your own", add_own, run_own),
+    "own": ("define and check two domains of your own, for `make own`", add_own, run_own),
     "check-data": ("compare the files of a folder with DATA.md", add_check_data, run_check_data),
-    "pin": ("resolve hub revisions into params/pins.yaml", add_nothing, run_pin),
+    "pin": (
+        "write the revisions of hub datasets and encoders that params/pins.yaml lacks",
+        add_nothing,
+        run_pin,
+    ),
 }
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = command_line.CommandLine(prog="python -m qa_lib", description=__doc__.split("\n")[0])
+    parser = command_line.CommandLine(
+        prog="python -m qa_lib",
+        description="Train the runs of four reports, and draw their pages from records.",
+        epilog="`python -m qa_lib VERB --help` explains a verb. docs/commands.md is about make.",
+    )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, (does, add_arguments, _) in VERBS.items():
-        add_arguments(verbs.add_parser(name, help=does, description=does))
+        description = f"{does[0].upper()}{does[1:]}."
+        add_arguments(verbs.add_parser(name, help=does, description=description))
     return parser
 
 

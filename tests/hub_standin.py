@@ -500,6 +500,7 @@ ENCODERS = {
     ("bert-base-uncased", "main"): ("bert", 2),
     ("bert-large-uncased", "main"): ("bert", 3),
     ("google/electra-large-discriminator", "refs/pr/2"): ("electra", 2),
+    ("google/electra-base-discriminator", "main"): ("electra", 2),
     ("albert-large-v2", "main"): ("albert", 3),
 }
 

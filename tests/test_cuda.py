@@ -5,6 +5,7 @@ Each test is for the processor's own fp32 too. The part on CUDA is skipped where
 
 import copy
 import statistics
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from qa_lib.losses.smart import SmartLoss, adversarial_term
 from qa_lib.models import encoders
 from qa_lib.settings.parameters import Multitask, Smart
 from qa_lib.settings.params import UserError
-from qa_lib.training import build, evaluate, study, teachers, train
+from qa_lib.training import build, evaluate, multitask, study, teachers, train
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -156,6 +157,26 @@ def test_each_run_of_a_study_turns_tf32_on_or_off_anew(small_encoder, monkeypatc
     assert seen == ["ieee", "tf32", "ieee", "tf32"]
 
 
+@pytest.mark.parametrize(
+    "capability, smart, precision, expected",
+    [
+        ((7, 5), None, "fp32", False),
+        ((8, 0), None, "fp32", True),
+        ((12, 0), None, "fp32", True),
+        ((8, 0), Smart(), "fp32", False),
+        ((8, 0), None, "bf16", None),
+    ],
+)
+def test_tf32_is_asked_for_where_the_gpu_has_it(
+    capability, smart, precision, expected, small_encoder, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    if expected is not False:  # on this machine the real class may refuse what is asked for
+        monkeypatch.setattr(train, "TrainingArguments", lambda **kw: SimpleNamespace(n_gpu=1, **kw))
+    spec = make_spec(small_encoder, smart=smart, precision=precision).on_gpu()
+    assert train.training_arguments(spec, 10, False).tf32 is expected
+
+
 # ---- what teachers say ----
 
 
@@ -209,15 +230,30 @@ def no_dropout(monkeypatch):
     monkeypatch.setattr(encoders, "load_encoder", load_without)
 
 
-def test_an_update_has_the_gradient_of_the_mean_loss(device, small_encoder, monkeypatch):
-    """Against the mean over the batches of the update in float64, in one backward pass."""
-    of_draws = Multitask(schedule="draws", rounds=1, passes=4)
+@pytest.mark.parametrize("draws, limit", [(4, None), (1, 50)])
+def test_an_update_has_the_gradient_of_the_mean_loss(
+    draws, limit, device, small_encoder, monkeypatch
+):
+    """Against the mean over the batches of the update in float64, in one backward pass.
+
+    draws: batches of the update; limit: tokens of a forward pass.
+    """
+    of_draws = Multitask(schedule="draws", rounds=1, passes=draws)
+    monkeypatch.setattr(multitask, "limit_pass", lambda spec: limit)
     options = {"epochs": 1.0, "head_dropout": 0.0, "clip": 1e30, "warmup": 0.0}
     spec = make_spec(small_encoder, multitask=of_draws, checkpoint="last", **options)
     if device == "cuda":
         spec = spec.on_gpu()
     no_dropout(monkeypatch)
     taken = {}
+    sizes = []
+    compute_loss = train.RunTrainer.compute_loss
+
+    def count_tokens(self, model, inputs, *args, **kwargs):
+        sizes.append(inputs["input_ids"].numel())
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(train.RunTrainer, "compute_loss", count_tokens)
 
     def take_gradients(self, args, state, control, model=None, **kwargs):
         for name, parameter in model.named_parameters():
@@ -226,7 +262,12 @@ def test_an_update_has_the_gradient_of_the_mean_loss(device, small_encoder, monk
                 taken[name] = parameter.grad.cpu().double()
 
     monkeypatch.setattr(train.Keeper, "on_pre_optimizer_step", take_gradients, raising=False)
-    train.train(spec, progress=show_nothing)
+    record = train.train(spec, progress=show_nothing)
+    if limit:
+        assert len(sizes) > draws
+        assert max(sizes) <= limit
+    else:
+        assert len(sizes) == draws
     model, tokenizer = build.build_model(spec)
     rows, _, counts = train.draw_rows(spec)
     examples = train.load_training_examples(spec, model, tokenizer, rows, counts, show_nothing)
@@ -238,9 +279,11 @@ def test_an_update_has_the_gradient_of_the_mean_loss(device, small_encoder, monk
         _, batch = in_float64(model, examples.collate([examples.windows[i] for i in indices]))
         datasets.add(batch["dataset"])
         losses.append(model(**batch).loss)
-    assert len(losses) == 4
-    assert 1 < len(datasets) <= len(SENTENCES)
-    torch.stack(losses).mean().backward()
+    assert len(losses) == draws
+    assert min(draws, 2) <= len(datasets) <= len(SENTENCES)
+    mean_loss = torch.stack(losses).mean()
+    assert record["history"][0]["train_loss"] == pytest.approx(mean_loss.item(), rel=0.01)
+    mean_loss.backward()
     assert taken
     # A run in fp32 without SMART has TF32 on a GPU, which keeps three digits.
     share = 0.01 if device == "cuda" else 1e-4

@@ -1,13 +1,19 @@
 """README.md and docs/: length, links, commands, and the parts that are written from records."""
 
+import json
 import re
 import shlex
 
 import pytest
+import yaml
 from test_house import make
 
+from qa_lib.__main__ import make_parser
+from qa_lib.data import selection
 from qa_lib.page import overview, readme, written
+from qa_lib.reports import plans
 from qa_lib.settings import params
+from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import ROOT
 from qa_lib.store import runs
 
@@ -84,6 +90,51 @@ def test_every_command_exists(command):
     assert done.returncode == 0, done.stderr
 
 
+def list_verbs() -> list[str]:
+    """Return each `python -m qa_lib VERB …` that README.md and docs/ name, without its program."""
+    commands = set()
+    for page in PAGES:
+        for code in read_code(page.read_text(encoding="utf-8")):
+            program, _, words = code.split("  #")[0].strip().partition(" qa_lib ")
+            # A verb alone is its name in a sentence.
+            if program == "python -m" and " " in words and "VERB" not in words:
+                commands.add(words.replace("REPORT", "road"))
+    return sorted(commands)
+
+
+@pytest.mark.parametrize("command", list_verbs())
+def test_every_verb_takes_what_is_written(command):
+    assert make_parser().parse_args(shlex.split(command)).verb in command
+
+
+def test_a_dataset_of_one_s_own_is_read_as_its_page_says(tmp_path, monkeypatch):
+    """The definition and the parameters of docs/own-data.md."""
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    defined = yaml.safe_load(block)["folder"]["tickets"]
+    known = params.read_datasets("folder") | {"tickets": Dataset(**defined)}
+    monkeypatch.setattr(params, "read_datasets", lambda source, file=None: known)
+    (words,) = re.findall(r'^    make train-smart .* PARAMS="(.*)"$', page, re.M)
+    rows = []
+    for number in range(1000):
+        label = defined["classes"][number % 2] if number % 3 else number % 2
+        message = f"Message {number} of a customer."
+        rows.append(json.dumps({"id": number, "message": message, "urgency": label}) + "\n")
+    file = tmp_path / defined["train"][0]
+    file.parent.mkdir()
+    file.write_text("".join(rows), encoding="utf-8")
+    given = ["study", "smart", "--profile", "real", "--size", "small", "--data", str(tmp_path)]
+    p = plans.load_from_args(make_parser().parse_args([*given, "--params", words]))
+    of_tickets = [spec for spec in plans.plan(p) if spec.domains == ["tickets"]]
+    assert of_tickets
+    for spec in of_tickets:
+        alone = spec.model_copy(update={"tests": ["tickets"]})  # the other datasets are not here
+        train_rows, validation_rows, _ = selection.draw_mixture(alone)
+        assert (len(train_rows), len(validation_rows)) == (500, 100)
+        assert {row["label"] for row in train_rows} == {0, 1}
+    assert len(selection.load_splits("tickets", "folder", str(tmp_path)).test) == 240
+
+
 # Pattern of commands of which `make -n` alone is run → why.
 NOT_RUN = {
     r"make (reproduce|figures|own)\b(?!.*PROFILE=real$)": "it trains for minutes; others test that",
@@ -91,6 +142,7 @@ NOT_RUN = {
     r"make (data|pin)\b": "it needs a hub; tests/test_hub.py has a stand-in",
     r"make (test|bench)": "it runs tests, or measures for minutes",
     r"make lab": "it opens a server; tests/test_lab.py opens that in a browser",
+    r"make land": "it writes into the checkout's records",
     r"make readme": "it writes into the checkout; each part has a test here",
     r"make (site|verify)$": "tests/test_overview.py runs it, or the profile real does",
 }

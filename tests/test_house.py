@@ -20,7 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name as canonical
 
-from qa_lib.__main__ import VERBS, run_verb
+from qa_lib.__main__ import VERBS, make_parser, run_verb
 from qa_lib.settings import params
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +155,25 @@ def test_every_verb_has_its_help():
         with pytest.raises(SystemExit) as end:
             run_verb([verb, "--help"])
         assert end.value.code == 0
+
+
+def test_every_argument_of_every_verb_is_explained():
+    (verbs,) = make_parser()._subparsers._group_actions
+    for name, parser in verbs.choices.items():
+        assert parser.description.endswith("."), name
+        for argument in parser._actions:
+            assert argument.help, f"{name}: {argument.dest}"
+
+
+def test_help_says_what_profiles_and_gpus_change():
+    (verbs,) = make_parser()._subparsers._group_actions
+    texts = {}
+    for name, parser in verbs.choices.items():
+        texts[name] = " ".join(parser.format_help().split())
+    assert "by default one on each GPU" in texts["study"]
+    assert "profiles real and paper" in texts["land"]
+    for name in ("study", "land", "overview"):
+        assert "by default paper with a CUDA GPU, else quick" in texts[name]
 
 
 def test_every_import_is_a_declared_dependency():

@@ -16,7 +16,7 @@ from qa_lib.settings.parameters import Gate, Heads, Multitask, Smart
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.training import build, evaluate, study, train
+from qa_lib.training import build, evaluate, multitask, study, train
 
 SENTENCES = ["sentiment", "paraphrase", "similarity"]
 
@@ -322,7 +322,10 @@ class Constant(ExtraLoss):
         return torch.tensor(64.0)
 
 
-def test_the_training_loss_is_the_task_s_without_extra_terms(small_encoder, monkeypatch):
+@pytest.mark.parametrize("limit", [None, 60])
+def test_the_training_loss_is_the_task_s_without_extra_terms(limit, small_encoder, monkeypatch):
+    """Where a batch takes several passes, too."""
+    monkeypatch.setattr(multitask, "limit_pass", lambda spec: limit)
     spec = make_spec(small_encoder, epochs=1.0)
     plain = train.train(spec, progress=show_nothing)
     monkeypatch.setattr(build, "make_losses", lambda spec, model, steps: [Constant()])
@@ -357,6 +360,32 @@ def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(small_encoder, 
     for name, rows in seen:
         visits[name] += rows
     assert visits == {"sentiment": 12, "paraphrase": 40, "similarity": 12}
+
+
+def test_draws_on_a_gpu_take_passes_of_a_fine_tuning_s_size(small_encoder):
+    """MT-DNN's 512 windows of 512 tokens would take more memory than any GPU has."""
+    draws = Multitask(schedule="draws", rounds=1, sampling="proportional")
+    fields = {"multitask": draws, "batch_size": 512, "max_length": 512}
+    mt_dnn = make_spec(small_encoder, **fields)
+    assert multitask.limit_pass(mt_dnn) is None
+    assert multitask.limit_pass(make_spec(small_encoder).on_gpu()) is None
+    limit = multitask.limit_pass(mt_dnn.on_gpu())
+    assert limit == 32 * 512
+    rows = torch.arange(500).unsqueeze(1).expand(500, 384)
+    batch = {"dataset": "qqp", "input_ids": rows, "labels": rows[:, 0], "teachers": rows.T}
+    pieces = list(multitask.split_batch(batch, limit))
+    assert len(pieces) == 12
+    assert sum(share for share, _ in pieces) == pytest.approx(1)
+    seen = []
+    for share, piece in pieces:
+        assert piece["dataset"] == "qqp"
+        assert piece["input_ids"].numel() <= limit
+        assert len(piece["labels"]) == pytest.approx(500 * share)
+        assert torch.equal(piece["teachers"][0], piece["labels"])
+        seen += piece["labels"].tolist()
+    assert seen == list(range(500))
+    # a row that is longer than the limit is a pass of its own
+    assert len(list(multitask.split_batch(batch, 100))) == 500
 
 
 def test_a_fixed_divisor_divides_the_sum_over_rows_by_the_batch_size(small_encoder):

@@ -1,14 +1,59 @@
-"""Runs on a Ray cluster: one of this machine alone, if ray is installed (pip install ray)."""
+"""Workers of several GPUs, and runs on a Ray cluster.
+
+The cluster is one of this machine alone, if ray is installed (pip install ray).
+"""
 
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from gpu_worker import name_gpu
 
 from qa_lib.reports import plans
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 from qa_lib.training import pool, study, train
+
+# ---- GPUs ----
+
+
+@pytest.mark.parametrize(
+    "count, visible, gpus",
+    [
+        (0, None, []),
+        (2, None, ["0", "1"]),
+        (2, "4,GPU-a", ["4", "GPU-a"]),
+        (1, "4,-1,6", ["4"]),
+        (0, "", []),
+    ],
+)
+def test_gpus_have_their_names_in_the_environment(count, visible, gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert pool.list_gpus() == gpus
+
+
+def test_each_worker_has_a_gpu_in_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "list_gpus", lambda: ["4", "GPU-a"])
+    team = pool.Processes(3)
+    try:
+        answers = [team.submit(name_gpu, tmp_path, 3) for _ in range(3)]
+        assert sorted(answer.result() for answer in answers) == ["4", "4", "GPU-a"]
+    finally:
+        team.stop()
+
+
+@pytest.mark.parametrize("gpus, runs_to_train, workers", [(1, 5, 1), (4, 5, 4), (4, 2, 2)])
+def test_a_study_trains_one_run_on_each_gpu(gpus, runs_to_train, workers, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert study.default_workers([SimpleNamespace(threads="cuda")] * runs_to_train) == workers
+
+
+# ---- a Ray cluster ----
 
 
 @pytest.fixture

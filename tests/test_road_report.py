@@ -330,6 +330,15 @@ def test_road_base_is_the_one_encoder_at_real_and_a_smaller_one_at_paper(load):
     assert of["base-from-distilled"].teachers[0].hash == of["weighted-kd"].hash
 
 
+@pytest.mark.parametrize("parts", [None, ["heads", "base"], ["base-passes"], ["heads", "encoders"]])
+def test_the_encoders_of_a_plan_are_those_that_are_fetched(load, parts):
+    p = load("paper", arms=["printed"], **{"experiments": parts} if parts else {})
+    planned = set()
+    for spec in plans.plan(p):
+        planned |= {spec.encoder, *(parent.encoder for parent in spec.parents)}
+    assert set(p.named_encoders()) == planned
+
+
 def test_every_variant_that_a_claim_names_is_planned(load):
     """At real those that are tested there, at paper all but what has no size of its own there."""
     every = plans.plan(load("paper", arms=["printed"]))

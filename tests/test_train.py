@@ -727,6 +727,19 @@ def test_two_studies_at_once_wait_for_each_other(tiny, capsys):
     assert "step 1/" not in output
 
 
+def test_a_dry_run_waits_for_no_other_study(tiny, capsys, monkeypatch):
+    """It trains nothing, so another study may hold the lock."""
+
+    def wait_for_ever(report):
+        raise AssertionError("a dry run asked for the lock")
+
+    monkeypatch.setattr(study, "_lock_report", wait_for_ever)
+    table = study.run(tiny(train_rows=16), plans.plan, dry_run=True)
+    assert table.empty
+    assert "GB of disk" in capsys.readouterr().out
+    assert not list(runs.RUNS.rglob("metrics.json"))
+
+
 def test_a_later_round_takes_as_many_workers_as_it_has_use_for(tiny, monkeypatch):
     """One trial is left, then the two runs that it decides. All three are trained now."""
     three = plans.plan(tiny(seeds=[0, 1, 2]))

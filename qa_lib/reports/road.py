@@ -137,6 +137,8 @@ TAUGHT = (
     "base-passes",
     "base-hidden",
 )
+# The parts whose students are those of ROaD-Base.
+BASE = frozenset({"base", "base-passes", "base-hidden"})
 
 # What the learning rate is multiplied by, from one layer to the one below.
 Decay = Annotated[float, Field(gt=0, le=1)]
@@ -282,8 +284,12 @@ class Parameters(Study):
         }
 
     def named_encoders(self) -> list[str]:
-        others = self.encoders.values() if "encoders" in self.experiments else []
-        return [self.encoder, *others]
+        names = [self.encoder]
+        if "encoders" in self.experiments:
+            names += self.encoders.values()
+        if self.base_encoder and not BASE.isdisjoint(self.experiments):
+            names.append(self.base_encoder)
+        return names
 
     @property
     def fewest_seeds(self) -> int:

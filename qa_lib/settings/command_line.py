@@ -146,10 +146,15 @@ class CommandLine(argparse.ArgumentParser):
 def add_arguments(parser: argparse.ArgumentParser):
     """Add the arguments of a command line about one report."""
     parser.add_argument("report", type=params.check_report, help=", ".join(params.list_reports()))
-    parser.add_argument("--profile", type=params.check_profile, help="quick | real | paper | own")
-    parser.add_argument("--size", type=params.check_size, help="small | full (real, own)")
+    add_profile(parser)
     parser.add_argument(
-        "--data", help="folder of real datasets; of profile own, the file that defines them"
+        "--size", type=params.check_size, help="small | full; of the profiles real and own alone"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="of profile real, the folder that holds qa/ and nlu/; of profile own, the file that "
+        "defines its two domains",
     )
     add_parameters(parser)
     parser.add_argument(
@@ -158,8 +163,17 @@ def add_arguments(parser: argparse.ArgumentParser):
         action="append",
         type=lambda choice: f"stale={params.check_stale(choice)}",
         metavar="train|keep",
-        help="train again the runs whose record other code made, or keep the record; by default "
-        "quick trains and other profiles keep",
+        help="after an edit of the code: train again the runs whose records it made before, or "
+        "keep these; by default quick trains and the other profiles keep",
+    )
+
+
+def add_profile(parser: argparse.ArgumentParser):
+    """Add --profile."""
+    parser.add_argument(
+        "--profile",
+        type=params.check_profile,
+        help=f"{' | '.join(params.PROFILES)}; by default paper with a CUDA GPU, else quick",
     )
 
 
@@ -169,7 +183,11 @@ def add_parameters(parser: argparse.ArgumentParser):
     Make passes PARAMS as --params.
     """
     parser.add_argument(
-        "-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter"
+        "-p",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one parameter of params/<report>.yaml in place of its value; may be given again",
     )
     parser.add_argument(
         "--params",
@@ -177,7 +195,8 @@ def add_parameters(parser: argparse.ArgumentParser):
         action="extend",
         type=split_parameters,
         metavar="'KEY=VALUE …'",
-        help="several, one with a blank in quotes: '\"encoder=my folder\" epochs=2'",
+        help="several parameters; one that holds a blank stands in quotes: "
+        "'\"encoder=my folder\" epochs=2'",
     )
 
 

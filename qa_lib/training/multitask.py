@@ -3,11 +3,18 @@
 RoundRobin and RandomDraws (data/batches.py) say which windows make a batch.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
 
 from qa_lib.data.batches import BatchesByDataset, RandomDraws, RoundRobin
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
+
+# A forward pass of random draws on a GPU has at most as many tokens as so many windows of full
+# length: those of the batch with which ROaD is fine-tuned. MT-DNN draws 512 windows at once.
+WINDOWS_PER_PASS = 32
 
 
 class JoinedWindows:
@@ -70,6 +77,37 @@ def make_schedule(spec: Spec, lengths: dict[str, list[int]]) -> BatchesByDataset
         )
     order = RandomDraws if spec.multitask.schedule == "draws" else RoundRobin
     return order(lengths, spec.batch_size, spec.multitask, spec.seed)
+
+
+def limit_pass(spec: Spec) -> int | None:
+    """Return how many tokens a forward pass of a run may have, padding included; None: any number.
+
+    Draws on a GPU have a limit. The losses of other schedules, as with a fixed divisor, are not all
+    means over rows, and on a CPU the numbers of runs stay what they are.
+    """
+    if spec.threads != "cuda" or spec.multitask is None or spec.multitask.schedule != "draws":
+        return None
+    return WINDOWS_PER_PASS * spec.max_length
+
+
+def split_batch(batch: dict, limit: int) -> Iterator[tuple[float, dict]]:
+    """Yield (share of the batch's rows, piece) of the pieces of a batch, with their rows in order.
+
+    A piece has at most `limit` tokens, padding included, or is a single row. A mean over the rows
+    of the batch is the sum of the pieces' means, each times its share.
+    batch: of one dataset, rows first, but for what teachers say, which has M in front.
+    """
+    rows, length = batch["input_ids"].shape
+    pieces = math.ceil(rows / max(1, limit // length))
+    for number in range(pieces):
+        first = rows * number // pieces
+        size = rows * (number + 1) // pieces - first
+        piece = {}
+        for name, value in batch.items():
+            row_axis = 1 if name.startswith("teacher") else 0
+            is_tensor = torch.is_tensor(value)  # the dataset's name is none
+            piece[name] = value.narrow(row_axis, first, size) if is_tensor else value
+        yield size / rows, piece
 
 
 def count_passes(spec: Spec) -> dict[str, float]:

@@ -22,11 +22,15 @@ from qa_lib.store import runs
 
 
 class Processes:
-    """Worker processes of this machine."""
+    """Worker processes of this machine. Each has one GPU, of which several may have the same."""
 
     def __init__(self, workers: int):
+        context = get_context("spawn")
         self.pool = ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_set_up_worker
+            workers,
+            mp_context=context,
+            initializer=_set_up_worker,
+            initargs=(context.Value("i", 0), list_gpus()),
         )
         self.submitted: list[Future] = []
 
@@ -45,8 +49,22 @@ class Processes:
         self.pool.shutdown(wait=done, cancel_futures=True)
 
 
-def _set_up_worker():
+def list_gpus() -> list[str]:
+    """Return the GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
+    import torch  # here, because importing it is slow and workers may need none of it
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    return names[:count]
+
+
+def _set_up_worker(started, gpus: list[str]):
     """Set up a worker process.
+
+    It sees one GPU, since every run is trained on the first that its process sees. CUDA reads that
+    when it is first used, which is later. started: a shared counter of the workers; gpus: of
+    list_gpus.
 
     The study answers Ctrl-C, so a worker ignores it. A worker ends with the study's process, even
     where that one was killed: no worker may write beside the next study. Where nobody reads the
@@ -55,6 +73,11 @@ def _set_up_worker():
     command_line.print_in_any_locale()
     command_line.watch_output()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -35,6 +35,7 @@ from qa_lib.training import multitask, pool
 
 HOURS = 12  # a longer study stops unless it is told YES=1
 CHARACTERS = 4.4  # characters of English text per word piece, for the estimate
+SAMPLE_LENGTH = 96  # tokens of a window, at most, on which speed is measured
 
 
 class Progress:
@@ -289,6 +290,9 @@ def measure_speed(spec: Spec) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(1 if device == "cuda" else spec.threads)
     plain = {"smart": None, "distillation": None}
+    limit = multitask.limit_pass(spec)
+    if limit:  # as many windows as a pass of the run takes
+        plain["batch_size"] = min(spec.batch_size, max(1, limit // SAMPLE_LENGTH))
     if spec.heads:
         plain["heads"] = spec.heads.model_copy(update={"frozen": False})
     spec = spec.model_copy(update=plain)
@@ -318,12 +322,13 @@ def measure_speed(spec: Spec) -> float:
 
 
 def make_sample_batch(spec: Spec, model, tokenizer, device: str) -> tuple[dict, int]:
-    """Return a batch of a run's first dataset, in windows of at most 96 tokens, and its tokens."""
+    """Return a batch of a run's first dataset, in windows of SAMPLE_LENGTH, and its tokens."""
     dataset = spec.domains[0]
     task = selection.find_task(spec, dataset)
     rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
     rows = rows[: spec.batch_size]
-    columns = task.tokenise_rows(rows, tokenizer, min(96, spec.max_length), min(24, spec.stride))
+    length = min(SAMPLE_LENGTH, spec.max_length)
+    columns = task.tokenise_rows(rows, tokenizer, length, min(24, spec.stride))
     windows = []
     for i in range(spec.batch_size):
         number = i % len(columns["row"])
@@ -363,6 +368,7 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
         for spec in samples.values():
             check_memory(spec)
     speed = {kind: measure_speed(spec) for kind, spec in samples.items()}
+    torch.cuda.empty_cache()  # of what was measured; workers may need the room on the GPU
     hours = sum(tokens[spec.hash] / speed[speed_class(spec)] for spec in todo) / 3600
     weights = max(encoder_bytes(spec) for spec in samples.values())
     checkpoints = 2 * 3 * weights * workers  # two a run, of weights and two moments
@@ -389,8 +395,8 @@ def encoder_bytes(spec: Spec) -> int:
 def default_workers(specs: list[Spec]) -> int:
     """Return how many runs to train at once where the user does not say.
 
-    On a cluster it is as many as the cluster takes, and on a GPU one. On CPU it is as many as fill
-    the cores and the memory, at most four.
+    On a cluster it is as many as the cluster takes, and with GPUs one on each. On CPU it is as many
+    as fill the cores and the memory, at most four.
     """
     if not specs:
         return 1
@@ -398,7 +404,7 @@ def default_workers(specs: list[Spec]) -> int:
     if ray:
         return pool.size(ray, specs[0])
     if torch.cuda.is_available():
-        return 1
+        return min(torch.cuda.device_count(), len(specs))
     cores = os.cpu_count() // min(spec.threads for spec in specs)
     need = max(batch_memory(spec) for spec in specs)
     memory = psutil.virtual_memory().available / 2**30 // need
@@ -463,17 +469,19 @@ def run(
         runs.check_page(p)  # the page is drawn when all runs are trained
     downloads.announce_downloads(p)  # the estimate reads all data
     runs.RUNS.mkdir(parents=True, exist_ok=True)
+    if dry_run:  # it trains nothing, so it need not wait for a study that does
+        _announce_cost(todo, workers or default_workers(todo), yes=True)
+        return _tabulate_runs(specs, [], fresh)
     with _lock_report(p.report):
         todo = list_missing(specs, fresh)  # another study may have trained some
         if todo:
             at_once = workers or default_workers(todo)
-            tokens = _announce_cost(todo, at_once, yes or dry_run)
-            if not dry_run:
-                _train(todo, tokens, at_once, list_parents(todo), live)
-                _check_code(todo)
+            tokens = _announce_cost(todo, at_once, yes)
+            _train(todo, tokens, at_once, list_parents(todo), live)
+            _check_code(todo)
     specs = plan(p)
-    if not dry_run and list_missing(specs, fresh):  # runs that follow from the trials
-        later = run(p, plan, workers, fresh, yes, dry_run, live)
+    if list_missing(specs, fresh):  # runs that follow from the trials
+        later = run(p, plan, workers, fresh, yes, live=live)
         trained_now = later["run"].isin([spec.run for spec in todo])
         return later.assign(trained=later["trained"].mask(trained_now, "now"))
     return _tabulate_runs(specs, todo, fresh)

@@ -5,11 +5,12 @@
     accelerate launch -m qa_lib train REPORT --run NAME …
         the same over several GPUs, into the same record
 
-The Hugging Face Trainer does the loop. Overridden are `compute_loss`, `evaluate`, `log` and the
-order of examples, nothing else. What the loss is beside the task's own, the run's extra losses say
-(qa_lib/losses/extra.py). A run that is killed at any moment goes on from its last complete
-checkpoint, and on CPU ends with the same scores. Where that checkpoint was taken between two logged
-steps, the next evaluation reports a mean training loss over fewer steps.
+The Hugging Face Trainer does the loop. Overridden are `training_step`, `compute_loss`, `evaluate`,
+`log`, the optimizer's groups and the order of examples, nothing else. What the loss is beside the
+task's own, the run's extra losses say (qa_lib/losses/extra.py). A run that is killed at any moment
+goes on from its last complete checkpoint, and on CPU ends with the same scores. Where that
+checkpoint was taken between two logged steps, the next evaluation reports a mean training loss over
+fewer steps.
 """
 
 import datetime
@@ -79,6 +80,8 @@ class RunTrainer(Trainer):
         # Of each step since the last log: what the extra losses have added, where the training loss
         # is without it.
         self.added: list[torch.Tensor] = []
+        self.pass_limit = multitask.limit_pass(spec)  # tokens
+        self.share = 1.0  # of the batch's rows that are in the pass that is computed
         # Rows that are scored at each evaluation beside the validation rows, by the prefix that
         # their scores have in the history.
         self.further_rows: dict[str, list[dict]] = {}
@@ -90,14 +93,35 @@ class RunTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)  # Keeper prints instead
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Compute the gradient of a batch, in as many passes as the run's limit of tokens asks for.
+
+        Returns what the batch adds to the mean loss of its update, a scalar.
+        """
+        if self.pass_limit is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        losses = []
+        added_before = len(self.added)
+        for share, piece in multitask.split_batch(inputs, self.pass_limit):
+            self.share = share
+            losses.append(super().training_step(model, piece, num_items_in_batch))
+        added = self.added[added_before:]
+        if added:
+            self.added[added_before:] = [torch.stack(added).sum()]
+        return torch.stack(losses).sum()
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the model's own loss and that of the run's extra losses, in one sum."""
+        """Return the model's own loss and that of the run's extra losses, in one sum.
+
+        It is multiplied by the share of the batch's rows that the pass has.
+        """
         out = model(**inputs)
         whole = self.accelerator.unwrap_model(model)
         step = self.state.global_step
         loss = build.add_losses(self.losses, whole, inputs, out, out.loss, step)
         if not all(extra.in_train_loss for extra in self.losses):
-            self.added.append((loss - out.loss).detach())
+            self.added.append(self.share * (loss - out.loss).detach())
+        loss = self.share * loss
         return (loss, out) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
@@ -324,10 +348,10 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
             "change one of them"
         )
     # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone. It would
-    # round away what SMART measures.
+    # round away what SMART measures. The Trainer refuses it on GPUs before Ampere, which have none.
     tf32 = None
     if spec.threads == "cuda" and spec.precision == "fp32":
-        tf32 = spec.smart is None
+        tf32 = spec.smart is None and torch.cuda.get_device_capability() >= (8, 0)
     arguments = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
