@@ -10,6 +10,7 @@ from test_teachers import clear_texts, plant_rows
 from qa_lib.data import selection
 from qa_lib.evidence import claims, verify
 from qa_lib.evidence.verdicts import Verdict
+from qa_lib.page import figures_road
 from qa_lib.reports import comparisons, plans, road
 from qa_lib.settings import encoder_files, params
 from qa_lib.settings.parameters import Distillation
@@ -524,3 +525,11 @@ def test_a_small_study_runs_to_the_end(small_encoder):
     assert len(verify.claims_table(params)) > 0
     # nothing of it is trained twice
     assert set(study.run(params, plans.plan, live=False)["trained"]) == {"found"}
+
+
+@pytest.mark.parametrize(("left", "told"), [(0.6, "they disagree"), (0.8, "they do not disagree")])
+def test_what_gradients_say_is_measured_at_orthogonal_ones(left, told):
+    row = {"run": "a", "step": 1, "first": "nli", "second": "mrc", "same": False, "cosine": -0.1}
+    text = figures_road.describe_cosines(pd.DataFrame([row | {"left": left}]))
+    assert "100 % are negative" in text
+    assert text.endswith(f"0.71 if they were orthogonal, so on the whole {told}.")

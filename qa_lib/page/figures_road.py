@@ -60,11 +60,12 @@ UNANSWERABLE = tuple(
 PARTS = {
     "mt-dnn": "one dataset a step, own heads",
     "mtl": "draws averaged, shared heads",
-    "target-only": "the target's rows once more",
+    "target-only": "pre-training on the target's rows",
     "mtl-one-draw": "one draw a step, shared heads",
     "mtl-own-heads": "draws averaged, own heads",
     "kd": "ROaD, soft targets of its teachers",
     "weighted-kd": "the same, teachers weighted",
+    "annealed-kd": "the same, labels count more and more",
 }
 # Head → its task for readers.
 TASKS = {
@@ -400,9 +401,11 @@ def describe_cosines(rows: pd.DataFrame) -> str:
     left = rows.groupby(["run", "step"])["left"].first().mean()
     against = 100 * (other["cosine"] < 0).mean()
     datasets = len({*rows["first"], *rows["second"]})
+    told = "they disagree" if left < datasets**-0.5 else "they do not disagree"
     return (
         f"Of the cosines between tasks, {against:.0f} % are negative. The mean of all gradients is "
-        f"{left:.2f} times as long as one; {datasets**-0.5:.2f} if they were orthogonal."
+        f"{left:.2f} times as long as one; {datasets**-0.5:.2f} if they were orthogonal, so "
+        f"on the whole {told}."
     )
 
 

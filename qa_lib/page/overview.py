@@ -172,7 +172,7 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
             return f"yes ({name})", row
         if row["high"] < 0:
             return f"no ({name})", row
-        return f"not decided ({name})", row
+        return f"undecided ({name})", row
     return NOT_RUN, None
 
 

@@ -390,13 +390,16 @@ def table_models(P, variants: list[str], parts: dict[str, str]) -> report.Html:
 
     parts: variant → its extra parts in words. Variants without runs are left out.
     """
-    planned = {spec.variant for spec in plans.plan(P)}
+    specs = plans.plan(P)
+    planned = {spec.variant for spec in specs}
     variants = [variant for variant in variants if variant in planned]
     if not variants:
         return report.note_absent("models")
     frame = grids.describe_models(P, variants, parts)
     shown, classes, shared = grids.lay_out_models(frame)
-    caption = "The models, and how each is trained."
+    is_second = any(spec.start and spec.start.multitask for spec in specs)
+    trained = "fine-tuned after its pre-training" if is_second else "trained"
+    caption = f"The models, and how each is {trained}."
     if shared:
         caption += f" Alike for all: {shared}."
     return grids.save_frame(P, "table_models", shown, classes, caption, frame)

@@ -71,17 +71,21 @@ def draw_figure() -> bytes:
 def describe_findings() -> str:
     """Return what was found as Markdown: of each report that was run the answer of its page.
 
-    The last line says how many of its claims were tested.
+    The last line counts the verdicts on each report's claims.
     """
-    lines, tested = [], []
+    lines, verdicts = [], {}
     for slug, (profile, table) in readme_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
         lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
-        claims = verify.select(table)
-        number = int((claims["verdict"] != Verdict.NOT_TESTED).sum())
-        tested.append(f"{number} of {len(claims)} (`{slug}`)")
-    return "".join([*lines, f"\nClaims tested at `{PROFILE}`: {', '.join(tested)}.\n"])
+        verdicts[slug] = verify.select(table)["verdict"]
+    seen = set().union(*verdicts.values())
+    words = [word for word in Verdict if word in seen and word != Verdict.NOT_TESTED]
+    counts = []
+    for slug, of_report in verdicts.items():
+        numbers = [f"{(of_report == word).sum()}" for word in words]
+        counts.append(f"{'/'.join(numbers)} of {len(of_report)} (`{slug}`)")
+    return "".join([*lines, f"\nClaims {'/'.join(words)}: {', '.join(counts)}.\n"])
 
 
 def describe_reports() -> str:
