@@ -134,14 +134,37 @@ def test_a_malformed_line_is_named(tmp_path):
     assert counts["malformed"] == 1
 
 
+def test_all_bad_rows_are_told_at_once(tmp_path):
+    """Whoever has forty of them does not mend them one by one."""
+    rows = []
+    for i in range(50):
+        rows.append(make_row(i))
+        if i % 5:
+            rows[i]["question"] = None
+    rows[0] = "[\n"
+    rows[5]["answers"]["answer_start"] = [0]
+    write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        read_rows(tmp_path / "a.jsonl")
+    message = str(error.value)
+    assert (
+        "a.jsonl: 42 of 50 rows cannot be used (1 malformed, 40 with a missing or wrong field, "
+        "1 with an answer that does not stand at its answer_start): line 1: not JSON"
+    ) in message
+    assert re.findall(r"line (\d+): ", message) == ["1", "2", "3", "4", "5"]
+    assert "; and 37 more; PARAMS=bad_rows=move moves the answers of 1 of them" in message
+    assert message.endswith(", mend the rows, or leave such rows out with PARAMS=bad_rows=skip")
+    assert "\n" not in message
+
+
 def test_misplaced_answers_are_counted_and_not_moved_unless_told(tmp_path):
     rows = [make_row(i) for i in range(9)]
     for r in rows[2:7]:
         r["answers"] = {"text": r["answers"]["text"], "answer_start": [0]}
     write_rows(tmp_path / "a.jsonl", rows)
     words = (
-        r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
-        r"\(of the first, '.+' stands at \d+, not at 0\);"
+        r"a.jsonl: 5 of 9 rows cannot be used \(5 with an answer that does not stand at its "
+        r"answer_start\): line 3: the answer '.+' stands at \d+, not at 0; line 4: .* line 7: "
     )
     with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "a.jsonl")
@@ -201,10 +224,10 @@ def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
     [
         (
             ["Osk0", "Osk1"],
-            "=bad_rows=move moves their answers to the nearest place .*=skip leaves",
+            "=bad_rows=move moves their answers to the nearest place .*, mend the rows, or leave",
         ),
         (["Osk0", "gone"], "=bad_rows=move moves the answers of 1 of them to the nearest place"),
-        (["gone", "gone"], r"nowhere in the context\); mend them, or leave .*=bad_rows=skip$"),
+        (["gone", "gone"], r"is nowhere in the context; mend the rows, or leave .*=bad_rows=skip$"),
     ],
 )
 def test_the_error_of_a_bad_offset_names_the_option_that_helps(tmp_path, texts, words):

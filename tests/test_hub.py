@@ -407,7 +407,9 @@ def test_an_answer_beside_its_place_is_moved_or_refused(monkeypatch):
     (row,), counts = read(table, monkeypatch, "move")
     assert row["answers"]["answer_start"] == [3]
     assert counts["rows with a moved answer"] == 1
-    with pytest.raises(UserError, match="some/data:train: 1 rows have an answer that does not"):
+    with pytest.raises(
+        UserError, match="some/data:train, row 0: the answer 'March' stands at 3, not at 2"
+    ):
         read(table, monkeypatch)
 
 

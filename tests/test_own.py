@@ -715,7 +715,7 @@ ROW = {
         ([1, 2], "line 1: not an object"),
         (
             ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}},
-            "1 rows have an answer that does not stand .* first 7 .*stands at 4, not at 5",
+            "line 1: the answer 'harbour' stands at 4, not at 5",
         ),
     ],
 )

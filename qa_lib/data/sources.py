@@ -62,6 +62,31 @@ class Entry(NamedTuple):
     malformed: str = ""  # the reason
 
 
+NAMED = 5  # bad rows of a source that an error names; it counts the others
+# What counts call a bad row, and how an error says how many rows of the kind there are.
+KINDS = {
+    "malformed": "malformed",
+    "incomplete": "with a missing or wrong field",
+    "misplaced answers": "with an answer that does not stand at its answer_start",
+}
+
+
+class BadRows:
+    """The rows of one source that cannot be used: the first few, and how many of each kind."""
+
+    def __init__(self, source: Path | str):
+        self.source = source  # as an error names it
+        self.named: list[str] = []  # place and reason of the first NAMED
+        self.kinds: Counter = Counter()  # of KINDS
+        self.movable = 0  # rows whose answers bad_rows=move would mend
+
+    def add(self, kind: str, place: str, reason: str):
+        """Add a row. kind: of KINDS."""
+        self.kinds[kind] += 1
+        if len(self.named) < NAMED:
+            self.named.append(f"{place}: {make_printable(reason)}")
+
+
 # What the formats' libraries raise for a file that cannot be read.
 UNREADABLE = (
     OSError,
@@ -386,7 +411,7 @@ def misplaced_answer(row: dict) -> str:
         if not context.startswith(text, start):
             at = nearest_place(context, text, start)
             place = "is nowhere in the context" if at is None else f"stands at {at}, not at {start}"
-            return f"'{make_printable(text[:40])}' {place}"
+            return f"the answer '{make_printable(text[:40])}' {place}"
     return ""
 
 
@@ -406,31 +431,56 @@ def move_answers(row: dict) -> dict | None:
 
 
 def select_whole(
-    source: Path | str,
-    entries: Iterable[Entry],
-    find_error: Callable[[Any], str | None],
-    bad_rows: str,
-    counts: Counter,
+    entries: Iterable[Entry], find_error: Callable[[Any], str | None], bad: BadRows
 ) -> Iterator[Entry]:
-    """Yield the entries whose row has no error.
-
-    source: of the entries, as an error names it. bad_rows: "stop" raises UserError with source,
-    place and reason at the first other row; else such rows are counted.
-    """
+    """Yield the entries whose row has no error. The others are added to `bad`."""
     for entry in entries:
         reason = entry.malformed or find_error(entry.row)
-        if reason and bad_rows == "stop":
-            cure = "mend the row"
-            if not isinstance(source, Path):
-                cure = "mend its dataset's definition in params/datasets.yaml"
-            raise UserError(
-                f"{source}, {entry.place}: {make_printable(reason)}; {cure}, or leave "
-                "such rows out with PARAMS=bad_rows=skip"
-            )
         if reason:
-            counts["malformed" if entry.malformed else "incomplete"] += 1
+            bad.add("malformed" if entry.malformed else "incomplete", entry.place, reason)
         else:
             yield entry
+
+
+def refuse_bad_rows(bad: BadRows, used: int, bad_rows: str):
+    """Raise UserError where a source has bad rows and they stop a study.
+
+    used: the rows of the source that can be used. bad_rows: as in `read_rows`.
+    """
+    if bad.kinds and bad_rows == "stop":
+        raise UserError(f"{describe_bad_rows(bad, used)}; {propose_cure(bad)}")
+
+
+def describe_bad_rows(bad: BadRows, used: int) -> str:
+    """Return how many rows of a source are bad, and what is wrong with the first few.
+
+    used: the rows of the source that can be used.
+    """
+    count = bad.kinds.total()
+    if count == 1:
+        return f"{bad.source}, {bad.named[0]}"
+    kinds = [f"{bad.kinds[kind]:,} {words}" for kind, words in KINDS.items() if bad.kinds[kind]]
+    rest = count - len(bad.named)
+    more = f"; and {rest:,} more" if rest else ""
+    return (
+        f"{bad.source}: {count:,} of {count + used:,} rows cannot be used ({', '.join(kinds)}): "
+        f"{'; '.join(bad.named)}{more}"
+    )
+
+
+def propose_cure(bad: BadRows) -> str:
+    """Return what a user can do about the bad rows of a source."""
+    count = bad.kinds.total()
+    cures = []
+    if bad.movable:
+        whose = "their answers" if bad.movable == count else f"the answers of {bad.movable} of them"
+        cures.append(f"PARAMS=bad_rows=move moves {whose} to the nearest place that holds the text")
+    if not isinstance(bad.source, Path):
+        cures.append("mend its dataset's definition in params/datasets.yaml")
+    else:
+        cures.append("mend the row" if count == 1 else "mend the rows")
+    cures.append("or leave such rows out with PARAMS=bad_rows=skip")
+    return ", ".join(cures)
 
 
 def read_rows(
@@ -439,10 +489,10 @@ def read_rows(
     """Return the rows of a file in the schema.
 
     name: the dataset's; fields: columns of Parquet that are read beside the schema's.
-    bad_rows: what becomes of a row that cannot be used. "stop" raises UserError with file, place
-    and reason. "skip" leaves it out and counts it. "move" moves an answer that does not stand at
-    its offset to the nearest place that holds its text, and counts the row; it leaves out other bad
-    rows as "skip" does.
+    bad_rows: what becomes of rows that cannot be used. "stop" raises UserError that names the first
+    few by file, place and reason, and says how many there are. "skip" leaves them out and counts
+    them. "move" moves an answer that does not stand at its offset to the nearest place that holds
+    its text, and counts the row; it leaves out other bad rows as "skip" does.
     """
     entries = iterate_rows(path, [*FIELDS, *fields])
     return complete_questions(path, entries, name, bad_rows, counts)
@@ -453,39 +503,23 @@ def complete_questions(
 ) -> list[dict]:
     """Return the question rows of entries in the schema, less the bad ones (read_rows)."""
     rows = []
-    misplaced = []  # rows with an answer that is not at its offset
-    for entry in select_whole(source, entries, row_error, bad_rows, counts):
+    bad = BadRows(source)
+    for entry in select_whole(entries, row_error, bad):
         row = complete_row(entry.row, name, entry.number)
-        if not misplaced_answer(row):
+        reason = misplaced_answer(row)
+        if not reason:
             rows.append(row)
             continue
-        moved = move_answers(row) if bad_rows == "move" else None
-        if moved:
+        moved = move_answers(row)
+        if moved and bad_rows == "move":
             rows.append(moved)
             counts["rows with a moved answer"] += 1
         else:
-            misplaced.append(row)
-    if misplaced and bad_rows == "stop":
-        raise UserError(f"{source}: {explain_misplaced(misplaced)}")
-    counts["misplaced answers"] += len(misplaced)
+            bad.add("misplaced answers", entry.place, reason)
+            bad.movable += moved is not None
+    refuse_bad_rows(bad, len(rows), bad_rows)
+    counts.update(bad.kinds)
     return rows
-
-
-def explain_misplaced(rows: list[dict]) -> str:
-    """Return a sentence about rows with an answer that is not at its offset, and what helps."""
-    first = ", ".join(row["id"] for row in rows[:3])
-    movable = sum(move_answers(row) is not None for row in rows)
-    cure = "mend them, or leave them out with PARAMS=bad_rows=skip"
-    if movable:
-        whose = "their answers" if movable == len(rows) else f"the answers of {movable} of them"
-        cure = (
-            f"PARAMS=bad_rows=move moves {whose} to the nearest place that holds the text, "
-            "PARAMS=bad_rows=skip leaves such rows out; or mend them"
-        )
-    return (
-        f"{len(rows)} rows have an answer that does not stand at its answer_start, first "
-        f"{make_printable(first)} (of the first, {misplaced_answer(rows[0])}); {cure}"
-    )
 
 
 def read_sentences(path: Path, d: Dataset, name: str, bad_rows: str, counts: Counter) -> list[dict]:
@@ -507,15 +541,18 @@ def complete_sentences(
     bad_rows: str,
     counts: Counter,
 ) -> list[dict]:
-    """Return the rows of entries in the schema of sentences, less the bad ones (select_whole)."""
+    """Return the rows of entries in the schema of sentences, less the bad ones (read_rows)."""
     task = get_task(d.task)
 
     def find_error(row: Any) -> str | None:
         return task.find_row_error(row, d)
 
     rows = []
-    for entry in select_whole(source, entries, find_error, bad_rows, counts):
+    bad = BadRows(source)
+    for entry in select_whole(entries, find_error, bad):
         rows.append(task.complete_row(entry.row, d, name, entry.number))
+    refuse_bad_rows(bad, len(rows), bad_rows)
+    counts.update(bad.kinds)
     return rows
 
 
