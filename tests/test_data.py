@@ -151,10 +151,34 @@ def test_all_bad_rows_are_told_at_once(tmp_path):
         "a.jsonl: 42 of 50 rows cannot be used (1 malformed, 40 with a missing or wrong field, "
         "1 with an answer that does not stand at its answer_start): line 1: not JSON"
     ) in message
-    assert re.findall(r"line (\d+): ", message) == ["1", "2", "3", "4", "5"]
+    assert re.findall(r"line (\d+)", message) == ["1", "2", "3", "4", "5"]
+    assert "; line 2, line 3, line 4, line 5: field 'question' holds no text; and" in message
     assert "; and 37 more; PARAMS=bad_rows=move moves the answers of 1 of them" in message
     assert message.endswith(", mend the rows, or leave such rows out with PARAMS=bad_rows=skip")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("bad_rows", ["stop", "skip", "move"])
+def test_a_file_of_bad_rows_alone_says_what_is_wrong_with_them(tmp_path, bad_rows):
+    """Else they are counted and dropped, and a later error says that there are 0 rows."""
+    rows = [make_row(i) for i in range(8)]
+    for row in rows[:7]:
+        row["text"] = row.pop("context")
+    rows[7]["answers"] = {"text": ["gone"], "answer_start": [0]}
+    write_rows(tmp_path / "a.jsonl", rows)
+    words = (
+        r"a.jsonl: 8 of 8 rows cannot be used \(7 with a missing or wrong field, 1 with an answer "
+        r"that .*\): line 1, line 2, .*: no field 'context' among .*; mend the rows; there are no"
+    )
+    with pytest.raises(UserError, match=words) as error:
+        read_rows(tmp_path / "a.jsonl", bad_rows)
+    assert "PARAMS" not in str(error.value)
+
+
+def test_an_empty_file_is_one_sentence(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="a.jsonl holds no rows; write one question or text a row"):
+        read_rows(tmp_path / "a.jsonl", "skip")
 
 
 def test_misplaced_answers_are_counted_and_not_moved_unless_told(tmp_path):
@@ -164,7 +188,7 @@ def test_misplaced_answers_are_counted_and_not_moved_unless_told(tmp_path):
     write_rows(tmp_path / "a.jsonl", rows)
     words = (
         r"a.jsonl: 5 of 9 rows cannot be used \(5 with an answer that does not stand at its "
-        r"answer_start\): line 3: the answer '.+' stands at \d+, not at 0; line 4: .* line 7: "
+        r"answer_start\): line 3.* the answer '.+' stands at \d+, not at 0; .*line 7"
     )
     with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "a.jsonl")
@@ -224,10 +248,10 @@ def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
     [
         (
             ["Osk0", "Osk1"],
-            "=bad_rows=move moves their answers to the nearest place .*, mend the rows, or leave",
+            "=bad_rows=move moves their answers to the nearest place .*, or mend the rows; there",
         ),
         (["Osk0", "gone"], "=bad_rows=move moves the answers of 1 of them to the nearest place"),
-        (["gone", "gone"], r"is nowhere in the context; mend the rows, or leave .*=bad_rows=skip$"),
+        (["gone", "gone"], r"is nowhere in the context; mend the rows; there are no other rows$"),
     ],
 )
 def test_the_error_of_a_bad_offset_names_the_option_that_helps(tmp_path, texts, words):

@@ -645,6 +645,23 @@ def test_hardly_any_rows_propose_nothing(domains, tmp_path, monkeypatch):
         start_own(monkeypatch, "mine", domains)
 
 
+def test_too_few_rows_say_how_many_were_left_out_and_why(domains, tmp_path, monkeypatch):
+    rows = make_crowded_rows("clinic", [1] * 40)
+    repeated = rows[:5]
+    for row in rows[10:]:
+        row["question"] = None
+    write_rows(tmp_path / "clinic" / "train.jsonl", rows)
+    test_file = tmp_path / "clinic" / "test.jsonl"
+    test_file.write_text(test_file.read_text() + "".join(json.dumps(r) + "\n" for r in repeated))
+    words = (
+        r"mine-b has 5 training rows that no test row repeats \(left out of its files: "
+        r"30 incomplete, 5 copies of held-out rows; PARAMS=bad_rows=stop says what is "
+        r"wrong with the bad ones\): too few to train on; add rows"
+    )
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains, bad_rows="skip")
+
+
 def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
     """A control at 90:10 takes more validation rows of the first domain than 50:50 does."""
     start_own(
@@ -720,7 +737,7 @@ ROW = {
     ],
 )
 def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
-    write_rows(tmp_path / "harbour" / "train.jsonl", [line])
+    write_rows(tmp_path / "harbour" / "train.jsonl", [line, ROW])
     with pytest.raises(UserError, match=words) as error:
         start_own(monkeypatch, "mine", domains)
     assert str(tmp_path / "harbour" / "train.jsonl") in str(error.value)

@@ -76,7 +76,7 @@ class BadRows:
 
     def __init__(self, source: Path | str):
         self.source = source  # as an error names it
-        self.named: list[str] = []  # place and reason of the first NAMED
+        self.named: list[tuple[str, str]] = []  # place and reason of the first NAMED
         self.kinds: Counter = Counter()  # of KINDS
         self.movable = 0  # rows whose answers bad_rows=move would mend
 
@@ -84,7 +84,7 @@ class BadRows:
         """Add a row. kind: of KINDS."""
         self.kinds[kind] += 1
         if len(self.named) < NAMED:
-            self.named.append(f"{place}: {make_printable(reason)}")
+            self.named.append((place, make_printable(reason)))
 
 
 # What the formats' libraries raise for a file that cannot be read.
@@ -443,12 +443,14 @@ def select_whole(
 
 
 def refuse_bad_rows(bad: BadRows, used: int, bad_rows: str):
-    """Raise UserError where a source has bad rows and they stop a study.
+    """Raise UserError where bad rows of a source stop a study, and where it has no usable row.
 
     used: the rows of the source that can be used. bad_rows: as in `read_rows`.
     """
-    if bad.kinds and bad_rows == "stop":
-        raise UserError(f"{describe_bad_rows(bad, used)}; {propose_cure(bad)}")
+    if not bad.kinds and not used and isinstance(bad.source, Path):
+        raise UserError(f"{bad.source} holds no rows; write one question or text a row")
+    if bad.kinds and (bad_rows == "stop" or not used):
+        raise UserError(f"{describe_bad_rows(bad, used)}; {propose_cure(bad, used)}")
 
 
 def describe_bad_rows(bad: BadRows, used: int) -> str:
@@ -457,19 +459,26 @@ def describe_bad_rows(bad: BadRows, used: int) -> str:
     used: the rows of the source that can be used.
     """
     count = bad.kinds.total()
+    places: dict[str, list[str]] = {}
+    for place, reason in bad.named:
+        places.setdefault(reason, []).append(place)
+    named = "; ".join(f"{', '.join(same)}: {reason}" for reason, same in places.items())
     if count == 1:
-        return f"{bad.source}, {bad.named[0]}"
+        return f"{bad.source}, {named}"
     kinds = [f"{bad.kinds[kind]:,} {words}" for kind, words in KINDS.items() if bad.kinds[kind]]
     rest = count - len(bad.named)
     more = f"; and {rest:,} more" if rest else ""
     return (
         f"{bad.source}: {count:,} of {count + used:,} rows cannot be used ({', '.join(kinds)}): "
-        f"{'; '.join(bad.named)}{more}"
+        f"{named}{more}"
     )
 
 
-def propose_cure(bad: BadRows) -> str:
-    """Return what a user can do about the bad rows of a source."""
+def propose_cure(bad: BadRows, used: int) -> str:
+    """Return what a user can do about the bad rows of a source.
+
+    used: the rows of the source that can be used. Without any, leaving the others out is no cure.
+    """
     count = bad.kinds.total()
     cures = []
     if bad.movable:
@@ -479,8 +488,10 @@ def propose_cure(bad: BadRows) -> str:
         cures.append("mend its dataset's definition in params/datasets.yaml")
     else:
         cures.append("mend the row" if count == 1 else "mend the rows")
-    cures.append("or leave such rows out with PARAMS=bad_rows=skip")
-    return ", ".join(cures)
+    if used:
+        cures.append("or leave such rows out with PARAMS=bad_rows=skip")
+        return ", ".join(cures)
+    return f"{', or '.join(cures)}; there are no other rows"
 
 
 def read_rows(

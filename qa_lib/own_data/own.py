@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from qa_lib.data import selection
+from qa_lib.data import selection, sources
 from qa_lib.reports import exbert, trials
 from qa_lib.settings import hub
 from qa_lib.settings.params import UserError
@@ -324,8 +324,9 @@ def refuse_shortage(p: exbert.Parameters, parts: list[selection.Splits]):
     train_rows, validation_rows = fitting
     i = next(i for i, rows in enumerate(available) if needed[i] > rows)
     held_out = len(parts[i].validation)
-    hint = context_hint(files[i][0])
-    why = f" ({hint})" if hint else ""
+    reasons = [context_hint(files[i][0]), describe_left_out(parts[i])]
+    why = "; ".join(reason for reason in reasons if reason)
+    why = f" ({why})" if why else ""
     raise UserError(
         f"{p.domains[i]} has {len(parts[i].train) + held_out} training rows; after {held_out} for "
         f"validation {available[i]} are left{why}, and the mixture needs {needed[i]} of it: what "
@@ -349,10 +350,28 @@ def explain_unusable_domain(
             "rows of other contexts, or cut that context into several"
         )
     total = len(parts[i].train) + len(parts[i].validation)
+    left_out = describe_left_out(parts[i])
+    why = f" ({left_out})" if left_out else ""
     return (
-        f"{p.domains[i]} has {total} training rows that no test row repeats: too few to train on; "
-        "add rows"
+        f"{p.domains[i]} has {total} training rows that no test row repeats{why}: too few to train "
+        "on; add rows"
     )
+
+
+def describe_left_out(part: selection.Splits) -> str:
+    """Return half a sentence about the rows that the files of a domain have and the study not."""
+    counts = Counter(part.counts)
+    del counts["rows with a moved answer"]
+    left_out = []
+    for what, count in counts.items():
+        if count:
+            left_out.append(f"{count:,} {what.removesuffix(' dropped')}")
+    if not left_out:
+        return ""
+    text = f"left out of its files: {', '.join(left_out)}"
+    if any(counts[kind] for kind in sources.KINDS):
+        text += "; PARAMS=bad_rows=stop says what is wrong with the bad ones"
+    return text
 
 
 def context_hint(rows: list[dict]) -> str:
