@@ -125,6 +125,54 @@ def test_four_formats_give_the_same_rows(tmp_path):
         assert read_rows(tmp_path / file) == expected, file
 
 
+def test_questions_are_read_from_csv_by_their_columns(tmp_path):
+    """As pandas writes them. An empty cell makes its column's numbers 21.0 for 21."""
+    rows = [make_row(i) for i in range(4)]
+    cells = []
+    for row in rows:
+        row["context"] = f'He said, "so",\r\n{row["context"]}'
+        text = row["answers"]["text"][0]
+        row["answers"]["answer_start"] = [row["context"].index(text)]
+        answer = {"answer": text, "answer_start": row["answers"]["answer_start"][0]}
+        cells.append({field: row[field] for field in ("title", "context", "question")} | answer)
+    cells[3] |= {"answer": None, "answer_start": None}
+    pd.DataFrame(cells).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame(cells).to_csv(tmp_path / "a.csv.gz", index=False)
+    for file in ("a.csv", "a.csv.gz"):
+        read = read_rows(tmp_path / file)
+        assert [row["answers"] for row in read] == [row["answers"] for row in rows[:3]] + [NOTHING]
+        for field in ("title", "context", "question"):
+            assert [row[field] for row in read] == [row[field] for row in rows]
+        assert [row["id"] for row in read] == ["own-1", "own-2", "own-3", "own-4"]
+        assert [row["is_impossible"] for row in read] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"answer_start": "3,5"}, "answer 1 has no 'answer_start' that is a whole number"),
+        ({"answer_start": ""}, "answer 1 has no 'answer_start' that is a whole number"),
+        ({"answer_start": "inf"}, "answer 1 has no 'answer_start' that is a whole number"),
+        ({"answer": "", "answer_start": "4"}, "answer 1 is blank"),
+        ({"context": ""}, "field 'context' holds no text"),
+        ({"is_impossible": "perhaps"}, "field 'is_impossible' is neither true nor false"),
+        ({"answer_start": "0"}, "the answer 'mill' stands at 4, not at 0"),
+    ],
+)
+def test_a_bad_row_of_csv_is_named(tmp_path, change, reason):
+    whole = {"context": "The mill.", "question": "What?", "answer": "mill", "answer_start": "4"}
+    whole["is_impossible"] = ""
+    pd.DataFrame([whole, whole | change]).to_csv(tmp_path / "a.csv", index=False)
+    message, rows, _ = read_both(tmp_path / "a.csv")
+    assert "a.csv, line 3: " in message
+    assert reason in message
+    assert len(rows) == 1
+    pd.DataFrame([whole]).drop(columns="answer_start").to_csv(tmp_path / "b.csv", index=False)
+    words = "b.csv cannot be read .no column 'answer_start' among context, .*; a row has context, "
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "b.csv")
+
+
 def test_a_malformed_line_is_named(tmp_path):
     write_rows(tmp_path / "a.jsonl", [make_row(0), '{"id": "broken",\n', make_row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):

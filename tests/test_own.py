@@ -747,7 +747,13 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("a.csv", b"id,question\n", "its name has none of the known endings; a file is JSON Lines"),
+        ("a.xlsx", b"PK", "its name has none of the known endings; a file is JSON Lines"),
+        (
+            "a.csv",
+            b"id,question\n",
+            "cannot be read .no column 'context' among id, question; a row has context, question, "
+            "answer, answer_start",
+        ),
         (
             "a.json",
             b'{"context": "x"}\n{"context": "y"}\n',

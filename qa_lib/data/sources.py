@@ -40,8 +40,9 @@ class Formats(NamedTuple):
 
 
 SPAN_FORMATS = Formats(
-    (".jsonl", ".jsonl.gz", ".json", ".parquet"),
-    "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)",
+    (".jsonl", ".jsonl.gz", ".json", ".parquet", *COMMAS),
+    "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet), nested SQuAD JSON (.json) or CSV (.csv, "
+    ".csv.gz)",
 )
 SENTENCE_FORMATS = Formats(
     (".jsonl", ".jsonl.gz", ".parquet", *COMMAS, *TABS),
@@ -50,6 +51,7 @@ SENTENCE_FORMATS = Formats(
 )
 FIELDS = ("id", "title", "context", "question", "answers", "is_impossible")
 NEEDED = ("context", "question", "answers")
+COLUMNS = ("context", "question", "answer", "answer_start")  # those that CSV of questions must have
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -125,7 +127,7 @@ def iterate_rows(
             with open_text(path) as file:
                 yield from iterate_nested(json.load(file))
         elif path.name.endswith(COMMAS + TABS):
-            with open_text(path) as lines:
+            with open_text(path, newline="") as lines:  # offsets count "\r\n" as two characters
                 yield from iterate_table(lines, path.name.endswith(TABS), needed)
         else:
             with open_text(path) as lines:
@@ -136,10 +138,11 @@ def iterate_rows(
         raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {known}") from None
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(path: Path, newline: str | None = None) -> TextIO:
     """Open a text file, compressed or not, without its byte-order mark.
 
     Bytes that are no UTF-8 become lone surrogates, so that `row_error` finds the row they stand in.
+    newline: "" keeps the ends of lines as the file has them; by default all are a newline.
     Raises ValueError where the first bytes show another encoding.
     """
     opener = gzip.open if path.suffix == ".gz" else open
@@ -147,7 +150,7 @@ def open_text(path: Path) -> TextIO:
         encoding = json.detect_encoding(file.read(4))
     if encoding not in ("utf-8", "utf-8-sig"):
         raise ValueError(f"it is {encoding} and not utf-8; save it anew as utf-8")
-    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape")
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def iterate_lines(lines: Iterable[str]) -> Iterator[Entry]:
@@ -256,6 +259,38 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
             yield Entry(number, place, None, reason)
         else:
             yield Entry(number, place, dict(zip(names, values, strict=True)))
+
+
+def gather_answers(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield the entries of a CSV file of questions with their answers as other formats have them.
+
+    A row has one answer, in the columns `answer` and `answer_start`, or none where both are empty.
+    """
+    for entry in entries:
+        if entry.malformed:
+            yield entry
+            continue
+        row = dict(entry.row)
+        text = row.pop("answer")
+        start = read_start(row.pop("answer_start"))
+        row["answers"] = {"text": [text], "answer_start": [start]}
+        if not text and start == "":
+            row["answers"] = {"text": [], "answer_start": []}
+        for name in ("id", "title", "is_impossible"):
+            row[name] = row.get(name) or None  # an empty cell holds nothing
+        yield entry._replace(row=row)
+
+
+def read_start(cell: str) -> int | str:
+    """Return the whole number in a cell; other text as it is.
+
+    Tables with empty cells have 21.0 for 21.
+    """
+    try:
+        number = float(cell)
+    except ValueError:
+        return cell
+    return int(number) if number.is_integer() else cell
 
 
 def iterate_parquet(path: Path, fields: Iterable[str], needed: Iterable[str]) -> Iterator[Entry]:
@@ -505,7 +540,10 @@ def read_rows(
     them. "move" moves an answer that does not stand at its offset to the nearest place that holds
     its text, and counts the row; it leaves out other bad rows as "skip" does.
     """
-    entries = iterate_rows(path, [*FIELDS, *fields])
+    if path.name.endswith(COMMAS):
+        entries = gather_answers(iterate_rows(path, needed=COLUMNS))
+    else:
+        entries = iterate_rows(path, [*FIELDS, *fields])
     return complete_questions(path, entries, name, bad_rows, counts)
 
 
