@@ -269,6 +269,7 @@ def run_own(args: argparse.Namespace) -> int:
     print(f"profile own: {args.name}; {own.describe_plan(p)}", flush=True)
     own.check_rows(p)
     study.fetch_inputs(p)
+    print(own.describe_contexts(p), flush=True)
     missing = study.list_missing(own.foresee_plan(p))
     if missing and study.list_missing(plans.plan(p)):
         _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))

@@ -815,6 +815,19 @@ def test_too_few_rows_say_which_set_and_how_many(tiny):
         selection.draw_mixture(spec)
 
 
+def test_rows_without_titles_are_told_of_another_unit(own, monkeypatch):
+    """Without titles all rows are one unit, and validation takes it whole."""
+    rows = [make_row(i, title=None) for i in range(30)]
+    folder = own(rows, [make_row(30)], validation_rows=4)
+    spec = make_run(monkeypatch, {"own": selection.load_splits("own", "folder", folder)}, [])
+    words = (
+        "needs 8 training rows of own, which has 0: 8 short, after 30 for validation by whole "
+        "titles; .* where rows lack a title, write unit: context in its definition"
+    )
+    with pytest.raises(UserError, match=words):
+        selection.draw_mixture(spec)
+
+
 def test_a_share_of_validation_rows_that_is_none_is_refused(tiny):
     words = "none of the 1 validation rows falls to encyclopaedia, biomedicine; raise"
     with pytest.raises(UserError, match=words):

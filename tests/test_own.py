@@ -335,6 +335,8 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert words in output
     assert "all rounds together take about 1 min on this machine\n" in output
     assert "harbour: 46 training, 4 validation, 30 test rows\n" in output
+    assert "take the questions of one context together, and titles play no part; " in output
+    assert re.search("; contexts: harbour has [0-9]+ training, [0-9]+ validation, [0-9]+", output)
     study.run(p, plans.plan, workers=1)
     assert set(study.run(p, plans.plan)["trained"]) == {"found"}
     # what is trained already is not announced again
@@ -684,6 +686,21 @@ def test_a_test_set_of_one_context_is_refused(domains, tmp_path, monkeypatch):
     words = "test file of mine-b has 1 rows and not two different contexts.*of several contexts"
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
+
+
+def test_rows_without_titles_are_split_by_context(domains, tmp_path, monkeypatch, capsys):
+    for name in ("harbour", "clinic"):
+        for kind in ("train", "test"):
+            file = tmp_path / name / f"{kind}.jsonl"
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            for row in rows:
+                del row["title"]
+            write_rows(file, rows)
+    start_own(monkeypatch, "mine", domains)
+    output = capsys.readouterr().out
+    assert "mine-a: 46 training, 4 validation, 30 test rows\n" in output
+    counts = re.search("mine-a has ([0-9]+) training, ([0-9]+) validation, ([0-9]+)", output)
+    assert all(0 < int(count) < 46 for count in counts.groups())
 
 
 def test_rows_that_share_an_id_are_refused(domains, tmp_path, monkeypatch):

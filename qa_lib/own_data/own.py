@@ -142,6 +142,22 @@ def describe_plan(p: exbert.Parameters) -> str:
     )
 
 
+def describe_contexts(p: exbert.Parameters) -> str:
+    """Return what the splits and the intervals take together, and how many of it there are."""
+    parts = []
+    for name in p.domains:
+        splits = selection.load_splits(name, p.source, p.data, p.bad_rows)
+        kinds = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+        counts = []
+        for kind, rows in kinds.items():
+            counts.append(f"{len(set(selection.name_units(rows, 'context'))):,} {kind}")
+        parts.append(f"{name} has {', '.join(counts)}")
+    return (
+        "validation and intervals take the questions of one context together, and titles play no "
+        f"part; contexts: {'; '.join(parts)}"
+    )
+
+
 def describe_trials(p: exbert.Parameters) -> str:
     """Return how the trials choose, as a page says it."""
     if not p.halving:

@@ -99,7 +99,9 @@ class Dataset(Strict):
     unlabelled: int | None = None  # hub only: the label of rows that have none; they are left out
     # The head that a model has for it where the datasets of a task share one (Heads.one_for).
     head: str | None = None
-    # Text: rows that share a text are of one unit, and so are rows that others connect.
+    # What a split never divides. Title: rows without one are one unit together, so of such rows
+    # write context. Text: rows that share a text are of one unit, and so are rows that others
+    # connect.
     unit: Literal["title", "question", "context", "text"] = "title"
     train_rows: int | None = None
     validation_share: float = 0.5
