@@ -320,7 +320,13 @@ def test_a_new_value_of_bad_rows_changes_no_other_hash(tiny):
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
+    for i in range(10):
+        (tmp_path / f"{i}.jsonl").touch()
+    words = (
+        "none.jsonl does not exist; DATA= names the folder .*; the folder .* holds 0.jsonl, "
+        "1.jsonl, .*, 7.jsonl and 2 more"
+    )
+    with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "none.jsonl")
 
 

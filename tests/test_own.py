@@ -520,8 +520,22 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
             "DOMAIN_A= does not name two files: write DOMAIN_A=train.jsonl:test.jsonl",
         ),
         ("mine", lambda a, b: [a, b.split(":")[0]], "does not name two files"),
-        ("mine", lambda a, b: [a, b + "x"], "DOMAIN_B: .*clinic/test.jsonlx is not there"),
-        ("mine", lambda a, b: [a, b.replace("/train.jsonl", "")], "clinic is a folder, not a file"),
+        (
+            "mine",
+            lambda a, b: [a, b + "x"],
+            "DOMAIN_B: .*clinic/test.jsonlx is not there; .*; the folder .*/clinic holds "
+            "test.jsonl, train.jsonl; did you mean test.jsonl.$",
+        ),
+        (
+            "mine",
+            lambda a, b: [a.replace("harbour", "harbor"), b],
+            "DOMAIN_A: .*harbor/train.jsonl is not there; .* holds .*harbour.*mean harbour.$",
+        ),
+        (
+            "mine",
+            lambda a, b: [a, b.replace("/train.jsonl", "")],
+            "clinic is a folder, not a file; .*/clinic holds test.jsonl, train.jsonl",
+        ),
         (
             "mine",
             lambda a, b: [":".join([a.split(":")[0]] * 2), b],
@@ -818,3 +832,23 @@ def test_the_profile_own_needs_its_file():
     changes = {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
         plans.plan(plans.load_params("exbert", "own", changes))
+
+
+def test_the_notebook_names_what_there_is_instead(domains, tmp_path, monkeypatch):
+    """Of a wrong file, of a wrong domain, and of a data file that was moved."""
+    p = start_own(monkeypatch, "mine", domains)
+    cell = own_values(p)
+    wrong = p.data.replace("mine.yaml", "mime.yaml")
+    words = "mime.yaml does not exist; .*; the folder .*/own holds .*; did you mean mine.yaml.$"
+    with pytest.raises(UserError, match=words):
+        plans.plan(plans.load_own_from_names("exbert", cell | {"data": wrong}))
+    words = "'harbor' is no own dataset; .*/own/mine.yaml has mine-a, mine-b"
+    with pytest.raises(UserError, match=words):
+        plans.plan(plans.load_own_from_names("exbert", cell | {"domains": ["harbor", "mine-b"]}))
+    (tmp_path / "clinic" / "test.jsonl").rename(tmp_path / "clinic" / "tests.jsonl")
+    words = (
+        "clinic/test.jsonl does not exist; make own NAME=… DOMAIN_A=… DOMAIN_B=… takes it from "
+        "where it is now; the folder .*/clinic holds tests.jsonl, train.jsonl; did you mean tests"
+    )
+    with pytest.raises(UserError, match=words):
+        plans.plan(plans.load_own_from_names("exbert", cell))

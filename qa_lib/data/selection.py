@@ -97,8 +97,8 @@ def identify_content(d: Dataset, source: str, folder: str | None) -> list[str]:
             content.append(sha256(path.resolve()))
         else:
             raise UserError(
-                f"{path} does not exist; DATA= names the folder that holds it, "
-                "DATA.md where to get it"
+                f"{path} does not exist; {params.FOR_MISSING_FILE[source]}; "
+                f"{params.describe_folder(path)}"
             )
     return content
 
@@ -111,7 +111,8 @@ def find_dataset(name: str, source: str, folder: str | None = None) -> Dataset:
         if source == "hub":
             cure = "; name its repository there, or use PROFILE=real DATA=folder"
         raise UserError(
-            f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}{cure}"
+            f"'{name}' is no {source} dataset; "
+            f"{folder if source == 'own' else 'params/datasets.yaml'} has {', '.join(known)}{cure}"
         )
     return known[name]
 

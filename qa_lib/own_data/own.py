@@ -18,7 +18,7 @@ import yaml
 from qa_lib.data import selection, sources
 from qa_lib.reports import exbert, trials
 from qa_lib.settings import hub
-from qa_lib.settings.params import UserError
+from qa_lib.settings.params import UserError, describe_folder
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -67,11 +67,16 @@ def find_files(option: str, text: str) -> list[Path]:
         )
     paths = [Path(os.path.expanduser(part)) for part in parts]
     for path in paths:
-        if not path.is_file():
-            problem = "a folder, not a file" if path.exists() else "not there"
+        if path.is_dir():
+            files = describe_folder(path / "train.jsonl")
             raise UserError(
-                f"{option}: {path} is {problem}; write {option}=train.jsonl:test.jsonl, seen from "
-                f"{Path.cwd().name}/ or as whole paths"
+                f"{option}: {path} is a folder, not a file; write {option}=train.jsonl:test.jsonl "
+                f"with the paths of two files; {files}"
+            )
+        if not path.is_file():
+            raise UserError(
+                f"{option}: {path} is not there; write {option}=train.jsonl:test.jsonl, seen from "
+                f"{Path.cwd().name}/ or as whole paths; {describe_folder(path)}"
             )
     return paths
 
