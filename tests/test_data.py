@@ -693,7 +693,8 @@ def test_a_boolean_has_many_spellings(tmp_path, says, values):
     read = read_rows(tmp_path / "a.jsonl")
     assert [r["is_impossible"] for r in read] == [says] * len(values)
     if says:
-        write_rows(tmp_path / "a.jsonl", [make_row(0) | {"is_impossible": x} for x in values])
+        bad = [make_row(0) | {"is_impossible": x} for x in values]
+        write_rows(tmp_path / "a.jsonl", [*bad, make_row(1)])
         message, rows, counts = read_both(tmp_path / "a.jsonl")
         assert "is_impossible, and yet it has answers" in message
         assert counts["incomplete"] == len(values)
