@@ -241,9 +241,18 @@ def run_rescore(args: argparse.Namespace) -> int:
 
 def add_own(parser: argparse.ArgumentParser):
     """Add the arguments of `own`."""
-    parser.add_argument("name")
-    parser.add_argument("domains", nargs=2, metavar="TRAIN:TEST")
-    parser.add_argument("--size", type=params.check_size, help="small | full")
+    parser.add_argument("name", help="of the study; the page stands in figures/exbert/own-NAME")
+    parser.add_argument(
+        "domains",
+        nargs=2,
+        metavar="TRAIN:TEST",
+        help="the two files of a domain, train.jsonl:test.jsonl; docs/own-data.md has their fields",
+    )
+    parser.add_argument(
+        "--size",
+        type=params.check_size,
+        help="small, the default, within two hours on two cores | full, the thorough version",
+    )
     command_line.add_parameters(parser)
 
 
@@ -340,7 +349,12 @@ VERBS = {
         command_line.add_arguments,
         run_rescore,
     ),
-    "own": ("define and check two domains of your own", add_own, run_own),
+    "own": (
+        "define and check two domains of your own, and say what their study costs; make own does "
+        "this, then trains and draws the page",
+        add_own,
+        run_own,
+    ),
     "check-data": ("compare the files of a folder with DATA.md", add_check_data, run_check_data),
     "pin": ("resolve hub revisions into params/pins.yaml", add_nothing, run_pin),
 }

@@ -168,7 +168,10 @@ def test_a_bad_row_of_csv_is_named(tmp_path, change, reason):
     assert reason in message
     assert len(rows) == 1
     pd.DataFrame([whole]).drop(columns="answer_start").to_csv(tmp_path / "b.csv", index=False)
-    words = "b.csv cannot be read .no column 'answer_start' among context, .*; a row has context, "
+    words = (
+        "b.csv cannot be read .no column 'answer_start' among context, .*; a row has context, "
+        "question, answer, answer_start: rename the column, or add it.; mend it, or save it anew"
+    )
     with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "b.csv")
 

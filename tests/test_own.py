@@ -539,7 +539,7 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
         (
             "mine",
             lambda a, b: [":".join([a.split(":")[0]] * 2), b],
-            "DOMAIN_A: .* holds the same as the training file of DOMAIN_A",
+            "DOMAIN_A: .* holds the same as the training file of DOMAIN_A; name another test file",
         ),
         (
             "mine",
@@ -553,6 +553,14 @@ def test_a_mistake_on_the_command_line_is_one_sentence(domains, monkeypatch, nam
         start_own(monkeypatch, name, change(*domains))
     assert "\n" not in str(error.value)
     assert not list(runs.RUNS.glob("own/*"))
+
+
+def test_help_says_what_a_domain_is(capsys):
+    with pytest.raises(SystemExit):
+        run_verb(["own", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the two files of a domain, train.jsonl:test.jsonl; docs/own-data.md has their" in text
+    assert "make own does this, then trains and draws the page" in text
 
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
@@ -656,7 +664,10 @@ def test_one_context_of_all_rows_cannot_be_split(
 
 def test_hardly_any_rows_propose_nothing(domains, tmp_path, monkeypatch):
     write_rows(tmp_path / "clinic" / "train.jsonl", make_crowded_rows("clinic", [1] * 5))
-    words = "mine-b has 5 training rows that no test row repeats: too few to train on; add rows"
+    words = (
+        "mine-b has 5 training rows that no test row repeats: too few to train on; add rows, 12 "
+        "are needed in all with train_rows=20 and validation_rows=4"
+    )
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
 
@@ -697,7 +708,7 @@ def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
 def test_a_test_set_of_one_context_is_refused(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     file.write_text(file.read_text().splitlines()[0] + "\n")
-    words = "test file of mine-b has 1 rows and not two different contexts.*of several contexts"
+    words = "all rows of the test file of mine-b .1. have one context, .*; add test rows of other"
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
 
@@ -721,7 +732,10 @@ def test_rows_that_share_an_id_are_refused(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     write_rows(file, [row | {"id": "p1"} for row in rows])
-    words = "rows of the test file of mine-b share an id; give each an id of its own, or none"
+    words = (
+        r"rows of the test file of mine-b share an id: \d+ have 'p1', the first of 1 such ids; "
+        "give each row an id of its own, or leave the field id out"
+    )
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
 
@@ -778,7 +792,7 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("a.xlsx", b"PK", "its name has none of the known endings; a file is JSON Lines"),
+        ("a.xlsx", b"PK", "its name has none of the known endings; save it as JSON Lines"),
         (
             "a.csv",
             b"id,question\n",

@@ -120,7 +120,7 @@ def iterate_rows(
         )
     known = formats.described
     if not path.name.endswith(formats.endings):
-        raise UserError(f"{path}: its name has none of the known endings; a file is {known}")
+        raise UserError(f"{path}: its name has none of the known endings; save it as {known}")
     try:
         if path.suffix == ".parquet":
             yield from iterate_parquet(path, fields, needed)
@@ -136,7 +136,9 @@ def iterate_rows(
     except UNREADABLE as e:
         hint = "; one row a line is a .jsonl" if path.suffix == ".json" else ""
         reason = " ".join(str(e).split())
-        raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {known}") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}){hint}; mend it, or save it anew as {known}"
+        ) from None
 
 
 def open_text(path: Path, newline: str | None = None) -> TextIO:
@@ -225,7 +227,7 @@ def check_columns(names: list[str], needed: Iterable[str]):
         if name not in names:
             raise ValueError(
                 f"no column '{name}' among {', '.join(names) or 'none'}; a row "
-                f"has {', '.join(needed)}"
+                f"has {', '.join(needed)}: rename the column, or add it"
             )
 
 

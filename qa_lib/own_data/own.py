@@ -42,7 +42,10 @@ def check_domains(p: exbert.Parameters):
     """Raise UserError for a domain's name that a path or a table could not hold."""
     for name in p.domains:
         if not NAME.fullmatch(name):
-            raise UserError(f"PARAMS: domains: {name!r} is no name; a name is {LETTERS}")
+            raise UserError(
+                f"PARAMS: domains: {name!r} is no name; write domains=[harbour,clinic], a name is "
+                f"{LETTERS}"
+            )
 
 
 def check_parts(p: exbert.Parameters):
@@ -96,7 +99,8 @@ def refuse_repeated_files(files: dict[str, list[Path]]):
                 other_option, other_part = seen[sha]
                 raise UserError(
                     f"{option}: {path} holds the same as the {other_part} file of {other_option}; "
-                    "training and test, and the two domains, need files of their own"
+                    f"name another {part} file there, since a row that trains cannot test and a "
+                    "mixture is of two domains"
                 )
             seen[sha] = option, part
 
@@ -315,15 +319,18 @@ def check_answers(name: str, kind: str, rows: list[dict]):
 
 def check_test_rows(name: str, rows: list[dict]):
     """Raise UserError for test rows of a domain that share an id, or have one context in all."""
-    if len({row["id"] for row in rows}) < len(rows):
+    ids = Counter(row["id"] for row in rows)
+    shared = [identity for identity, count in ids.items() if count > 1]
+    if shared:
         raise UserError(
-            f"rows of the test file of {name} share an id; give each an id of its own, or none of "
-            "them any"
+            f"rows of the test file of {name} share an id: {ids[shared[0]]:,} have "
+            f"'{sources.make_printable(shared[0])}', the first of {len(shared):,} such ids; give "
+            "each row an id of its own, or leave the field id out of all rows"
         )
     if len({selection.normalise_text(row["context"]) for row in rows}) < 2:
         raise UserError(
-            f"the test file of {name} has {len(rows)} rows and not two different contexts: nothing "
-            "would be known of others; test on rows of several contexts"
+            f"all rows of the test file of {name} ({len(rows)}) have one context, so that a score "
+            "would say nothing of other texts; add test rows of other contexts"
         )
 
 
@@ -350,8 +357,9 @@ def refuse_shortage(p: exbert.Parameters, parts: list[selection.Splits]):
     why = f" ({why})" if why else ""
     raise UserError(
         f"{p.domains[i]} has {len(parts[i].train) + held_out} training rows; after {held_out} for "
-        f"validation {available[i]} are left{why}, and the mixture needs {needed[i]} of it: what "
-        f'fits is PARAMS="train_rows={train_rows} validation_rows={validation_rows}"'
+        f"validation {available[i]} are left{why}, and the mixture needs {needed[i]} of it; add "
+        f"rows, or take what fits: "
+        f'PARAMS="train_rows={train_rows} validation_rows={validation_rows}"'
     )
 
 
@@ -371,11 +379,13 @@ def explain_unusable_domain(
             "rows of other contexts, or cut that context into several"
         )
     total = len(parts[i].train) + len(parts[i].validation)
+    needed = needed_rows(p, p.train_rows)[i] + largest_share(p, p.validation_rows)
     left_out = describe_left_out(parts[i])
     why = f" ({left_out})" if left_out else ""
     return (
         f"{p.domains[i]} has {total} training rows that no test row repeats{why}: too few to train "
-        "on; add rows"
+        f"on; add rows, {needed:,} are needed in all with train_rows={p.train_rows} and "
+        f"validation_rows={p.validation_rows}"
     )
 
 

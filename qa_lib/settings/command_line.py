@@ -169,7 +169,7 @@ def add_parameters(parser: argparse.ArgumentParser):
     Make passes PARAMS as --params.
     """
     parser.add_argument(
-        "-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter"
+        "-p", action="append", default=[], metavar="KEY=VALUE", help="one parameter: seeds=[0,1]"
     )
     parser.add_argument(
         "--params",

@@ -124,7 +124,10 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def _splits(self):
         if not (self.test or self.pool) and self.train_rows is None:
-            raise ValueError("a dataset without a test source needs train_rows")
+            raise ValueError(
+                "a dataset without a test source needs train_rows; write how many rows train, or "
+                "name its test files in test"
+            )
         return self
 
     @model_validator(mode="after")
@@ -174,7 +177,7 @@ class Dataset(Strict):
         if self.task == "classes" and self.range is not None:
             raise ValueError("range: a dataset of the task classes has none; leave it out")
         if self.classes and len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes: a name stands there twice")
+            raise ValueError("classes: a name stands there twice; write each once")
         if self.range and self.range[0] >= self.range[1]:
             raise ValueError(f"range: {self.range} does not rise; write the lowest score first")
         if self.task == "score" and self.average == "clusters":

@@ -68,11 +68,15 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         text = path.read_text(encoding="utf-8")
         value, lines = parse_yaml(text)
     except FileNotFoundError:
-        raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
+        raise UserError(
+            f"{shown} does not exist: this report has no such profile yet; name another PROFILE"
+        ) from None
     except OSError as e:
         raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
     except (yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, no such date
-        raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
+        raise UserError(
+            f"{shown} is not valid YAML: {' '.join(str(e).split())}; mend it there"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
     for key in value:
@@ -289,7 +293,7 @@ def _read_own_datasets(file: str) -> dict[str, Dataset]:
     datasets = {}
     for name, fields in values.items():
         if not isinstance(fields, dict):
-            raise UserError(f"{file}: {name} holds no mapping; {command} writes the file")
+            raise UserError(f"{file}: {name} holds no mapping; {command} writes the file anew")
         datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{file}: {name}: "))
     return datasets
 
