@@ -825,11 +825,13 @@ def test_too_few_rows_say_which_set_and_how_many(tiny):
         selection.draw_mixture(spec)
 
 
-def test_rows_without_titles_are_told_of_another_unit(own, monkeypatch):
+def test_rows_without_titles_are_told_of_another_unit(monkeypatch):
     """Without titles all rows are one unit, and validation takes it whole."""
-    rows = [make_row(i, title=None) for i in range(30)]
-    folder = own(rows, [make_row(30)], validation_rows=4)
-    spec = make_run(monkeypatch, {"own": selection.load_splits("own", "folder", folder)}, [])
+    d = Dataset(train=["a"], test=["b"], unit="title", validation_rows=4)
+    monkeypatch.setattr(params, "read_datasets", lambda *source: {"own": d})
+    rows = [make_row(i, title="") for i in range(30)]
+    splits = selection.split_rows(d, rows, [make_row(30)], [], selection.Counter())
+    spec = make_run(monkeypatch, {"own": splits}, [])
     words = (
         "needs 8 training rows of own, which has 0: 8 short, after 30 for validation by whole "
         "titles; .* where rows lack a title, write unit: context in its definition"

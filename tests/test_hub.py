@@ -295,7 +295,7 @@ def test_what_was_fetched_is_read_without_network(answers, stand_in):
         ("part", "nyu-mll/glue:qpq:train cannot be read .*qpq.*; mend its place"),
         ("field", "nyu-mll/glue:qqp:train has no column 'question' among question1, question2"),
         ("no answers", "some/questions:train, row 0: no field 'answers' among .* definition in"),
-        ("label", "SetFit/sst5:train, row 2: field 'label' is 2, .* none of its 2 classes"),
+        ("label", "SetFit/sst5:train: 36 of .* row 2, .*: field 'label' is 2, .* none of its 2"),
         ("subset", "mrqa.*:train has no row whose 'subset' is NewsQa; name one of HotpotQA, .*New"),
         (
             "encoder, revision",

@@ -219,7 +219,11 @@ def test_a_pair_without_its_second_field_is_named(tmp_path):
 def test_a_bad_line_of_a_table_is_named(tmp_path):
     lines = ["label,sentence", "0,whole", "1,one,two", "", '1,"open" quote', "2,whole too"]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="a.csv, line 3: it has 3 fields, and the first line names"):
+    words = (
+        "a.csv: 2 of 4 rows cannot be used .2 malformed.: line 3: it has 3 fields, and the first "
+        "line names 2; line 5: not CSV"
+    )
+    with pytest.raises(UserError, match=words):
         read(tmp_path / "a.csv", REVIEWS)
     counts = Counter()
     rows = read(tmp_path / "a.csv", REVIEWS, "skip", counts)
