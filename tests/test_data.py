@@ -176,6 +176,16 @@ def test_a_bad_row_of_csv_is_named(tmp_path, change, reason):
         read_rows(tmp_path / "b.csv")
 
 
+def test_csv_divided_by_semicolons_is_one_sentence(tmp_path):
+    """As spreadsheets write it where a comma is the decimal sign."""
+    (tmp_path / "a.csv").write_text(
+        "context;question;answer;answer_start\nThe mill.;What?;mill;4\n"
+    )
+    words = "no comma in its first line, context;question;answer;answer_start; commas divide the"
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "a.csv")
+
+
 def test_a_malformed_line_is_named(tmp_path):
     write_rows(tmp_path / "a.jsonl", [make_row(0), '{"id": "broken",\n', make_row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):

@@ -236,13 +236,15 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
 
     In CSV a text with a comma or a quote stands in double quotes. In TSV, which tabs divide, a
     quote is a character like others, as in the files of GLUE. Raises ValueError for a missing
-    column.
+    column, and for columns of CSV that something else divides.
     """
     if tabs:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(lines, strict=True)
     names = next(reader, [])
+    if len(names) == 1 and not tabs:
+        raise ValueError(f"no comma in its first line, {names[0][:60]}; commas divide the columns")
     check_columns(names, needed)
     number = 0
     while True:
