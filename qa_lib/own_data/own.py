@@ -390,7 +390,7 @@ def explain_unusable_domain(
 
 
 def describe_left_out(part: selection.Splits) -> str:
-    """Return half a sentence about the rows that the files of a domain have and the study not."""
+    """Return half a sentence about the rows of a domain that the study leaves out, else ""."""
     counts = Counter(part.counts)
     del counts["rows with a moved answer"]
     left_out = []
