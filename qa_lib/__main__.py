@@ -289,15 +289,21 @@ def add_own(parser: argparse.ArgumentParser):
         "`make own NAME=… DOMAIN_A=TRAIN:TEST DOMAIN_B=TRAIN:TEST` does this, trains, and draws "
         "the page."
     )
-    parser.add_argument("name", metavar="NAME", help="of the study; letters, digits, - and _")
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="of the study, in letters, digits, - and _; the page stands in figures/exbert/own-NAME",
+    )
     parser.add_argument(
         "domains",
         nargs=2,
         metavar="TRAIN:TEST",
-        help="training file and test file of each of the two domains",
+        help="the two files of a domain, train.jsonl:test.jsonl; docs/own-data.md has their fields",
     )
     parser.add_argument(
-        "--size", type=params.check_size, help="small, the default, or full, more thorough"
+        "--size",
+        type=params.check_size,
+        help="small, the default, within two hours on two cores | full, the thorough version",
     )
     command_line.add_parameters(parser)
 
@@ -324,6 +330,7 @@ def run_own(args: argparse.Namespace) -> int:
     print(f"profile own: {args.name}; {own.describe_plan(p)}", flush=True)
     own.check_rows(p)
     study.fetch_inputs(p)
+    print(own.describe_contexts(p), flush=True)
     missing = study.list_missing(own.foresee_plan(p))
     if missing and study.list_missing(plans.plan(p)):
         _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))

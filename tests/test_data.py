@@ -125,6 +125,67 @@ def test_four_formats_give_the_same_rows(tmp_path):
         assert read_rows(tmp_path / file) == expected, file
 
 
+def test_questions_are_read_from_csv_by_their_columns(tmp_path):
+    """As pandas writes them. An empty cell makes its column's numbers 21.0 for 21."""
+    rows = [make_row(i) for i in range(4)]
+    cells = []
+    for row in rows:
+        row["context"] = f'He said, "so",\r\n{row["context"]}'
+        text = row["answers"]["text"][0]
+        row["answers"]["answer_start"] = [row["context"].index(text)]
+        answer = {"answer": text, "answer_start": row["answers"]["answer_start"][0]}
+        cells.append({field: row[field] for field in ("title", "context", "question")} | answer)
+    cells[3] |= {"answer": None, "answer_start": None}
+    pd.DataFrame(cells).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame(cells).to_csv(tmp_path / "a.csv.gz", index=False)
+    for file in ("a.csv", "a.csv.gz"):
+        read = read_rows(tmp_path / file)
+        assert [row["answers"] for row in read] == [row["answers"] for row in rows[:3]] + [NOTHING]
+        for field in ("title", "context", "question"):
+            assert [row[field] for row in read] == [row[field] for row in rows]
+        assert [row["id"] for row in read] == ["own-1", "own-2", "own-3", "own-4"]
+        assert [row["is_impossible"] for row in read] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"answer_start": "3,5"}, "answer 1 has no 'answer_start' that is a whole number"),
+        ({"answer_start": ""}, "answer 1 has no 'answer_start' that is a whole number"),
+        ({"answer_start": "inf"}, "answer 1 has no 'answer_start' that is a whole number"),
+        ({"answer": "", "answer_start": "4"}, "answer 1 is blank"),
+        ({"context": ""}, "field 'context' holds no text"),
+        ({"is_impossible": "perhaps"}, "field 'is_impossible' is neither true nor false"),
+        ({"answer_start": "0"}, "the answer 'mill' stands at 4, not at 0"),
+    ],
+)
+def test_a_bad_row_of_csv_is_named(tmp_path, change, reason):
+    whole = {"context": "The mill.", "question": "What?", "answer": "mill", "answer_start": "4"}
+    whole["is_impossible"] = ""
+    pd.DataFrame([whole, whole | change]).to_csv(tmp_path / "a.csv", index=False)
+    message, rows, _ = read_both(tmp_path / "a.csv")
+    assert "a.csv, line 3: " in message
+    assert reason in message
+    assert len(rows) == 1
+    pd.DataFrame([whole]).drop(columns="answer_start").to_csv(tmp_path / "b.csv", index=False)
+    words = (
+        "b.csv cannot be read .no column 'answer_start' among context, .*; a row has context, "
+        "question, answer, answer_start: rename the column, or add it.; mend it, or save it anew"
+    )
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "b.csv")
+
+
+def test_csv_divided_by_semicolons_is_one_sentence(tmp_path):
+    """As spreadsheets write it where a comma is the decimal sign."""
+    (tmp_path / "a.csv").write_text(
+        "context;question;answer;answer_start\nThe mill.;What?;mill;4\n"
+    )
+    words = "no comma in its first line, context;question;answer;answer_start; commas divide the"
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "a.csv")
+
+
 def test_a_malformed_line_is_named(tmp_path):
     write_rows(tmp_path / "a.jsonl", [make_row(0), '{"id": "broken",\n', make_row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
@@ -134,14 +195,61 @@ def test_a_malformed_line_is_named(tmp_path):
     assert counts["malformed"] == 1
 
 
+def test_all_bad_rows_are_told_at_once(tmp_path):
+    """Whoever has forty of them does not mend them one by one."""
+    rows = []
+    for i in range(50):
+        rows.append(make_row(i))
+        if i % 5:
+            rows[i]["question"] = None
+    rows[0] = "[\n"
+    rows[5]["answers"]["answer_start"] = [0]
+    write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UserError) as error:
+        read_rows(tmp_path / "a.jsonl")
+    message = str(error.value)
+    assert (
+        "a.jsonl: 42 of 50 rows cannot be used (1 malformed, 40 with a missing or wrong field, "
+        "1 with an answer that does not stand at its answer_start): line 1: not JSON"
+    ) in message
+    assert re.findall(r"line (\d+)", message) == ["1", "2", "3", "4", "5"]
+    assert "; line 2, line 3, line 4, line 5: field 'question' holds no text; and" in message
+    assert "; and 37 more; PARAMS=bad_rows=move moves the answers of 1 of them" in message
+    assert message.endswith(", mend the rows, or leave such rows out with PARAMS=bad_rows=skip")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("bad_rows", ["stop", "skip", "move"])
+def test_a_file_of_bad_rows_alone_says_what_is_wrong_with_them(tmp_path, bad_rows):
+    """Else they are counted and dropped, and a later error says that there are 0 rows."""
+    rows = [make_row(i) for i in range(8)]
+    for row in rows[:7]:
+        row["text"] = row.pop("context")
+    rows[7]["answers"] = {"text": ["gone"], "answer_start": [0]}
+    write_rows(tmp_path / "a.jsonl", rows)
+    words = (
+        r"a.jsonl: 8 of 8 rows cannot be used \(7 with a missing or wrong field, 1 with an answer "
+        r"that .*\): line 1, line 2, .*: no field 'context' among .*; mend the rows; there are no"
+    )
+    with pytest.raises(UserError, match=words) as error:
+        read_rows(tmp_path / "a.jsonl", bad_rows)
+    assert "PARAMS" not in str(error.value)
+
+
+def test_an_empty_file_is_one_sentence(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="a.jsonl holds no rows; write one question or text a row"):
+        read_rows(tmp_path / "a.jsonl", "skip")
+
+
 def test_misplaced_answers_are_counted_and_not_moved_unless_told(tmp_path):
     rows = [make_row(i) for i in range(9)]
     for r in rows[2:7]:
         r["answers"] = {"text": r["answers"]["text"], "answer_start": [0]}
     write_rows(tmp_path / "a.jsonl", rows)
     words = (
-        r"5 rows have an answer that does not stand at its answer_start, first r2, r3, r4 "
-        r"\(of the first, '.+' stands at \d+, not at 0\);"
+        r"a.jsonl: 5 of 9 rows cannot be used \(5 with an answer that does not stand at its "
+        r"answer_start\): line 3.* the answer '.+' stands at \d+, not at 0; .*line 7"
     )
     with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "a.jsonl")
@@ -201,10 +309,10 @@ def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
     [
         (
             ["Osk0", "Osk1"],
-            "=bad_rows=move moves their answers to the nearest place .*=skip leaves",
+            "=bad_rows=move moves their answers to the nearest place .*, or mend the rows; there",
         ),
         (["Osk0", "gone"], "=bad_rows=move moves the answers of 1 of them to the nearest place"),
-        (["gone", "gone"], r"nowhere in the context\); mend them, or leave .*=bad_rows=skip$"),
+        (["gone", "gone"], r"is nowhere in the context; mend the rows; there are no other rows$"),
     ],
 )
 def test_the_error_of_a_bad_offset_names_the_option_that_helps(tmp_path, texts, words):
@@ -225,7 +333,13 @@ def test_a_new_value_of_bad_rows_changes_no_other_hash(tiny):
 
 
 def test_a_missing_file_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
+    for i in range(10):
+        (tmp_path / f"{i}.jsonl").touch()
+    words = (
+        "none.jsonl does not exist; DATA= names the folder .*; the folder .* holds 0.jsonl, "
+        "1.jsonl, .*, 7.jsonl and 2 more"
+    )
+    with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "none.jsonl")
 
 
@@ -592,7 +706,8 @@ def test_a_boolean_has_many_spellings(tmp_path, says, values):
     read = read_rows(tmp_path / "a.jsonl")
     assert [r["is_impossible"] for r in read] == [says] * len(values)
     if says:
-        write_rows(tmp_path / "a.jsonl", [make_row(0) | {"is_impossible": x} for x in values])
+        bad = [make_row(0) | {"is_impossible": x} for x in values]
+        write_rows(tmp_path / "a.jsonl", [*bad, make_row(1)])
         message, rows, counts = read_both(tmp_path / "a.jsonl")
         assert "is_impossible, and yet it has answers" in message
         assert counts["incomplete"] == len(values)
@@ -716,6 +831,21 @@ def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
 def test_too_few_rows_say_which_set_and_how_many(tiny):
     spec = plans.plan(tiny(train_rows=100_000))[0]
     words = r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"
+    with pytest.raises(UserError, match=words):
+        selection.draw_mixture(spec)
+
+
+def test_rows_without_titles_are_told_of_another_unit(monkeypatch):
+    """Without titles all rows are one unit, and validation takes it whole."""
+    d = Dataset(train=["a"], test=["b"], unit="title", validation_rows=4)
+    monkeypatch.setattr(params, "read_datasets", lambda *source: {"own": d})
+    rows = [make_row(i, title="") for i in range(30)]
+    splits = selection.split_rows(d, rows, [make_row(30)], [], selection.Counter())
+    spec = make_run(monkeypatch, {"own": splits}, [])
+    words = (
+        "needs 8 training rows of own, which has 0: 8 short, after 30 for validation by whole "
+        "titles; .* where rows lack a title, write unit: context in its definition"
+    )
     with pytest.raises(UserError, match=words):
         selection.draw_mixture(spec)
 

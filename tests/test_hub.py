@@ -301,7 +301,7 @@ def test_what_was_fetched_is_read_without_network(answers, stand_in):
         ("part", "nyu-mll/glue:qpq:train cannot be read .*qpq.*; mend its place"),
         ("field", "nyu-mll/glue:qqp:train has no column 'question' among question1, question2"),
         ("no answers", "some/questions:train, row 0: no field 'answers' among .* definition in"),
-        ("label", "SetFit/sst5:train, row 2: field 'label' is 2, .* none of its 2 classes"),
+        ("label", "SetFit/sst5:train: 36 of .* row 2, .*: field 'label' is 2, .* none of its 2"),
         ("subset", "mrqa.*:train has no row whose 'subset' is NewsQa; name one of HotpotQA, .*New"),
         (
             "encoder, revision",
@@ -413,7 +413,9 @@ def test_an_answer_beside_its_place_is_moved_or_refused(monkeypatch):
     (row,), counts = read(table, monkeypatch, "move")
     assert row["answers"]["answer_start"] == [3]
     assert counts["rows with a moved answer"] == 1
-    with pytest.raises(UserError, match="some/data:train: 1 rows have an answer that does not"):
+    with pytest.raises(
+        UserError, match="some/data:train, row 0: the answer 'March' stands at 3, not at 2"
+    ):
         read(table, monkeypatch)
 
 

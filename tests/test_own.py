@@ -335,6 +335,8 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert words in output
     assert "all rounds together take about 1 min on this machine\n" in output
     assert "harbour: 46 training, 4 validation, 30 test rows\n" in output
+    assert "take the questions of one context together, and titles play no part; " in output
+    assert re.search("; contexts: harbour has [0-9]+ training, [0-9]+ validation, [0-9]+", output)
     study.run(p, plans.plan, workers=1)
     assert set(study.run(p, plans.plan)["trained"]) == {"found"}
     # what is trained already is not announced again
@@ -518,12 +520,26 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
             "DOMAIN_A= does not name two files: write DOMAIN_A=train.jsonl:test.jsonl",
         ),
         ("mine", lambda a, b: [a, b.split(":")[0]], "does not name two files"),
-        ("mine", lambda a, b: [a, b + "x"], "DOMAIN_B: .*clinic/test.jsonlx is not there"),
-        ("mine", lambda a, b: [a, b.replace("/train.jsonl", "")], "clinic is a folder, not a file"),
+        (
+            "mine",
+            lambda a, b: [a, b + "x"],
+            "DOMAIN_B: .*clinic/test.jsonlx is not there; .*; the folder .*/clinic holds "
+            "test.jsonl, train.jsonl; did you mean test.jsonl.$",
+        ),
+        (
+            "mine",
+            lambda a, b: [a.replace("harbour", "harbor"), b],
+            "DOMAIN_A: .*harbor/train.jsonl is not there; .* holds .*harbour.*mean harbour.$",
+        ),
+        (
+            "mine",
+            lambda a, b: [a, b.replace("/train.jsonl", "")],
+            "clinic is a folder, not a file; .*/clinic holds test.jsonl, train.jsonl",
+        ),
         (
             "mine",
             lambda a, b: [":".join([a.split(":")[0]] * 2), b],
-            "DOMAIN_A: .* holds the same as the training file of DOMAIN_A",
+            "DOMAIN_A: .* holds the same as the training file of DOMAIN_A; name another test file",
         ),
         (
             "mine",
@@ -537,6 +553,14 @@ def test_a_mistake_on_the_command_line_is_one_sentence(domains, monkeypatch, nam
         start_own(monkeypatch, name, change(*domains))
     assert "\n" not in str(error.value)
     assert not list(runs.RUNS.glob("own/*"))
+
+
+def test_help_says_what_a_domain_is(capsys):
+    with pytest.raises(SystemExit):
+        run_verb(["own", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the two files of a domain, train.jsonl:test.jsonl; docs/own-data.md has their" in text
+    assert "make own does this, then trains and draws the page" in text
 
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
@@ -640,9 +664,29 @@ def test_one_context_of_all_rows_cannot_be_split(
 
 def test_hardly_any_rows_propose_nothing(domains, tmp_path, monkeypatch):
     write_rows(tmp_path / "clinic" / "train.jsonl", make_crowded_rows("clinic", [1] * 5))
-    words = "mine-b has 5 training rows that no test row repeats: too few to train on; add rows"
+    words = (
+        "mine-b has 5 training rows that no test row repeats: too few to train on; add rows, 12 "
+        "are needed in all with train_rows=20 and validation_rows=4"
+    )
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
+
+
+def test_too_few_rows_say_how_many_were_left_out_and_why(domains, tmp_path, monkeypatch):
+    rows = make_crowded_rows("clinic", [1] * 40)
+    repeated = rows[:5]
+    for row in rows[10:]:
+        row["question"] = None
+    write_rows(tmp_path / "clinic" / "train.jsonl", rows)
+    test_file = tmp_path / "clinic" / "test.jsonl"
+    test_file.write_text(test_file.read_text() + "".join(json.dumps(r) + "\n" for r in repeated))
+    words = (
+        r"mine-b has 5 training rows that no test row repeats \(left out of its files: "
+        r"30 incomplete, 5 copies of held-out rows; PARAMS=bad_rows=stop says what is "
+        r"wrong with the bad ones\): too few to train on; add rows"
+    )
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains, bad_rows="skip")
 
 
 def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
@@ -664,16 +708,34 @@ def test_validation_fits_every_mixture_there_is(domains, monkeypatch):
 def test_a_test_set_of_one_context_is_refused(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     file.write_text(file.read_text().splitlines()[0] + "\n")
-    words = "test file of mine-b has 1 rows and not two different contexts.*of several contexts"
+    words = "all rows of the test file of mine-b .1. have one context, .*; add test rows of other"
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
+
+
+def test_rows_without_titles_are_split_by_context(domains, tmp_path, monkeypatch, capsys):
+    for name in ("harbour", "clinic"):
+        for kind in ("train", "test"):
+            file = tmp_path / name / f"{kind}.jsonl"
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            for row in rows:
+                del row["title"]
+            write_rows(file, rows)
+    start_own(monkeypatch, "mine", domains)
+    output = capsys.readouterr().out
+    assert "mine-a: 46 training, 4 validation, 30 test rows\n" in output
+    counts = re.search("mine-a has ([0-9]+) training, ([0-9]+) validation, ([0-9]+)", output)
+    assert all(0 < int(count) < 46 for count in counts.groups())
 
 
 def test_rows_that_share_an_id_are_refused(domains, tmp_path, monkeypatch):
     file = tmp_path / "clinic" / "test.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     write_rows(file, [row | {"id": "p1"} for row in rows])
-    words = "rows of the test file of mine-b share an id; give each an id of its own, or none"
+    words = (
+        r"rows of the test file of mine-b share an id: \d+ have 'p1', the first of 1 such ids; "
+        "give each row an id of its own, or leave the field id out"
+    )
     with pytest.raises(UserError, match=words):
         start_own(monkeypatch, "mine", domains)
 
@@ -715,12 +777,12 @@ ROW = {
         ([1, 2], "line 1: not an object"),
         (
             ROW | {"answers": {"text": ["harbour"], "answer_start": [5]}},
-            "1 rows have an answer that does not stand .* first 7 .*stands at 4, not at 5",
+            "line 1: the answer 'harbour' stands at 4, not at 5",
         ),
     ],
 )
 def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
-    write_rows(tmp_path / "harbour" / "train.jsonl", [line])
+    write_rows(tmp_path / "harbour" / "train.jsonl", [line, ROW])
     with pytest.raises(UserError, match=words) as error:
         start_own(monkeypatch, "mine", domains)
     assert str(tmp_path / "harbour" / "train.jsonl") in str(error.value)
@@ -730,7 +792,13 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("a.csv", b"id,question\n", "its name has none of the known endings; a file is JSON Lines"),
+        ("a.xlsx", b"PK", "its name has none of the known endings; save it as JSON Lines"),
+        (
+            "a.csv",
+            b"id,question\n",
+            "cannot be read .no column 'context' among id, question; a row has context, question, "
+            "answer, answer_start",
+        ),
         (
             "a.json",
             b'{"context": "x"}\n{"context": "y"}\n',
@@ -778,3 +846,23 @@ def test_the_profile_own_needs_its_file():
     changes = {"data": "gone.yaml", "domains": ["gone-a", "gone-b"]}
     with pytest.raises(UserError, match="gone.yaml does not exist; make own NAME=gone DOMAIN_A"):
         plans.plan(plans.load_params("exbert", "own", changes))
+
+
+def test_the_notebook_names_what_there_is_instead(domains, tmp_path, monkeypatch):
+    """Of a wrong file, of a wrong domain, and of a data file that was moved."""
+    p = start_own(monkeypatch, "mine", domains)
+    cell = own_values(p)
+    wrong = p.data.replace("mine.yaml", "mime.yaml")
+    words = "mime.yaml does not exist; .*; the folder .*/own holds .*; did you mean mine.yaml.$"
+    with pytest.raises(UserError, match=words):
+        plans.plan(plans.load_own_from_names("exbert", cell | {"data": wrong}))
+    words = "'harbor' is no own dataset; .*/own/mine.yaml has mine-a, mine-b"
+    with pytest.raises(UserError, match=words):
+        plans.plan(plans.load_own_from_names("exbert", cell | {"domains": ["harbor", "mine-b"]}))
+    (tmp_path / "clinic" / "test.jsonl").rename(tmp_path / "clinic" / "tests.jsonl")
+    words = (
+        "clinic/test.jsonl does not exist; make own NAME=… DOMAIN_A=… DOMAIN_B=… takes it from "
+        "where it is now; the folder .*/clinic holds tests.jsonl, train.jsonl; did you mean tests"
+    )
+    with pytest.raises(UserError, match=words):
+        plans.plan(plans.load_own_from_names("exbert", cell))

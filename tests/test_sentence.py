@@ -219,7 +219,11 @@ def test_a_pair_without_its_second_field_is_named(tmp_path):
 def test_a_bad_line_of_a_table_is_named(tmp_path):
     lines = ["label,sentence", "0,whole", "1,one,two", "", '1,"open" quote', "2,whole too"]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="a.csv, line 3: it has 3 fields, and the first line names"):
+    words = (
+        "a.csv: 2 of 4 rows cannot be used .2 malformed.: line 3: it has 3 fields, and the first "
+        "line names 2; line 5: not CSV"
+    )
+    with pytest.raises(UserError, match=words):
         read(tmp_path / "a.csv", REVIEWS)
     counts = Counter()
     rows = read(tmp_path / "a.csv", REVIEWS, "skip", counts)
@@ -233,13 +237,13 @@ def test_a_bad_line_of_a_table_is_named(tmp_path):
         read(tmp_path / "c.csv", REVIEWS)
 
 
-def test_questions_are_no_table_and_sentences_no_nested_json(tmp_path):
+def test_questions_are_not_divided_by_tabs_and_sentences_no_nested_json(tmp_path):
     (tmp_path / "a.json").write_text('{"data": []}')
-    (tmp_path / "a.csv").write_text("label,sentence\n0,so\n")
+    (tmp_path / "a.tsv").write_text("label\tsentence\n0\tso\n")
     with pytest.raises(UserError, match=r"a.json: its name has none of .* CSV .* or TSV"):
         read(tmp_path / "a.json", REVIEWS)
-    with pytest.raises(UserError, match=r"a.csv: its name has none of .* nested SQuAD JSON"):
-        sources.read_rows(tmp_path / "a.csv", "own", "stop", Counter())
+    with pytest.raises(UserError, match=r"a.tsv: its name has none of .* nested SQuAD JSON"):
+        sources.read_rows(tmp_path / "a.tsv", "own", "stop", Counter())
     with pytest.raises(UserError, match="does not exist; DATA= names the folder"):
         read(tmp_path / "none.csv", REVIEWS)
 

@@ -97,8 +97,8 @@ def identify_content(d: Dataset, source: str, folder: str | None) -> list[str]:
             content.append(sha256(path.resolve()))
         else:
             raise UserError(
-                f"{path} does not exist; DATA= names the folder that holds it, "
-                "DATA.md where to get it"
+                f"{path} does not exist; {params.FOR_MISSING_FILE[source]}; "
+                f"{params.describe_folder(path)}"
             )
     return content
 
@@ -111,7 +111,8 @@ def find_dataset(name: str, source: str, folder: str | None = None) -> Dataset:
         if source == "hub":
             cure = "; name its repository there, or use PROFILE=real DATA=folder"
         raise UserError(
-            f"'{name}' is no {source} dataset; params/datasets.yaml has {', '.join(known)}{cure}"
+            f"'{name}' is no {source} dataset; "
+            f"{folder if source == 'own' else 'params/datasets.yaml'} has {', '.join(known)}{cure}"
         )
     return known[name]
 
@@ -379,7 +380,9 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
         if len(rows) < need:
             raise UserError(
                 f"the mixture needs {need} training rows of {name}, which has {len(rows)}: "
-                f"{need - len(rows)} short; lower train_rows or change ratios"
+                f"{need - len(rows)} short, after {len(part.validation)} for validation by whole "
+                f"{find_dataset(name, spec.source, spec.folder).unit}s; lower train_rows or change "
+                "ratios, or, where rows lack a title, write unit: context in its definition"
             )
         permuted = permute_rows(rows, f"{spec.seed}/{place}")
         if spec.imbalance:

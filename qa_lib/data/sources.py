@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from qa_lib.data import hub_tables
 from qa_lib.settings import hub
 from qa_lib.settings.parameters import Dataset
-from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.params import ROOT, UserError, describe_folder
 from qa_lib.tasks import get_task
 from qa_lib.tasks.characters import is_visible, text_error
 from qa_lib.tasks.sentence import name_fields
@@ -40,8 +40,9 @@ class Formats(NamedTuple):
 
 
 SPAN_FORMATS = Formats(
-    (".jsonl", ".jsonl.gz", ".json", ".parquet"),
-    "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet) or nested SQuAD JSON (.json)",
+    (".jsonl", ".jsonl.gz", ".json", ".parquet", *COMMAS),
+    "JSON Lines (.jsonl, .jsonl.gz), Parquet (.parquet), nested SQuAD JSON (.json) or CSV (.csv, "
+    ".csv.gz)",
 )
 SENTENCE_FORMATS = Formats(
     (".jsonl", ".jsonl.gz", ".parquet", *COMMAS, *TABS),
@@ -50,6 +51,7 @@ SENTENCE_FORMATS = Formats(
 )
 FIELDS = ("id", "title", "context", "question", "answers", "is_impossible")
 NEEDED = ("context", "question", "answers")
+COLUMNS = ("context", "question", "answer", "answer_start")  # those that CSV of questions must have
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -60,6 +62,31 @@ class Entry(NamedTuple):
     place: str  # in the file, as a reader finds it: "line 3"
     row: Any
     malformed: str = ""  # the reason
+
+
+NAMED = 5  # bad rows of a source that an error names; it counts the others
+# What counts call a bad row, and how an error says how many rows of the kind there are.
+KINDS = {
+    "malformed": "malformed",
+    "incomplete": "with a missing or wrong field",
+    "misplaced answers": "with an answer that does not stand at its answer_start",
+}
+
+
+class BadRows:
+    """The rows of one source that cannot be used: the first few, and how many of each kind."""
+
+    def __init__(self, source: Path | str):
+        self.source = source  # as an error names it
+        self.named: list[tuple[str, str]] = []  # place and reason of the first NAMED
+        self.kinds: Counter = Counter()  # of KINDS
+        self.movable = 0  # rows whose answers bad_rows=move would mend
+
+    def add(self, kind: str, place: str, reason: str):
+        """Add a row. kind: of KINDS."""
+        self.kinds[kind] += 1
+        if len(self.named) < NAMED:
+            self.named.append((place, make_printable(reason)))
 
 
 # What the formats' libraries raise for a file that cannot be read.
@@ -88,11 +115,12 @@ def iterate_rows(
     """
     if not path.exists():
         raise UserError(
-            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get it"
+            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get "
+            f"it; {describe_folder(path)}"
         )
     known = formats.described
     if not path.name.endswith(formats.endings):
-        raise UserError(f"{path}: its name has none of the known endings; a file is {known}")
+        raise UserError(f"{path}: its name has none of the known endings; save it as {known}")
     try:
         if path.suffix == ".parquet":
             yield from iterate_parquet(path, fields, needed)
@@ -100,7 +128,7 @@ def iterate_rows(
             with open_text(path) as file:
                 yield from iterate_nested(json.load(file))
         elif path.name.endswith(COMMAS + TABS):
-            with open_text(path) as lines:
+            with open_text(path, newline="") as lines:  # offsets count "\r\n" as two characters
                 yield from iterate_table(lines, path.name.endswith(TABS), needed)
         else:
             with open_text(path) as lines:
@@ -108,13 +136,16 @@ def iterate_rows(
     except UNREADABLE as e:
         hint = "; one row a line is a .jsonl" if path.suffix == ".json" else ""
         reason = " ".join(str(e).split())
-        raise UserError(f"{path} cannot be read ({reason}){hint}; a file is {known}") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}){hint}; mend it, or save it anew as {known}"
+        ) from None
 
 
-def open_text(path: Path) -> TextIO:
+def open_text(path: Path, newline: str | None = None) -> TextIO:
     """Open a text file, compressed or not, without its byte-order mark.
 
     Bytes that are no UTF-8 become lone surrogates, so that `row_error` finds the row they stand in.
+    newline: "" keeps the ends of lines as the file has them; by default all are a newline.
     Raises ValueError where the first bytes show another encoding.
     """
     opener = gzip.open if path.suffix == ".gz" else open
@@ -122,7 +153,7 @@ def open_text(path: Path) -> TextIO:
         encoding = json.detect_encoding(file.read(4))
     if encoding not in ("utf-8", "utf-8-sig"):
         raise ValueError(f"it is {encoding} and not utf-8; save it anew as utf-8")
-    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape")
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def iterate_lines(lines: Iterable[str]) -> Iterator[Entry]:
@@ -196,7 +227,7 @@ def check_columns(names: list[str], needed: Iterable[str]):
         if name not in names:
             raise ValueError(
                 f"no column '{name}' among {', '.join(names) or 'none'}; a row "
-                f"has {', '.join(needed)}"
+                f"has {', '.join(needed)}: rename the column, or add it"
             )
 
 
@@ -205,13 +236,15 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
 
     In CSV a text with a comma or a quote stands in double quotes. In TSV, which tabs divide, a
     quote is a character like others, as in the files of GLUE. Raises ValueError for a missing
-    column.
+    column, and for columns of CSV that something else divides.
     """
     if tabs:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(lines, strict=True)
     names = next(reader, [])
+    if len(names) == 1 and not tabs:
+        raise ValueError(f"no comma in its first line, {names[0][:60]}; commas divide the columns")
     check_columns(names, needed)
     number = 0
     while True:
@@ -231,6 +264,38 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
             yield Entry(number, place, None, reason)
         else:
             yield Entry(number, place, dict(zip(names, values, strict=True)))
+
+
+def gather_answers(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield the entries of a CSV file of questions with their answers as other formats have them.
+
+    A row has one answer, in the columns `answer` and `answer_start`, or none where both are empty.
+    """
+    for entry in entries:
+        if entry.malformed:
+            yield entry
+            continue
+        row = dict(entry.row)
+        text = row.pop("answer")
+        start = read_start(row.pop("answer_start"))
+        row["answers"] = {"text": [text], "answer_start": [start]}
+        if not text and start == "":
+            row["answers"] = {"text": [], "answer_start": []}
+        for name in ("id", "title", "is_impossible"):
+            row[name] = row.get(name) or None  # an empty cell holds nothing
+        yield entry._replace(row=row)
+
+
+def read_start(cell: str) -> int | str:
+    """Return the whole number in a cell; other text as it is.
+
+    Tables with empty cells have 21.0 for 21.
+    """
+    try:
+        number = float(cell)
+    except ValueError:
+        return cell
+    return int(number) if number.is_integer() else cell
 
 
 def iterate_parquet(path: Path, fields: Iterable[str], needed: Iterable[str]) -> Iterator[Entry]:
@@ -386,7 +451,7 @@ def misplaced_answer(row: dict) -> str:
         if not context.startswith(text, start):
             at = nearest_place(context, text, start)
             place = "is nowhere in the context" if at is None else f"stands at {at}, not at {start}"
-            return f"'{make_printable(text[:40])}' {place}"
+            return f"the answer '{make_printable(text[:40])}' {place}"
     return ""
 
 
@@ -406,31 +471,67 @@ def move_answers(row: dict) -> dict | None:
 
 
 def select_whole(
-    source: Path | str,
-    entries: Iterable[Entry],
-    find_error: Callable[[Any], str | None],
-    bad_rows: str,
-    counts: Counter,
+    entries: Iterable[Entry], find_error: Callable[[Any], str | None], bad: BadRows
 ) -> Iterator[Entry]:
-    """Yield the entries whose row has no error.
-
-    source: of the entries, as an error names it. bad_rows: "stop" raises UserError with source,
-    place and reason at the first other row; else such rows are counted.
-    """
+    """Yield the entries whose row has no error. The others are added to `bad`."""
     for entry in entries:
         reason = entry.malformed or find_error(entry.row)
-        if reason and bad_rows == "stop":
-            cure = "mend the row"
-            if not isinstance(source, Path):
-                cure = "mend its dataset's definition in params/datasets.yaml"
-            raise UserError(
-                f"{source}, {entry.place}: {make_printable(reason)}; {cure}, or leave "
-                "such rows out with PARAMS=bad_rows=skip"
-            )
         if reason:
-            counts["malformed" if entry.malformed else "incomplete"] += 1
+            bad.add("malformed" if entry.malformed else "incomplete", entry.place, reason)
         else:
             yield entry
+
+
+def refuse_bad_rows(bad: BadRows, used: int, bad_rows: str):
+    """Raise UserError where bad rows of a source stop a study, and where it has no usable row.
+
+    used: the rows of the source that can be used. bad_rows: as in `read_rows`.
+    """
+    if not bad.kinds and not used and isinstance(bad.source, Path):
+        raise UserError(f"{bad.source} holds no rows; write one question or text a row")
+    if bad.kinds and (bad_rows == "stop" or not used):
+        raise UserError(f"{describe_bad_rows(bad, used)}; {propose_cure(bad, used)}")
+
+
+def describe_bad_rows(bad: BadRows, used: int) -> str:
+    """Return how many rows of a source are bad, and what is wrong with the first few.
+
+    used: the rows of the source that can be used.
+    """
+    count = bad.kinds.total()
+    places: dict[str, list[str]] = {}
+    for place, reason in bad.named:
+        places.setdefault(reason, []).append(place)
+    named = "; ".join(f"{', '.join(same)}: {reason}" for reason, same in places.items())
+    if count == 1:
+        return f"{bad.source}, {named}"
+    kinds = [f"{bad.kinds[kind]:,} {words}" for kind, words in KINDS.items() if bad.kinds[kind]]
+    rest = count - len(bad.named)
+    more = f"; and {rest:,} more" if rest else ""
+    return (
+        f"{bad.source}: {count:,} of {count + used:,} rows cannot be used ({', '.join(kinds)}): "
+        f"{named}{more}"
+    )
+
+
+def propose_cure(bad: BadRows, used: int) -> str:
+    """Return what a user can do about the bad rows of a source.
+
+    used: the rows of the source that can be used. Without any, leaving the others out is no cure.
+    """
+    count = bad.kinds.total()
+    cures = []
+    if bad.movable:
+        whose = "their answers" if bad.movable == count else f"the answers of {bad.movable} of them"
+        cures.append(f"PARAMS=bad_rows=move moves {whose} to the nearest place that holds the text")
+    if not isinstance(bad.source, Path):
+        cures.append("mend its dataset's definition in params/datasets.yaml")
+    else:
+        cures.append("mend the row" if count == 1 else "mend the rows")
+    if used:
+        cures.append("or leave such rows out with PARAMS=bad_rows=skip")
+        return ", ".join(cures)
+    return f"{', or '.join(cures)}; there are no other rows"
 
 
 def read_rows(
@@ -439,12 +540,15 @@ def read_rows(
     """Return the rows of a file in the schema.
 
     name: the dataset's; fields: columns of Parquet that are read beside the schema's.
-    bad_rows: what becomes of a row that cannot be used. "stop" raises UserError with file, place
-    and reason. "skip" leaves it out and counts it. "move" moves an answer that does not stand at
-    its offset to the nearest place that holds its text, and counts the row; it leaves out other bad
-    rows as "skip" does.
+    bad_rows: what becomes of rows that cannot be used. "stop" raises UserError that names the first
+    few by file, place and reason, and says how many there are. "skip" leaves them out and counts
+    them. "move" moves an answer that does not stand at its offset to the nearest place that holds
+    its text, and counts the row; it leaves out other bad rows as "skip" does.
     """
-    entries = iterate_rows(path, [*FIELDS, *fields])
+    if path.name.endswith(COMMAS):
+        entries = gather_answers(iterate_rows(path, needed=COLUMNS))
+    else:
+        entries = iterate_rows(path, [*FIELDS, *fields])
     return complete_questions(path, entries, name, bad_rows, counts)
 
 
@@ -453,39 +557,23 @@ def complete_questions(
 ) -> list[dict]:
     """Return the question rows of entries in the schema, less the bad ones (read_rows)."""
     rows = []
-    misplaced = []  # rows with an answer that is not at its offset
-    for entry in select_whole(source, entries, row_error, bad_rows, counts):
+    bad = BadRows(source)
+    for entry in select_whole(entries, row_error, bad):
         row = complete_row(entry.row, name, entry.number)
-        if not misplaced_answer(row):
+        reason = misplaced_answer(row)
+        if not reason:
             rows.append(row)
             continue
-        moved = move_answers(row) if bad_rows == "move" else None
-        if moved:
+        moved = move_answers(row)
+        if moved and bad_rows == "move":
             rows.append(moved)
             counts["rows with a moved answer"] += 1
         else:
-            misplaced.append(row)
-    if misplaced and bad_rows == "stop":
-        raise UserError(f"{source}: {explain_misplaced(misplaced)}")
-    counts["misplaced answers"] += len(misplaced)
+            bad.add("misplaced answers", entry.place, reason)
+            bad.movable += moved is not None
+    refuse_bad_rows(bad, len(rows), bad_rows)
+    counts.update(bad.kinds)
     return rows
-
-
-def explain_misplaced(rows: list[dict]) -> str:
-    """Return a sentence about rows with an answer that is not at its offset, and what helps."""
-    first = ", ".join(row["id"] for row in rows[:3])
-    movable = sum(move_answers(row) is not None for row in rows)
-    cure = "mend them, or leave them out with PARAMS=bad_rows=skip"
-    if movable:
-        whose = "their answers" if movable == len(rows) else f"the answers of {movable} of them"
-        cure = (
-            f"PARAMS=bad_rows=move moves {whose} to the nearest place that holds the text, "
-            "PARAMS=bad_rows=skip leaves such rows out; or mend them"
-        )
-    return (
-        f"{len(rows)} rows have an answer that does not stand at its answer_start, first "
-        f"{make_printable(first)} (of the first, {misplaced_answer(rows[0])}); {cure}"
-    )
 
 
 def read_sentences(path: Path, d: Dataset, name: str, bad_rows: str, counts: Counter) -> list[dict]:
@@ -507,15 +595,18 @@ def complete_sentences(
     bad_rows: str,
     counts: Counter,
 ) -> list[dict]:
-    """Return the rows of entries in the schema of sentences, less the bad ones (select_whole)."""
+    """Return the rows of entries in the schema of sentences, less the bad ones (read_rows)."""
     task = get_task(d.task)
 
     def find_error(row: Any) -> str | None:
         return task.find_row_error(row, d)
 
     rows = []
-    for entry in select_whole(source, entries, find_error, bad_rows, counts):
+    bad = BadRows(source)
+    for entry in select_whole(entries, find_error, bad):
         rows.append(task.complete_row(entry.row, d, name, entry.number))
+    refuse_bad_rows(bad, len(rows), bad_rows)
+    counts.update(bad.kinds)
     return rows
 
 

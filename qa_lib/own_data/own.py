@@ -15,10 +15,10 @@ from pathlib import Path
 
 import yaml
 
-from qa_lib.data import selection
+from qa_lib.data import selection, sources
 from qa_lib.reports import exbert, trials
 from qa_lib.settings import hub
-from qa_lib.settings.params import UserError
+from qa_lib.settings.params import UserError, describe_folder
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -42,7 +42,10 @@ def check_domains(p: exbert.Parameters):
     """Raise UserError for a domain's name that a path or a table could not hold."""
     for name in p.domains:
         if not NAME.fullmatch(name):
-            raise UserError(f"PARAMS: domains: {name!r} is no name; a name is {LETTERS}")
+            raise UserError(
+                f"PARAMS: domains: {name!r} is no name; write domains=[harbour,clinic], a name is "
+                f"{LETTERS}"
+            )
 
 
 def check_parts(p: exbert.Parameters):
@@ -67,11 +70,16 @@ def find_files(option: str, text: str) -> list[Path]:
         )
     paths = [Path(os.path.expanduser(part)) for part in parts]
     for path in paths:
-        if not path.is_file():
-            problem = "a folder, not a file" if path.exists() else "not there"
+        if path.is_dir():
+            files = describe_folder(path / "train.jsonl")
             raise UserError(
-                f"{option}: {path} is {problem}; write {option}=train.jsonl:test.jsonl, seen from "
-                f"{Path.cwd().name}/ or as whole paths"
+                f"{option}: {path} is a folder, not a file; write {option}=train.jsonl:test.jsonl "
+                f"with the paths of two files; {files}"
+            )
+        if not path.is_file():
+            raise UserError(
+                f"{option}: {path} is not there; write {option}=train.jsonl:test.jsonl, seen from "
+                f"{Path.cwd().name}/ or as whole paths; {describe_folder(path)}"
             )
     return paths
 
@@ -91,7 +99,8 @@ def refuse_repeated_files(files: dict[str, list[Path]]):
                 other_option, other_part = seen[sha]
                 raise UserError(
                     f"{option}: {path} holds the same as the {other_part} file of {other_option}; "
-                    "training and test, and the two domains, need files of their own"
+                    f"name another {part} file there, since a row that trains cannot test and a "
+                    "mixture is of two domains"
                 )
             seen[sha] = option, part
 
@@ -139,6 +148,22 @@ def describe_plan(p: exbert.Parameters) -> str:
     return (
         f"{len(tried)} trials, more where the best rate is the lowest or the highest tried; then "
         f"about {len(then)} runs with the rates and epochs they chose"
+    )
+
+
+def describe_contexts(p: exbert.Parameters) -> str:
+    """Return what the splits and the intervals take together, and how many of it there are."""
+    parts = []
+    for name in p.domains:
+        splits = selection.load_splits(name, p.source, p.data, p.bad_rows)
+        kinds = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+        counts = []
+        for kind, rows in kinds.items():
+            counts.append(f"{len(set(selection.name_units(rows, 'context'))):,} {kind}")
+        parts.append(f"{name} has {', '.join(counts)}")
+    return (
+        "validation and intervals take the questions of one context together, and titles play no "
+        f"part; contexts: {'; '.join(parts)}"
     )
 
 
@@ -294,15 +319,18 @@ def check_answers(name: str, kind: str, rows: list[dict]):
 
 def check_test_rows(name: str, rows: list[dict]):
     """Raise UserError for test rows of a domain that share an id, or have one context in all."""
-    if len({row["id"] for row in rows}) < len(rows):
+    ids = Counter(row["id"] for row in rows)
+    shared = [identity for identity, count in ids.items() if count > 1]
+    if shared:
         raise UserError(
-            f"rows of the test file of {name} share an id; give each an id of its own, or none of "
-            "them any"
+            f"rows of the test file of {name} share an id: {ids[shared[0]]:,} have "
+            f"'{sources.make_printable(shared[0])}', the first of {len(shared):,} such ids; give "
+            "each row an id of its own, or leave the field id out of all rows"
         )
     if len({selection.normalise_text(row["context"]) for row in rows}) < 2:
         raise UserError(
-            f"the test file of {name} has {len(rows)} rows and not two different contexts: nothing "
-            "would be known of others; test on rows of several contexts"
+            f"all rows of the test file of {name} ({len(rows)}) have one context, so that a score "
+            "would say nothing of other texts; add test rows of other contexts"
         )
 
 
@@ -324,12 +352,14 @@ def refuse_shortage(p: exbert.Parameters, parts: list[selection.Splits]):
     train_rows, validation_rows = fitting
     i = next(i for i, rows in enumerate(available) if needed[i] > rows)
     held_out = len(parts[i].validation)
-    hint = context_hint(files[i][0])
-    why = f" ({hint})" if hint else ""
+    reasons = [context_hint(files[i][0]), describe_left_out(parts[i])]
+    why = "; ".join(reason for reason in reasons if reason)
+    why = f" ({why})" if why else ""
     raise UserError(
         f"{p.domains[i]} has {len(parts[i].train) + held_out} training rows; after {held_out} for "
-        f"validation {available[i]} are left{why}, and the mixture needs {needed[i]} of it: what "
-        f'fits is PARAMS="train_rows={train_rows} validation_rows={validation_rows}"'
+        f"validation {available[i]} are left{why}, and the mixture needs {needed[i]} of it; add "
+        f"rows, or take what fits: "
+        f'PARAMS="train_rows={train_rows} validation_rows={validation_rows}"'
     )
 
 
@@ -349,10 +379,30 @@ def explain_unusable_domain(
             "rows of other contexts, or cut that context into several"
         )
     total = len(parts[i].train) + len(parts[i].validation)
+    needed = needed_rows(p, p.train_rows)[i] + largest_share(p, p.validation_rows)
+    left_out = describe_left_out(parts[i])
+    why = f" ({left_out})" if left_out else ""
     return (
-        f"{p.domains[i]} has {total} training rows that no test row repeats: too few to train on; "
-        "add rows"
+        f"{p.domains[i]} has {total} training rows that no test row repeats{why}: too few to train "
+        f"on; add rows, {needed:,} are needed in all with train_rows={p.train_rows} and "
+        f"validation_rows={p.validation_rows}"
     )
+
+
+def describe_left_out(part: selection.Splits) -> str:
+    """Return half a sentence about the rows of a domain that the study leaves out, else ""."""
+    counts = Counter(part.counts)
+    del counts["rows with a moved answer"]
+    left_out = []
+    for what, count in counts.items():
+        if count:
+            left_out.append(f"{count:,} {what.removesuffix(' dropped')}")
+    if not left_out:
+        return ""
+    text = f"left out of its files: {', '.join(left_out)}"
+    if any(counts[kind] for kind in sources.KINDS):
+        text += "; PARAMS=bad_rows=stop says what is wrong with the bad ones"
+    return text
 
 
 def context_hint(rows: list[dict]) -> str:

@@ -187,7 +187,7 @@ def add_parameters(parser: argparse.ArgumentParser):
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="one parameter of params/<report>.yaml in place of its value; may be given again",
+        help="one parameter in place of its value in params/: seeds=[0,1]; may be given again",
     )
     parser.add_argument(
         "--params",

@@ -99,7 +99,9 @@ class Dataset(Strict):
     unlabelled: int | None = None  # hub only: the label of rows that have none; they are left out
     # The head that a model has for it where the datasets of a task share one (Heads.one_for).
     head: str | None = None
-    # Text: rows that share a text are of one unit, and so are rows that others connect.
+    # What a split never divides. Title: rows without one are one unit together, so of such rows
+    # write context. Text: rows that share a text are of one unit, and so are rows that others
+    # connect.
     unit: Literal["title", "question", "context", "text"] = "title"
     train_rows: int | None = None
     validation_share: float = 0.5
@@ -122,7 +124,10 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def _splits(self):
         if not (self.test or self.pool) and self.train_rows is None:
-            raise ValueError("a dataset without a test source needs train_rows")
+            raise ValueError(
+                "a dataset without a test source needs train_rows; write how many rows train, or "
+                "name its test files in test"
+            )
         return self
 
     @model_validator(mode="after")
@@ -172,7 +177,7 @@ class Dataset(Strict):
         if self.task == "classes" and self.range is not None:
             raise ValueError("range: a dataset of the task classes has none; leave it out")
         if self.classes and len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes: a name stands there twice")
+            raise ValueError("classes: a name stands there twice; write each once")
         if self.range and self.range[0] >= self.range[1]:
             raise ValueError(f"range: {self.range} does not rise; write the lowest score first")
         if self.task == "score" and self.average == "clusters":

@@ -17,6 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
 STALE = ("train", "keep")
+LISTED = 8  # files of a folder that an error names
+# What to do about a data file that is missing, by the source of its dataset.
+FOR_MISSING_FILE = {
+    "folder": "DATA= names the folder that holds it, DATA.md where to get it",
+    "own": "make own NAME=… DOMAIN_A=… DOMAIN_B=… takes it from where it is now",
+}
 SCALAR = (str, int, float, type(None))
 
 
@@ -31,6 +37,27 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
+def describe_folder(path: Path) -> str:
+    """Return what there is where a file is missing, and which name is meant perhaps.
+
+    path: of the missing file. Where its folder is missing too, it is the nearest one there is.
+    """
+    missing = path.absolute()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    folder = missing.parent
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as e:
+        return f"the folder {folder} cannot be read ({e.strerror})"
+    if not names:
+        return f"the folder {folder} is empty"
+    near = difflib.get_close_matches(missing.name, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return f"the folder {folder} holds {', '.join(names[:LISTED])}{more}{hint}"
+
+
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
     """Return a YAML mapping, and the line of each of its top-level keys.
 
@@ -41,11 +68,15 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         text = path.read_text(encoding="utf-8")
         value, lines = parse_yaml(text)
     except FileNotFoundError:
-        raise UserError(f"{shown} does not exist: this report has no such profile yet") from None
+        raise UserError(
+            f"{shown} does not exist: this report has no such profile yet; name another PROFILE"
+        ) from None
     except OSError as e:
         raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
     except (yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, no such date
-        raise UserError(f"{shown} is not valid YAML: {' '.join(str(e).split())}") from None
+        raise UserError(
+            f"{shown} is not valid YAML: {' '.join(str(e).split())}; mend it there"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{shown} holds no mapping; write a line key: value for each key")
     for key in value:
@@ -257,12 +288,12 @@ def _read_own_datasets(file: str) -> dict[str, Dataset]:
     path = Path(file)
     command = f"make own NAME={path.stem} DOMAIN_A=… DOMAIN_B=…"
     if not path.exists():
-        raise UserError(f"{file} does not exist; {command} writes it")
+        raise UserError(f"{file} does not exist; {command} writes it; {describe_folder(path)}")
     values, _ = read_yaml(path)
     datasets = {}
     for name, fields in values.items():
         if not isinstance(fields, dict):
-            raise UserError(f"{file}: {name} holds no mapping; {command} writes the file")
+            raise UserError(f"{file}: {name} holds no mapping; {command} writes the file anew")
         datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{file}: {name}: "))
     return datasets
 
