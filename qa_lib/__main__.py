@@ -292,7 +292,7 @@ def add_own(parser: argparse.ArgumentParser):
     parser.add_argument(
         "name",
         metavar="NAME",
-        help="of the study, in letters, digits, - and _; the page stands in figures/exbert/own-NAME",
+        help="letters, digits, - and _; the page stands in figures/exbert/own-NAME",
     )
     parser.add_argument(
         "domains",
