@@ -159,7 +159,7 @@ def test_a_page_at_paper_does_not_take_the_readme_s_place(page_at_paper):
     _, table, _ = readme.split_part(readme.README.read_text(encoding="utf-8"), "reports")
     assert readme.describe_reports() == table
     _, findings, _ = readme.split_part(readme.README.read_text(encoding="utf-8"), "findings")
-    assert "Claims tested at `real`: " in findings
+    assert "\nClaims reproduced" in findings
     assert "/paper/" not in table + findings
     assert "Profile paper, [page](../figures/moe/paper/report.html)" in readme.describe_verdicts()
 

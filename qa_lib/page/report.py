@@ -228,9 +228,9 @@ def note_absent(part: str) -> Html:
 
 def name_parts_not_run(P) -> list[str]:
     """Return the parts of a report's study that its page lacks, as its parameters name them."""
-    field = type(P).model_fields.get("experiments")
-    if field is None:  # a page about all reports
+    if not hasattr(P, "experiments"):  # a page about all reports
         return []
+    field = type(P).model_fields["experiments"]
     (choices,) = get_args(field.annotation)
     missing = [name for name in get_args(choices) if name not in P.experiments]
     if "tuned" not in P.arms:
