@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -234,3 +235,17 @@ def test_every_report_is_cited_with_its_question():
     references = citation["references"]
     assert {x["abbreviation"] for x in references} == set(params.list_claimed_reports())
     assert all(x["notes"].endswith("?") for x in references)
+
+
+@pytest.mark.parametrize("slug", params.list_reports())
+def test_the_folders_that_a_report_needs_are_those_that_it_reads(slug):
+    text = (ROOT / "DATA.md").read_text(encoding="utf-8")
+    (item,) = re.findall(rf"^- `{slug}`: ((?:`nlu/|`qa/)[^-]*?)\n(?=-|\n)", text, re.M)
+    P = plans.load_params(slug, "real", size="small")
+    needed = set()
+    for names in P.named_datasets().values():
+        for name in names:
+            dataset = selection.find_dataset(name, "folder", str(ROOT))
+            for files in (dataset.train, dataset.test):
+                needed.update(str(Path(file).parent) for file in files)
+    assert set(re.findall("`(.*?)`", item)) == needed

@@ -111,7 +111,7 @@ class Board:
         self.axes.use_sticky_edges = False  # else a bar begins on the frame
         self.axes.margins(x=0.06)
         self.axes.axvline(0, color=self.look.colours["text"], lw=1, zorder=1)
-        self.axes.set(ylim=(self.y, -0.04), yticks=[], xlabel="\n".join(words))
+        self.axes.set(ylim=(self.y, 0), yticks=[], xlabel="\n".join(words))
         self.axes.spines["left"].set_visible(False)
         self.axes.grid(axis="y", visible=False)
         self.axes.grid(axis="x")
