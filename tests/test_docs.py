@@ -217,8 +217,8 @@ def test_an_answer_needs_an_interval_on_one_side():
     assert overview.answer_question(turned)[0] == "yes (equal tuning)"
     wide = rows.assign(low=-99.0, high=99.0)
     assert overview.answer_question(wide)[0] == "undecided (equal tuning)"
-    one_seed = rows.assign(low=float("nan"), high=float("nan"))
-    assert overview.answer_question(one_seed)[0] == "undecided (equal tuning)"
+    one_seed = rows.assign(low=float("nan"), high=float("nan"), n=1)
+    assert overview.answer_question(one_seed)[0] == "undecided (one seed)"
     at_settings = rows[rows["setting"] != "equal"]
     assert overview.answer_question(at_settings)[0] == "yes (report's settings)"
     assert overview.answer_question(rows[:0]) == ("not run yet", None)

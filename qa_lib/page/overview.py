@@ -172,7 +172,8 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
             return f"yes ({name})", row
         if row["high"] < 0:
             return f"no ({name})", row
-        return f"undecided ({name})", row
+        why = "one seed" if row["n"] == 1 else name
+        return f"undecided ({why})", row
     return NOT_RUN, None
 
 

@@ -80,11 +80,11 @@ def describe_findings() -> str:
         lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
         verdicts[slug] = verify.select(table)["verdict"]
     seen = set().union(*verdicts.values())
-    words = [word for word in Verdict if word in seen and word != Verdict.NOT_TESTED]
+    words = [word for word in Verdict if word in seen]
     counts = []
     for slug, of_report in verdicts.items():
         numbers = [f"{(of_report == word).sum()}" for word in words]
-        counts.append(f"{'/'.join(numbers)} of {len(of_report)} (`{slug}`)")
+        counts.append(f"{'/'.join(numbers)} (`{slug}`)")
     return "".join([*lines, f"\nClaims {'/'.join(words)}: {', '.join(counts)}.\n"])
 
 
