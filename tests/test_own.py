@@ -560,7 +560,7 @@ def test_help_says_what_a_domain_is(capsys):
         run_verb(["own", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "the two files of a domain, train.jsonl:test.jsonl; docs/own-data.md has their" in text
-    assert "make own does this, then trains and draws the page" in text
+    assert "does this, trains, and draws the page" in text
 
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):
@@ -855,14 +855,14 @@ def test_the_notebook_names_what_there_is_instead(domains, tmp_path, monkeypatch
     wrong = p.data.replace("mine.yaml", "mime.yaml")
     words = "mime.yaml does not exist; .*; the folder .*/own holds .*; did you mean mine.yaml.$"
     with pytest.raises(UserError, match=words):
-        plans.plan(plans.load_own_from_names("exbert", cell | {"data": wrong}))
+        plans.plan(plans.load_from_names("exbert", cell | {"data": wrong}, "own"))
     words = "'harbor' is no own dataset; .*/own/mine.yaml has mine-a, mine-b"
     with pytest.raises(UserError, match=words):
-        plans.plan(plans.load_own_from_names("exbert", cell | {"domains": ["harbor", "mine-b"]}))
+        plans.plan(plans.load_from_names("exbert", cell | {"domains": ["harbor", "mine-b"]}, "own"))
     (tmp_path / "clinic" / "test.jsonl").rename(tmp_path / "clinic" / "tests.jsonl")
     words = (
         "clinic/test.jsonl does not exist; make own NAME=… DOMAIN_A=… DOMAIN_B=… takes it from "
         "where it is now; the folder .*/clinic holds tests.jsonl, train.jsonl; did you mean tests"
     )
     with pytest.raises(UserError, match=words):
-        plans.plan(plans.load_own_from_names("exbert", cell))
+        plans.plan(plans.load_from_names("exbert", cell, "own"))

@@ -22,6 +22,8 @@ ROWS = {
     "rrobin": {"sst": 2000, "quora": 2000, "sts": 2000},
     "rrobin-smart": {"sst": 2000, "quora": 2000, "sts": 2000},
     "rrobin-16": {"sst": 2000, "quora": 2000, "sts": 2000},
+    "rrobin-full": {"sst": 2000, "quora": 14_000, "sts": 2000},
+    "rrobin-full-layer": {"sst": 2000, "quora": 14_000, "sts": 2000},
 }
 TINY = {
     "train_rows": 24,
