@@ -237,7 +237,7 @@ def test_a_figure_has_a_drawing_for_each_screen_and_the_same_bytes_again(plant):
 def test_the_first_figure_says_what_a_control_is_and_what_is_scored(plant):
     html = pieces.figure_comparisons(plant(printed=MODELS), (EIGHT,))
     caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
-    assert "(b) dense, equal compute: a plain layer in the sparse one's place. Bars" in caption
+    assert "(b) dense, equal compute: one layer as wide as two experts. Bars" in caption
     assert "EM: exact answers, in percent." in caption
     without = pd.DataFrame({"control": ["", "plain-tuned"]})
     assert pieces.describe_controls("exbert", without) == ""
@@ -672,7 +672,7 @@ def test_notes_that_are_alike_stand_once():
 
 def test_a_figure_says_its_seeds_and_whether_it_has_intervals():
     made = pd.DataFrame({"n": [1, 1]})
-    assert pieces.describe_intervals(made) == "One seed, so no intervals."
+    assert pieces.describe_intervals(made) == "One seed: its spread is unknown, so no intervals."
     made = pd.DataFrame({"n": [1, 3]})
     assert pieces.describe_intervals(made).endswith("; 1 to 3 seeds.")
 
@@ -693,3 +693,10 @@ def test_findings_need_no_notebook():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()", done.stderr
+
+
+def test_a_verdict_calls_models_as_readers_do():
+    table = pd.DataFrame({"part": ["moe", "moe, EM", ""], "rule_part": [np.nan, "squad", "reinit"]})
+    named = verdict_groups.name_parts("moe", table)
+    assert named["part"].tolist() == ["MoE", "MoE, EM", ""]
+    assert named["rule_part"].tolist() == ["", "squad", "Reinit"]

@@ -409,7 +409,7 @@ def describe_terms(P, arm: str = "printed") -> str:
         verdict = "So the term could hardly matter in these runs"
     else:
         verdict = "So the term was large enough to matter"
-    limits = f"below {TOO_SMALL:.0%} a term cannot matter, below {SMALL:.0%} hardly"
+    limits = f"by our rule below {TOO_SMALL:.0%} it cannot, below {SMALL:.0%} hardly"
     return (
         f"The models' median ratios are {format_ratio(medians.min())} to "
         f"{format_ratio(medians.max())}, and the highest ratio is {format_ratio(highest.max())} "

@@ -190,13 +190,28 @@ def describe_mark(table: pd.DataFrame) -> str:
     )
 
 
+def name_parts(slug: str, table: pd.DataFrame) -> pd.DataFrame:
+    """Return verdicts whose parts call models as readers do: "MoE", not "moe"."""
+    models = plans.find_report(slug).MODELS
+
+    def name_part(part: str) -> str:
+        words = []
+        for word in part.split(", "):
+            words.append(plans.display_name(slug, word) if word in models else word)
+        return ", ".join(words)
+
+    parts = {column: table[column].fillna("").map(name_part) for column in ("part", "rule_part")}
+    return table.assign(**parts)
+
+
 def show_groups(P, table: pd.DataFrame) -> report.Html:
     """Return the verdicts of a report: counts, groups of each stance, and what is not tested.
 
     table: of verify.claims_table.
     """
     listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
-    by_starter = compare.measure_by_starter(P, table)
+    by_starter = name_parts(P.report, compare.measure_by_starter(P, table))
+    table = name_parts(P.report, table)
     tables = {
         "tuned": verify.select(table, "tuned"),
         "starter": verify.select(by_starter, comparison="starter"),

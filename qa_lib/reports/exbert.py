@@ -46,7 +46,7 @@ DENSE = ("dense-compute", "dense-parameters")
 
 # What the name of a control leaves open: beside the figure that a page leads with.
 CONTROL_NOTES = {
-    "dense-compute": "a plain layer in the sparse one's place",
+    "dense-compute": "one layer as wide as two experts",
 }
 # What a page leads with.
 COMPARISONS = (
