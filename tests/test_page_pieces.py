@@ -672,7 +672,7 @@ def test_notes_that_are_alike_stand_once():
 
 def test_a_figure_says_its_seeds_and_whether_it_has_intervals():
     made = pd.DataFrame({"n": [1, 1]})
-    assert pieces.describe_intervals(made) == "One seed: its spread is unknown, so no intervals."
+    assert pieces.describe_intervals(made) == "One seed: no intervals."
     made = pd.DataFrame({"n": [1, 3]})
     assert pieces.describe_intervals(made).endswith("; 1 to 3 seeds.")
 

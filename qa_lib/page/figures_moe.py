@@ -188,9 +188,8 @@ def table_controls(P) -> report.Html:
         return report.note_absent("controls")
     caption = (
         "Has the gate learnt anything? In percent, by SQuAD's scoring. Best expert: the one that "
-        "is best on validation rows. Told the dataset: weights for each dataset, fitted on its few "
-        "training rows. The oracle is no model: it takes, of each question, the best expert's "
-        "answer."
+        "is best on validation rows. The oracle is no model: it takes, of each question, the best "
+        "expert's answer."
     )
     variants = ["baseline", "moe", "moe-probabilities", *WITHOUT_GATE]
     columns = name_columns(P)

@@ -221,7 +221,7 @@ def describe_intervals(made: pd.DataFrame) -> str:
     """Return what the bars of the forest figure are, and over how many seeds."""
     fewest, most = made["n"].min(), made["n"].max()
     if most == 1:
-        return "One seed: its spread is unknown, so no intervals."
+        return "One seed: no intervals."
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     return f"Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
 

@@ -66,7 +66,7 @@ RULES = {
 # What the name of a control leaves open: beside the figure that a page leads with.
 CONTROL_NOTES = {
     "uniform-weights": "every expert counts alike",
-    "told-dataset": "weights fitted for each dataset",
+    "told-dataset": "weights for each dataset, fitted on its few rows",
     "reload": "top blocks copied from lower ones",
 }
 # What a page leads with. The claims call the final model's experts by their four blocks.
