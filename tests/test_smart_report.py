@@ -24,6 +24,9 @@ ROWS = {
     "rrobin-16": {"sst": 2000, "quora": 2000, "sts": 2000},
     "rrobin-full": {"sst": 2000, "quora": 14_000, "sts": 2000},
     "rrobin-full-layer": {"sst": 2000, "quora": 14_000, "sts": 2000},
+    "rrobin-full-scaled": {"sst": 2000, "quora": 14_000, "sts": 2000},
+    "rrobin-full-no-quora": {"sst": 2000, "sts": 2000},
+    "layer-unshared": {"sst": 2000, "quora": 14_000, "sts": 2000},
 }
 TINY = {
     "train_rows": 24,
