@@ -66,7 +66,8 @@ class Board:
             mark = self.y - 0.3 * LINE
             self.y -= 0.8 * LINE if has_mark else 0.05
             return mark
-        lines = textwrap.wrap(name, 40, drop_whitespace=False)
+        indent = INDENT if name.startswith(INDENT) else ""
+        lines = textwrap.wrap(name, 40, subsequent_indent=indent)
         height = LINE * len(lines)
         mark = self.y - height / 2
         for at, line in enumerate(lines):
