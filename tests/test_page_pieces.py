@@ -697,6 +697,6 @@ def test_findings_need_no_notebook():
 
 def test_a_verdict_calls_models_as_readers_do():
     table = pd.DataFrame({"part": ["moe", "moe, EM", ""], "rule_part": [np.nan, "squad", "reinit"]})
-    named = verdict_groups.name_parts("moe", table)
+    named = verdict_groups.name_models_in_parts("moe", table)
     assert named["part"].tolist() == ["MoE", "MoE, EM", ""]
     assert named["rule_part"].tolist() == ["", "squad", "Reinit"]

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from qa_lib.data import hub_tables
 from qa_lib.settings import hub
 from qa_lib.settings.parameters import Dataset
-from qa_lib.settings.params import ROOT, UserError, describe_folder
+from qa_lib.settings.params import FOR_MISSING_FILE, ROOT, UserError, describe_folder
 from qa_lib.tasks import get_task
 from qa_lib.tasks.characters import is_visible, text_error
 from qa_lib.tasks.sentence import name_fields
@@ -115,8 +115,7 @@ def iterate_rows(
     """
     if not path.exists():
         raise UserError(
-            f"{path} does not exist; DATA= names the folder that holds it, DATA.md where to get "
-            f"it; {describe_folder(path)}"
+            f"{path} does not exist; {FOR_MISSING_FILE['folder']}; {describe_folder(path)}"
         )
     known = formats.described
     if not path.name.endswith(formats.endings):

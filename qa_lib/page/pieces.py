@@ -397,8 +397,8 @@ def table_models(P, variants: list[str], parts: dict[str, str]) -> report.Html:
         return report.note_absent("models")
     frame = grids.describe_models(P, variants, parts)
     shown, classes, shared = grids.lay_out_models(frame)
-    is_second = any(spec.start and spec.start.multitask for spec in specs)
-    trained = "fine-tuned after its pre-training" if is_second else "trained"
+    has_pretraining = any(spec.start and spec.start.multitask for spec in specs)
+    trained = "fine-tuned after its pre-training" if has_pretraining else "trained"
     caption = f"The models, and how each is {trained}."
     if shared:
         caption += f" Alike for all: {shared}."

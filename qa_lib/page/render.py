@@ -256,7 +256,8 @@ def drop_listed_notes(nb, listed: list[str]):
     section = 0
     sections = []
     for cell in nb.cells:
-        section += cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}"
+        if cell.cell_type == "markdown" and re.search("^## ", cell.source, re.M):
+            section += 1
         sections.append(section)
         if any("<figure" in html for html in list_html(cell)):
             drawn.add(section)

@@ -190,17 +190,20 @@ def describe_mark(table: pd.DataFrame) -> str:
     )
 
 
-def name_parts(slug: str, table: pd.DataFrame) -> pd.DataFrame:
+def name_models_in_parts(slug: str, table: pd.DataFrame) -> pd.DataFrame:
     """Return verdicts whose parts call models as readers do: "MoE", not "moe"."""
     models = plans.find_report(slug).MODELS
 
-    def name_part(part: str) -> str:
+    def name_models_of(part: str) -> str:
+        """Return a part, "rrobin-full, EM", with the display names of its models."""
         words = []
         for word in part.split(", "):
             words.append(plans.display_name(slug, word) if word in models else word)
         return ", ".join(words)
 
-    parts = {column: table[column].fillna("").map(name_part) for column in ("part", "rule_part")}
+    parts = {
+        column: table[column].fillna("").map(name_models_of) for column in ("part", "rule_part")
+    }
     return table.assign(**parts)
 
 
@@ -210,8 +213,8 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
     table: of verify.claims_table.
     """
     listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
-    by_starter = name_parts(P.report, compare.measure_by_starter(P, table))
-    table = name_parts(P.report, table)
+    by_starter = name_models_in_parts(P.report, compare.measure_by_starter(P, table))
+    table = name_models_in_parts(P.report, table)
     tables = {
         "tuned": verify.select(table, "tuned"),
         "starter": verify.select(by_starter, comparison="starter"),

@@ -44,7 +44,7 @@ MODELS = {
 HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
 DENSE = ("dense-compute", "dense-parameters")
 
-# What the name of a control leaves open: beside the figure that a page leads with.
+# Control → what it is, where its name does not say so; stands below the page's first figure.
 CONTROL_NOTES = {
     "dense-compute": "one layer as wide as two experts",
 }

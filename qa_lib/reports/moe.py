@@ -63,7 +63,7 @@ RULES = {
     "other-experts": "others",
     "oracle": "oracle",
 }
-# What the name of a control leaves open: beside the figure that a page leads with.
+# Control → what it is, where its name does not say so; stands below the page's first figure.
 CONTROL_NOTES = {
     "uniform-weights": "every expert counts alike",
     "told-dataset": "weights for each dataset, fitted on its few rows",

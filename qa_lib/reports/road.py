@@ -99,7 +99,7 @@ MODELS = {
     "base-from-distilled": ("Base, distilled ROaD teaches", "#8f4f9f"),
 }
 
-# What the name of a control leaves open: beside the figure that a page leads with.
+# Control → what it is, where its name does not say so; stands below the page's first figure.
 CONTROL_NOTES = {
     "target-only": "as many updates",
     "mtl-own-heads": "each dataset its own",

@@ -71,7 +71,7 @@ MODELS = {
 SETS = ("sst", "quora", "sts")
 REVIEWS = "cfimdb"
 
-# What the name of a control leaves open: beside the figure that a page leads with.
+# Control → what it is, where its name does not say so; stands below the page's first figure.
 CONTROL_NOTES = {
     "rrobin-16": "in the batches that SMART has",
 }

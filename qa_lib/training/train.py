@@ -653,8 +653,7 @@ def train_and_score(
     steps = math.ceil(examples.steps_per_epoch * spec.epochs)
     losses = build.make_losses(spec, model, steps)
     loss_keeper = LossKeeper(losses)
-    checkpoints = runs.run_folder(spec) / "checkpoints"
-    resume, spent, code = find_resume(spec, checkpoints)
+    resume, spent, code = find_resume(spec, runs.run_folder(spec) / "checkpoints")
     trainer = RunTrainer(
         spec,
         rows,
@@ -670,11 +669,7 @@ def train_and_score(
     )
     if spec.probes:
         trainer.add_callback(gradients.GradientProbe(spec, examples.windows, examples.collate))
-    if trainer.is_world_process_zero():
-        drop_other_checkpoints(checkpoints, resume, progress)
-    if resume:
-        progress(f"{spec.run}  goes on from {resume.name}")
-        loss_keeper.load(resume, build.device_of(spec))
+    prepare_resume(trainer, loss_keeper, resume, progress)
     began = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     tokens = examples.tokens_per_epoch * spec.epochs
@@ -712,6 +707,24 @@ def train_and_score(
     if spec.probes:
         results["gradients"] = gradients.read_gradients(trainer.state.log_history)
     return results, table
+
+
+def prepare_resume(
+    trainer: RunTrainer,
+    loss_keeper: LossKeeper,
+    resume: Path | None,
+    progress: Callable[[str], None],
+):
+    """Leave the checkpoints that a run can go on from, and restore the states of its extra losses.
+
+    resume: the checkpoint that it goes on from; None where it begins anew.
+    """
+    spec = trainer.spec
+    if trainer.is_world_process_zero():
+        drop_other_checkpoints(runs.run_folder(spec) / "checkpoints", resume, progress)
+    if resume:
+        progress(f"{spec.run}  goes on from {resume.name}")
+        loss_keeper.load(resume, build.device_of(spec))
 
 
 def find_resume(spec: Spec, checkpoints: Path) -> tuple[Path | None, float, dict | None]:
