@@ -236,11 +236,14 @@ def keep_only(nb, name: str):
     return nb
 
 
+NOTE = f"{re.escape(report.ABSENT)}.*?</p>"  # a note about a part that was not run
+
+
 def absent_part(cell) -> str:
     """Return the part of the study for which a cell shows notes and nothing else; "" otherwise."""
     parts = []
     for html in list_html(cell):
-        if not re.fullmatch(f"({re.escape(report.ABSENT)}.*?</p>)+", html.strip()):
+        if not re.fullmatch(f"({NOTE})+", html.strip()):
             return ""
         parts += re.findall("“(.*?)”", html)
     return ", ".join(parts)
@@ -250,8 +253,10 @@ def drop_listed_notes(nb, listed: list[str]):
     """Return the notebook without notes about parts that the page lists as not run.
 
     Equal tuning is not dropped, for it changes what a page concludes. Nor is a note in a section
-    that shows no table or figure: the section would be empty.
+    that shows no table or figure: the section would be empty. A note may stand in a cell of its
+    own, or beside a table or figure.
     """
+    dropped = set(listed) - {report.EQUAL_TUNING}
     drawn = set()  # sections that show a table or a figure
     section = 0
     sections = []
@@ -261,12 +266,21 @@ def drop_listed_notes(nb, listed: list[str]):
         sections.append(section)
         if any("<figure" in html for html in list_html(cell)):
             drawn.add(section)
+
+    def leave_out(note: re.Match) -> str:
+        """Return nothing for a note about listed parts, any other as it is."""
+        (names,) = re.findall("“(.*?)”", note[0])
+        return "" if set(names.split(", ")) <= dropped else note[0]
+
     cells = []
     for cell, section in zip(nb.cells, sections, strict=True):
-        parts = set(filter(None, absent_part(cell).split(", ")))
-        droppable = parts and parts <= set(listed) - {report.EQUAL_TUNING}
-        if not (droppable and section in drawn):
-            cells.append(cell)
+        if section in drawn and any(report.ABSENT in html for html in list_html(cell)):
+            for output in cell.outputs:
+                if "text/html" in output.get("data", {}):
+                    output.data["text/html"] = re.sub(NOTE, leave_out, output.data["text/html"])
+            if not any(list_html(cell)):
+                continue
+        cells.append(cell)
     nb.cells = cells
     return nb
 
