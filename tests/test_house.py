@@ -274,6 +274,15 @@ def test_git_keeps_line_ends():
     assert "png: text: unset" in attributes
 
 
+def test_the_tracked_files_stay_small():
+    """Everyone who clones the study fetches its records and pages."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if not listed.stdout:
+        pytest.skip("not a checkout of git")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert sum(file.stat().st_size for file in files if file.exists()) < 18e6
+
+
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda p: p.name)
 def test_notebooks_are_stripped(file):
     notebook = json.loads(file.read_text())

@@ -122,9 +122,18 @@ def format_csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def format_parquet(frame: pd.DataFrame) -> bytes:
-    """Return a frame as a .parquet file."""
-    return frame.to_parquet(None, compression="zstd", index=False)
+def format_parquet(frame: pd.DataFrame, **options) -> bytes:
+    """Return a frame as a .parquet file. options: of pyarrow.parquet.write_table."""
+    return frame.to_parquet(None, compression="zstd", index=False, **options)
+
+
+def pack_parquet(frame: pd.DataFrame) -> bytes:
+    """Return the examples of several runs as a .parquet file of half the size.
+
+    Runs repeat each other's ids. In one page and without a dictionary the compressor sees that.
+    """
+    one_page = {"data_page_size": 2**30, "max_rows_per_page": len(frame) + 1}
+    return format_parquet(frame, compression_level=19, use_dictionary=False, **one_page)
 
 
 def checksum(record: dict) -> str:
@@ -652,7 +661,7 @@ def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
     number = max(numbers, default=-1) + 1
     while frames:
         for size in range(len(frames), 0, -1):
-            content = format_parquet(pd.concat(frames[:size]))
+            content = pack_parquet(pd.concat(frames[:size]))
             if len(content) <= LIMIT:
                 break
         write(folder / f"examples-{number:03d}.parquet", content)
