@@ -224,6 +224,24 @@ def test_a_teacher_of_the_study_s_own_seeds_is_no_further_teacher(load):
     assert seeds["mtl-teacher"] == {200}
 
 
+def test_the_central_comparison_may_have_more_seeds(load):
+    parts = ["heads", "pretraining", "controls", "passes", "distillation"]
+    params = load(size="small", experiments=parts, seeds=[0, 1, 2], side_seeds=[0])
+    seeds = {}
+    for s in plans.plan(params):
+        seeds.setdefault(s.variant, set()).add(s.seed)
+    for model in ("baseline", "mt-dnn", "mtl"):
+        assert seeds.pop(model) == seeds.pop(f"{model}-pretraining", {0, 1, 2}) == {0, 1, 2}
+    teachers = seeds.pop("mtl-teacher") | seeds.pop("mtl-teacher-pretraining")
+    assert teachers == {100, 200}
+    assert {"joint-head", "target-only", "mtl-passes-1", "kd", "mtl-ensemble"} <= set(seeds)
+    assert all(own == {0} for own in seeds.values())
+    assert params.fewest_seeds == 1
+    assert "3 seeds of the plain model, MT-DNN and ROaD, 1 of the others" in (
+        params.describe_training()
+    )
+
+
 def test_a_run_without_weighted_teachers_does_not_depend_on_their_weight(load):
     parts = ["distillation", "wrong-weights"]
     first = plans.plan(load(size="small", experiments=parts))

@@ -182,7 +182,8 @@ class Parameters(Study):
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    sweep_seeds: Seeds | None = None  # of sweeps; by default `seeds`
+    side_seeds: Seeds | None = None  # of the joint head, controls and students; by default `seeds`
+    sweep_seeds: Seeds | None = None  # of sweeps; by default `side_seeds`
     # Dataset of pre-training → its training rows.
     pretraining: dict[str, Rows] = Field(min_length=2)
     steps: Rows  # updates of pre-training
@@ -293,7 +294,15 @@ class Parameters(Study):
 
     @property
     def fewest_seeds(self) -> int:
-        return min(len(self.seeds), len(self.sweep_seeds or self.seeds))
+        side_seeds = self.side_seeds or self.seeds
+        sweep_seeds = self.sweep_seeds or side_seeds
+        return min(len(self.seeds), len(side_seeds), len(sweep_seeds))
+
+    def describe_seeds(self) -> str:
+        text = super().describe_seeds()
+        if self.side_seeds and len(self.side_seeds) != len(self.seeds):
+            text += f" of the plain model, MT-DNN and ROaD, {len(self.side_seeds)} of the others"
+        return text
 
     def describe_training(self) -> str:
         return (
@@ -462,9 +471,13 @@ class Arm:
 
     # ---- teachers and students ----
 
-    def list_seeds(self) -> list[int]:
+    def list_side_seeds(self) -> list[int]:
+        """Return the seeds of controls, of students and of further targets."""
+        return self.params.side_seeds or self.params.seeds
+
+    def list_sweep_seeds(self) -> list[int]:
         """Return the seeds of sweeps and of ROaD-Base."""
-        return self.params.sweep_seeds or self.params.seeds
+        return self.params.sweep_seeds or self.list_side_seeds()
 
     def list_targets(self) -> list[str | None]:
         """Return the targets of models that the report fine-tunes on several; None is the first."""
@@ -567,7 +580,9 @@ class Arm:
 
 def plan_heads(arm: Arm) -> list[Spec]:
     """Independent start and end, and ELECTRA's joint head (T1)."""
-    return arm.train_model("baseline") + arm.train_model("joint-head", heads={"span": "joint"})
+    specs = arm.train_model("baseline")
+    seeds = arm.list_side_seeds()
+    return specs + arm.train_model("joint-head", seeds=seeds, heads={"span": "joint"})
 
 
 def plan_pretraining(arm: Arm) -> list[Spec]:
@@ -582,7 +597,7 @@ def plan_controls(arm: Arm) -> list[Spec]:
     """The target alone for as many updates; one draw a step; a head for each dataset."""
     specs = []
     for model in FOLLOWERS:
-        specs += arm.train_model(model)
+        specs += arm.train_model(model, seeds=arm.list_side_seeds())
     return specs
 
 
@@ -593,7 +608,7 @@ def plan_passes(arm: Arm) -> list[Spec]:
     for number in params.sweep_passes:
         draws = Pretraining(params.pretraining, number, params.sampling, "task", params.steps)
         variant = f"mtl-passes-{number}"
-        specs += arm.train_model("mtl", variant, params.sweep_seeds, pretraining=draws)
+        specs += arm.train_model("mtl", variant, arm.list_sweep_seeds(), pretraining=draws)
     return specs
 
 
@@ -614,7 +629,7 @@ def plan_sentences(arm: Arm) -> list[Spec]:
     specs = []
     for target in arm.params.sentences:
         for model in ("baseline", "mt-dnn", "mtl"):
-            specs += arm.train_model(model, target=target, seeds=arm.params.sweep_seeds)
+            specs += arm.train_model(model, target=target, seeds=arm.list_sweep_seeds())
     return specs
 
 
@@ -626,7 +641,7 @@ def plan_blocks(arm: Arm) -> list[Spec]:
             specs += arm.train_model(
                 model,
                 f"{model}-blocks",
-                arm.params.sweep_seeds,
+                arm.list_sweep_seeds(),
                 everywhere={"blocks": blocks},
             )
     return specs
@@ -652,12 +667,12 @@ def plan_encoders(arm: Arm) -> list[Spec]:
 def plan_soft_pretraining(arm: Arm) -> list[Spec]:
     """ROaD's pre-training with the soft targets of one teacher for each dataset (T5)."""
     specs = []
-    for seed in arm.params.seeds:
+    for seed in arm.list_side_seeds():
         teachers = arm.train_dataset_teachers(seed)
         specs += teachers
         distillation = arm.make_distillation(by_dataset=True)
         before = {"teachers": teachers, "distillation": distillation, "probes": 0}
-        targets = arm.list_targets() if seed in arm.list_seeds() else [None]
+        targets = arm.list_targets() if seed in arm.list_sweep_seeds() else [None]
         for target in targets:
             specs += arm.train_model("mtl", "mtl-kd", [seed], target=target, before=before)
     return specs
@@ -669,7 +684,7 @@ def plan_distillation(arm: Arm) -> list[Spec]:
     The control has the weights of weighted distillation, given to teachers at random.
     """
     specs = []
-    for seed in arm.params.seeds:
+    for seed in arm.list_side_seeds():
         behind, student, teachers = arm.gather_teachers(seed)
         specs += behind
         specs += [
@@ -685,7 +700,7 @@ def plan_distillation(arm: Arm) -> list[Spec]:
 def plan_born_again(arm: Arm) -> list[Spec]:
     """A student of one teacher, and models that each teach the next one."""
     specs = []
-    for seed in arm.params.seeds:
+    for seed in arm.list_side_seeds():
         behind, student, (teacher,) = arm.gather_teachers(seed, size=1)
         specs += behind
         specs.append(arm.teach("kd-one", student, [teacher]))
@@ -700,7 +715,7 @@ def plan_born_again(arm: Arm) -> list[Spec]:
 def plan_smoothing(arm: Arm) -> list[Spec]:
     """Labels as soft as the teachers' targets, without what the teachers say of wrong answers."""
     specs = []
-    for seed in arm.params.seeds:
+    for seed in arm.list_side_seeds():
         behind, student, teachers = arm.gather_teachers(seed)
         specs += behind
         specs.append(arm.teach("smoothed-labels", student, teachers, targets="smoothed"))
@@ -710,7 +725,7 @@ def plan_smoothing(arm: Arm) -> list[Spec]:
 def plan_wrong_weights(arm: Arm) -> list[Spec]:
     """Sweep of the weight W that a wrong teacher has; at 1 it is ordinary distillation."""
     specs = []
-    for seed in arm.list_seeds():
+    for seed in arm.list_sweep_seeds():
         behind, student, teachers = arm.gather_teachers(seed)
         specs += behind
         for weight in arm.params.sweep_wrong_weights:
@@ -723,7 +738,7 @@ def plan_wrong_weights(arm: Arm) -> list[Spec]:
 def plan_ensemble(arm: Arm) -> list[Spec]:
     """Plain models together, which T7 compares with one final model."""
     specs = []
-    for seed in arm.params.seeds:
+    for seed in arm.list_side_seeds():
         team, members = arm.train_team("baseline", seed)
         specs += [*team, arm.average("ensemble", seed, members)]
     return specs
@@ -732,7 +747,7 @@ def plan_ensemble(arm: Arm) -> list[Spec]:
 def plan_teacher_sizes(arm: Arm) -> list[Spec]:
     """Teachers with more blocks than their student, with fewer, and with as few."""
     specs = []
-    for seed in arm.list_seeds():
+    for seed in arm.list_sweep_seeds():
         *pretraining, large = arm.train_model("mtl", seeds=[seed])
         specs += [*pretraining, large]
         for blocks in arm.params.sweep_blocks:
@@ -767,7 +782,7 @@ def plan_base(arm: Arm) -> list[Spec]:
     """Students without a second pre-training: untaught, and of several kinds of teachers."""
     specs = []
     base = describe_base(arm.params)
-    for seed in arm.list_seeds():
+    for seed in arm.list_sweep_seeds():
         for target in arm.list_targets():
             specs += arm.train_model("baseline", "base-student", [seed], target=target, **base)
         *_, student = arm.train_model("baseline", "base-student", [seed], **base)
@@ -806,7 +821,7 @@ def plan_base_passes(arm: Arm) -> list[Spec]:
     specs = []
     base = describe_base(params)
     steps = params.base_steps or params.steps
-    for seed in arm.list_seeds():
+    for seed in arm.list_sweep_seeds():
         of_road, (road,) = arm.train_team("mtl", seed, size=1)
         specs += of_road
         for number in params.sweep_passes:
@@ -825,7 +840,7 @@ def plan_base_hidden(arm: Arm) -> list[Spec]:
     """What is distilled: hidden states alone, logits and states, and logits and the last states."""
     specs = []
     base = describe_base(arm.params)
-    for seed in arm.list_seeds():
+    for seed in arm.list_sweep_seeds():
         *_, student = arm.train_model("baseline", "base-student", [seed], **base)
         of_road, (road,) = arm.train_team("mtl", seed, size=1)
         specs += of_road
