@@ -190,7 +190,7 @@ power: | $(SETUP) ## print what the reports' runs could see, and which claims mo
 own: profile = own
 own: override DATA = $(or $(QA_RUNS),runs)/own/$(NAME).yaml
 own: override PARAMS := domains=[$(NAME)-a,$(NAME)-b]$(if $(PARAMS), $(PARAMS))
-own: own-defined $(OWN)/report.html ## are the experts worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
+own: own-defined $(OWN)/report.html ## is ExBERT's block worth it on your data? NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl
 	@$(PY) -m qa_lib verify exbert $(FLAGS)
 	@echo $(call quoted,page: $(call place,$(word 2,$^)))
 

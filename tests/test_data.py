@@ -169,7 +169,7 @@ def test_a_bad_row_of_csv_is_named(tmp_path, change, reason):
     assert len(rows) == 1
     pd.DataFrame([whole]).drop(columns="answer_start").to_csv(tmp_path / "b.csv", index=False)
     words = (
-        "b.csv cannot be read .no column 'answer_start' among context, .*; a row has context, "
+        "b.csv cannot be read .no column 'answer_start' among 'context', .*; a row has context, "
         "question, answer, answer_start: rename the column, or add it.; mend it, or save it anew"
     )
     with pytest.raises(UserError, match=words):
@@ -188,7 +188,7 @@ def test_csv_divided_by_semicolons_is_one_sentence(tmp_path):
 
 def test_a_malformed_line_is_named(tmp_path):
     write_rows(tmp_path / "a.jsonl", [make_row(0), '{"id": "broken",\n', make_row(1)])
-    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* PARAMS=bad_rows=skip"):
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* bad_rows=skip in PARAMS"):
         read_rows(tmp_path / "a.jsonl")
     counts = selection.Counter()
     assert len(read_rows(tmp_path / "a.jsonl", "skip", counts)) == 2
@@ -214,8 +214,8 @@ def test_all_bad_rows_are_told_at_once(tmp_path):
     ) in message
     assert re.findall(r"line (\d+)", message) == ["1", "2", "3", "4", "5"]
     assert "; line 2, line 3, line 4, line 5: field 'question' holds no text; and" in message
-    assert "; and 37 more; PARAMS=bad_rows=move moves the answers of 1 of them" in message
-    assert message.endswith(", mend the rows, or leave such rows out with PARAMS=bad_rows=skip")
+    assert "; and 37 more; bad_rows=move in PARAMS moves the answers of 1 of them" in message
+    assert message.endswith(", mend the rows, or leave such rows out with bad_rows=skip in PARAMS")
     assert "\n" not in message
 
 
@@ -309,9 +309,9 @@ def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
     [
         (
             ["Osk0", "Osk1"],
-            "=bad_rows=move moves their answers to the nearest place .*, or mend the rows; there",
+            "bad_rows=move in PARAMS moves their answers to the nearest place .*, or mend the rows; there",
         ),
-        (["Osk0", "gone"], "=bad_rows=move moves the answers of 1 of them to the nearest place"),
+        (["Osk0", "gone"], "bad_rows=move in PARAMS moves the answers of 1 of them to the nearest place"),
         (["gone", "gone"], r"is nowhere in the context; mend the rows; there are no other rows$"),
     ],
 )
@@ -635,7 +635,9 @@ def test_answers_of_parquet_may_be_a_list_of_structs(tmp_path):
 
 def test_a_column_that_parquet_lacks_is_one_sentence(tmp_path):
     pd.DataFrame([make_row(0)]).drop(columns="question").to_parquet(tmp_path / "a.parquet")
-    words = "a.parquet cannot be read .no column 'question' among id, title, context, answers;"
+    words = (
+        "a.parquet cannot be read .no column 'question' among 'id', 'title', 'context', 'answers';"
+    )
     with pytest.raises(UserError, match=words):
         read_rows(tmp_path / "a.parquet", "skip")
 

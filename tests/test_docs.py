@@ -1,8 +1,11 @@
 """README.md and docs/: length, links, commands, and the parts that are written from records."""
 
+import csv
 import json
 import re
 import shlex
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import yaml
 from test_house import make
 
 from qa_lib.__main__ import make_parser
-from qa_lib.data import selection
+from qa_lib.data import selection, sources
 from qa_lib.page import overview, readme, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -106,6 +109,33 @@ def list_verbs() -> list[str]:
 @pytest.mark.parametrize("command", list_verbs())
 def test_every_verb_takes_what_is_written(command):
     assert make_parser().parse_args(shlex.split(command)).verb in command
+
+
+def test_one_file_is_parted_by_context_as_the_page_says(tmp_path, monkeypatch):
+    """Rows come through whole: line breaks, commas and offsets in cells stay what they are."""
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for number in range(30):
+        context = f"Ship {number // 2} came,\r\nand it left in May."
+        rows.append((context, f"When did it leave? {number}", "May", str(context.index("May"))))
+    with open("harbour.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([sources.COLUMNS, *rows])
+    exec(block, {})
+    parts = {}
+    for name in ("train.csv", "test.csv"):
+        counts = Counter()
+        parts[name] = sources.read_rows(Path(name), "harbour", "stop", counts)
+        assert not counts
+    contexts = [{row["context"] for row in part} for part in parts.values()]
+    assert not contexts[0] & contexts[1]
+    assert [len(of_part) for of_part in contexts] == [10, 5]
+    kept = [
+        (row["context"], row["question"], *row["answers"]["text"])
+        for row in chain.from_iterable(parts.values())
+    ]
+    assert sorted(kept) == sorted(row[:3] for row in rows)
 
 
 def test_a_dataset_of_one_s_own_is_read_as_its_page_says(tmp_path, monkeypatch):

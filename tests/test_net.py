@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.evidence import verify
-from qa_lib.page import written
+from qa_lib.page import pieces, written
 from qa_lib.reports import plans
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
@@ -163,6 +163,34 @@ def test_findings_count_the_answers_that_differ(test_set):
     assert differing("kd", "mtl-ensemble", test_set) > differing("kd", "mtl", test_set) > 0
     with pytest.raises(written.UnknownName, match="no run of absent has spans on"):
         differing("kd", "absent", test_set)
+
+
+# ---- a seed that is left out, and what a figure says of its examples ----
+
+
+def test_without_a_seed_that_no_run_has_a_claim_is_what_the_page_says():
+    P = plans.load_params("exbert", "real", size="small")
+    names = written.collect_names(P)
+    ours = names["claims"]["headline"]["equal"]
+    same = names["without_seed"]("headline", 99, "equal")
+    assert (same.ours, same.low, same.high, same.n) == (ours.ours, ours.low, ours.high, 6)
+    fewer = names["without_seed"]("headline", 0, "equal")
+    assert fewer.n == 5
+    assert fewer.low < ours.low
+    with pytest.raises(written.UnknownName, match="no runs of headlines without seed 0"):
+        names["without_seed"]("headlines", 0)
+
+
+def test_a_figure_says_its_seeds_its_examples_and_whether_it_has_intervals():
+    P = plans.load_params("road", "real", size="small")
+    made = pd.DataFrame({"n": [1, 1], "claim": ["mtl-over-baseline", "newsqa-gain"]})
+    assert pieces.describe_intervals(P, made) == (
+        "One seed: no intervals; 400 or 2,012 test examples."
+    )
+    made = pd.DataFrame({"n": [1, 3], "claim": ["mtl-over-baseline"] * 2})
+    assert pieces.describe_intervals(P, made) == (
+        "Bars are 95 % intervals over 1 to 3 seeds and 2,012 test examples."
+    )
 
 
 if __name__ == "__main__":

@@ -588,7 +588,7 @@ def test_too_few_rows_say_what_would_do(domains, monkeypatch):
 
 def read_proposal(error: UserError) -> dict:
     """Return the parameters that an error proposes."""
-    proposal = str(error).split('PARAMS="')[1].rstrip('"')
+    proposal = str(error).split("in PARAMS: ")[1]
     return yaml.safe_load("{" + proposal.replace("=", ": ").replace(" v", ", v") + "}")
 
 
@@ -682,7 +682,7 @@ def test_too_few_rows_say_how_many_were_left_out_and_why(domains, tmp_path, monk
     test_file.write_text(test_file.read_text() + "".join(json.dumps(r) + "\n" for r in repeated))
     words = (
         r"mine-b has 5 training rows that no test row repeats \(left out of its files: "
-        r"30 incomplete, 5 copies of held-out rows; PARAMS=bad_rows=stop says what is "
+        r"30 incomplete, 5 copies of held-out rows; bad_rows=stop in PARAMS says what is "
         r"wrong with the bad ones\): too few to train on; add rows"
     )
     with pytest.raises(UserError, match=words):
@@ -796,8 +796,8 @@ def test_a_bad_row_is_named(domains, tmp_path, monkeypatch, line, words):
         (
             "a.csv",
             b"id,question\n",
-            "cannot be read .no column 'context' among id, question; a row has context, question, "
-            "answer, answer_start",
+            "cannot be read .no column 'context' among 'id', 'question'; a row has context, "
+            "question, answer, answer_start",
         ),
         (
             "a.json",

@@ -237,16 +237,17 @@ def test_a_figure_has_a_drawing_for_each_screen_and_the_same_bytes_again(plant):
 def test_the_first_figure_says_what_a_control_is_and_what_is_scored(plant):
     html = pieces.figure_comparisons(plant(printed=MODELS), (EIGHT,))
     caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
+    assert "control. V-DB: the plain encoder; ExBERT (final): as the report tuned it; " in caption
     assert "(b) dense, equal compute: one layer as wide as two experts. Bars" in caption
     assert "EM: exact answers, in percent." in caption
-    without = pd.DataFrame({"control": ["", "plain-tuned"]})
-    assert pieces.describe_controls("exbert", without) == ""
+    without = pd.DataFrame({"ours": ["x"], "against": ["y"], "control": ["plain-tuned"]})
+    assert pieces.describe_models("exbert", without) == ""
 
 
 @pytest.mark.parametrize("slug", params.list_reports())
-def test_notes_on_controls_are_of_models_that_the_report_has(slug):
+def test_notes_are_on_models_that_the_report_has(slug):
     module = plans.find_report(slug)
-    assert set(module.CONTROL_NOTES) <= set(module.MODELS)
+    assert set(module.NOTES) <= set(module.MODELS)
 
 
 def test_a_saved_drawing_has_exactly_the_colours_of_its_models(plant):
@@ -668,13 +669,6 @@ def test_notes_that_are_alike_stand_once():
     note = report.note_absent("a")
     html = pieces.stack(note, note, report.Html("<p>d</p>"), report.note_absent("b"))
     assert html == f"{note}<p>d</p>{report.note_absent('b')}"
-
-
-def test_a_figure_says_its_seeds_and_whether_it_has_intervals():
-    made = pd.DataFrame({"n": [1, 1]})
-    assert pieces.describe_intervals(made) == "One seed: no intervals."
-    made = pd.DataFrame({"n": [1, 3]})
-    assert pieces.describe_intervals(made).endswith("; 1 to 3 seeds.")
 
 
 def test_parts_of_a_fold_that_were_not_run_are_named_once():

@@ -195,7 +195,7 @@ def test_a_bad_row_is_named_or_skipped(tmp_path, d, changes, reason):
         read(tmp_path / "a.jsonl", d)
     message = str(error.value)
     assert f"a.jsonl, line 2: {reason}" in message
-    assert message.endswith("or leave such rows out with PARAMS=bad_rows=skip")
+    assert message.endswith("or leave such rows out with bad_rows=skip in PARAMS")
     assert "\n" not in message
     for bad_rows in ("skip", "move"):
         counts = Counter()
@@ -211,7 +211,7 @@ def test_a_pair_without_its_second_field_is_named(tmp_path):
     pd.DataFrame([{"sentence1": "A mill.", "label": 1}]).to_parquet(tmp_path / "a.parquet")
     pd.DataFrame([{"sentence1": "A mill.", "label": 1}]).to_csv(tmp_path / "a.csv", index=False)
     for file in ("a.parquet", "a.csv"):
-        words = f"{file} cannot be read .no column 'sentence2' among sentence1, label; a row has "
+        words = f"{file} cannot be read .no column 'sentence2' among 'sentence1', 'label'; a row "
         with pytest.raises(UserError, match=words):
             read(tmp_path / file, PAIRS)
 
@@ -221,7 +221,7 @@ def test_a_bad_line_of_a_table_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines))
     words = (
         "a.csv: 2 of 4 rows cannot be used .2 malformed.: line 3: it has 3 fields, and the first "
-        "line names 2; line 5: not CSV"
+        "line names 2; a cell with a comma stands in double quotes; line 5: not CSV"
     )
     with pytest.raises(UserError, match=words):
         read(tmp_path / "a.csv", REVIEWS)

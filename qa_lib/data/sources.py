@@ -224,9 +224,10 @@ def check_columns(names: list[str], needed: Iterable[str]):
     """Raise ValueError where a column is missing. names: the columns of a file."""
     for name in needed:
         if name not in names:
+            known = ", ".join(f"'{known}'" for known in names) or "none"
             raise ValueError(
-                f"no column '{name}' among {', '.join(names) or 'none'}; a row "
-                f"has {', '.join(needed)}: rename the column, or add it"
+                f"no column '{name}' among {known}; a row has {', '.join(needed)}: rename the "
+                "column, or add it"
             )
 
 
@@ -260,6 +261,8 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
             number -= 1
         elif len(values) != len(names):
             reason = f"it has {len(values)} fields, and the first line names {len(names)}"
+            if not tabs:
+                reason += "; a cell with a comma stands in double quotes"
             yield Entry(number, place, None, reason)
         else:
             yield Entry(number, place, dict(zip(names, values, strict=True)))
@@ -384,7 +387,7 @@ def answers_error(answers: Any) -> str:
         if not isinstance(at, int) or isinstance(at, bool) or at < 0:
             return (
                 f"field 'answers' is not whole: answer {number} has no 'answer_start' that is "
-                "a whole number"
+                "a whole number, without quotes"
             )
     return ""
 
@@ -522,13 +525,15 @@ def propose_cure(bad: BadRows, used: int) -> str:
     cures = []
     if bad.movable:
         whose = "their answers" if bad.movable == count else f"the answers of {bad.movable} of them"
-        cures.append(f"PARAMS=bad_rows=move moves {whose} to the nearest place that holds the text")
+        cures.append(
+            f"bad_rows=move in PARAMS moves {whose} to the nearest place that holds the text"
+        )
     if not isinstance(bad.source, Path):
         cures.append("mend its dataset's definition in params/datasets.yaml")
     else:
         cures.append("mend the row" if count == 1 else "mend the rows")
     if used:
-        cures.append("or leave such rows out with PARAMS=bad_rows=skip")
+        cures.append("or leave such rows out with bad_rows=skip in PARAMS")
         return ", ".join(cures)
     return f"{', or '.join(cures)}; there are no other rows"
 

@@ -11,6 +11,7 @@ between seeds is pooled with that of the report's controls. A pair that the clai
 is taken from there, so that a page gives one interval for one comparison.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -255,11 +256,25 @@ def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
 # ---- central comparisons ----
 
 
+def count_examples(P, asked: Iterable[str]) -> list[int]:
+    """Return how many examples each test set of some claims has, the smallest set first."""
+    listed = claims.read_claims(P.report, P.mixtures)
+    _, examples = verify.collect_scores(plans.plan(P))
+    places = stats.name_places(listed, P.domains) | P.stand_ins
+    examples = examples.assign(set=stats.rename_sets(examples["set"], places))
+    named = set()
+    for claim in asked:
+        for side in find_claim(P, claim).contrast.sides():
+            named.update(np.ravel(side["set"]))
+    of_claims = examples[examples["set"].isin(named)]
+    return sorted(of_claims.groupby("set")["id"].nunique())
+
+
 def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
     """Return the rows of the forest figure, in their order.
 
-    Columns: comparison (its position), ours, against, on, unit, setting (`printed`, `equal` or
-    `report`), variant (that of the idea, or the control's), control (the control that `ours` is
+    Columns: comparison (its position), claim, ours, against, on, unit, setting (`printed`, `equal`
+    or `report`), variant (that of the idea, or the control's), control (the control that `ours` is
     compared with; empty where it is compared with `against`), value, low, high, n, run, by_starter.
     An arm that was not run has a row with n = 0. Where the report was scored by the starter code's
     rule, so are the rows of its comparison, and by_starter is true.
@@ -277,6 +292,7 @@ def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
     for position, (compared, claim) in enumerate(asked):
         labels = {
             "comparison": position,
+            "claim": claim.id,
             "ours": compared.ours,
             "against": compared.against,
             "on": compared.on,

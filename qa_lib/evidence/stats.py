@@ -148,10 +148,11 @@ def select_rows(sides: list[dict], ledger: pd.DataFrame) -> pd.DataFrame:
 
     They have its variants and its metrics. The cells are searched in these few rows alone.
     """
+    fits = np.ones(len(ledger), bool)
     for column in ("variant", "metric"):
         named = {value for side in sides for value in np.ravel(side[column])}
-        ledger = ledger[ledger[column].isin(named)]
-    return ledger
+        fits &= ledger[column].isin(named).to_numpy()
+    return ledger[fits]
 
 
 def find_cells(sides: list[dict], ledger: pd.DataFrame) -> list[list[dict[int, tuple]]]:
@@ -413,6 +414,8 @@ def draw_samples(
     if arm and "arm" in ledger:
         ledger = ledger[ledger["arm"] == arm]
     places = name_places(listed, domains) | (stand_ins or {})
+    # As objects all columns of text are one array, of which rows are selected hundreds of times.
+    ledger = ledger.astype(dict.fromkeys(ledger.select_dtypes("string"), object))
     ledger = ledger.assign(set=rename_sets(ledger["set"], places))
     examples = examples.assign(set=rename_sets(examples["set"], places))
     finite = np.isfinite(ledger["value"].astype(float))

@@ -1,4 +1,4 @@
-"""The advice on own data: are the experts worth it? Its numbers and its rule.
+"""The advice on own data: is ExBERT's block worth it? Its numbers and its rule.
 
     advise(low, high)      the advice, from the ends of the intervals
     has_learnt(P)          whether the models have learnt enough for an advice

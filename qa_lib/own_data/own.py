@@ -79,7 +79,7 @@ def find_files(option: str, text: str) -> list[Path]:
         if not path.is_file():
             raise UserError(
                 f"{option}: {path} is not there; write {option}=train.jsonl:test.jsonl, seen from "
-                f"{Path.cwd().name}/ or as whole paths; {describe_folder(path)}"
+                f"{Path.cwd()} or as whole paths; {describe_folder(path)}"
             )
     return paths
 
@@ -325,7 +325,8 @@ def check_test_rows(name: str, rows: list[dict]):
         raise UserError(
             f"rows of the test file of {name} share an id: {ids[shared[0]]:,} have "
             f"'{sources.make_printable(shared[0])}', the first of {len(shared):,} such ids; give "
-            "each row an id of its own, or leave the field id out of all rows"
+            "each row an id of its own, or leave the field id out of all rows; a question with "
+            "several answers is one row of JSON"
         )
     if len({selection.normalise_text(row["context"]) for row in rows}) < 2:
         raise UserError(
@@ -358,8 +359,8 @@ def refuse_shortage(p: exbert.Parameters, parts: list[selection.Splits]):
     raise UserError(
         f"{p.domains[i]} has {len(parts[i].train) + held_out} training rows; after {held_out} for "
         f"validation {available[i]} are left{why}, and the mixture needs {needed[i]} of it; add "
-        f"rows, or take what fits: "
-        f'PARAMS="train_rows={train_rows} validation_rows={validation_rows}"'
+        f"rows, or take what fits, in PARAMS: "
+        f"train_rows={train_rows} validation_rows={validation_rows}"
     )
 
 
@@ -401,7 +402,7 @@ def describe_left_out(part: selection.Splits) -> str:
         return ""
     text = f"left out of its files: {', '.join(left_out)}"
     if any(counts[kind] for kind in sources.KINDS):
-        text += "; PARAMS=bad_rows=stop says what is wrong with the bad ones"
+        text += "; bad_rows=stop in PARAMS says what is wrong with the bad ones"
     return text
 
 

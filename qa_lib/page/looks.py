@@ -7,7 +7,9 @@ page.
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 
@@ -82,33 +84,38 @@ Drawing = Callable[[Look], Figure]
 FORMATS = {"png": {"format": "png"}, "webp": {"format": "webp", "lossless": True, "quality": 100}}
 
 
-def render_drawing(draw: Drawing, look: Look, tag: str, kind: str = "png") -> bytes:
-    """Return a drawing as png, webp or svg, with the profile's tag in its lower right corner.
-
-    The same numbers give the same bytes.
-    """
+@contextmanager
+def drawn(draw: Drawing, look: Look, tag: str) -> Iterator[Figure]:
+    """Give a drawing's figure, with the profile's tag in its lower right corner."""
     with plt.rc_context(look.style()):
         fig = draw(look)
         corner = {"ha": "right", "va": "bottom", "fontsize": 8, "color": look.colours["soft"]}
         fig.text(1 - 0.05 / fig.get_figwidth(), 0.03 / fig.get_figheight(), tag, **corner)
-        file = io.BytesIO()
-        if kind == "svg":
-            nothing = {"Date": None, "Creator": None}
-            fig.savefig(file, format="svg", metadata=nothing, bbox_inches=fig.bbox_inches)
-        else:
-            fig.savefig(file, format="rgba", bbox_inches=fig.bbox_inches)
-            dots = plt.rcParams["savefig.dpi"]
-            size = [int(inches * dots) for inches in fig.get_size_inches()]
+        yield fig
         plt.close(fig)  # or JupyterLab draws it a second time
-    if kind == "svg":
-        return file.getvalue()
-    return encode_picture(Image.frombytes("RGBA", size, file.getvalue()), **FORMATS[kind])
 
 
-def encode_picture(picture: Image.Image, **options) -> bytes:
-    """Return a drawing as a file with 64 colours, among them exactly those of its models.
+def format_svg(fig: Figure) -> bytes:
+    """Return a figure as svg. The same numbers give the same bytes."""
+    file = io.BytesIO()
+    nothing = {"Date": None, "Creator": None}
+    fig.savefig(file, format="svg", metadata=nothing, bbox_inches=fig.bbox_inches)
+    return file.getvalue()
 
-    options: of Pillow's `save`.
+
+def take_picture(fig: Figure) -> Image.Image:
+    """Return the pixels of a figure."""
+    file = io.BytesIO()
+    fig.savefig(file, format="rgba", bbox_inches=fig.bbox_inches)
+    dots = plt.rcParams["savefig.dpi"]
+    size = [int(inches * dots) for inches in fig.get_size_inches()]
+    return Image.frombytes("RGBA", size, file.getvalue())
+
+
+def encode_picture(picture: Image.Image, kind: str) -> bytes:
+    """Return a drawing as png or webp with 64 colours, among them exactly those of its models.
+
+    The same pixels give the same bytes.
     """
     picture = picture.convert("RGB")
     ground = picture.getpixel((0, 0))
@@ -118,10 +125,10 @@ def encode_picture(picture: Image.Image, **options) -> bytes:
     first = 3 * picture.getpixel((0, 0))
     palette[first : first + 3] = ground
     picture.putpalette(palette)
-    if options["format"] == "webp":
+    if kind == "webp":
         picture = picture.convert("RGB")  # without a palette it is smaller
     file = io.BytesIO()
-    picture.save(file, optimize=True, **options)
+    picture.save(file, optimize=True, **FORMATS[kind])
     return file.getvalue()
 
 
@@ -136,9 +143,10 @@ def save_drawing(
     ids = report.require_runs(name, frame)
     tag = report.profile_tag(P)
     folder = runs.page_folder(P)
-    runs.write(folder / f"{name}.svg", render_drawing(draw, WIDE, tag, "svg"))
-    wide = render_drawing(draw, WIDE, tag)
-    runs.write(folder / f"{name}.png", wide)
+    with drawn(draw, WIDE, tag) as fig:
+        runs.write(folder / f"{name}.svg", format_svg(fig))
+        wide = take_picture(fig)
+    runs.write(folder / f"{name}.png", encode_picture(wide, "png"))
     return report.Html(
         f'<figure id="{name}" class="drawing">{embed_drawing(draw, tag, alt, wide)}'
         f"<figcaption>{escape(caption)}</figcaption>"
@@ -148,19 +156,29 @@ def save_drawing(
 
 def show_drawing(draw: Drawing, caption: str, alt: str) -> report.Html:
     """Return a figure for display that shows no result, and so has no run and no file."""
-    picture = embed_drawing(draw, "", alt, render_drawing(draw, WIDE, ""))
+    with drawn(draw, WIDE, "") as fig:
+        wide = take_picture(fig)
+    picture = embed_drawing(draw, "", alt, wide)
     return report.Html(
         f'<figure class="drawing">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
     )
 
 
-def embed_drawing(draw: Drawing, tag: str, alt: str, wide: bytes) -> str:
+def embed_drawing(draw: Drawing, tag: str, alt: str, wide: Image.Image) -> str:
     """Return a drawing for each kind of screen, as one HTML element. wide: it on a wide page."""
+    encoded = {}
+    with ThreadPoolExecutor(
+        max_workers=1
+    ) as encoder:  # one look is encoded while the next is drawn
+        encoded[WIDE] = encoder.submit(encode_picture, wide, "webp")
+        for look in SOURCES:
+            with drawn(draw, look, tag) as fig:
+                encoded[look] = encoder.submit(encode_picture, take_picture(fig), "webp")
     sources = []
     for look, media in SOURCES.items():
-        address, size = embed_image(render_drawing(draw, look, tag, "webp"))
+        address, size = embed_image(encoded[look].result())
         sources.append(f'<source media="{media}" srcset="{address}" {size}>')
-    address, size = embed_image(encode_picture(Image.open(io.BytesIO(wide)), **FORMATS["webp"]))
+    address, size = embed_image(encoded[WIDE].result())
     image = f'<img {size} alt="{escape(alt)}" src="{address}">'
     return f"<picture>{''.join(sources)}{image}</picture>"
 

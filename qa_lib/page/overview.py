@@ -17,7 +17,7 @@ import pandas as pd
 
 from qa_lib.evidence import claims, compare, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import charts, looks, pieces, render, report, written
+from qa_lib.page import charts, looks, markup, pieces, render, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
@@ -294,7 +294,7 @@ def show_lessons(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> report
         return report.note_absent("what was learnt across the reports")
     names = collect_lesson_names(pages)
     texts = written.fill_paragraphs(found, LESSONS, names)
-    return report.Html(render.markdown("\n\n".join(texts)))
+    return report.Html(markup.markdown("\n\n".join(texts)))
 
 
 # ---- claims and costs ----

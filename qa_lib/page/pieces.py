@@ -18,7 +18,7 @@ from html import escape, unescape
 import pandas as pd
 
 from qa_lib.evidence import compare, verify
-from qa_lib.page import charts, grids, looks, render, report, tables, verdict_groups, written
+from qa_lib.page import charts, grids, looks, markup, report, tables, verdict_groups, written
 from qa_lib.reports import plans
 from qa_lib.reports.comparisons import Comparison, Step
 from qa_lib.store import runs
@@ -66,7 +66,7 @@ def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
         texts = written.fill_section(P, found, written.ANSWER)
         answer = written.split_answer(found, texts)
         opening, numbers, end = answer.finding, answer.numbers, answer.limit
-        paragraphs = [render.markdown(opening), render.markdown(end)]
+        paragraphs = [markup.markdown(opening), markup.markdown(end)]
     else:
         numbers = list_numbers(compare.collect_comparisons(P, comparisons[:1]))
         paragraphs = [f"<p>{UNWRITTEN}</p>", ""]
@@ -83,7 +83,7 @@ def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
 
 def show_inline(text: str) -> str:
     """Return Markdown as HTML without a paragraph around it."""
-    return render.markdown(text).strip().removeprefix("<p>").removesuffix("</p>")
+    return markup.markdown(text).strip().removeprefix("<p>").removesuffix("</p>")
 
 
 def list_numbers(rows: pd.DataFrame) -> list[tuple[str, str]]:
@@ -148,7 +148,7 @@ def stack(*parts) -> report.Html:
 
 def write_html(part: report.Html | report.Markdown) -> str:
     """Return a part of a page as HTML."""
-    return str(part) if isinstance(part, report.Html) else render.markdown(str(part))
+    return str(part) if isinstance(part, report.Html) else markup.markdown(str(part))
 
 
 def show_provenance(P) -> report.Html:
@@ -186,8 +186,7 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     exact = " EM: exact answers, in percent." if "EM" in set(made["unit"]) else ""
     caption = (
         "Hollow: printed in the report, without an interval. Squares: the same model against a "
-        f"control. {describe_controls(P.report, made)}{describe_intervals(made)}{exact}"
-        f"{untuned}"
+        f"control. {describe_models(P.report, made)}{describe_intervals(P, made)}{exact}{untuned}"
     )
     if len(absent):
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
@@ -204,26 +203,30 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     return looks.save_drawing(P, "fig_comparisons", draw, caption, alt, made)
 
 
-def describe_controls(report: str, made: pd.DataFrame) -> str:
-    """Return a sentence about the controls of the forest figure whose names leave something open.
+def describe_models(report: str, made: pd.DataFrame) -> str:
+    """Return a sentence about the models of the forest figure whose names leave something open.
 
     It ends with a blank. It is empty where all names say enough.
     """
-    notes = plans.find_report(report).CONTROL_NOTES
+    shown = {*made["ours"], *made["against"]}
+    shown |= {plans.display_name(report, control) for control in made["control"] if control}
     texts = []
-    for control in made["control"].unique():
-        if control in notes:
-            texts.append(f"{plans.display_name(report, control)}: {notes[control]}")
+    for model, note in plans.find_report(report).NOTES.items():
+        name = plans.display_name(report, model)
+        if name in shown:
+            texts.append(f"{name}: {note}")
     return f"{'; '.join(texts)}. " if texts else ""
 
 
-def describe_intervals(made: pd.DataFrame) -> str:
-    """Return what the bars of the forest figure are, and over how many seeds."""
+def describe_intervals(P, made: pd.DataFrame) -> str:
+    """Return what the bars of the forest figure are, and over how many seeds and test examples."""
+    numbers = compare.count_examples(P, made["claim"])
+    examples = f"{' or '.join(f'{number:,}' for number in numbers)} test examples"
     fewest, most = made["n"].min(), made["n"].max()
     if most == 1:
-        return "One seed: no intervals."
+        return f"One seed: no intervals; {examples}."
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
-    return f"Bars are 95 % intervals over seeds and test questions; {seeds} seeds."
+    return f"Bars are 95 % intervals over {seeds} seeds and {examples}."
 
 
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:

@@ -62,7 +62,8 @@ def draw_figure() -> bytes:
     """Return the README's figure as SVG. The same numbers give the same bytes."""
     rows = measure_answers()
     report.require_runs("findings", rows[rows["n"] > 0])
-    return looks.render_drawing(partial(charts.draw_reports, rows), looks.WIDE, "", "svg")
+    with looks.drawn(partial(charts.draw_reports, rows), looks.WIDE, "") as fig:
+        return looks.format_svg(fig)
 
 
 # ---- findings and table ----

@@ -34,85 +34,15 @@ from pathlib import Path
 import nbformat
 import papermill
 from jinja2 import pass_context
-from latex2mathml.converter import convert
 from nbconvert.exporters import HTMLExporter
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from papermill.iorw import load_notebook_node
 
-from qa_lib.page import report
+from qa_lib.page import markup, report
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 
 SCRIPT = Path(__file__).with_name("sort.js")
-
-
-def mathml(latex: str, display: str = "inline") -> str:
-    """Return LaTeX as MathML.
-
-    The space after log and exp, and the limits of a sum or product, are where LaTeX has them.
-    display: "inline" or "block".
-    """
-    text = convert(latex.strip(), display=display)
-    text = re.sub(
-        r"(<mi>(?:log|exp)</mi>)(?!<mo[^>]*>&#x00028;)", r'\1<mspace width="0.17em"/>', text
-    )
-    if display == "block":
-        text = re.sub(
-            r"<msubsup>(<mo>&#x022(?:0F|11);</mo>.*?)</msubsup>",
-            r"<munderover>\1</munderover>",
-            text,
-        )
-    return text
-
-
-class Renderer(IPythonRenderer):
-    """A renderer of Markdown to HTML.
-
-    Maths becomes MathML, a heading gets an anchor, and markup in the text is escaped. Equations,
-    code and tables scroll where they are wide.
-    """
-
-    def block_math(self, body):
-        """Return an equation on a line of its own."""
-        return scrollable(mathml(body, "block"), "group", "Equation")
-
-    def block_code(self, code, info=None):
-        """Return a block of code."""
-        return scrollable(super().block_code(code, info), "group", "Code") + "\n"
-
-    def inline_math(self, body):
-        """Return maths within a line."""
-        return mathml(body)
-
-    def latex_environment(self, name, body):
-        """Return an environment of LaTeX as an equation."""
-        return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
-
-    def heading(self, text, level, **attrs):
-        """Return a heading, whose anchor is made of its letters and digits."""
-        anchor = re.sub(r"\W+", "-", re.sub(r"<[^>]*>|&\w+;", "", text).lower()).strip("-")
-        return f'<h{level} id="{anchor}">{text}</h{level}>\n'
-
-    def table(self, text):
-        """Return a table."""
-        return scrollable(f"\n<table>{text}</table>", "region", "Table") + "\n"
-
-    def table_cell(self, text, align=None, head=False):
-        """Return a cell of a table; cells aligned to the right hold numbers."""
-        right = ' class="number"' if align == "right" else ""
-        return f'<th scope="col"{right}>{text}</th>\n' if head else f"<td{right}>{text}</td>\n"
-
-
-def scrollable(html: str, role: str, label: str) -> str:
-    """Return HTML in a box that scrolls, with its role and label for screen readers."""
-    return f'<div class="scroll" tabindex="0" role="{role}" aria-label="{label}">{html}</div>'
-
-
-def markdown(source: str) -> str:
-    """Return Markdown as HTML."""
-    renderer = Renderer(escape=True, allow_harmful_protocols=False)
-    return MarkdownWithMath(renderer=renderer).render(source)
 
 
 @contextlib.contextmanager
@@ -161,7 +91,7 @@ class Page(HTMLExporter):
     @pass_context
     def markdown2html(self, context, source):
         """Return Markdown as HTML, by our renderer."""
-        return markdown(source)
+        return markup.markdown(source)
 
 
 @clean_settings()
@@ -178,7 +108,9 @@ def page(nb, p) -> str:
     nb = merge_absent_notes(nb)
     if p.profile == "own":
         title = title.replace("your data", Path(p.data).stem, 1)
-    text = "".join(markdown(cell.source) for cell in nb.cells if cell.cell_type == "markdown")
+    text = "".join(
+        markup.markdown(cell.source) for cell in nb.cells if cell.cell_type == "markdown"
+    )
     meaning, colour = report.PROFILES[p.profile]
     script = SCRIPT.read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()

@@ -27,6 +27,7 @@ Names, in braces and in conditions:
                                       further columns of the ledger by name, as ratio=0.8
     control(CLAIM, VARIANT, ARM)      a claim's model against a control, as the forest figure has it
     gap(CLAIM, OURS, AGAINST, ARM)    how far a variant is ahead of another, by a claim's contrast
+    without_seed(CLAIM, SEED, ARM)    ours in a claim on the other seeds, as the verdicts judge it
     setting(VARIANT, FIELD, ARM)      a field of a model's runs, as learning_rate
     params.NAME                       a parameter of the page
     values.NAME                       what the report's file collects (`collect_values`)
@@ -42,7 +43,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from qa_lib.evidence import claims, compare, verify
+from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.reports import plans
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
@@ -283,6 +284,21 @@ class RunNames:
             raise UnknownName(f"no runs of {ours} and {against} to compare, arm {arm}")
         return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
 
+    def without_seed(self, claim: str, seed: int, arm: str = "report") -> Effect:
+        """Return ours in a claim on all other seeds, judged as the verdicts are."""
+        P = self.P
+        listed = claims.read_claims(P.report, P.mixtures)
+        ledger, examples = verify.collect_scores(self.specs)
+        ledger = ledger[ledger["seed"] != seed]
+        samples = stats.draw_samples(
+            listed, ledger, examples, P.domains, ARMS[arm], stand_ins=P.stand_ins
+        )
+        judged = stats.judge_samples(listed, samples, P.profile).set_index("id")
+        if claim not in judged.index or not judged.loc[claim, "n"]:
+            raise UnknownName(f"no runs of {claim} without seed {seed}, arm {arm}")
+        row = judged.loc[claim]
+        return Effect(row["d"], row["low"], row["high"], row["n"], verdict="", meaning="")
+
 
 _names: dict[tuple[str, ...], dict] = {}  # parameters, claims, records → the names of a page
 
@@ -312,6 +328,7 @@ def make_names(P, specs: list[Spec]) -> dict:
         "gap": of_runs.gap,
         "mean": of_runs.mean,
         "setting": of_runs.setting,
+        "without_seed": cache(of_runs.without_seed),
         "params": Names("params", P.model_dump()),
         "values": Names("values", collect_values(P) if collect_values else {}),
     }

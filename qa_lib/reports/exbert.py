@@ -44,8 +44,10 @@ MODELS = {
 HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
 DENSE = ("dense-compute", "dense-parameters")
 
-# Control → what it is, where its name does not say so; stands below the page's first figure.
-CONTROL_NOTES = {
+# Model → what it is, where its name does not say so; stands below the page's first figure.
+NOTES = {
+    "v-db": "the plain encoder",
+    "exbert-tuned": "as the report tuned it",
     "dense-compute": "one layer as wide as two experts",
 }
 # What a page leads with.

@@ -63,8 +63,9 @@ RULES = {
     "other-experts": "others",
     "oracle": "oracle",
 }
-# Control → what it is, where its name does not say so; stands below the page's first figure.
-CONTROL_NOTES = {
+# Model → what it is, where its name does not say so; stands below the page's first figure.
+NOTES = {
+    "reinit": "top blocks at random weights",
     "uniform-weights": "every expert counts alike",
     "told-dataset": "weights for each dataset, fitted on its few rows",
     "reload": "top blocks copied from lower ones",

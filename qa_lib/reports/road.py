@@ -99,8 +99,9 @@ MODELS = {
     "base-from-distilled": ("Base, distilled ROaD teaches", "#8f4f9f"),
 }
 
-# Control → what it is, where its name does not say so; stands below the page's first figure.
-CONTROL_NOTES = {
+# Model → what it is, where its name does not say so; stands below the page's first figure.
+NOTES = {
+    "mtl": "its pre-training, no teachers",
     "target-only": "as many updates",
     "mtl-own-heads": "each dataset its own",
 }

@@ -49,7 +49,7 @@ def text_error(field: str, text: str) -> str:
     except UnicodeEncodeError as e:
         return (
             f"field '{field}' holds what is no UTF-8 text at character {e.start + 1} "
-            "(half a character, or a byte of another encoding)"
+            "(half a character, or another encoding: save the file as UTF-8)"
         )
     return ""
 

@@ -22,7 +22,7 @@ import psutil
 import torch
 from filelock import FileLock, Timeout
 
-from qa_lib.data import downloads, selection
+from qa_lib.data import downloads, selection, sources
 from qa_lib.losses.smart import count_forward_equivalents
 from qa_lib.models import encoders
 from qa_lib.models.exbert import Block
@@ -420,7 +420,14 @@ def fetch_inputs(p):
     names = [name for of_field in p.named_datasets().values() for name in of_field]
     for name in dict.fromkeys(names):
         part = selection.load_splits(name, p.source, p.data, p.bad_rows)
-        remarks = "".join(f"; {count} {what}" for what, count in part.counts.items() if count)
+        remarks = ""
+        for what, count in part.counts.items():
+            left_out = " left out" if what in sources.KINDS else ""
+            remarks += f"; {count} {what}{left_out}" if count else ""
+        rows = [*part.train, *part.validation, *part.test]
+        unanswered = sum(row.get("is_impossible", False) for row in rows)
+        if unanswered:
+            remarks = f"; {unanswered} of these without an answer{remarks}"
         print(
             f"{name}: {len(part.train)} training, {len(part.validation)} validation, "
             f"{len(part.test)} test rows{remarks}"
