@@ -309,9 +309,13 @@ def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
     [
         (
             ["Osk0", "Osk1"],
-            "bad_rows=move in PARAMS moves their answers to the nearest place .*, or mend the rows; there",
+            "bad_rows=move in PARAMS moves their answers to the nearest place .*, or mend the "
+            "rows; there",
         ),
-        (["Osk0", "gone"], "bad_rows=move in PARAMS moves the answers of 1 of them to the nearest place"),
+        (
+            ["Osk0", "gone"],
+            "bad_rows=move in PARAMS moves the answers of 1 of them to the nearest place",
+        ),
         (["gone", "gone"], r"is nowhere in the context; mend the rows; there are no other rows$"),
     ],
 )

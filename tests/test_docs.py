@@ -166,6 +166,33 @@ def test_a_dataset_of_one_s_own_is_read_as_its_page_says(tmp_path, monkeypatch):
     assert len(selection.load_splits("tickets", "folder", str(tmp_path)).test) == 240
 
 
+def test_road_takes_questions_of_one_s_own_as_its_page_says(tmp_path, monkeypatch):
+    """Two datasets of questions without titles, and another among those of pre-training."""
+    page = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^    make train-road .* PARAMS='(.*)'$", page, re.M)
+    known = dict(params.read_datasets("folder"))
+    of_questions = {"task": "span", "unit": "context", "head": "mrc", "train_rows": 600}
+    for name in ("manuals", "faq"):
+        rows = []
+        for number in range(1000):
+            row = {"context": f"Part {number} holds {number} bolts.", "question": "How many bolts?"}
+            start = row["context"].index("holds ") + len("holds ")
+            row["answers"] = {"text": [str(number)], "answer_start": [start]}
+            rows.append(json.dumps(row) + "\n")
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+        known[name] = Dataset(train=[f"{name}.jsonl"], validation_share=0.4, **of_questions)
+    known["tickets"] = known["boolq"]
+    monkeypatch.setattr(params, "read_datasets", lambda source, file=None: known)
+    given = ["study", "road", "--profile", "real", "--size", "small", "--data", str(tmp_path)]
+    p = plans.load_from_args(make_parser().parse_args([*given, "--params", words]))
+    tuned = [spec for spec in plans.plan(p) if spec.variant == "baseline"]
+    assert [spec.tests for spec in tuned] == [["manuals", "faq"]]
+    train_rows, validation_rows, _ = selection.draw_mixture(tuned[0])
+    assert (len(train_rows), len(validation_rows)) == (500, 100)
+    (pretrained,) = [spec for spec in plans.plan(p) if spec.variant == "mtl-pretraining"]
+    assert pretrained.domains == ["tickets", "boolq"]
+
+
 # Pattern of commands of which `make -n` alone is run → why.
 NOT_RUN = {
     r"make (reproduce|figures|own)\b(?!.*PROFILE=real$)": "it trains for minutes; others test that",

@@ -7,6 +7,7 @@ row that is a copy of a row of a further test set of the run is refused. So is o
 text with a test row of a dataset that the run holds out.
 """
 
+import difflib
 import hashlib
 import random
 from collections import Counter
@@ -110,9 +111,14 @@ def find_dataset(name: str, source: str, folder: str | None = None) -> Dataset:
         cure = ""
         if source == "hub":
             cure = "; name its repository there, or use PROFILE=real DATA=folder"
+        if source == "embedded":
+            cure = "; profile quick has generated text alone, real data is PROFILE=real or paper"
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
             f"'{name}' is no {source} dataset; "
-            f"{folder if source == 'own' else 'params/datasets.yaml'} has {', '.join(known)}{cure}"
+            f"{folder if source == 'own' else 'params/datasets.yaml'} has {', '.join(known)}"
+            f"{cure}{hint}"
         )
     return known[name]
 
@@ -394,7 +400,8 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
     if spec.validation_rows and not validation:
         raise UserError(
             f"none of the {spec.validation_rows} validation rows falls to "
-            f"{', '.join(spec.domains)}; raise validation_rows"
+            f"{', '.join(spec.domains)}; raise validation_rows, or, where all rows have one title "
+            "or none, write unit: context in its definition"
         )
     return train, validation, counts
 

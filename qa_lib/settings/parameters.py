@@ -235,6 +235,16 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_data(self):
+        if self.data and self.source not in ("folder", "own"):
+            text = "generated text" if self.source == "embedded" else "datasets of a hub"
+            raise ValueError(
+                f"data: profile {self.profile} has {text} and reads no folder; leave DATA= away, "
+                "or say PROFILE=real"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lengths(self):
         if "own" in (self.profile, self.source) and not (self.profile == self.source and self.data):
             raise ValueError(
@@ -342,7 +352,8 @@ class Layer(Strict):
     def _top(self):
         if self.top_n > self.experts:
             raise ValueError(
-                f"top_n: {self.top_n} is more than the {self.experts} experts there are"
+                f"top_n: {self.top_n} is more than the {self.experts} experts there are; lower it "
+                "with them"
             )
         return self
 

@@ -376,7 +376,7 @@ def require_records(specs: list[Spec]) -> list[tuple[Spec, dict]]:
         hashes = {spec.hash for spec in specs}
         command = command_for(specs[0])
         if specs[0].profile == "real":
-            command += f" SIZE={specs[0].size} DATA=folder"
+            command += f" SIZE={specs[0].size} DATA=folder, with the same PARAMS,"
         message = (
             f"{len(missing)} of {len(hashes)} runs have no record, first "
             f"{next(iter(missing.values()))}; {command} makes them"
