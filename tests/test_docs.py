@@ -120,17 +120,18 @@ def test_one_file_is_parted_by_context_as_the_page_says(tmp_path, monkeypatch):
     for number in range(30):
         context = f"Ship {number // 2} came,\r\nand it left in May."
         rows.append((context, f"When did it leave? {number}", "May", str(context.index("May"))))
+    rows[0] = ("None came.", "How many came?", "None", "0")  # a text that pandas takes for no value
     with open("harbour.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([sources.COLUMNS, *rows])
     exec(block, {})
     parts = {}
-    for name in ("train.csv", "test.csv"):
+    for name in ("harbour/train.csv", "harbour/test.csv"):
         counts = Counter()
         parts[name] = sources.read_rows(Path(name), "harbour", "stop", counts)
         assert not counts
     contexts = [{row["context"] for row in part} for part in parts.values()]
     assert not contexts[0] & contexts[1]
-    assert [len(of_part) for of_part in contexts] == [10, 5]
+    assert [len(of_part) for of_part in contexts] == [8, 8]
     kept = [
         (row["context"], row["question"], *row["answers"]["text"])
         for row in chain.from_iterable(parts.values())

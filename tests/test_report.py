@@ -211,7 +211,7 @@ def test_text_without_markup_is_not_escaped_in_markdown(folder):
     report.save_table(P, "table_x", frame, "It's qa_lib/evidence/claims.py.")
     text = (folder / "table_x.md").read_text()
     assert all(f"| {x} " in text for x in plain)
-    assert "It&#x27;s qa_lib/evidence/claims.py." in text
+    assert "It's qa_lib/evidence/claims.py." in text
 
 
 def test_markup_in_a_cell_is_text_in_latex_and_html(folder):

@@ -233,8 +233,9 @@ def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repo
     rows = pd.concat([measure_answer(slug, P.profile) for slug in boards], ignore_index=True)
     made = rows[rows["n"] > 0]
     caption = (
-        "The comparison that answers each report's question, in points. Hollow: printed. Squares: "
-        "against a control, a simpler model that could do as well. Bars: 95 % intervals."
+        "The comparison that answers each report's question, in points of EM, MoE's by its "
+        "report's scoring, SMART's of accuracy. Hollow: printed. Squares: against a control, a "
+        "simpler model that could do as well. Bars: 95 % intervals."
     )
     alt = "; ".join(
         f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "

@@ -110,8 +110,7 @@ def save_table(
 
 def _format_markdown(shown: pd.DataFrame, tag: str, caption: str) -> str:
     """Return a frame of text as a Markdown table under its caption."""
-    columns = {name: escape_markdown(name, quote=False) for name in shown}
-    rows = shown.map(escape_markdown).rename(columns=columns)
+    rows = shown.rename(columns=escape_markdown).map(escape_markdown)
     table = rows.to_markdown(index=False, disable_numparse=True)
     return f"**{tag}** {escape_markdown(caption)}\n\n{table}\n"
 
@@ -435,13 +434,13 @@ def join_lines(text: str) -> str:
     return BREAKS.sub(" ", text)
 
 
-def escape_markdown(text: str, quote: bool = True) -> str:
+def escape_markdown(text: str) -> str:
     """Return the text such that Markdown shows it as it is.
 
-    quote: whether quotation marks become character references too. What would be markup becomes a
-    reference as well, and no backslash is used, since some dialects read that as maths.
+    What would be markup becomes a character reference. No backslash is used, since some dialects
+    read that as maths.
     """
-    text = MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", escape(text, quote))
+    text = MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", escape(text, quote=False))
     return text.replace("|", "\\|")
 
 

@@ -427,7 +427,7 @@ def fetch_inputs(p):
         rows = [*part.train, *part.validation, *part.test]
         unanswered = sum(row.get("is_impossible", False) for row in rows)
         if unanswered:
-            remarks = f"; {unanswered} of these without an answer{remarks}"
+            remarks = f"; {unanswered} of all rows without an answer{remarks}"
         print(
             f"{name}: {len(part.train)} training, {len(part.validation)} validation, "
             f"{len(part.test)} test rows{remarks}"
