@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import BaseModel
 
 from qa_lib.evidence import verify
 from qa_lib.page import pieces, written
 from qa_lib.reports import plans
+from qa_lib.settings import parameters
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -163,6 +165,33 @@ def test_findings_count_the_answers_that_differ(test_set):
     assert differing("kd", "mtl-ensemble", test_set) > differing("kd", "mtl", test_set) > 0
     with pytest.raises(written.UnknownName, match="no run of absent has spans on"):
         differing("kd", "absent", test_set)
+
+
+# ---- defaults that records leave out ----
+
+
+def list_defaults() -> dict[str, dict]:
+    """Return model → field → default, of a run and of all that it is made of."""
+    defaults = {}
+    for name, model in [*vars(parameters).items(), ("Spec", Spec)]:
+        is_model = isinstance(model, type) and issubclass(model, BaseModel)
+        if not is_model or issubclass(model, parameters.Study | parameters.Dataset):
+            continue
+        of_model = {}
+        for field, info in model.model_fields.items():
+            if not info.is_required():
+                of_model[field] = repr(info.get_default(call_default_factory=True))
+        if of_model:
+            defaults[name] = of_model
+    return defaults
+
+
+def test_no_default_has_changed():
+    """A run's hash and record leave defaults out: a changed one would pass old records off as new.
+
+    A field that is added gets a line in tests/net/defaults.json. A line there never changes.
+    """
+    assert list_defaults() == json.loads((NET / "defaults.json").read_text())
 
 
 # ---- a seed that is left out, and what a figure says of its examples ----

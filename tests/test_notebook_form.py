@@ -318,6 +318,22 @@ def test_run_all_makes_a_short_page(places, small_encoder, slug, monkeypatch):
     check_records(p)
 
 
+def test_smart_s_loop_finds_another_norm_in_the_library():
+    """The term is about 1e-15, so that a check by an absolute tolerance finds nothing."""
+    nb = render.read_notebook("smart")
+    names = {}
+    for cell in nb.cells:
+        if cell.cell_type != "code":
+            continue
+        if "loop_over_sentences" in cell.source:
+            break
+        exec(cell.source, names)
+    exec(cell.source, names)
+    names["settings"] = names["settings"].model_copy(update={"norm": "2"})
+    with pytest.raises(AssertionError):
+        exec(cell.source, names)
+
+
 def check_records(p):
     """Assert that every run is recorded with scores, and that nothing is trained twice."""
     ledger = runs.collect_ledger(plans.plan(p))

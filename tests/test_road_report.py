@@ -471,6 +471,18 @@ def test_wrong_parameters_are_one_sentence(load, changes, words):
     assert "\n" not in str(error.value)
 
 
+def test_datasets_of_one_head_have_as_many_classes(load, monkeypatch):
+    """Else the classes of one would be read as those of another, or there would be too few."""
+    known = dict(params.read_datasets("embedded"))
+    known["sentiment"] = known["sentiment"].model_copy(update={"head": "nli"})
+    monkeypatch.setattr(params, "read_datasets", lambda source, file=None: known)
+    for order in (("nli", "sentiment"), ("sentiment", "nli")):
+        with pytest.raises(UserError) as error:
+            plans.plan(load("quick", pretraining=dict.fromkeys(order, 8)))
+        assert f"pretraining: {order[0]} and {order[1]} share the head nli and have" in str(error)
+    plans.plan(load("quick", pretraining={"sentiment": 8, "paraphrase": 8}))
+
+
 # ---- claims, on planted records ----
 
 

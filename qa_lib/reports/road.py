@@ -313,7 +313,7 @@ class Parameters(Study):
 
 
 def check_datasets(params: Parameters):
-    """Raise UserError where the report cannot use a dataset's task, or a dataset names no head."""
+    """Raise UserError where the report cannot use a dataset's task or head."""
     asked = {"domains": params.domains, "altered_tests": params.altered_tests}
     if "unanswerable" in params.experiments:
         asked["unanswerable"] = [params.unanswerable]
@@ -325,11 +325,21 @@ def check_datasets(params: Parameters):
                     f"{parameter}: {name} is of the task {d.task} where the report needs questions "
                     "that spans answer (task span); name another dataset there"
                 )
+    first_of = {}  # head → the first dataset that has it
     for name in params.pretraining:
-        if selection.find_dataset(name, params.source, params.data).head is None:
+        d = selection.find_dataset(name, params.source, params.data)
+        if d.head is None:
             raise UserError(
                 f"pretraining: {name} names no head; write head: with its task (mrc, nli, …) in "
                 "its definition in params/datasets.yaml"
+            )
+        first = first_of.setdefault(d.head, name)
+        other = selection.find_dataset(first, params.source, params.data)
+        if (d.task, len(d.classes or ())) != (other.task, len(other.classes or ())):
+            raise UserError(
+                f"pretraining: {first} and {name} share the head {d.head} and have different "
+                "answers (task, or number of classes); give one of them another head: in its "
+                "definition in params/datasets.yaml"
             )
 
 

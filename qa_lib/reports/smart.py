@@ -161,6 +161,7 @@ class Parameters(Study):
     bregman: Penalty  # μ, weight of the Bregman term
     perturbation: Literal["paper", "unit_norm"]  # projected to the ball, or as in public codes
     radius: Annotated[float, Field(ge=0, le=1)]  # ε
+    norm: Literal["inf", "2"] = "inf"  # of the ball; with 2 over all of an example's tokens
     start_sd: Annotated[float, Field(ge=0, le=1)]  # σ of the noise that the ascent starts from
     step_size: Annotated[float, Field(gt=0, le=1000)]  # η of the ascent
     ascent_steps: int = Field(ge=1, le=100)  # K
@@ -287,6 +288,7 @@ def make_smart(params: Parameters, **changes) -> Smart:
         "bregman": params.bregman,
         "variant": params.perturbation,
         "radius": params.radius,
+        "norm": params.norm,
         "start_sd": params.start_sd,
         "step_size": params.step_size,
         "steps": params.ascent_steps,

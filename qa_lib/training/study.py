@@ -580,7 +580,8 @@ def _train_one(spec: Spec, keep: bool, live: bool | None):
     except torch.OutOfMemoryError:
         raise UserError(
             f"{spec.run} takes more memory than the GPU has left; lower batch_size or max_length, "
-            "or end what else runs there; the same command goes on from here"
+            "or end what else runs there; the same command goes on from here, a changed value "
+            "trains the runs that it changes anew"
         ) from None
     scores = []
     for name in spec.tests:
