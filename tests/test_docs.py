@@ -187,11 +187,11 @@ def test_road_takes_questions_of_one_s_own_as_its_page_says(tmp_path, monkeypatc
     given = ["study", "road", "--profile", "real", "--size", "small", "--data", str(tmp_path)]
     p = plans.load_from_args(make_parser().parse_args([*given, "--params", words]))
     tuned = [spec for spec in plans.plan(p) if spec.variant == "baseline"]
-    assert [spec.tests for spec in tuned] == [["manuals", "faq"]]
+    assert [spec.tests for spec in tuned] == [["manuals", "faq"]] * len(p.seeds)
     train_rows, validation_rows, _ = selection.draw_mixture(tuned[0])
     assert (len(train_rows), len(validation_rows)) == (500, 100)
-    (pretrained,) = [spec for spec in plans.plan(p) if spec.variant == "mtl-pretraining"]
-    assert pretrained.domains == ["tickets", "boolq"]
+    pretrained = [spec for spec in plans.plan(p) if spec.variant == "mtl-pretraining"]
+    assert [spec.domains for spec in pretrained] == [["tickets", "boolq"]] * len(p.seeds)
 
 
 # Pattern of commands of which `make -n` alone is run → why.
@@ -277,6 +277,8 @@ def test_an_answer_needs_an_interval_on_one_side():
     assert overview.answer_question(wide)[0] == "undecided (equal tuning)"
     one_seed = rows.assign(low=float("nan"), high=float("nan"), n=1)
     assert overview.answer_question(one_seed)[0] == "undecided (one seed)"
+    assert overview.answer_question(turned.assign(n=2))[0] == "undecided (two seeds)"
+    assert overview.answer_question(rows.assign(n=2))[0] == "no (equal tuning)"
     at_settings = rows[rows["setting"] != "equal"]
     assert overview.answer_question(at_settings)[0] == "yes (report's settings)"
     assert overview.answer_question(rows[:0]) == ("not run yet", None)

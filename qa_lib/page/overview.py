@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from qa_lib.evidence import claims, compare, verify
-from qa_lib.evidence.verdicts import Verdict
+from qa_lib.evidence.verdicts import ENOUGH, Verdict
 from qa_lib.page import charts, looks, markup, pieces, render, report, written
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -168,12 +168,12 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
         if setting not in ours.index:
             continue
         row = ours.loc[setting]
-        if row["low"] > 0:
+        if row["low"] > 0 and row["n"] >= ENOUGH:
             return f"yes ({name})", row
         if row["high"] < 0:
             return f"no ({name})", row
-        why = "one seed" if row["n"] == 1 else name
-        return f"undecided ({why})", row
+        few = {1: "one seed", 2: "two seeds"}
+        return f"undecided ({few.get(row['n'], name)})", row
     return NOT_RUN, None
 
 

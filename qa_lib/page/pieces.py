@@ -226,7 +226,8 @@ def describe_intervals(P, made: pd.DataFrame) -> str:
     if most == 1:
         return f"One seed: no intervals; {examples}."
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
-    return f"Bars are 95 % intervals over {seeds} seeds and {examples}."
+    borrowed = " (one: with the others' spread)" if fewest == 1 else ""
+    return f"Bars are 95 % intervals over {seeds} seeds{borrowed} and {examples}."
 
 
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
