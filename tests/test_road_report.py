@@ -558,9 +558,17 @@ def test_a_small_study_runs_to_the_end(small_encoder):
     assert set(study.run(params, plans.plan, live=False)["trained"]) == {"found"}
 
 
-@pytest.mark.parametrize(("left", "told"), [(0.6, "they disagree"), (0.8, "they do not disagree")])
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (0.6, "they disagree"),
+        (0.75, "they neither agree nor disagree"),
+        (0.9, "they agree"),
+    ],
+)
 def test_what_gradients_say_is_measured_at_orthogonal_ones(left, told):
     row = {"run": "a", "step": 1, "first": "nli", "second": "mrc", "same": False, "cosine": -0.1}
-    text = figures_road.describe_cosines(pd.DataFrame([row | {"left": left}]))
+    measured = {"left": left, "orthogonal": 0.71}
+    text = figures_road.describe_cosines(pd.DataFrame([row | measured]))
     assert "100 % are negative" in text
     assert text.endswith(f"0.71 if they were orthogonal, so on the whole {told}.")

@@ -347,11 +347,15 @@ def average_seconds(records: list[dict], seeds: int) -> str:
 # ---- why: do tasks pull in one direction? ----
 
 
+TELLING = 0.1  # share by which the mean gradient is shorter or longer where gradients disagree
+
+
 def collect_cosines(P, arm: str = "printed") -> pd.DataFrame:
     """Return the measured cosines between datasets' gradients: a row for each run, step and pair.
 
     Columns: the labels, model, step, first, second, cosine, same (whether both have one head), left
-    (the norm of the mean gradient in units of the mean norm).
+    (the norm of the mean gradient in units of the mean norm), orthogonal (what that would be were
+    gradients of these lengths orthogonal).
     """
     known = params.read_datasets(P.source, P.data)
     rows = []
@@ -360,9 +364,12 @@ def collect_cosines(P, arm: str = "printed") -> pd.DataFrame:
         labels = runs.label_columns(spec, record)
         for probe in record.get("gradients", []):
             places = {dataset: place for place, dataset in enumerate(spec.domains)}
+            lengths = np.array([*probe["norms"].values()])
+            orthogonal = np.sqrt((lengths**2).sum()) / lengths.sum()
             for pair, cosine in probe["cosines"].items():
                 first, second = sorted(pair.split("/"), key=places.get)
                 measured = {"step": probe["step"], "cosine": cosine, "left": probe["left"]}
+                measured["orthogonal"] = orthogonal
                 same = known[first].head == known[second].head
                 rows.append(labels | measured | {"first": first, "second": second, "same": same})
     return tables.add_display_names(pd.DataFrame(rows)) if rows else pd.DataFrame()
@@ -398,14 +405,16 @@ def make_square(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 def describe_cosines(rows: pd.DataFrame) -> str:
     """Return one sentence on what the cosines say of the report's explanation."""
     other = rows[~rows["same"]]
-    left = rows.groupby(["run", "step"])["left"].first().mean()
+    of_probes = rows.groupby(["run", "step"])[["left", "orthogonal"]].first().mean()
+    left, orthogonal = of_probes["left"], of_probes["orthogonal"]
     against = 100 * (other["cosine"] < 0).mean()
-    datasets = len({*rows["first"], *rows["second"]})
-    told = "they disagree" if left < datasets**-0.5 else "they do not disagree"
+    told = "they neither agree nor disagree"
+    if abs(left - orthogonal) > TELLING * orthogonal:
+        told = "they disagree" if left < orthogonal else "they agree"
     return (
         f"Of the cosines between tasks, {against:.0f} % are negative. The mean of all gradients is "
-        f"{left:.2f} times as long as one; {datasets**-0.5:.2f} if they were orthogonal, so "
-        f"on the whole {told}."
+        f"{left:.2f} times as long as one; {orthogonal:.2f} if they were orthogonal, so on the "
+        f"whole {told}."
     )
 
 

@@ -106,10 +106,7 @@ def table_distillation(P) -> report.Html:
     if "distillation" not in P.experiments:
         return report.note_absent("distillation")
     number = len(P.teacher_seeds)
-    caption = (
-        f"T6. {number} teachers together, their students, and what could explain a gain: scores in "
-        "percent."
-    )
+    caption = f"T6. {number} teachers together, their students, and controls: scores in percent."
     variants, columns = list(STUDENTS), name_target_columns(P)
     return pieces.table_grid(P, "table6", caption, variants, columns, name_scores(TABLE_6))
 

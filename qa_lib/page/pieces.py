@@ -226,7 +226,7 @@ def describe_intervals(P, made: pd.DataFrame) -> str:
     if most == 1:
         return f"One seed: no intervals; {examples}."
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
-    borrowed = " (one: with the others' spread)" if fewest == 1 else ""
+    borrowed = " (one: spread borrowed from the others)" if fewest == 1 else ""
     return f"Bars are 95 % intervals over {seeds} seeds{borrowed} and {examples}."
 
 

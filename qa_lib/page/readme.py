@@ -15,7 +15,7 @@ from itertools import chain
 import pandas as pd
 
 from qa_lib.evidence import power, verify
-from qa_lib.evidence.verdicts import Verdict
+from qa_lib.evidence.verdicts import Meaning, Verdict
 from qa_lib.page import charts, looks, overview, report
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -72,21 +72,24 @@ def draw_figure() -> bytes:
 def describe_findings() -> str:
     """Return what was found as Markdown: of each report that was run the answer of its page.
 
-    The last line counts the verdicts on each report's claims.
+    The last line counts the verdicts on each report's claims, and effects larger than printed.
     """
-    lines, verdicts = [], {}
+    lines, verdicts, larger = [], {}, 0
     for slug, (profile, table) in readme_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
         lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
-        verdicts[slug] = verify.select(table)["verdict"]
+        judged = verify.select(table)
+        verdicts[slug] = judged["verdict"]
+        larger += (judged["reason"] == Meaning.LARGER).sum()
     seen = set().union(*verdicts.values())
     words = [word for word in Verdict if word in seen]
     counts = []
     for slug, of_report in verdicts.items():
         numbers = [f"{(of_report == word).sum()}" for word in words]
         counts.append(f"{'/'.join(numbers)} (`{slug}`)")
-    return "".join([*lines, f"\nClaims {'/'.join(words)}: {', '.join(counts)}.\n"])
+    more = f" {larger} of those not reproduced are larger than printed." if larger else ""
+    return "".join([*lines, f"\nClaims {'/'.join(words)}: {', '.join(counts)}.{more}\n"])
 
 
 def describe_reports() -> str:
