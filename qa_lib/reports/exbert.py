@@ -47,7 +47,7 @@ DENSE = ("dense-compute", "dense-parameters")
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
     "v-db": "the plain encoder",
-    "exbert-tuned": "as the report tuned it",
+    "exbert-tuned": "fewer blocks, and experts",
     "dense-compute": "one layer as wide as two experts",
 }
 # What a page leads with.

@@ -74,7 +74,7 @@ REVIEWS = "cfimdb"
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
     "rrobin": "three tasks in turn",
-    "rrobin-full": "all pairs of Quora",
+    "rrobin-full": "more pairs of Quora",
     "rrobin-16": "in the batches that SMART has",
 }
 # What a page leads with: the clean dataset, and first what has a control.
