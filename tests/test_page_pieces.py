@@ -237,7 +237,7 @@ def test_a_figure_has_a_drawing_for_each_screen_and_the_same_bytes_again(plant):
 def test_the_first_figure_says_what_a_control_is_and_what_is_scored(plant):
     html = pieces.figure_comparisons(plant(printed=MODELS), (EIGHT,))
     caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
-    assert "control. V-DB: the plain encoder; ExBERT (final): fewer blocks, and experts; " in caption
+    assert "V-DB: the plain encoder; ExBERT (final): fewer blocks, and experts; " in caption
     assert "(b) dense, equal compute: one layer as wide as two experts. Bars" in caption
     assert "EM: exact answers, in percent." in caption
     without = pd.DataFrame({"ours": ["x"], "against": ["y"], "control": ["plain-tuned"]})

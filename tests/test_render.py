@@ -73,7 +73,8 @@ def plant(tmp_path, monkeypatch):
         nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
         monkeypatch.setattr(render, "ROOT", tmp_path)
         monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
-        render.render(plans.load_params("exbert", "quick", {"data": str(tmp_path)}), name)
+        p = plans.load_params("exbert", "quick")
+        render.render(p.model_copy(update={"data": str(tmp_path)}), name)
         return folder
 
     folder = tmp_path / "exbert" / "quick"
