@@ -268,6 +268,18 @@ def test_the_figure_shows_what_is_printed_and_both_settings():
     assert of_moe.loc[("equal", ""), "n"] == 0
 
 
+def test_the_readme_counts_the_effects_that_are_larger_than_printed():
+    larger = 0
+    for file in (ROOT / "figures").glob("*/real/claims.csv"):
+        with open(file, newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                is_verdict = (row["arm"], row["comparison"]) == ("printed", "claim")
+                larger += is_verdict and row["reason"] == "larger"
+    assert larger
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{larger} of those not reproduced are larger than printed." in text
+
+
 def test_an_answer_needs_an_interval_on_one_side():
     rows = select_answer("exbert")
     assert overview.answer_question(rows)[0] == "no (equal tuning)"

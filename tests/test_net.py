@@ -195,7 +195,7 @@ def test_no_default_has_changed():
     assert list_defaults() == json.loads((NET / "defaults.json").read_text())
 
 
-# ---- gradients that are as long as they are ----
+# ---- gradients of different lengths ----
 
 
 def test_orthogonal_gradients_of_other_lengths_leave_more(monkeypatch):

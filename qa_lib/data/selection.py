@@ -7,7 +7,6 @@ row that is a copy of a row of a further test set of the run is refused. So is o
 text with a test row of a dataset that the run holds out.
 """
 
-import difflib
 import hashlib
 import random
 from collections import Counter
@@ -113,12 +112,10 @@ def find_dataset(name: str, source: str, folder: str | None = None) -> Dataset:
             cure = "; name its repository there, or use PROFILE=real DATA=folder"
         if source == "embedded":
             cure = "; profile quick has generated text alone, real data is PROFILE=real or paper"
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
             f"'{name}' is no {source} dataset; "
             f"{folder if source == 'own' else 'params/datasets.yaml'} has {', '.join(known)}"
-            f"{cure}{hint}"
+            f"{cure}{params.suggest(name, known)}"
         )
     return known[name]
 

@@ -38,7 +38,6 @@ stands before each name: `moe.claims.moe_dev.report`.
 Numbers have one decimal; `| digits(2)` and `| percent` write others.
 """
 
-import difflib
 import hashlib
 import re
 from collections.abc import Iterable
@@ -53,7 +52,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 
 from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.reports import plans
-from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.params import ROOT, UserError, suggest
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -152,9 +151,7 @@ class Names(dict):
         self.what = what
 
     def __missing__(self, name):
-        close = difflib.get_close_matches(str(name), [str(known) for known in self], 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UnknownName(f"{self.what} has no {name}{hint}")
+        raise UnknownName(f"{self.what} has no {name}{suggest(str(name), map(str, self))}")
 
 
 class UnknownName(Exception):

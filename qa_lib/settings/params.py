@@ -4,6 +4,7 @@ import copy
 import datetime
 import difflib
 import math
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ class UserError(Exception):
         return [f"UserError: {self}"]
 
 
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return half a sentence with the known name that is meant perhaps; "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def describe_folder(path: Path) -> str:
     """Return what there is where a file is missing, and which name is meant perhaps.
 
@@ -52,8 +59,7 @@ def describe_folder(path: Path) -> str:
         return f"the folder {folder} cannot be read ({e.strerror})"
     if not names:
         return f"the folder {folder} is empty"
-    near = difflib.get_close_matches(missing.name, names, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = suggest(missing.name, names)
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return f"the folder {folder} holds {', '.join(names[:LISTED])}{more}{hint}"
 
