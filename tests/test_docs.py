@@ -8,6 +8,7 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from test_house import make
@@ -283,7 +284,9 @@ def test_the_readme_counts_the_effects_that_are_larger_than_printed():
 def test_an_answer_needs_an_interval_on_one_side():
     rows = select_answer("exbert")
     assert overview.answer_question(rows)[0] == "no (equal tuning)"
-    turned = rows.assign(value=-rows["value"], low=-rows["high"], high=-rows["low"])
+    ours = rows[(rows["control"] == "") & (rows["setting"] == "equal")]
+    turned = ours.assign(value=-ours["value"], low=-ours["high"], high=-ours["low"])
+    control = rows[(rows["control"] != "") & (rows["setting"] == "equal")]
     assert overview.answer_question(turned)[0] == "yes (equal tuning)"
     wide = rows.assign(low=-99.0, high=99.0)
     assert overview.answer_question(wide)[0] == "undecided (equal tuning)"
@@ -291,6 +294,11 @@ def test_an_answer_needs_an_interval_on_one_side():
     assert overview.answer_question(one_seed)[0] == "undecided (one seed)"
     assert overview.answer_question(turned.assign(n=2))[0] == "undecided (two seeds)"
     assert overview.answer_question(rows.assign(n=2))[0] == "no (equal tuning)"
+    assert overview.answer_question(pd.concat([turned, control]))[0] == "yes (equal tuning)"
+    qualified = "yes, but not shown over its control (equal tuning)"
+    for low in (-1.0, float("nan")):
+        beside = pd.concat([turned, control.assign(low=low)])
+        assert overview.answer_question(beside)[0] == qualified
     at_settings = rows[rows["setting"] != "equal"]
     assert overview.answer_question(at_settings)[0] == "yes (report's settings)"
     assert overview.answer_question(rows[:0]) == ("not run yet", None)

@@ -160,16 +160,21 @@ def describe_answer(slug: str, profile: str) -> str:
 def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
     """Return the answer to a report's question, and the row that it is of, where one was run.
 
-    It is that of the first comparison, with equal tuning where that was run. rows: those of the
-    report in `measure_answer`.
+    It is that of the first comparison, with equal tuning where that was run. A gain that the
+    report's control may have as well is said to be so. rows: those of the report in
+    `measure_answer`.
     """
-    ours = rows[(rows["control"] == "") & (rows["n"] > 0)].set_index("setting")
+    measured = rows[rows["n"] > 0]
+    ours = measured[measured["control"] == ""].set_index("setting")
     for setting, name in (("equal", "equal tuning"), ("report", "report's settings")):
         if setting not in ours.index:
             continue
         row = ours.loc[setting]
         if row["low"] > 0 and row["n"] >= ENOUGH:
-            return f"yes ({name})", row
+            of_controls = measured[(measured["control"] != "") & (measured["setting"] == setting)]
+            if (of_controls["low"] > 0).all():
+                return f"yes ({name})", row
+            return f"yes, but not shown over its control ({name})", row
         if row["high"] < 0:
             return f"no ({name})", row
         few = {1: "one seed", 2: "two seeds"}
