@@ -6,10 +6,11 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 from qa_lib.data import batches, selection
 from qa_lib.losses.extra import ExtraLoss
-from qa_lib.models import encoders
+from qa_lib.models import encoders, recomputed_blocks
 from qa_lib.reports import trials
 from qa_lib.settings import encoder_files
 from qa_lib.settings.parameters import Gate, Heads, Multitask, Smart
@@ -334,6 +335,23 @@ def test_the_training_loss_is_the_task_s_without_extra_terms(limit, small_encode
     assert with_term["history"][0] == pytest.approx(plain["history"][0], abs=1e-4)
     for row in with_term["load"]["training"]:
         assert row["extra_loss"] == pytest.approx(64.0, abs=1e-4)
+
+
+def test_a_run_whose_blocks_are_computed_again_has_the_same_scores(small_encoder, monkeypatch):
+    spec = make_spec(small_encoder, epochs=1.0)
+    kept = train.train(spec, progress=show_nothing)
+    calls = []
+
+    def count(function, *args, **options):
+        calls.append(function)
+        return checkpoint(function, *args, **options)
+
+    monkeypatch.setattr(recomputed_blocks, "checkpoint", count)
+    monkeypatch.setattr(recomputed_blocks, "KEPT", 0)
+    recomputed = train.train(spec, progress=show_nothing)
+    assert calls
+    assert recomputed["metrics"] == kept["metrics"]
+    assert recomputed["history"] == kept["history"]
 
 
 def test_all_datasets_are_trained_in_turn_an_optimizer_step_each(small_encoder, monkeypatch):

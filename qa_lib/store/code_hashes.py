@@ -50,7 +50,7 @@ EVERY_RUN = (
 WITH_FIELD = {
     "layer": ("models/exbert.py", "models/st_moe.py"),
     "gate": ("models/gated_mixture.py",),
-    "heads": ("models/shared_encoder.py",),
+    "heads": ("models/recomputed_blocks.py", "models/shared_encoder.py"),
     "smart": ("losses/smart.py",),
     "distillation": ("losses/distillation.py",),
     "augment": ("data/augment.py",),

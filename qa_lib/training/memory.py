@@ -7,6 +7,10 @@ import platform
 import resource
 from pathlib import Path
 
+from transformers import TrainerCallback
+
+RETURN_EVERY = 4  # training steps after which freed memory is returned; more often is slower
+
 
 def return_freed():
     """Return to the system what this process freed. Without glibc nothing happens.
@@ -15,6 +19,15 @@ def return_freed():
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class FreedMemory(TrainerCallback):
+    """Returns freed memory while a run is trained on a CPU."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Return it after every few steps."""
+        if state.global_step % RETURN_EVERY == 0:
+            return_freed()
 
 
 def begin_anew():

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from qa_lib.data import downloads, selection, sources
 from qa_lib.losses.smart import count_forward_equivalents
-from qa_lib.models import encoders
+from qa_lib.models import encoders, recomputed_blocks
 from qa_lib.models.exbert import Block
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
@@ -224,13 +224,17 @@ def batch_memory(spec: Spec) -> float:
     """Memory in GB that a run on CPU takes beside its weights.
 
     States grow with the tokens of a batch, attention with their square over the windows. Fitted to
-    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. Of sentences it took 3.5 at
-    64 texts of 256 tokens, and SMART keeps the states of three passes.
+    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. With heads by dataset it
+    took 3.5 at 64 texts of 256 tokens, while all of its blocks kept their states. Now some of them
+    do (models/recomputed_blocks.py), and one that is recomputed: ROaD took 2.9 at most, and SMART
+    2.0 where it took 8. SMART keeps the states of three passes.
     """
     share = (spec.blocks or 6) / 6
     if spec.heads:
         passes = 3 if spec.smart else 1
-        return 1.2 + share * passes * 3.5 * spec.batch_size * longest_row(spec) / (64 * 256)
+        of_block = 3.5 / 6 * spec.batch_size * longest_row(spec) / (64 * 256)
+        kept = min(6 * share * of_block, recomputed_blocks.KEPT / 2**30 + of_block)
+        return 1.2 + passes * kept
     states = 4 * spec.batch_size * spec.max_length / (16 * 384)
     attention = 2.5 * spec.batch_size * spec.max_length**2 / (16 * 384**2)
     return 1.2 + share * (states + attention)

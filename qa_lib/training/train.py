@@ -39,7 +39,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from qa_lib.data import augment, features, selection
 from qa_lib.data.batches import BatchesByDataset, BucketSampler
 from qa_lib.losses.extra import ExtraLoss
-from qa_lib.models import heads
+from qa_lib.models import heads, recomputed_blocks
 from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
@@ -667,6 +667,10 @@ def train_and_score(
         data_collator=examples.collate,
         callbacks=[loss_keeper, Keeper(spec, progress, spent, code)],
     )
+    if spec.threads != "cuda":
+        trainer.add_callback(memory.FreedMemory())
+        if spec.heads:
+            recomputed_blocks.bound_activations(model.encoder)
     if spec.probes:
         trainer.add_callback(gradients.GradientProbe(spec, examples.windows, examples.collate))
     prepare_resume(trainer, loss_keeper, resume, progress)
