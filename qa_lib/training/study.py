@@ -226,15 +226,15 @@ def batch_memory(spec: Spec) -> float:
     States grow with the tokens of a batch, attention with their square over the windows. Fitted to
     MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. With heads by dataset it
     took 3.5 at 64 texts of 256 tokens, while all of its blocks kept their states. Now some of them
-    do (models/recomputed_blocks.py), and one that is recomputed: ROaD took 2.9 at most, and SMART
-    2.0 where it took 8. SMART keeps the states of three passes.
+    do (models/recomputed_blocks.py), and one that is recomputed: ROaD took 2.9 at most, and all
+    paraphrases 2.0 where they took 8. SMART keeps the states of three passes.
     """
     share = (spec.blocks or 6) / 6
     if spec.heads:
-        passes = 3 if spec.smart else 1
         of_block = 3.5 / 6 * spec.batch_size * longest_row(spec) / (64 * 256)
-        kept = min(6 * share * of_block, recomputed_blocks.KEPT / 2**30 + of_block)
-        return 1.2 + passes * kept
+        if spec.smart:
+            return 1.2 + 3 * 6 * share * of_block
+        return 1.2 + min(6 * share * of_block, recomputed_blocks.KEPT / 2**30 + of_block)
     states = 4 * spec.batch_size * spec.max_length / (16 * 384)
     attention = 2.5 * spec.batch_size * spec.max_length**2 / (16 * 384**2)
     return 1.2 + share * (states + attention)

@@ -669,7 +669,9 @@ def train_and_score(
     )
     if spec.threads != "cuda":
         trainer.add_callback(memory.FreedMemory())
-        if spec.heads:
+        # The runs that have the largest batches. SMART switches dropout off between a pass and
+        # its gradients, and a block that is recomputed then would be another.
+        if spec.heads and not spec.smart:
             recomputed_blocks.bound_activations(model.encoder)
     if spec.probes:
         trainer.add_callback(gradients.GradientProbe(spec, examples.windows, examples.collate))
