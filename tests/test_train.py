@@ -152,6 +152,17 @@ def test_same_seed_same_numbers_and_a_damaged_record_is_retrained(tiny, capsys):
     assert again["peak_memory_mb"] < peak - 500 or not os.access("/proc/self/clear_refs", os.W_OK)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_the_peak_of_a_worker_is_not_that_of_its_parent():
+    """A process begins with its parent's peak by getrusage."""
+    code = "from qa_lib.training import memory; print(memory.read_peak())"
+    ours = np.ones(2**27)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert float(done.stdout) < ours.nbytes / 2**20
+
+
 def test_a_machine_without_git_says_what_it_was_told(tiny, monkeypatch):
     def absent(*args, **kwargs):
         raise FileNotFoundError("git")

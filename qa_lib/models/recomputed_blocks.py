@@ -40,8 +40,8 @@ def list_blocks(encoder: nn.Module) -> list[nn.Module]:
 def choose_blocks(encoder: nn.Module, args: tuple, inputs: dict):
     """Choose the blocks that are recomputed, before a pass of an encoder.
 
-    The first ones are: the others have freed their activations when these come to the backward
-    pass. inputs: of the pass; `input_ids` (B, T), or `inputs_embeds` (B, T, D).
+    The first blocks are recomputed. The backward pass reaches them last, when the others have freed
+    their activations. inputs: of the pass; `input_ids` (B, T), or `inputs_embeds` (B, T, D).
     """
     ids = inputs.get("input_ids")
     texts, length = (inputs["inputs_embeds"] if ids is None else ids).shape[:2]
@@ -54,8 +54,8 @@ def choose_blocks(encoder: nn.Module, args: tuple, inputs: dict):
 def count_recomputed(config, blocks: int, texts: int, length: int) -> int:
     """Return how many blocks are recomputed, so that what is kept fits into KEPT bytes.
 
-    config: of the encoder, whose blocks are counted by `blocks`; texts, length: of a pass, in texts
-    and in tokens of each.
+    config: the encoder's; blocks: how many it has; texts, length: of a pass, in texts and in tokens
+    of a text, padding included.
     """
     width = config.hidden_size
     floats = 10 * width + 2 * getattr(config, "intermediate_size", 4 * width)

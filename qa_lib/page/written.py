@@ -27,6 +27,9 @@ Names, in braces and in conditions:
                                       further columns of the ledger by name, as ratio=0.8
     control(CLAIM, VARIANT, ARM)      a claim's model against a control, as the forest figure has it
     gap(CLAIM, OURS, AGAINST, ARM)    how far a variant is ahead of another, by a claim's contrast
+    differing(VARIANT, OTHER, SET, ARM)
+                                      the share of a set's questions that two variants answer by
+                                      other spans
     without_seed(CLAIM, SEED, ARM)    ours in a claim on the other seeds, as the verdicts judge it
     setting(VARIANT, FIELD, ARM)      a field of a model's runs, as learning_rate
     params.NAME                       a parameter of the page
@@ -144,7 +147,7 @@ def split_blocks(text: str, skip: int) -> list[list[tuple[int, str]]]:
 
 
 class Names(dict):
-    """Names and their values. An unknown one raises LookupError with a sentence."""
+    """Names and their values. An unknown one raises UnknownName with a sentence."""
 
     def __init__(self, what: str, values: dict):
         super().__init__(values)
@@ -155,7 +158,10 @@ class Names(dict):
 
 
 class UnknownName(Exception):
-    """A name that stands for nothing. Its argument is a sentence."""
+    """A name that stands for nothing. Its argument is a sentence.
+
+    It is no LookupError, which jinja would take for a name that is not there.
+    """
 
 
 @dataclass(frozen=True)
@@ -276,7 +282,7 @@ class RunNames:
         """Return how far a variant is ahead of another, on the sets and by the score of a claim."""
         by_starter = compare.is_by_starter(verify.claims_table(self.P), claim)
         pair = compare.Pair(claim, ours, against, by_starter)
-        row = compare.measure_pairs(self.P, [pair], (ARMS[arm],)).iloc[0]
+        row = compare.measure_pairs(self.P, [pair], (ARMS.get(arm, arm),)).iloc[0]
         if not row["n"]:
             raise UnknownName(f"no runs of {ours} and {against} to compare, arm {arm}")
         return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
@@ -288,7 +294,7 @@ class RunNames:
         ledger, examples = verify.collect_scores(self.specs)
         ledger = ledger[ledger["seed"] != seed]
         samples = stats.draw_samples(
-            listed, ledger, examples, P.domains, ARMS[arm], stand_ins=P.stand_ins
+            listed, ledger, examples, P.domains, ARMS.get(arm, arm), stand_ins=P.stand_ins
         )
         judged = stats.judge_samples(listed, samples, P.profile).set_index("id")
         if claim not in judged.index or not judged.loc[claim, "n"]:

@@ -1,6 +1,6 @@
 """Evaluation of a model on rows: its outputs on all windows, its predictions, and their scores.
 
-What a prediction is and what it is worth, the task of the rows says (qa_lib/tasks).
+The task of the rows (qa_lib/tasks) says what a prediction is and what it is worth.
 """
 
 import hashlib

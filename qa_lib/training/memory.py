@@ -33,7 +33,8 @@ class FreedMemory(TrainerCallback):
 def begin_anew():
     """Return what earlier runs of this process freed, and forget their peak.
 
-    So peak memory is the run's own. Where there is no glibc, garbage alone is collected.
+    So peak memory is the run's own. Without glibc freed memory stays, and without /proc the peak
+    counts the runs before.
     """
     gc.collect()  # the Trainer of an earlier run holds its model in a cycle of references
     return_freed()
@@ -42,5 +43,15 @@ def begin_anew():
 
 
 def read_peak() -> float:
-    """Return the most memory that this process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the most memory that this process has had since `begin_anew`, in MB.
+
+    Without /proc it is since the process began, or since its parent did, whose peak a worker takes
+    over there.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text(encoding="utf-8").splitlines()
+        (peak,) = [line for line in lines if line.startswith("VmHWM:")]
+        return int(peak.split()[1]) / 1024
+    unit = 2**20 if platform.system() == "Darwin" else 2**10  # bytes there, and else KB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -30,7 +30,7 @@ from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.tasks import get_task
+from qa_lib.tasks import get_task, span
 from qa_lib.training import multitask, pool
 
 HOURS = 12  # a longer study stops unless it is told YES=1
@@ -65,7 +65,7 @@ def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
 
     These are the runs without a complete record, and the parents whose weights a missing child
     needs and nobody kept. fresh: committed records do not count.
-    On a GPU trials are scored on the test sets at once. There the best trial, trained again for
+    On a GPU trials are scored on the test sets at once: there the best trial, trained again for
     its scores, would not be the same to the last digit, and might no longer be the best.
     """
     missing: dict[str, Spec] = {}
@@ -82,8 +82,10 @@ def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
 
     for spec in specs:
         if runs.find_record(spec, fresh) is None:
-            tests = spec.tests or tests_of_trials
-            visit(spec.for_this_machine().model_copy(update={"tests": tests}))
+            run = spec.for_this_machine()
+            if spec.variant.endswith("-trial") and tests_of_trials:
+                run = run.model_copy(update={"tests": tests_of_trials})
+            visit(run)
     return list(missing.values())
 
 
@@ -224,14 +226,15 @@ def batch_memory(spec: Spec) -> float:
     """Memory in GB that a run on CPU takes beside its weights.
 
     States grow with the tokens of a batch, attention with their square over the windows. Fitted to
-    MiniLM, which took 5.2 at batch 8 and 7.4 at batch 16 of 384 tokens. With heads by dataset it
-    took 3.5 at 64 texts of 256 tokens, while all of its blocks kept their states. Now some of them
-    do (models/recomputed_blocks.py), and one that is recomputed: ROaD took 2.9 at most, and all
-    paraphrases 2.0 where they took 8. SMART keeps the states of three passes.
+    MiniLM: 5.2 GB at batch 8 and 7.4 at batch 16, of 384 tokens each. With heads by dataset 64
+    texts of 256 tokens took 3.5 while all blocks kept their states. Since some are recomputed
+    (models/recomputed_blocks.py) it is at most what these may keep, and one block more. SMART keeps
+    the states of three passes.
     """
     share = (spec.blocks or 6) / 6
     if spec.heads:
-        of_block = 3.5 / 6 * spec.batch_size * longest_row(spec) / (64 * 256)
+        rows = spec.batch_size // (spec.multitask.passes if spec.multitask else 1)
+        of_block = 3.5 / 6 * rows * longest_row(spec) / (64 * 256)
         if spec.smart:
             return 1.2 + 3 * 6 * share * of_block
         return 1.2 + min(6 * share * of_block, recomputed_blocks.KEPT / 2**30 + of_block)
@@ -241,13 +244,18 @@ def batch_memory(spec: Spec) -> float:
 
 
 def longest_row(spec: Spec) -> float:
-    """Estimate the tokens of the longest training row of a run on sentences, of both its texts."""
-    longest = 0
+    """Estimate the most tokens that a training row of a run with heads has in a pass.
+
+    A pair that is read apart is two sequences. All else is one, of at most max_length tokens.
+    """
+    longest = 0.0
     for dataset in spec.domains:
         task = selection.find_task(spec, dataset)
         rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
-        longest = max(longest, *(task.count_characters(row) for row in rows))
-    return min(2 * spec.max_length, longest / CHARACTERS)
+        tokens = max(task.count_characters(row) for row in rows) / CHARACTERS
+        sequences = 2 if spec.heads.pairs == "apart" and task.NAME != span.NAME else 1
+        longest = max(longest, min(sequences * spec.max_length, tokens))
+    return longest
 
 
 def check_memory(spec: Spec):
@@ -285,7 +293,7 @@ def measure_speed(spec: Spec) -> float:
 
     Trains plain steps with the run's own encoder, batch size, precision and layers, on rows of its
     first dataset: one to warm up, then at most five or for two seconds, of which the fastest
-    counts. What SMART and frozen encoders cost beside them, `count_plain_steps` says. Stored
+    counts. `count_plain_steps` has what SMART and frozen encoders cost beside them. Stored
     outputs of teachers cost next to nothing.
     """
     from qa_lib.training import build  # its import takes seconds, and only training needs it
@@ -369,7 +377,10 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
     # One run of each speed class stands for the others; for a mixture, one of its experts.
     samples = {speed_class(spec): spec.experts[0] if spec.gate else spec for spec in todo}
     if not torch.cuda.is_available():
-        for spec in samples.values():
+        largest: dict[tuple, Spec] = {}
+        for spec in sorted(todo, key=batch_memory):
+            largest[speed_class(spec)] = spec.experts[0] if spec.gate else spec
+        for spec in largest.values():
             check_memory(spec)
     speed = {kind: measure_speed(spec) for kind, spec in samples.items()}
     torch.cuda.empty_cache()  # of what was measured; workers may need the room on the GPU

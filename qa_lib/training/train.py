@@ -6,8 +6,8 @@
         the same over several GPUs, into the same record
 
 The Hugging Face Trainer does the loop. Overridden are `training_step`, `compute_loss`, `evaluate`,
-`log`, the optimizer's groups and the order of examples, nothing else. What the loss is beside the
-task's own, the run's extra losses say (qa_lib/losses/extra.py). A run that is killed at any moment
+`log`, the optimizer's groups and the order of examples, nothing else. The run's extra losses
+(qa_lib/losses/extra.py) are added to the task's own. A run that is killed at any moment
 goes on from its last complete checkpoint, and on CPU ends with the same scores. Where that
 checkpoint was taken between two logged steps, the next evaluation reports a mean training loss over
 fewer steps.
@@ -216,7 +216,7 @@ class LossKeeper(TrainerCallback):
         files.write(folder / self.FILE, save(tensors))
 
     def load(self, checkpoint: Path, device: str):
-        """Take the states that a checkpoint has; the first checkpoints have none."""
+        """Take the states that a checkpoint has; one without extra losses has none."""
         if not (checkpoint / self.FILE).exists():
             return
         tensors = load_file(checkpoint / self.FILE, device=device)
@@ -669,7 +669,7 @@ def train_and_score(
     )
     if spec.threads != "cuda":
         trainer.add_callback(memory.FreedMemory())
-        # The runs that have the largest batches. SMART switches dropout off between a pass and
+        # Runs with heads have the largest batches. SMART switches dropout off between a pass and
         # its gradients, and a block that is recomputed then would be another.
         if spec.heads and not spec.smart:
             recomputed_blocks.bound_activations(model.encoder)
