@@ -295,10 +295,15 @@ def test_an_answer_needs_an_interval_on_one_side():
     assert overview.answer_question(turned.assign(n=2))[0] == "undecided (two seeds)"
     assert overview.answer_question(rows.assign(n=2))[0] == "no (equal tuning)"
     assert overview.answer_question(pd.concat([turned, control]))[0] == "yes (equal tuning)"
-    qualified = "yes, but not shown over its control (equal tuning)"
-    for low in (-1.0, float("nan")):
-        beside = pd.concat([turned, control.assign(low=low)])
-        assert overview.answer_question(beside)[0] == qualified
+    may_gain = "yes, but a control may gain as much (equal tuning)"
+    unknown = float("nan")
+    for low, high, answer in (
+        (-1.0, 1.0, may_gain),
+        (unknown, unknown, may_gain),
+        (-2.0, -1.0, "yes, but a control gains more (equal tuning)"),
+    ):
+        beside = pd.concat([turned, control.assign(low=low, high=high)])
+        assert overview.answer_question(beside)[0] == answer
     at_settings = rows[rows["setting"] != "equal"]
     assert overview.answer_question(at_settings)[0] == "yes (report's settings)"
     assert overview.answer_question(rows[:0]) == ("not run yet", None)

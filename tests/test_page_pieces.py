@@ -211,6 +211,15 @@ def test_an_arm_that_was_not_run_is_said_and_not_drawn(plant):
     assert diamonds == []
 
 
+def test_a_forest_says_which_comparisons_have_one_seed(plant):
+    rows = compare.collect_comparisons(plant(printed=MODELS), (EIGHT,))
+    ours = "ours, report's settings"
+    assert ours in read_texts(charts.draw_forest("exbert", rows, looks.WIDE))
+    fig = charts.draw_forest("exbert", rows.assign(n=rows["n"].clip(upper=1)), looks.WIDE)
+    assert f"{ours}, one\N{NO-BREAK SPACE}seed" in read_texts(fig)
+    assert ours not in read_texts(fig)
+
+
 def test_a_model_has_its_colour_on_light_and_a_lighter_one_on_dark():
     colour = plans.colours("exbert")["V-DB"]
     assert looks.WIDE.model_colour("exbert", "v-db") == colour
@@ -329,6 +338,17 @@ def test_one_seed_has_no_spread():
     shown, _ = grids.lay_out_grid(cells, {})
     assert shown["SQuAD"]["a"] == "0.0"
     assert grids.describe_seeds(cells) == "One seed: no spread."
+
+
+def test_a_caption_says_how_many_seeds_means_are_over():
+    for seeds, text in (
+        ((2, 2), "over 2 seeds."),
+        ((2, 6), "over 2 to 6 seeds."),
+        ((1, 3), "over 3 seeds; without ±, one seed."),
+        ((1, 2, 3), "over 2 to 3 seeds; without ±, one seed."),
+    ):
+        cells = pd.DataFrame({"seeds": seeds})
+        assert grids.describe_seeds(cells) == f"Mean ± standard deviation {text}"
 
 
 def test_a_grid_is_html_latex_and_markdown(recorded):

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_teachers import clear_texts, plant_rows
 
 from qa_lib.data import selection
@@ -231,16 +232,29 @@ def test_the_central_comparison_may_have_more_seeds(load):
     seeds = {}
     for s in plans.plan(params):
         seeds.setdefault(s.variant, set()).add(s.seed)
-    for model in ("baseline", "mt-dnn", "mtl"):
+    for model in ("baseline", "mt-dnn", "mtl", "target-only"):
         assert seeds.pop(model) == seeds.pop(f"{model}-pretraining", {0, 1, 2}) == {0, 1, 2}
     teachers = seeds.pop("mtl-teacher") | seeds.pop("mtl-teacher-pretraining")
     assert teachers == {100, 200}
-    assert {"joint-head", "target-only", "mtl-passes-1", "kd", "mtl-ensemble"} <= set(seeds)
+    assert {"joint-head", "mtl-own-heads", "mtl-passes-1", "kd", "mtl-ensemble"} <= set(seeds)
     assert all(own == {0} for own in seeds.values())
     assert params.fewest_seeds == 1
-    assert "3 seeds of the plain model, MT-DNN and ROaD, 1 of the others" in (
-        params.describe_training()
-    )
+    text = "3 seeds of the plain model, the target alone, MT-DNN and ROaD, 1 of the others"
+    assert text in params.describe_training()
+
+
+def test_only_trials_get_test_sets_on_a_gpu(load, monkeypatch):
+    """There a trial is scored at once. A pre-training and a further teacher are tested nowhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    parts = ["pretraining", "distillation"]
+    params = load(size="small", experiments=parts, arms=["printed", "tuned"])
+    todo = study.list_missing(plans.plan(params), fresh=True)
+    tested = {s.variant: bool(s.tests) for s in todo}
+    assert tested["mtl"]
+    assert tested["mtl-trial"]
+    for variant in ("mtl-pretraining", "mtl-trial-pretraining", "mtl-teacher"):
+        assert not tested[variant]
 
 
 def test_a_run_without_weighted_teachers_does_not_depend_on_their_weight(load):

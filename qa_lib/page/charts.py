@@ -189,6 +189,8 @@ def draw_comparison(board: Board, report: str, row):
     if row.control:
         name = f"{INDENT}against {plans.display_name(report, row.control)}"
         marker = "s"
+    if row.n == 1 and not np.isnan(row.low):  # without an interval the number says so
+        name += ", one\N{NO-BREAK SPACE}seed"
     colour = look.model_colour(report, variant)
     y = board.add_line(name, format_difference(row), is_quiet=bool(row.control))
     if not np.isnan(row.low):

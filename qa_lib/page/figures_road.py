@@ -114,9 +114,10 @@ def show_gradients(cosines: pd.DataFrame, left: float) -> report.Html:
     cosines: between the gradients of each two tasks, whose names are index and columns; left: the
     norm of the mean gradient, in units of the mean norm.
     """
+    orthogonal = len(cosines) ** -0.5  # where all are of one length
     caption = (
-        "First, the cosine between the gradients of each two tasks, at a model that is not trained "
-        "yet. Second, what averaging leaves: the mean gradient is shorter where tasks disagree."
+        "First, the cosine between the gradients of each two tasks, before training. Second, the "
+        f"length of their mean: 1 where they agree, {orthogonal:.2f} where they are orthogonal."
     )
     alt = "A square of cosines, and two bars: one task, and the mean of all."
 

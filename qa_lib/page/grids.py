@@ -213,11 +213,13 @@ def is_best(values: pd.Series, model: str, is_lower: bool) -> bool:
 
 def describe_seeds(cells: pd.DataFrame) -> str:
     """Return how many seeds a grid's means are over."""
-    fewest, most = cells["seeds"].min(), cells["seeds"].max()
-    if most == 1:
+    numbers = cells["seeds"]
+    if numbers.max() == 1:
         return "One seed: no spread."
+    fewest, most = numbers[numbers > 1].min(), numbers.max()
     number = f"{most}" if fewest == most else f"{fewest} to {most}"
-    return f"Mean ± standard deviation over {number} seeds."
+    text = f"Mean ± standard deviation over {number} seeds"
+    return f"{text}; without ±, one seed." if numbers.min() == 1 else f"{text}."
 
 
 # ---- the models ----

@@ -129,7 +129,10 @@ def page_links(profile: str) -> dict[str, str]:
 
 
 def load_page(slug: str, profile: str) -> Any:
-    """Return the parameters of a report's page: of the largest size that is recorded whole."""
+    """Return the parameters of a report's page: of the largest size that is recorded whole.
+
+    Where none is, they are those of the smallest.
+    """
     for size in plans.list_sizes(profile):
         P = plans.load_params(slug, profile, size=size)
         if all(runs.find_record(spec) for spec in plans.plan(P)):
@@ -160,8 +163,8 @@ def describe_answer(slug: str, profile: str) -> str:
 def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
     """Return the answer to a report's question, and the row that it is of, where one was run.
 
-    It is that of the first comparison, with equal tuning where that was run. A gain that the
-    report's control may have as well is said to be so. rows: those of the report in
+    It is that of the first comparison, with equal tuning where that was run. Beside a gain stands
+    whether the claim's control gains more, or may gain as much. rows: those of the report in
     `measure_answer`.
     """
     measured = rows[rows["n"] > 0]
@@ -172,9 +175,11 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
         row = ours.loc[setting]
         if row["low"] > 0 and row["n"] >= ENOUGH:
             of_controls = measured[(measured["control"] != "") & (measured["setting"] == setting)]
-            if (of_controls["low"] > 0).all():
-                return f"yes ({name})", row
-            return f"yes, but not shown over its control ({name})", row
+            if (of_controls["high"] < 0).any():
+                return f"yes, but a control gains more ({name})", row
+            if not (of_controls["low"] > 0).all():
+                return f"yes, but a control may gain as much ({name})", row
+            return f"yes ({name})", row
         if row["high"] < 0:
             return f"no ({name})", row
         few = {1: "one seed", 2: "two seeds"}
@@ -238,8 +243,8 @@ def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repo
     rows = pd.concat([measure_answer(slug, P.profile) for slug in boards], ignore_index=True)
     made = rows[rows["n"] > 0]
     caption = (
-        "The comparison that answers each report's question, in points of EM, MoE's by its "
-        "report's scoring, SMART's of accuracy. Hollow: printed. Squares: against a control, a "
+        "The comparison that answers each report's question, in points of EM; SMART's in points of "
+        "accuracy. MoE is scored as in its report. Hollow: printed. Squares: against a control, a "
         "simpler model that could do as well. Bars: 95 % intervals."
     )
     alt = "; ".join(

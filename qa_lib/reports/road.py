@@ -183,8 +183,10 @@ class Parameters(Study):
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    side_seeds: Seeds | None = None  # of the joint head, controls and students; by default `seeds`
-    sweep_seeds: Seeds | None = None  # of sweeps; by default `side_seeds`
+    # Of the joint head, of students, and of controls but the first; by default `seeds`.
+    side_seeds: Seeds | None = None
+    # Of sweeps, of targets that are sentences, and of ROaD-Base; by default `side_seeds`.
+    sweep_seeds: Seeds | None = None
     # Dataset of pre-training → its training rows.
     pretraining: dict[str, Rows] = Field(min_length=2)
     steps: Rows  # updates of pre-training
@@ -302,7 +304,8 @@ class Parameters(Study):
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
         if self.side_seeds and len(self.side_seeds) != len(self.seeds):
-            text += f" of the plain model, MT-DNN and ROaD, {len(self.side_seeds)} of the others"
+            main = "the plain model, the target alone, MT-DNN and ROaD"
+            text += f" of {main}, {len(self.side_seeds)} of the others"
         return text
 
     def describe_training(self) -> str:
@@ -483,11 +486,11 @@ class Arm:
     # ---- teachers and students ----
 
     def list_side_seeds(self) -> list[int]:
-        """Return the seeds of controls, of students and of further targets."""
+        """Return the seeds of most controls and of students."""
         return self.params.side_seeds or self.params.seeds
 
     def list_sweep_seeds(self) -> list[int]:
-        """Return the seeds of sweeps and of ROaD-Base."""
+        """Return the seeds of sweeps, of targets that are sentences, and of ROaD-Base."""
         return self.params.sweep_seeds or self.list_side_seeds()
 
     def list_targets(self) -> list[str | None]:
@@ -605,10 +608,14 @@ def plan_pretraining(arm: Arm) -> list[Spec]:
 
 
 def plan_controls(arm: Arm) -> list[Spec]:
-    """The target alone for as many updates; one draw a step; a head for each dataset."""
+    """The target alone for as many updates; one draw a step; a head for each dataset.
+
+    The first is what ROaD's own gain is measured against, so it has all seeds.
+    """
     specs = []
     for model in FOLLOWERS:
-        specs += arm.train_model(model, seeds=arm.list_side_seeds())
+        seeds = arm.params.seeds if model == "target-only" else arm.list_side_seeds()
+        specs += arm.train_model(model, seeds=seeds)
     return specs
 
 
