@@ -257,6 +257,25 @@ def test_only_trials_get_test_sets_on_a_gpu(load, monkeypatch):
         assert not tested[variant]
 
 
+def test_findings_know_tokens_and_validation_scores(load, monkeypatch):
+    """Means over the seeds of a model, of its pre-training and of its fine-tuning."""
+
+    def find_record(spec):
+        if spec.variant == "mt-dnn":  # not run
+            return None
+        row = {"step": 1, "validation_em": 30.0 + spec.seed, "validation_loss": 1.0}
+        return {"tokens": 100.0 * (spec.seed + 1), "history": [row], "chosen_step": 1}
+
+    monkeypatch.setattr(road.runs, "find_record", find_record)
+    params = load(size="small", experiments=["pretraining"], seeds=[0, 1], arms=["printed"])
+    assert road.collect_values(params) == {
+        "validation_baseline": 30.5,
+        "tokens_mt_dnn": 150.0,
+        "tokens_mtl": 150.0,
+        "validation_mtl": 30.5,
+    }
+
+
 def test_a_run_without_weighted_teachers_does_not_depend_on_their_weight(load):
     parts = ["distillation", "wrong-weights"]
     first = plans.plan(load(size="small", experiments=parts))

@@ -41,6 +41,7 @@ from qa_lib.settings.parameters import (
 )
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 TITLE = "ROaD-ELECTRA"
 
@@ -970,3 +971,23 @@ def plan(
             if experiment in params.experiments:
                 specs += list_runs(arm)
     return start + common.drop_repeats(specs)
+
+
+def collect_values(params: Parameters) -> dict[str, float]:
+    """Return numbers that findings name and no score has: means over the seeds of a model.
+
+    tokens_mtl, tokens_target_only …: the training tokens of a second pre-training.
+    validation_mtl, validation_target_only …: the score on the validation rows.
+    """
+    found: dict[str, list[float]] = {}
+    for spec in plan(params):
+        record = runs.find_record(spec)
+        if record is None or spec.arm != "printed":
+            continue
+        model = spec.variant.removesuffix("-pretraining").replace("-", "_")
+        if spec.variant.endswith("-pretraining"):
+            found.setdefault(f"tokens_{model}", []).append(record["tokens"])
+        elif spec.validation_rows and record["history"]:
+            score, _ = trials.validation_score(spec, record)
+            found.setdefault(f"validation_{model}", []).append(score)
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
