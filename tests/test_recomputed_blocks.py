@@ -9,15 +9,21 @@ from transformers import AutoModel, BertConfig, DistilBertConfig
 from qa_lib.models import attention, recomputed_blocks
 
 TEXTS, LENGTH = 4, 24
+WIDTH, INNER, HEADS = 32, 96, 4
+# Bytes that a block keeps for a batch, by the docstring's formula, and those of its input alone.
+BY_BLOCK = TEXTS * LENGTH * (4 * (10 * WIDTH + 2 * INNER) + HEADS * LENGTH)
+BY_INPUT = TEXTS * LENGTH * 4 * WIDTH
 CONFIGS = {
     "bert": BertConfig(
         vocab_size=50,
-        hidden_size=32,
-        intermediate_size=96,
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=HEADS,
     ),
-    "distilbert": DistilBertConfig(vocab_size=50, dim=32, hidden_dim=96, n_layers=3, n_heads=4),
+    "distilbert": DistilBertConfig(
+        vocab_size=50, dim=WIDTH, hidden_dim=INNER, n_layers=3, n_heads=HEADS
+    ),
 }
 
 
@@ -83,24 +89,19 @@ def test_numbers_are_the_same_to_the_last_bit(encoder, by_embeddings, monkeypatc
 
 
 def test_a_recomputed_block_keeps_what_is_counted(encoder, monkeypatch):
-    """By the docstring's formula, and by what PyTorch saves."""
     recomputed_blocks.bound_activations(encoder)
-    by_block = TEXTS * LENGTH * (4 * (10 * 32 + 2 * 96) + 4 * LENGTH)
-    by_input = TEXTS * LENGTH * 4 * 32
     kept = []
     for count in (0, 1, 3):
         monkeypatch.setattr(recomputed_blocks, "count_recomputed", lambda *_, n=count: n)
         kept.append(measure_kept(encoder))
-    assert kept[0] - kept[1] == pytest.approx(by_block - by_input, rel=0.08)
-    assert kept[0] - kept[2] == pytest.approx(3 * (by_block - by_input), rel=0.08)
+    assert kept[0] - kept[1] == pytest.approx(BY_BLOCK - BY_INPUT, rel=0.08)
+    assert kept[0] - kept[2] == pytest.approx(3 * (BY_BLOCK - BY_INPUT), rel=0.08)
 
 
 def test_as_few_blocks_are_recomputed_as_a_batch_asks_for(monkeypatch):
     config = CONFIGS["bert"]
-    by_block = TEXTS * LENGTH * (4 * (10 * 32 + 2 * 96) + 4 * LENGTH)
-    by_input = TEXTS * LENGTH * 4 * 32
     for recomputed in range(3):
-        limit = (3 - recomputed) * by_block + recomputed * by_input
+        limit = (3 - recomputed) * BY_BLOCK + recomputed * BY_INPUT
         monkeypatch.setattr(recomputed_blocks, "KEPT", limit)
         assert recomputed_blocks.count_recomputed(config, 3, TEXTS, LENGTH) == recomputed
         monkeypatch.setattr(recomputed_blocks, "KEPT", limit - 1)

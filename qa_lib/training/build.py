@@ -16,7 +16,7 @@ from qa_lib.data import selection
 from qa_lib.losses.distillation import DistillationLoss
 from qa_lib.losses.extra import ExtraLoss
 from qa_lib.losses.smart import SmartLoss
-from qa_lib.models import encoders, gated_mixture, heads
+from qa_lib.models import encoders, gated_mixture, heads, recomputed_blocks
 from qa_lib.models.exbert import BalanceLoss, ExBERT, ZLoss
 from qa_lib.models.shared_encoder import SharedEncoder, make_head
 from qa_lib.settings.parameters import Dataset
@@ -109,9 +109,15 @@ def check_distillation(spec: Spec):
 def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
     """Return an encoder with heads for all datasets that the run trains on or is scored on.
 
+    Such runs have the largest batches, so on a CPU the encoder recomputes blocks where they ask for
+    it. With SMART it does not: SMART switches dropout off between a pass and its gradients, and a
+    block that is recomputed then would be another.
+
     The draws of a head depend on nothing but the seed and its name, so that a run has the same
     weights and the same dropout whatever it is scored on.
     """
+    if spec.threads != "cuda" and not spec.smart:
+        recomputed_blocks.bound_activations(encoder)
     model_heads = {}
     head_of = {}
     for dataset in dict.fromkeys([*spec.domains, *spec.tests]):

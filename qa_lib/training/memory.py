@@ -45,8 +45,7 @@ def begin_anew():
 def read_peak() -> float:
     """Return the most memory that this process has had since `begin_anew`, in MB.
 
-    Without /proc it is since the process began, or since its parent did, whose peak a worker takes
-    over there.
+    Without /proc it is the peak since the process began, and a worker's includes its parent's.
     """
     status = Path("/proc/self/status")
     if status.exists():

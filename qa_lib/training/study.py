@@ -228,8 +228,8 @@ def batch_memory(spec: Spec) -> float:
     States grow with the tokens of a batch, attention with their square over the windows. Fitted to
     MiniLM: 5.2 GB at batch 8 and 7.4 at batch 16, of 384 tokens each. With heads by dataset 64
     texts of 256 tokens took 3.5 while all blocks kept their states. Since some are recomputed
-    (models/recomputed_blocks.py) it is at most what these may keep, and one block more. SMART keeps
-    the states of three passes.
+    (models/recomputed_blocks.py) it is at most what the others may keep, and one block more. SMART
+    recomputes none and keeps the states of three passes.
     """
     share = (spec.blocks or 6) / 6
     if spec.heads:

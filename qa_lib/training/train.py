@@ -39,7 +39,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from qa_lib.data import augment, features, selection
 from qa_lib.data.batches import BatchesByDataset, BucketSampler
 from qa_lib.losses.extra import ExtraLoss
-from qa_lib.models import heads, recomputed_blocks
+from qa_lib.models import heads
 from qa_lib.settings import files
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import Spec
@@ -669,10 +669,6 @@ def train_and_score(
     )
     if spec.threads != "cuda":
         trainer.add_callback(memory.FreedMemory())
-        # Runs with heads have the largest batches. SMART switches dropout off between a pass and
-        # its gradients, and a block that is recomputed then would be another.
-        if spec.heads and not spec.smart:
-            recomputed_blocks.bound_activations(model.encoder)
     if spec.probes:
         trainer.add_callback(gradients.GradientProbe(spec, examples.windows, examples.collate))
     prepare_resume(trainer, loss_keeper, resume, progress)
