@@ -80,6 +80,19 @@ def test_the_first_runs_on_real_data_are_the_rows_and_controls_that_they_are_nam
     assert {s.epochs for s in specs} == {4}
 
 
+def test_a_model_may_have_seeds_of_its_own(load):
+    of_models = {"finetune": [0, 1, 2], "smart": [0, 1, 2]}
+    params = load(size="small", seeds=[0], model_seeds=of_models)
+    seeds = {}
+    for s in plans.plan(params):
+        seeds.setdefault(s.variant, set()).add(s.seed)
+    assert seeds.pop("finetune") == seeds.pop("smart") == {0, 1, 2}
+    assert {"pretrain", "rrobin", "rrobin-full"} <= set(seeds)
+    assert all(own == {0} for own in seeds.values())
+    assert params.fewest_seeds == 1
+    assert "one seed, so no spread; 3 of Fine-tuned, SMART" in params.describe_training()
+
+
 def test_every_row_has_the_report_s_settings(load):
     of = find_variants(plans.plan(load("paper", arms=["printed"])))
     for variant, spec in of.items():
@@ -255,6 +268,9 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
         ({"beta": 1.0}, "beta: 1.0 is too large; write a number less than 1"),
         ({"full_rows": 10}, "full_rows: 10 is fewer than the"),
         ({"experiments": ["reviews"]}, "reviews: the part reviews of experiments needs a dataset"),
+        ({"model_seeds": {"smrt": [0]}}, "model_seeds: smrt is no model of this report"),
+        ({"model_seeds": {"smart": [0, 0]}}, "model_seeds: smart has the seed 0 twice"),
+        ({"model_seeds": {"smart": 3}}, "model_seeds: smart has 3; write a list, {smart: [3]}"),
         ({"sweep_full_rows": [10**6]}, "sweep_full_rows: 1000000 is more than full_rows"),
         (
             {"domains": ["paraphrase", "sentiment", "similarity"]},

@@ -144,7 +144,9 @@ class Parameters(Study):
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    sweep_seeds: Seeds | None = None  # of sweeps; by default `seeds`
+    # Model → the seeds of its runs, where they are others than `seeds`.
+    model_seeds: dict[str, Seeds] = {}
+    sweep_seeds: Seeds | None = None  # of sweeps; by default those of the model
     pair_rows: Rows  # training rows of the third dataset, and of the second in equal batches
     full_rows: Rows  # those of the second where it gives all
     review_rows: Rows  # those of `reviews`
@@ -191,6 +193,19 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
+    def _models(self):
+        for model, seeds in self.model_seeds.items():
+            if model not in MODELS:
+                raise ValueError(
+                    f"model_seeds: {model} is no model of this report; its models are "
+                    f"{', '.join(MODELS)}"
+                )
+            for seed in seeds:
+                if seeds.count(seed) > 1:
+                    raise ValueError(f"model_seeds: {model} has the seed {seed} twice")
+        return self
+
+    @model_validator(mode="after")
     def _rows(self):
         if self.full_rows < self.pair_rows:
             raise ValueError(
@@ -225,7 +240,8 @@ class Parameters(Study):
 
     @property
     def fewest_seeds(self) -> int:
-        return min(len(self.seeds), len(self.sweep_seeds or self.seeds))
+        lists = [self.seeds, *self.model_seeds.values(), self.sweep_seeds or self.seeds]
+        return min(len(seeds) for seeds in lists)
 
     def describe_training(self) -> str:
         rows = (
@@ -237,6 +253,11 @@ class Parameters(Study):
 
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
+        names = {}  # number of seeds → the models that have so many
+        for model, seeds in self.model_seeds.items():
+            names.setdefault(len(seeds), []).append(MODELS[model][0])
+        for number, of_models in names.items():
+            text += f"; {number} of {', '.join(of_models)}"
         if self.sweep_seeds and len(self.sweep_seeds) != len(self.seeds):
             text += f", {len(self.sweep_seeds)} in sweeps"
         return text
@@ -386,11 +407,13 @@ class Arm:
     ) -> list[Spec]:
         """Return a run of a model for each seed.
 
-        variant: by default the model's name; seeds: by default those of the parameters.
+        variant: by default the model's name; seeds: by default those that the parameters give it.
         """
         of_model = self.models[model] | self.chosen.get(model, {})
+        if not seeds:
+            seeds = self.params.model_seeds.get(model, self.params.seeds)
         specs = []
-        for seed in seeds or self.params.seeds:
+        for seed in seeds:
             own = {"variant": variant or model, "seed": seed}
             specs.append(Spec(**self.shared | of_model | own | fields))
         return specs

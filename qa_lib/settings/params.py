@@ -168,6 +168,9 @@ def explain_error(error: dict, model: type[Strict], values: dict, place: str) ->
         return f"{key}: {describe_number(value, whole=False)}"
     if kind in ("int_type", "int_from_float"):
         return f"{key}: {describe_number(value, whole=True)}"
+    if kind == "list_type" and len(error["loc"]) > 1:
+        inner = error["loc"][-1]
+        return f"{key}: {inner} has {show_value(value)}; write a list, {{{inner}: [{value}]}}"
     if kind == "list_type" and value is None:
         return f"{key} has no value; write a list, {key}=[…]"
     if kind == "list_type":
