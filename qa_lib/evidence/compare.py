@@ -366,12 +366,11 @@ def collect_steps(P, claim: str, steps: tuple[Step, ...], arm: str) -> pd.DataFr
     check_chain(steps)
     by_starter = is_by_starter(verify.claims_table(P), claim)
     nodes = [steps[0].before, *(step.after for step in steps)]
-    pairs = [Pair(claim, nodes[-1], nodes[0], by_starter)]
+    pairs = []
     for first in range(len(nodes)):
         for last in range(first + 1, len(nodes)):
             pairs.append(Pair(claim, nodes[last], nodes[first], by_starter))
-    measured = measure_pairs(P, list(dict.fromkeys(pairs)), (arm,))
-    measured = measured.set_index(["ours", "against"])
+    measured = measure_pairs(P, pairs, (arm,)).set_index(["ours", "against"])
     rows = []
     start = 0.0
     first = 0

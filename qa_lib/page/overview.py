@@ -133,11 +133,8 @@ def load_page(slug: str, profile: str) -> Any:
 
     Where none is, they are those of the smallest.
     """
-    for size in plans.list_sizes(profile):
-        P = plans.load_params(slug, profile, size=size)
-        if all(runs.find_record(spec) for spec in plans.plan(P)):
-            break
-    return P
+    sizes = plans.list_sizes(profile)
+    return plans.find_recorded(sizes, lambda size: plans.load_params(slug, profile, size=size))
 
 
 def measure_answer(slug: str, profile: str) -> pd.DataFrame:

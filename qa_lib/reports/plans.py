@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -160,9 +161,18 @@ def parameters_to_render(args: argparse.Namespace) -> Any:
     Without --size this is the largest size of which every run has a record.
     Raises UserError where runs are missing.
     """
-    for size in possible_sizes(args):
-        P = load_from_args(args, size)
+    P = find_recorded(possible_sizes(args), lambda size: load_from_args(args, size))
+    runs.require_records(plan(P))  # says what is missing
+    return P
+
+
+def find_recorded(sizes: Iterable[str | None], load: Callable[[str | None], Any]) -> Any:
+    """Return the parameters of the first size of which every run has a record, else of the last.
+
+    load: returns the parameters of a size.
+    """
+    for size in sizes:
+        P = load(size)
         if all(runs.find_record(spec) for spec in plan(P)):
             break
-    runs.require_records(plan(P))  # says what is missing
     return P
