@@ -113,7 +113,8 @@ def run_train(args: argparse.Namespace) -> int:
     from qa_lib.training import train
 
     specs = [spec.for_this_machine() for spec in plans.plan(plans.load_from_args(args))]
-    chosen = [spec for spec in specs if spec.run.startswith(args.run)]
+    # Trials may choose the report's own settings: that run stands in both arms.
+    chosen = list({s.hash: s for s in specs if s.run.startswith(args.run)}.values())
     if len(chosen) != 1:
         names = ", ".join(spec.run for spec in (chosen or specs)[:6])
         raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {names}")

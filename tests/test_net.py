@@ -223,6 +223,10 @@ def test_without_a_seed_that_no_run_has_a_claim_is_what_the_page_says():
     fewer = names["without_seed"]("headline", 0, "equal")
     assert fewer.n == 5
     assert fewer.low < ours.low
+    # where a claim names a score, ours is a score, as on the page
+    score = names["claims"]["fifty_on_1600"]["equal"]
+    other = names["without_seed"]("fifty-on-1600", 99, "equal")
+    assert (other.ours, other.low, other.high) == (score.ours, score.low, score.high)
     with pytest.raises(written.UnknownName, match="no runs of headlines without seed 0"):
         names["without_seed"]("headlines", 0)
 
@@ -230,10 +234,11 @@ def test_without_a_seed_that_no_run_has_a_claim_is_what_the_page_says():
 def test_a_figure_says_its_seeds_its_examples_and_whether_it_has_intervals():
     P = plans.load_params("road", "real", size="small")
     made = pd.DataFrame({"n": [1, 1], "claim": ["mtl-over-baseline", "newsqa-gain"]})
+    made["low"] = float("nan")
     assert pieces.describe_intervals(P, made) == (
         "One seed: no intervals; 400 or 2,012 test examples."
     )
-    made = pd.DataFrame({"n": [1, 3], "claim": ["mtl-over-baseline"] * 2})
+    made = pd.DataFrame({"n": [1, 3], "claim": ["mtl-over-baseline"] * 2, "low": [0.0, 0.0]})
     assert pieces.describe_intervals(P, made) == (
         "Bars are 95 % intervals over 1 to 3 seeds (one: spread borrowed from the others) and "
         "2,012 test examples."

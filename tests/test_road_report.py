@@ -263,11 +263,16 @@ def test_findings_know_tokens_and_validation_scores(load, monkeypatch):
     def find_record(spec):
         if spec.variant == "mt-dnn":  # not run
             return None
-        row = {"step": 1, "validation_em": 30.0 + spec.seed, "validation_loss": 1.0}
+        score = 30.0 + spec.seed if spec.domains == ["squad"] else 90.0
+        row = {"step": 1, "validation_em": score, "validation_loss": 1.0}
+        row["validation_accuracy"] = score
         return {"tokens": 100.0 * (spec.seed + 1), "history": [row], "chosen_step": 1}
 
     monkeypatch.setattr(road.runs, "find_record", find_record)
-    params = load(size="small", experiments=["pretraining"], seeds=[0, 1], arms=["printed"])
+    # the same models on other targets do not count
+    parts = ["pretraining", "sentences"]
+    params = load(size="small", experiments=parts, seeds=[0, 1], arms=["printed"])
+    assert {s.domains[0] for s in plans.plan(params) if s.variant == "mtl"} > {"squad"}
     assert road.collect_values(params) == {
         "validation_baseline": 30.5,
         "tokens_mt_dnn": 150.0,

@@ -7,7 +7,7 @@ import pytest
 from qa_lib.data import selection
 from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import tables
+from qa_lib.page import figures_smart, pieces, tables
 from qa_lib.reports import comparisons, plans, smart
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
@@ -90,7 +90,7 @@ def test_a_model_may_have_seeds_of_its_own(load):
     assert {"pretrain", "rrobin", "rrobin-full"} <= set(seeds)
     assert all(own == {0} for own in seeds.values())
     assert params.fewest_seeds == 1
-    assert "one seed, so no spread; 3 of Fine-tuned, SMART" in params.describe_training()
+    assert "one seed; 3 of Fine-tuned, SMART" in params.describe_training()
 
 
 def test_every_row_has_the_report_s_settings(load):
@@ -269,6 +269,10 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
         ({"full_rows": 10}, "full_rows: 10 is fewer than the"),
         ({"experiments": ["reviews"]}, "reviews: the part reviews of experiments needs a dataset"),
         ({"model_seeds": {"smrt": [0]}}, "model_seeds: smrt is no model of this report"),
+        (
+            {"model_seeds": {"heads-only": [0]}},
+            "model_seeds: heads-only has the seeds of finetune; write those instead",
+        ),
         ({"model_seeds": {"smart": [0, 0]}}, "model_seeds: smart has the seed 0 twice"),
         ({"model_seeds": {"smart": 3}}, "model_seeds: smart has 3; write a list, {smart: [3]}"),
         ({"sweep_full_rows": [10**6]}, "sweep_full_rows: 1000000 is more than full_rows"),
@@ -366,6 +370,96 @@ def test_a_set_s_own_score_stands_in_the_ledger_and_in_the_bootstrap(load):
     row = table.set_index("id").loc["smart-small-quora"]
     assert row["n"] == 3
     assert row["clusters"] == 40
+
+
+@pytest.fixture
+def uneven(load, monkeypatch, tmp_path):
+    """Return parameters whose records have three seeds of some models and one of the others."""
+    models = ("finetune", "smart", "rrobin", "rrobin-smart", "pretrain")
+    of_models = {model: [0, 1, 2] for model in models}
+    monkeypatch.setattr(runs, "FIGURES", tmp_path / "figures")
+    params = load(size="small", model_seeds=of_models)
+    save_missing(params)
+    return params
+
+
+def test_a_part_with_its_interval_stands_beside_its_own_seeds(uneven):
+    """Of a claim about two models the one may have three seeds and the other one."""
+    table = verify.select(verify.claims_table(uneven))
+    assert table.loc["smart-best-single", "n"] == 3
+    rich = table.loc["rich-data-costs-sst"]
+    assert rich["n"] == 1
+    assert rich["parts"] == 2
+    # every pair of these models has one seed, and borrows the spread of other comparisons on sst
+    assert rich["low"] < rich["ours"] < rich["high"]
+
+
+def test_what_a_control_leaves_is_no_share_of_an_effect_of_other_seeds(uneven):
+    table = verify.claims_table(uneven)
+    of_claim = verify.select(table).loc["smart-small-sst"]
+    control = verify.select(table, comparison="control").loc["smart-small-sst"]
+    assert (of_claim["n"], control["n"]) == (3, 1)
+    half = control.copy()
+    half["ours"] = of_claim["ours"] / 2
+    assert " of the " not in verify.format_control("smart", half, of_claim)
+    half["n"] = 3
+    told = verify.format_control("smart", half, of_claim)
+    assert (" of the " in told) == (of_claim["ours"] >= 0)
+
+
+def test_one_comparison_has_one_interval_whatever_is_asked_beside_it(uneven):
+    pair = compare.Pair("smart-small-sst", "rrobin-smart", "smart")
+    others = []
+    for model in ("rrobin", "smart", "rrobin-full"):
+        others.append(compare.Pair("smart-small-sst", model, "pretrain"))
+    alone = compare.measure_pairs(uneven, [pair], ("printed",)).iloc[0]
+    among = compare.measure_pairs(uneven, [*others[:-1], pair, others[-1]], ("printed",))
+    among = among[among["ours"] == "rrobin-smart"].iloc[0]
+    assert among["low"] < among["value"] < among["high"]
+    numbers = ["value", "low", "high", "n"]
+    assert alone[numbers].tolist() == among[numbers].tolist()
+
+
+def test_a_comparison_that_another_claim_s_control_makes_is_taken_from_there(uneven):
+    """The control of smart-small-sst compares the same two models as this pair does."""
+    listed = claims.read_claims("smart")
+    [claim] = [one for one in listed if one.id == "smart-small-sst"]
+    table = verify.claims_table(uneven)
+    control = verify.select(table, comparison="control").loc[claim.id]
+    pair = compare.Pair("smart-best-single", "rrobin-smart", claim.control)
+    assert (claim.id, "control", 1) in compare.find_same(
+        listed, compare.find_claim(uneven, pair.claim), pair
+    )
+    row = compare.measure_pairs(uneven, [pair], ("printed",)).iloc[0]
+    assert row["value"] == control["ours"]
+    assert row["n"] == control["n"] == 1
+
+
+def test_captions_say_when_steps_and_bars_are_of_different_seeds(uneven):
+    html = str(pieces.figure_steps(uneven, "layer-sst", smart.STEPS))
+    assert "the seeds that both its models have (1 to 3), so they need not add up" in html
+    made = pd.DataFrame(
+        {
+            "n": [1, 1, 3],
+            "low": [np.nan, -1.0, -1.0],
+            "claim": ["smart-small-sst"] * 3,
+        }
+    )
+    told = pieces.describe_intervals(uneven, made)
+    assert "1 to 3 seeds (one: spread borrowed from the others, or no bar)" in told
+    told = pieces.describe_intervals(uneven, made.iloc[[0, 2]])
+    assert "1 to 3 seeds (one: no bar)" in told
+
+
+def test_a_gain_over_the_frozen_encoder_is_of_the_same_seeds(uneven):
+    ledger = runs.collect_ledger(plans.plan(uneven))
+    scores = ledger[(ledger["set"] == "sst") & (ledger["metric"] == "accuracy")]
+    scores = scores.pivot(index="seed", columns="variant", values="value")
+    expected = (scores["rrobin-full"] - scores["pretrain"]).mean()
+    figures_smart.table_contamination(uneven)
+    file = runs.page_folder(uneven) / "table_contamination.csv"
+    table = pd.read_csv(file).set_index("dataset")
+    assert table.loc["sst", "gain of All paraphrases"] == pytest.approx(expected, abs=0.01)
 
 
 def test_generated_sets_stand_in_for_those_of_the_claims_and_no_verdict_follows(load):

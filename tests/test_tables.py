@@ -223,6 +223,7 @@ def make_claim_row(**changes) -> dict:
         "low": -1.0,
         "high": 3.5,
         "part": "",
+        "parts": 1,
         "n": 3,
         "verdict": "undecided",
         "reason": "seeds (needs n=9)",
@@ -246,13 +247,27 @@ def test_a_failing_claim_says_what_that_means_by_the_rule_s_own_interval():
         "rule_high": -1.0,
         "rule_part": "squad",
         "more": 2,
-        "low": -5.0,
     }
-    row = pd.Series(make_claim_row(**failing, **rule))
-    told = "not reproduced: opposite (squad: -3.0 [-5.0, -1.0], and 2 more)"
+    row = pd.Series(make_claim_row(**failing, **rule, parts=3))
+    told = "not reproduced: opposite (squad, adjusted: -3.0 [-5.0, -1.0], and 2 more)"
     assert verify.format_verdict(row) == told
-    wider = pd.Series(make_claim_row(**failing, **rule | {"rule_low": -90.0}))
-    assert "(squad, adjusted: -3.0 [-90.0, -1.0], and 2 more)" in verify.format_verdict(wider)
+
+
+def test_only_the_interval_of_several_parts_is_adjusted():
+    """Whether it is wider than the one that is shown says nothing: that is of another part."""
+    failing = {
+        "verdict": "not reproduced",
+        "reason": "opposite",
+        "rule_ours": -3.0,
+        "rule_low": -5.0,
+        "rule_high": -1.0,
+        "rule_part": "squad",
+    }
+    for low in (-9.0, -2.0):
+        told = verify.format_verdict(pd.Series(make_claim_row(**failing, low=low, parts=2)))
+        assert "(squad, adjusted: " in told
+        told = verify.format_verdict(pd.Series(make_claim_row(**failing, low=low, parts=1)))
+        assert "(squad: " in told
 
 
 def show_control(of_claim: dict, of_control: dict) -> str:

@@ -29,8 +29,8 @@ from qa_lib.data import features, selection
 from qa_lib.models import encoders, heads
 from qa_lib.page import report
 from qa_lib.reports import plans
-from qa_lib.settings import command_line, encoder_files, files
-from qa_lib.settings.parameters import Layer
+from qa_lib.settings import command_line, encoder_files, files, params
+from qa_lib.settings.parameters import Dataset, Layer
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 from qa_lib.tasks import span
@@ -400,6 +400,88 @@ def test_a_record_without_a_test_set_is_incomplete(tiny):
     assert runs.find_record(spec.model_copy(update={"tests": ["biomedicine"]}))
     assert runs.find_record(spec) is None
     assert study.list_missing([spec]) == [spec]
+
+
+def test_scores_on_other_test_rows_do_not_serve(tiny, monkeypatch):
+    """A hash says what trains; what is tested stands beside it, and the first records lack it."""
+    p = tiny(ratios=[1.0])
+    spec = plans.plan(p)[0]
+    assert set(spec.test_fingerprints) == set(spec.tests)
+    save_record(spec)
+    assert runs.find_record(spec)
+    known = dict(params.read_datasets("embedded", None))
+    known["biomedicine"] = known["biomedicine"].model_copy(update={"test_rows": 7})
+    monkeypatch.setattr(params, "read_datasets", lambda *_: known)
+    changed = plans.plan(p)[0]
+    assert changed.hash == spec.hash
+    assert runs.find_record(changed) is None
+    assert runs.find_record(changed.model_copy(update={"tests": ["encyclopaedia"]}))
+    save_record(spec.model_copy(update={"test_fingerprints": {}}))  # as the first records are
+    assert runs.find_record(changed)
+
+
+def test_a_test_set_is_known_by_its_files(store, monkeypatch):
+    known = {"manuals": Dataset(train=["a.jsonl"], test=["b.jsonl"])}
+    known["both"] = Dataset(pool=["manuals", "gone"])
+    known["gone"] = Dataset(test=["c.jsonl"])
+    monkeypatch.setattr(params, "read_datasets", lambda *_: known)
+    (store / "a.jsonl").write_text("one\n")
+    (store / "b.jsonl").write_text("two\n")
+    first = selection.fingerprint_test_sets(known, "folder", str(store))
+    assert list(first) == ["manuals"]
+    (store / "b.jsonl").write_text("three\n")
+    selection.sha256.cache_clear()  # a process reads a file once
+    second = selection.fingerprint_test_sets(known, "folder", str(store))
+    assert second["manuals"] != first["manuals"]
+
+
+def test_a_training_that_is_repeated_loses_no_score(tiny):
+    spec = plans.plan(tiny())[0]
+    on_each = [spec.model_copy(update={"tests": [name]}) for name in spec.tests]
+    assert len(on_each) > 1
+    for one in on_each:
+        train.train(one, progress=show_nothing)
+    assert all(runs.find_record(one) for one in on_each)
+    assert runs.find_record(spec)
+
+
+def test_landing_loses_no_score(tiny):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    first = spec.model_copy(update={"tests": ["encyclopaedia", "news"]})
+    save_record(first)
+    assert runs.land("exbert", [first]) == 1
+    other = spec.model_copy(update={"tests": ["encyclopaedia", "biomedicine"]})
+    save_record(other)
+    with pytest.raises(UserError, match="is landed with scores on news, which this record lacks"):
+        runs.land("exbert", [other])
+    both = spec.model_copy(update={"tests": ["encyclopaedia", "news", "biomedicine"]})
+    save_record(both)
+    assert runs.land("exbert", [both]) == 1
+    runs.discard(spec, "metrics.json")
+    assert runs.find_record(first)
+    assert runs.find_record(other)
+
+
+def test_a_record_is_known_by_its_whole_hash(tiny):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    other = spec.model_copy(update={"seed": 5})
+    save_record(spec)
+    folder = runs.run_folder(spec)
+    folder.rename(folder.with_name(other.run))
+    assert runs.read_stored(runs.run_folder(other))["hash"] == spec.hash
+    assert runs.find_record(other) is None
+
+
+@pytest.mark.parametrize("measured", [{"watched": 300}, {"starter": True}])
+def test_a_record_has_what_its_run_was_asked_to_measure(tiny, measured):
+    without = plans.plan(tiny(ratios=[1.0]))[0]
+    having = without.model_copy(update=measured)
+    assert having.hash == without.hash
+    save_record(without)
+    assert runs.find_record(having) is None
+    save_record(having)
+    assert runs.find_record(having)
+    assert runs.find_record(without)
 
 
 def test_nan_is_no_score(tiny):

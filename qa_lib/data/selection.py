@@ -10,6 +10,7 @@ text with a test row of a dataset that the run holds out.
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -59,29 +60,46 @@ def held_out_keys(parts: list[Splits]) -> set[tuple[str, ...]]:
     return keys
 
 
-def fingerprint(name: str, source: str, folder: str | None) -> str:
+# Fields of a dataset that a page alone reads, and the name of its head, which is the model's.
+NOT_READ = {"seen_by", "instead_of", "head"}
+# Those that testing alone reads.
+READ_IN_TESTS = {"test_rows", "cluster", "average", "altered"}
+
+
+def fingerprint(name: str, source: str, folder: str | None, tested: bool = False) -> str:
     """Return the identity of a dataset: the sha256 of its definition and its content.
 
-    The definition is taken without the fields that testing or a page alone reads, and without the
-    name of its head, which is the model's.
+    The definition is taken without the fields that do not matter to what the dataset is used for.
+    tested: it is that of a test set; else of what trains.
     """
     d = find_dataset(name, source, folder)
-    without = {"test_rows", "cluster", "average", "seen_by", "instead_of", "altered", "head"}
+    without = NOT_READ if tested else NOT_READ | READ_IN_TESTS
     if source == "own":  # files anywhere: their content is their identity
-        without |= {"train", "test"}
+        without = without | {"train", "test"}
     definition = d.model_dump(exclude=without, exclude_defaults=True)
-    content = identify_content(d, source, folder)
+    content = identify_content(d, source, folder, tested)
     return hashlib.sha256(canonical([definition, content]).encode()).hexdigest()
 
 
-def identify_content(d: Dataset, source: str, folder: str | None) -> list[str]:
+def fingerprint_test_sets(names: Iterable[str], source: str, folder: str | None) -> dict[str, str]:
+    """Return test set → its identity. A set that cannot be read here is left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = fingerprint(name, source, folder, True)
+        except UserError:
+            continue
+    return found
+
+
+def identify_content(d: Dataset, source: str, folder: str | None, tested: bool) -> list[str]:
     """Return what identifies the content of a dataset, a text for each part of it.
 
     A file that DATA.md lists is known by the sha256 there, so that a machine without the data can
     look its records up. Raises UserError where another file is missing.
     """
     if d.pool:
-        return [fingerprint(name, source, folder) for name in d.pool]
+        return [fingerprint(name, source, folder, tested) for name in d.pool]
     if source == "embedded":
         return [corpora.VERSION]  # of generated questions and sentences alike
     if source == "hub":

@@ -7,8 +7,9 @@ collect_steps(P, claim, steps)         rows of the step chart
 
 A value is how far `ours` is above `against`, in the unit of the claim. It has no verdict, since
 nothing was frozen about it. Its 95 % interval is that of the verdicts (verdicts.interval); variance
-between seeds is pooled with that of the report's controls. A pair that the claims table has already
-is taken from there, so that a page gives one interval for one comparison.
+between seeds is pooled with that of the report's controls, and with no other pair that is asked for
+at the same time. A pair that the claims table has already is taken from there. So a page gives one
+interval for one comparison.
 """
 
 from collections.abc import Iterable
@@ -120,9 +121,13 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
     metrics = {metric for claim in asked for metric in list_metrics(claim)}
     controls = []
     for claim in listed:
-        # Variance is never pooled over metrics, so controls by others play no part.
-        if claim.control and claim.contrast and list_metrics(claim) <= metrics:
-            controls.append(claims.control_claim(claim))
+        if not (claim.control and claim.contrast):
+            continue
+        control = claims.control_claim(claim)
+        for scored in (control, claims.starter_claim(control)):
+            # Variance is never pooled over metrics, so controls by others play no part.
+            if scored and list_metrics(scored) <= metrics:
+                controls.append(scored)
     ledger, examples = verify.collect_scores(specs)
     ledger = ledger[ledger["metric"].isin(metrics)]
     table = verify.claims_table(P)
@@ -136,7 +141,7 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
             samples = stats.draw_samples(
                 listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
             )
-            judged = stats.judge_samples(asked + controls, samples, P.profile).set_index("id")
+            judged = stats.judge_samples(asked, samples, P.profile, controls).set_index("id")
         for pair, claim, found in zip(pairs, asked, known, strict=True):
             row = pair._asdict() | {"arm": arm, "unit": claim.unit}
             if found is not None:
@@ -161,18 +166,11 @@ def find_in_table(
 ) -> dict | None:
     """Return what the claims table has of a pair's comparison; None where it has none.
 
-    It may be a row of another claim that compares the same two models on the same sets. listed: the
-    claims of the report.
+    It may be a row of another claim, or of another claim's control, that compares the same two
+    models on the same sets. listed: the claims of the report.
     """
-    places = []
-    contrast = claim.contrast
-    if contrast.ours.get("variant") == pair.ours and claim.control == pair.against:
-        if not (pair.by_starter or contrast.beyond or contrast.target):
-            places.append((claim, "control", find_sign(claim)))
-    comparison = "starter" if pair.by_starter else "claim"
-    places += [(same, comparison, sign) for same, sign in find_same(listed, claim, pair)]
-    for made_by, comparison, sign in places:
-        rows = select_row(table, made_by.id, comparison, arm)
+    for name, comparison, sign in find_same(listed, claim, pair):
+        rows = select_row(table, name, comparison, arm)
         if not rows.empty:
             return read_value(rows, sign) | {"part": rows["part"].iloc[0]}
     return None
@@ -180,26 +178,36 @@ def find_in_table(
 
 def find_same(
     listed: list[claims.Claim], claim: claims.Claim, pair: Pair
-) -> list[tuple[claims.Claim, int]]:
-    """Return the claims that compare the two models of a pair in its way, the pair's own first.
+) -> list[tuple[str, str, int]]:
+    """Return the rows of the claims table that compare the two models of a pair in its way.
 
-    Beside each stands 1 where its value is how far `ours` of the pair is above `against`, and −1
-    where it is how far it is below.
+    Each is a claim's id and its comparison (`claim`, `control` or `starter`). Beside it stands 1
+    where its value is how far `ours` of the pair is above `against`, and −1 where it is how far it
+    is below. The control of the pair's own claim comes first, and controls of other claims last.
     """
     asked = compare_models(claim, pair._replace(by_starter=False)).contrast
+    if pair.by_starter:
+        rows = [(other, "starter") for other in [claim, *listed]]
+    else:
+        of_claims = [(other, "claim") for other in [claim, *listed]]
+        of_controls = [(other, "control") for other in listed]
+        rows = [(claim, "control"), *of_claims, *of_controls]
     same = []
-    for other in [claim, *listed]:
-        contrast = other.contrast
-        if contrast is None or contrast.against is None or contrast.beyond or contrast.target:
+    for other, comparison in rows:
+        if other.contrast is None or (comparison == "control" and not other.control):
             continue
-        if contrast.each != asked.each or other.unit != claim.unit:
+        compared = claims.control_claim(other) if comparison == "control" else other
+        contrast = compared.contrast
+        if contrast.against is None or contrast.beyond or contrast.target:
+            continue
+        if contrast.each != asked.each or compared.unit != claim.unit:
             continue
         if contrast.scale != asked.scale:
             continue
         if contrast.sides() == asked.sides():
-            same.append((other, find_sign(other)))
+            same.append((other.id, comparison, find_sign(compared)))
         elif contrast.sides() == asked.sides()[::-1] and contrast.scale == "difference":
-            same.append((other, -find_sign(other)))
+            same.append((other.id, comparison, -find_sign(compared)))
     return same
 
 

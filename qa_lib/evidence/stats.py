@@ -452,10 +452,28 @@ def name_places(listed: list[Claim], domains: list[str]) -> dict[str, str]:
     return dict(zip(domains, ("first", "second"), strict=False))
 
 
+def estimate_parts(claim: Claim, sample: Sample) -> tuple[list[Part], list]:
+    """Return the parts of a claim that have runs, and what the others lack (`describe_lack`)."""
+    able = []
+    lacks = []
+    for label, sides in claim.contrast.parts() if claim.contrast else []:
+        try:
+            part = estimate_part(
+                claim.contrast, label, sides, sample.ledger, sample.draws, sample.clusters
+            )
+            able.append(part)
+        except Lacking as e:
+            lacks += e.args
+    return able, lacks
+
+
 def estimate_claims(
-    listed: list[Claim], samples: list[Sample]
+    listed: list[Claim], samples: list[Sample], pool: list[Claim] | None = None
 ) -> dict[str, tuple[str | None, list[PartEstimate], str]]:
     """Return claim → (size, its parts, why there are none).
+
+    pool: claims with which each claim shares the variance between seeds, and with no other of
+    `listed`. None: all claims share it with each other.
 
     Sizes are never pooled: a claim is estimated in the largest one in which every part has three
     seeds, else in the one with most. A claim with a part that has no runs is not estimated.
@@ -464,20 +482,20 @@ def estimate_claims(
     for sample in samples:
         parts = {}
         for claim in listed:
-            able, lacks = [], []
-            for label, sides in claim.contrast.parts() if claim.contrast else []:
-                try:
-                    part = estimate_part(
-                        claim.contrast, label, sides, sample.ledger, sample.draws, sample.clusters
-                    )
-                    able.append(part)
-                except Lacking as e:
-                    lacks += e.args
+            able, lacks = estimate_parts(claim, sample)
             if not lacks:
                 parts[claim.id] = able
             elif not estimates[claim.id][1]:
                 estimates[claim.id] = (sample.size, [], describe_lack(lacks))
-        variances = seed_variance([part for able in parts.values() for part in able])
+        variances = {}
+        if pool is None:
+            variances = seed_variance([part for able in parts.values() for part in able])
+        else:
+            shared = []
+            for claim in pool:
+                shared += estimate_parts(claim, sample)[0]
+            for able in parts.values():
+                variances |= seed_variance(able + shared)
         for name, able in parts.items():
             before = min((len(x.part.d) for x in estimates[name][1]), default=0)
             if able and before < min(ENOUGH, *(len(part.d) for part in able)):
@@ -510,7 +528,7 @@ def raise_p_values(rows: list[dict], column: str):
 def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
     """Return the columns of an estimated claim.
 
-    Of several parts the one with the largest p is shown.
+    Of several parts the one with the largest p is shown, and n is of that one.
     """
     estimates = [x.estimate() for x in parts]
     p_values = [p_value(claim, *e) if e.nu else 1.0 for e in estimates]
@@ -521,7 +539,7 @@ def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
     return {
         "part": shown.part.label,
         "parts": len(parts),
-        "n": min(e.n for e in estimates),
+        "n": of_shown.n,
         "d": of_shown.d,
         "low": low,
         "high": high,
@@ -558,15 +576,17 @@ COLUMNS = """
     """.split()
 
 
-def judge_samples(listed: list[Claim], samples: list[Sample], profile: str) -> pd.DataFrame:
+def judge_samples(
+    listed: list[Claim], samples: list[Sample], profile: str, pool: list[Claim] | None = None
+) -> pd.DataFrame:
     """Return one row a claim: what it says, n, d, low, high (95 %), p, p_holm, verdict, runs.
 
-    p_holm is of primary claims. part: of several parts the one that is shown, with the largest p.
-    rule_part …: of a claim that is not reproduced the first part that fails, with the interval by
-    which it does; more: how many other parts fail. unpooled: the verdict if each part had the
-    variance of its own seeds, none pooled.
+    p_holm is of primary claims. part: of several parts the one that is shown, with the largest p;
+    n: its seeds. rule_part …: of a claim that is not reproduced the first part that fails, with the
+    interval by which it does; more: how many other parts fail. unpooled: the verdict if each part
+    had the variance of its own seeds, none pooled. pool: as in `estimate_claims`.
     """
-    estimated = estimate_claims(listed, samples)
+    estimated = estimate_claims(listed, samples, pool)
     rows = []
     for claim in listed:
         size, parts, why = estimated[claim.id]

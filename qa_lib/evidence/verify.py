@@ -91,6 +91,7 @@ def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
     part = name_part(judged["part"], P.domains, P.stand_ins) if judged["run"] else ""
     return {
         **dict(zip(EFFECT, [*effect, part], strict=True)),
+        "parts": judged["parts"] if judged["run"] else 0,
         "n": judged["n"],
         "seed_part": np.sqrt(judged["s2"] / judged["n"]) if judged["n"] else np.nan,
         "run": judged["run"],
@@ -135,7 +136,8 @@ def claims_table(P) -> pd.DataFrame:
     runs were scored by it too.
     ours, low, high: the effect and its 95 % interval, in the unit of `printed`: a difference in the
     claim's direction, or a score where the claim names one. part: of a claim about several sets or
-    metrics the one that ours is of, that with the largest p. n: seeds. seed_part: $\sqrt{s^2/n}$,
+    metrics the one that ours is of, that with the largest p; parts: how many there are. n: the
+    seeds of ours. seed_part: $\sqrt{s^2/n}$,
     what other seeds add to the standard error of ours. verdict and reason: of a claim alone; the
     other comparisons have none. rule_…: of a claim that is not reproduced the first part that
     fails, with the interval by which it does; more: how many other parts fail. unpooled: the
@@ -293,7 +295,7 @@ def format_verdict(row, with_reason: bool = False) -> str:
     if row.verdict != Verdict.NOT_REPRODUCED or not row.rule_part:
         return text
     ours = format_number(row.rule_ours, 1) + format_interval(row.rule_low, row.rule_high, 1)
-    adjusted = ", adjusted" if row.rule_low < row.low else ""
+    adjusted = ", adjusted" if row.parts > 1 else ""
     more = f", and {row.more} more" if row.more else ""
     return f"{text} ({row.rule_part}{adjusted}: {ours}{more})"
 
@@ -308,14 +310,15 @@ def format_control(report: str, row, of_claim) -> str:
     """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of the 3.2 EM [0, 1]".
 
     row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
-    different parts, where the claim is an equality, and where the control leaves less than nothing
-    or more than all, the difference to the control stands alone.
+    different parts or of other seeds, where the claim is an equality, and where the control leaves
+    less than nothing or more than all, the difference to the control stands alone.
     """
     name = plans.display_name(report, row.control)
     if np.isnan(row.ours):
         return f"{name}: not tested"
     is_share = 0 <= row.ours <= of_claim.ours
-    if row.part != of_claim.part or row.kind == "equivalence" or not is_share:
+    are_alike = row.part == of_claim.part and row.n == of_claim.n
+    if not are_alike or row.kind == "equivalence" or not is_share:
         return f"{name}: {format_effect(row)}"
     left = format_number(row.ours, 1)
     whole = format_number(of_claim.ours, 1)

@@ -89,9 +89,9 @@ class SharedEncoder(heads.EncoderModel):
     frozen: the encoder is not trained, its head and a pooler are.
     relational: whether the heads that read the rich relational layer share one, or each has its
     own (the control).
-    divisors: dataset → what the sum of its rows' losses is divided by. A dataset without one has
-    the mean over the rows in the batch. The report's code divides by a fixed batch size, though a
-    batch may have fewer rows.
+    divisors: dataset → what the sum of its rows' losses is divided by in training. A dataset
+    without one has the mean over the rows in the batch. The report's code divides by a fixed batch
+    size, though a batch may have fewer rows.
     """
 
     names_datasets = True  # a batch says which dataset its rows are of
@@ -195,8 +195,11 @@ class SharedEncoder(heads.EncoderModel):
         return HeadOutput(loss, head.predict(raw), raw)
 
     def average(self, losses: Tensor, dataset: str | None) -> Tensor:
-        """Return the loss of a batch, a scalar, from those of its rows, (B,)."""
-        if dataset in self.divisors:
+        """Return the loss of a batch, a scalar, from those of its rows, (B,).
+
+        Outside of training it is a mean: batches of an evaluation have as many rows as fit.
+        """
+        if self.training and dataset in self.divisors:
             return losses.sum() / self.divisors[dataset]
         return losses.mean()
 

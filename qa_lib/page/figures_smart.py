@@ -442,17 +442,18 @@ def table_contamination(P) -> report.Html:
     rows = []
     for heading, (test_set, metric) in name_columns(P).items():
         of_set = ledger[(ledger["set"] == test_set) & (ledger["metric"] == metric)]
-        means = of_set.groupby("variant")["value"].mean()
+        scores = of_set.pivot(index="seed", columns="variant", values="value")
         frozen = "heads-only" if heading == SCORES[1] else "pretrain"
         d = params.read_datasets(P.source, P.data)[test_set]
         row = {"dataset": test_set, "seen by the encoder": d.seen_by.get(P.encoder, unknown)}
         if P.source == "hub":
             row["in place of"] = d.instead_of or "–"
-        row["frozen score"] = float(means.get(frozen, np.nan))
+        of_frozen = scores.get(frozen, pd.Series(np.nan, scores.index))
+        row["frozen score"] = float(of_frozen.mean())
         for variant in GAINS:
-            if variant in means:
+            if variant in scores:
                 name = f"gain of {plans.display_name(P.report, variant)}"
-                row[name] = float(means[variant] - row["frozen score"])
+                row[name] = float((scores[variant] - of_frozen).mean())
         rows.append(row | {"run": tuple(of_set["run"].unique())})
     caption = (
         "What the encoder met in its own training, the score of the frozen encoder, and how far "

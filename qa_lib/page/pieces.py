@@ -223,11 +223,17 @@ def describe_intervals(P, made: pd.DataFrame) -> str:
     numbers = compare.count_examples(P, made["claim"])
     examples = f"{' or '.join(f'{number:,}' for number in numbers)} test examples"
     fewest, most = made["n"].min(), made["n"].max()
-    if most == 1:
+    if made["low"].isna().all():
         return f"One seed: no intervals; {examples}."
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
-    borrowed = " (one: spread borrowed from the others)" if fewest == 1 else ""
-    return f"Bars are 95 % intervals over {seeds} seeds{borrowed} and {examples}."
+    of_one = made.loc[made["n"] == 1, "low"]
+    lone = []
+    if of_one.notna().any():
+        lone.append("spread borrowed from the others")
+    if of_one.isna().any():
+        lone.append("no bar")
+    one = f" (one: {', or '.join(lone)})" if lone else ""
+    return f"Bars are 95 % intervals over {seeds} seeds{one} and {examples}."
 
 
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
@@ -244,10 +250,17 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
         hatched = " Hatched: steps that were run together share one value."
     lines = "" if made["low"].isna().all() else " Lines: 95 % intervals."
     rule = " By the report's scoring." if made["by_starter"].any() else ""
+    seeds = ""
+    if made["n"].nunique() > 1:
+        fewest, most = made["n"].min(), made["n"].max()
+        seeds = (
+            f" Each is over the seeds that both its models have ({fewest} to {most}), so they need "
+            "not add up."
+        )
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
         f"{plans.display_name(P.report, steps[-1].after)}, with {ARMS[arm]}. A step begins where "
-        f"the one above it ends.{lines}{hatched}{rule}"
+        f"the one above it ends.{lines}{hatched}{seeds}{rule}"
     )
     alt = "; ".join(
         f"{row.says}: {charts.format_difference(row, unit)}" for row in made.itertuples()

@@ -300,7 +300,9 @@ class RunNames:
         if claim not in judged.index or not judged.loc[claim, "n"]:
             raise UnknownName(f"no runs of {claim} without seed {seed}, arm {arm}")
         row = judged.loc[claim]
-        return Effect(row["d"], row["low"], row["high"], row["n"], verdict="", meaning="")
+        [of_claim] = [one for one in listed if one.id == claim]
+        ours, low, high = verify.measure_effect(of_claim, row["d"], row["low"], row["high"])
+        return Effect(ours, low, high, row["n"], verdict="", meaning="")
 
 
 _names: dict[tuple[str, ...], dict] = {}  # parameters, claims, records → the names of a page

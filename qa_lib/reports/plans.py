@@ -7,6 +7,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from qa_lib.data import selection
 from qa_lib.settings import command_line, params
 from qa_lib.settings.parameters import Study
 from qa_lib.settings.spec import Spec
@@ -24,8 +25,18 @@ def find_report(slug: str) -> ModuleType:
 
 
 def plan(P: Study) -> list[Spec]:
-    """Return the runs of a report at its parameters."""
-    return find_report(P.report).plan(P)
+    """Return the runs of a report at its parameters.
+
+    Each knows the identity of its test sets, so that no record with scores on others serves.
+    """
+    specs = find_report(P.report).plan(P)
+    names = dict.fromkeys(name for spec in specs for name in spec.tests)
+    known = selection.fingerprint_test_sets(names, P.source, P.data)
+    planned = []
+    for spec in specs:
+        of_spec = {name: known[name] for name in spec.tests if name in known}
+        planned.append(spec.model_copy(update={"test_fingerprints": of_spec}))
+    return planned
 
 
 # ---- models as readers see them ----

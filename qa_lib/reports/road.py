@@ -977,7 +977,7 @@ def collect_values(params: Parameters) -> dict[str, float]:
     """Return numbers that findings name and no score has: means over the seeds of a model.
 
     tokens_mtl, tokens_target_only …: the training tokens of a second pre-training.
-    validation_mtl, validation_target_only …: the score on the validation rows.
+    validation_mtl, validation_target_only …: the score on the target's validation rows.
     """
     found: dict[str, list[float]] = {}
     for spec in plan(params):
@@ -987,7 +987,7 @@ def collect_values(params: Parameters) -> dict[str, float]:
         model = spec.variant.removesuffix("-pretraining").replace("-", "_")
         if spec.variant.endswith("-pretraining"):
             found.setdefault(f"tokens_{model}", []).append(record["tokens"])
-        elif spec.validation_rows and record["history"]:
+        elif spec.domains == params.domains[:1] and spec.validation_rows and record["history"]:
             score, _ = trials.validation_score(spec, record)
             found.setdefault(f"validation_{model}", []).append(score)
     return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}

@@ -67,6 +67,14 @@ MODELS = {
     "layer-unshared": ("A relational layer for each task", "#555577"),
 }
 
+# Models that take the seeds of the model they start from, or those of sweeps.
+SEEDS_OF = {
+    "heads-only": "finetune",
+    "rrobin-pre-smart": "pre",
+    "smart-r3f": "sweep_seeds",
+    "smart-gaussian": "sweep_seeds",
+}
+
 # The datasets as the claims call them: the three, in the order of `domains`, and `reviews`.
 SETS = ("sst", "quora", "sts")
 REVIEWS = "cfimdb"
@@ -200,6 +208,10 @@ class Parameters(Study):
                     f"model_seeds: {model} is no model of this report; its models are "
                     f"{', '.join(MODELS)}"
                 )
+            if model in SEEDS_OF:
+                raise ValueError(
+                    f"model_seeds: {model} has the seeds of {SEEDS_OF[model]}; write those instead"
+                )
             for seed in seeds:
                 if seeds.count(seed) > 1:
                     raise ValueError(f"model_seeds: {model} has the seed {seed} twice")
@@ -253,6 +265,8 @@ class Parameters(Study):
 
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
+        if self.model_seeds and len(self.seeds) == 1:
+            text = "one seed"
         names = {}  # number of seeds → the models that have so many
         for model, seeds in self.model_seeds.items():
             names.setdefault(len(seeds), []).append(MODELS[model][0])

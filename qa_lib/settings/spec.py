@@ -47,6 +47,8 @@ class Spec(Strict):
     places: list[int] | None = None
     validation_rows: int
     tests: list[str]  # label, since a run may be scored on more test sets later
+    # Label: test set → its definition and files, where these are at hand.
+    test_fingerprints: dict[str, str] = {}
     # Label: no training row may share a text with a test row of these datasets. A row that does
     # ends the run (qa_lib/data/selection.py), so that the field changes no numbers.
     held_out: list[str] = []
@@ -119,6 +121,7 @@ class Spec(Strict):
             "folder",
             "domains",
             "tests",
+            "test_fingerprints",
             "held_out",
             "encoder",
             "trial_score",

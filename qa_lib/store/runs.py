@@ -302,12 +302,36 @@ def look_up(spec: Spec, fresh: bool = False) -> tuple[dict | None, dict | None]:
         if not fresh:
             records.append(read_committed(candidate.report).get(candidate.hash))
         for record in records:
-            if not record or not set(spec.tests) <= set(record["metrics"]):
+            # By its first eight digits alone a folder may be that of another run.
+            if not record or record["hash"] != candidate.hash or not holds_all(record, spec):
                 continue
             if not is_stale(candidate, record):
                 return record, None
             stale_record = stale_record or record
     return None, stale_record
+
+
+def holds_all(record: dict, spec: Spec) -> bool:
+    """Return whether the record of a run's training has all that the run asks for.
+
+    It asks for scores on its test sets, as they are defined today, and for what its labels say that
+    the training measures. A record may have more. The first ones do not tell of their test sets.
+    """
+    if not set(spec.tests) <= set(record["metrics"]):
+        return False
+    recorded = record["spec"]
+    for name in spec.tests:
+        then = recorded.get("test_fingerprints", {}).get(name)
+        today = spec.test_fingerprints.get(name)
+        if then and today and then != today:
+            return False
+    if spec.starter and not recorded.get("starter", False):
+        return False
+    for measured in ("watched", "probes"):
+        asked = getattr(spec, measured)
+        if asked and recorded.get(measured, 0) != asked:
+            return False
+    return True
 
 
 def is_stale(spec: Spec, record: dict) -> bool:
@@ -413,6 +437,7 @@ def label_columns(spec: Spec, record: dict) -> dict:
         "fingerprints",
         "places",
         "tests",
+        "test_fingerprints",
         "weights",
         "layer",
         "gate",
@@ -582,7 +607,8 @@ def land(report: str, specs: list[Spec]) -> int:
     """Append complete runs to the committed records. Returns how many were new.
 
     A run stays out where a committed record of any kind of machine serves (it was trained again
-    with FRESH=1): with two records one result would count twice.
+    with FRESH=1): with two records one result would count twice. A record with more test sets
+    replaces the committed one. Raises UserError where one has more and lacks others.
     """
     committed = read_committed(report)
     new = {}
@@ -592,6 +618,12 @@ def land(report: str, specs: list[Spec]) -> int:
         if record and not is_committed(record, candidates, committed):
             new[record["hash"]] = record
     for record in new.values():
+        lost = set(committed.get(record["hash"], record)["metrics"]) - set(record["metrics"])
+        if lost:
+            raise UserError(
+                f"{record['run']} is landed with scores on {', '.join(sorted(lost))}, which this "
+                "record lacks; train it again, and it is scored on all of them"
+            )
         version = scoring_version(record)
         if version != SCORING:
             raise UserError(

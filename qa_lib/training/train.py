@@ -577,9 +577,9 @@ def train(
     on the processes of a distributed training that do not write.
     """
     began = time.monotonic()
-    record = runs.find_record(spec.model_copy(update={"stale": "keep"}))
-    if record:  # trained again: the new record has the test sets of the old one
-        spec = spec.model_copy(update={"tests": record["spec"]["tests"]})
+    tests = list_tests(spec)
+    fingerprints = selection.fingerprint_test_sets(tests, spec.source, spec.folder)
+    spec = spec.model_copy(update={"tests": tests, "test_fingerprints": fingerprints})
     runs.run_folder(spec).mkdir(parents=True, exist_ok=True)
     environment = describe_environment(spec)  # the checkout may be another when the run ends
     threads = torch.get_num_threads()
@@ -598,6 +598,18 @@ def train(
     runs.save(spec, results, examples)
     runs.discard(spec, "checkpoints")
     return runs.find_record(spec)
+
+
+def list_tests(spec: Spec) -> list[str]:
+    """Return the test sets of a run, and those that its earlier record has scores on.
+
+    So a training that is repeated loses no score. A set that cannot be read here is left out.
+    """
+    any_tests = {"tests": [], "watched": 0, "probes": 0, "starter": False, "stale": "keep"}
+    record = runs.find_record(spec.model_copy(update=any_tests | {"test_fingerprints": {}}))
+    recorded = record["spec"]["tests"] if record else []
+    readable = selection.fingerprint_test_sets(recorded, spec.source, spec.folder)
+    return list(dict.fromkeys([*spec.tests, *readable]))
 
 
 def prepare_device(spec: Spec):
