@@ -17,6 +17,7 @@ from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import digest_file
 
 
 def make_row(i: int, **changes) -> dict:
@@ -889,3 +890,35 @@ def test_fingerprints_need_no_data_for_listed_files():
     print_ = selection.fingerprint("squad", "folder", None)
     assert re.fullmatch("[0-9a-f]{64}", print_)
     assert print_ == selection.fingerprint("squad", "folder", "/nowhere")
+
+
+# ---- make check-data ----
+
+
+def test_files_are_compared_with_the_list(store, monkeypatch, capsys):
+    """A file that differs, in bytes or in rows, ends with 1; one that is absent is only named."""
+    contents = {"qa/same.gz": b"one\ntwo\n", "qa/other.gz": b"one\n", "qa/short.gz": b"one\n"}
+    listed = {}
+    (store / "qa").mkdir()
+    for name, content in contents.items():
+        (store / name).write_bytes(gzip.compress(content, mtime=0))
+        listed[name] = (content.count(b"\n"), digest_file(store / name))
+    listed["qa/absent.gz"] = (3, "0" * 64)
+
+    def check(**changes) -> tuple[int, dict[str, str]]:
+        monkeypatch.setattr(sources, "known_files", lambda: listed | changes)
+        code = sources.check_files(str(store))
+        lines = capsys.readouterr().out.splitlines()
+        return code, {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+
+    code, states = check()
+    assert code == 0
+    assert states == {**dict.fromkeys(contents, "ok"), "qa/absent.gz": "absent"}
+    code, states = check(**{"qa/other.gz": (1, "1" * 64)})
+    assert code == 1
+    assert states["qa/other.gz"] == "DIFFERS from DATA.md"
+    code, states = check(**{"qa/short.gz": (2, listed["qa/short.gz"][1])})
+    assert code == 1
+    assert states["qa/short.gz"] == "1 rows, DATA.md says 2"
+    with pytest.raises(UserError, match="holds none of the files that DATA.md lists"):
+        sources.check_files(str(store / "qa"))

@@ -1,8 +1,10 @@
 """The mixture of experts: gate, mixing, stored outputs, re-initialised blocks, and its runs."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -154,11 +156,71 @@ def test_a_mixture_says_what_its_experts_say(experts):
 
 
 def test_the_best_single_expert_is_the_one_with_the_highest_em(experts, monkeypatch):
+    """On validation rows, none of which is a test row."""
     spec, models, *_ = experts
     em = iter([10.0, 30.0, 20.0])  # of the three experts
-    monkeypatch.setattr(evaluate, "score_run_rows", lambda *_: {"em": next(em)})
+    scored = []
+
+    def score(model, tokenizer, spec, rows):
+        scored.append(rows)
+        return {"em": next(em)}
+
+    monkeypatch.setattr(evaluate, "score_run_rows", score)
     mixture, _ = build.build_model(spec.model_copy(update={"gate": Gate(rule="best")}))
     assert mixture.prepare.keywords["best"] == 1
+    assert scored == [selection.draw_mixture(spec)[1]] * 3
+    tested = set()
+    for _, rows in selection.load_test_sets(spec).values():
+        tested |= {selection.row_key(row) for row in rows}
+    assert scored[0]
+    assert not tested & {selection.row_key(row) for row in scored[0]}
+
+
+def plan_combined(rule: str, monkeypatch):
+    """Return a run that combines three experts by a rule, whose answers are planted.
+
+    Of the set `a`, that of the first expert, a mean over rows counts, of `b` one within clusters
+    first.
+    """
+    spec = find_variant(plans.plan(load_tiny()), "moe")
+    scores = {
+        ("a", "q1", "c1"): (100.0, 0.0, 40.0),
+        ("a", "q2", "c1"): (0.0, 20.0, 40.0),
+        ("a", "q3", "c2"): (0.0, 60.0, 100.0),
+        ("b", "q4", "c1"): (0.0, 30.0, 60.0),
+        ("b", "q5", "c1"): (90.0, 0.0, 0.0),
+        ("b", "q6", "c2"): (10.0, 20.0, 30.0),
+    }
+    rows = []
+    for (name, id_, cluster), of_experts in scores.items():
+        for expert, em in zip(("a", "x", "y"), of_experts, strict=True):
+            row = {"set": name, "id": id_, "cluster": cluster, "expert": expert}
+            rows.append(row | {"em": em, "f1": em / 2})
+    monkeypatch.setattr(runs, "collect_expert_examples", lambda spec: pd.DataFrame(rows))
+    averages = {"a": "rows", "b": "clusters"}
+    monkeypatch.setattr(
+        selection, "find_dataset", lambda name, *_: SimpleNamespace(average=averages[name])
+    )
+    return spec.model_copy(update={"gate": Gate(rule=rule), "tests": ["a", "b"]})
+
+
+def test_the_other_experts_count_as_their_mean(monkeypatch):
+    """On a set of its own the expert of that set is left out; on another none is."""
+    scores, examples = evaluate.combine_expert_scores(plan_combined("others", monkeypatch))
+    assert examples["em"].tolist() == [20, 30, 80, 30, 30, 20]
+    assert examples["id"].tolist() == ["q1", "q2", "q3", "q4", "q5", "q6"]
+    assert scores["a"]["em"] == pytest.approx(130 / 3)
+    assert scores["a"]["f1"] == pytest.approx(65 / 3)
+    assert scores["b"]["em"] == pytest.approx((30 + 20) / 2)  # within clusters first
+    assert (scores["a"]["n"], scores["a"]["clusters"]) == (3, 2)
+
+
+def test_the_oracle_takes_the_best_expert_of_each_question(monkeypatch):
+    scores, examples = evaluate.combine_expert_scores(plan_combined("oracle", monkeypatch))
+    assert examples["em"].tolist() == [100, 40, 100, 60, 90, 30]
+    assert scores["a"]["em"] == pytest.approx(80)
+    assert scores["b"]["em"] == pytest.approx((75 + 30) / 2)
+    assert scores["b"]["f1"] == pytest.approx((75 + 30) / 4)
 
 
 def test_a_gate_is_asked_on_its_own_device(experts, monkeypatch):

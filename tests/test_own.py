@@ -16,7 +16,7 @@ from test_stats import plant_scores
 from qa_lib.__main__ import run_verb
 from qa_lib.data import corpora, selection, sources
 from qa_lib.data.selection import load_test_sets as load_whole_test_sets
-from qa_lib.evidence import verify
+from qa_lib.evidence import verdicts, verify
 from qa_lib.own_data import advice, floor, own
 from qa_lib.own_data.advice import NOT, OPEN, WORTH
 from qa_lib.page import render
@@ -561,6 +561,38 @@ def test_help_says_what_a_domain_is(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "the two files of a domain, train.jsonl:test.jsonl; docs/own-data.md has their" in text
     assert "does this, trains, and draws the page" in text
+
+
+def count_worth_it(seeds: list[int], times: int = 2000) -> float:
+    """Return in which share of studies the advice is “worth it” though a gain is exactly 1 EM.
+
+    seeds: how many there are at each look; a study ends at the first look that is not open.
+    """
+    rng = np.random.default_rng(0)
+    of_questions = 0.2  # EM: sd of what other test questions would change, on each domain
+    effects = rng.normal(advice.ROOM, of_questions, (times, 2, 1))
+    gains = effects + rng.normal(0, 1.5, (times, 2, max(seeds)))
+    open_ = np.ones(times, bool)
+    worth = 0
+    for n in seeds:
+        seen = gains[..., :n]
+        ends = verdicts.interval(
+            seen.mean(-1), seen.var(-1, ddof=1), n - 1, of_questions**2, n, 600
+        )
+        said = np.array([advice.advise(low, high) for low, high in zip(*ends, strict=True)])
+        worth += (open_ & (said == WORTH)).sum()
+        open_ &= said == OPEN
+    return worth / times
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_at_most_5_percent_of_studies_say_worth_it_where_it_is_not(n):
+    assert 0.01 < count_worth_it([n]) <= 0.05
+
+
+def test_who_looks_after_each_seed_errs_more_often():
+    """docs/own-data.md says by how much."""
+    assert 0.1 < count_worth_it(list(range(3, 21))) < 0.2
 
 
 def test_a_domain_of_a_taken_name_is_refused(domains, monkeypatch):

@@ -185,6 +185,10 @@ def uses(spec, field: str) -> bool:
         ("moe", "models/gated_mixture.py", "gate"),
         ("moe", "data/augment.py", "augment"),
         ("moe", "training/clusters.py", "cluster"),
+        ("smart", "losses/smart.py", "smart"),
+        ("road", "losses/distillation.py", "distillation"),
+        ("road", "training/teachers.py", "teachers"),
+        ("road", "training/gradients.py", "probes"),
     ],
 )
 def test_an_edit_makes_stale_the_runs_that_use_the_module(sources, slug, module, field):

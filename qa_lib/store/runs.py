@@ -538,8 +538,8 @@ def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
     The column `expert` names the dataset that each expert was trained on.
     """
     experts = [parent.model_copy(update={"tests": mixture.tests}) for parent in mixture.experts]
+    examples = collect_examples(experts)  # says which expert has no record
     datasets = {find_record(expert)["run"]: expert.domains[0] for expert in experts}
-    examples = collect_examples(experts)
     return examples.assign(expert=examples["run"].map(datasets))
 
 

@@ -202,7 +202,7 @@ def combine_expert_scores(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
         values = rows.groupby(["set", "id", "cluster"], sort=False)[score_columns]
         frame = values.mean() if spec.gate.rule == "others" else values.max()
         frame = frame.reset_index()
-        dataset = selection.find_dataset(name, spec.source)
+        dataset = selection.find_dataset(name, spec.source, spec.folder)
         clusters = frame["cluster"].tolist() if dataset.average == "clusters" else None
         scores[name] = {
             column: metrics.average_scores(frame[column].to_numpy(), clusters)
