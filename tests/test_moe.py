@@ -1,12 +1,15 @@
 """The mixture of experts: gate, mixing, stored outputs, re-initialised blocks, and its runs."""
 
 import hashlib
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_multitask import kill_at_step, show_nothing
 
 from qa_lib.data import features, selection
 from qa_lib.evidence.claims import read_claims
@@ -655,6 +658,33 @@ def test_a_small_study_runs_to_the_end(store, monkeypatch, small_encoder):
     assert mixture["parameters"] > 3 * baseline["parameters"]
     table = study.run(p, plans.plan, workers=1, live=False)
     assert set(table["trained"]) == {"found"}
+
+
+@pytest.mark.slow
+def test_a_gate_is_killed_and_ends_with_the_same_numbers(store, monkeypatch, small_encoder):
+    """Its experts stay as they are, and the best of its checkpoints is the same."""
+    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
+    p = load_tiny(encoder=small_encoder, gate_epochs=2.0)
+    spec = find_variant(plans.plan(p), "moe")
+    assert spec.checkpoint == "best"
+    assert spec.looks == 2
+    for expert in spec.experts:
+        train.train(expert, progress=show_nothing, keep_weights=True)
+    undisturbed = train.train(spec, progress=show_nothing, keep_weights=True)
+    folder = runs.run_folder(spec)
+    weights = load_file(folder / "model.safetensors")
+    shutil.rmtree(folder)
+    kill_at_step(spec, 8, monkeypatch)
+    lines = []
+    again = train.train(spec, progress=lines.append, keep_weights=True)
+    assert any("goes on from checkpoint-" in line for line in lines)
+    assert again["metrics"] == undisturbed["metrics"]
+    # the first evaluation comes before any training loss
+    histories = [pd.DataFrame(record["history"]) for record in (again, undisturbed)]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-6)
+    assert again["chosen_step"] == undisturbed["chosen_step"]
+    for name, tensor in load_file(runs.run_folder(spec) / "model.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 @pytest.mark.parametrize(
