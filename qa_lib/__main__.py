@@ -355,12 +355,14 @@ def run_check_data(args: argparse.Namespace) -> int:
 
 def run_pin(args: argparse.Namespace) -> int:
     """Resolve the hub revisions of datasets and encoders into params/pins.yaml."""
+    from qa_lib.data.hub_tables import parse_place
     from qa_lib.reports import plans
     from qa_lib.settings import hub
 
     repos = set()
     for dataset in params.read_datasets("hub").values():
-        repos.update(source.split(":")[0] for source in dataset.train + dataset.test)
+        for place in dataset.train + dataset.test + dataset.apart_from:
+            repos.add(parse_place(place).repo)
     for repo in sorted(repos):
         hub.resolve_revision(repo)
     for slug in params.list_reports():

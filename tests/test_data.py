@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qa_lib.data import selection, sources
+from qa_lib.data import hub_tables, selection, sources
+from qa_lib.data.selection import load_test_sets as load_whole_test_sets
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
@@ -890,6 +891,40 @@ def test_fingerprints_need_no_data_for_listed_files():
     print_ = selection.fingerprint("squad", "folder", None)
     assert re.fullmatch("[0-9a-f]{64}", print_)
     assert print_ == selection.fingerprint("squad", "folder", "/nowhere")
+
+
+def test_test_rows_that_share_an_id_are_refused_before_any_training(monkeypatch):
+    rows = [make_row(1), make_row(2), make_row(3, id="r1")]
+    splits = {"news": selection.Splits([], [], rows)}
+    monkeypatch.setattr(selection, "load_splits", lambda name, *rest: splits[name])
+    spec = SimpleNamespace(tests=["news"], source="embedded", folder=None, bad_rows="stop")
+    with pytest.raises(UserError, match="2 test rows of news have the id 'r1'; give each row"):
+        load_whole_test_sets(spec)
+
+
+def test_a_row_with_an_empty_id_is_numbered(tmp_path):
+    lines = [json.dumps(make_row(i, id=identity)) for i, identity in enumerate(["", "", "x"])]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    ids = [row["id"] for row in read_rows(tmp_path / "a.jsonl")]
+    assert len(set(ids)) == 3
+    assert ids[2] == "x"
+
+
+@pytest.mark.parametrize(
+    "context, answer, found",
+    [
+        ("Early signals: ALS is caused by SOD1.", "ALS", ["ALS"]),
+        ("The als, the ALS and the pals.", "ALS", ["als", "ALS"]),
+        ("It rose by 5%, not 15%.", "5%", ["5%"]),
+        ("We write f(x) and g(x).", "(x)", ["(x)", "(x)"]),
+        ("Only signals.", "als", []),
+    ],
+)
+def test_an_answer_without_offsets_is_no_part_of_a_word(context, answer, found):
+    answers = hub_tables.find_texts(context, [answer])
+    assert answers["text"] == found
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        assert context[start : start + len(text)] == text
 
 
 # ---- make check-data ----

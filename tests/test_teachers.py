@@ -647,8 +647,10 @@ def test_the_estimate_of_an_ensemble_counts_what_its_members_are_asked(small_enc
 
 def test_the_estimate_has_room_for_hidden_states(small_encoder):
     alone = {"domains": ["encyclopaedia"], "multitask": None}
-    teacher = make_run(small_encoder, seed=5, variant="teacher", **alone)
-    student = make_student(small_encoder, [teacher, teacher], **alone)
+    taught_by = []
+    for seed in (5, 6):
+        taught_by.append(make_run(small_encoder, seed=seed, variant="teacher", **alone))
+    student = make_student(small_encoder, taught_by, **alone)
     known = {}
     assert study.count_stored_bytes(student, known) == 0
     rows, _, _ = train.draw_rows(student)
@@ -657,6 +659,9 @@ def test_the_estimate_has_room_for_hidden_states(small_encoder):
         of_states = student.model_copy(update={"distillation": Distillation(hidden=hidden)})
         expected = 2 * tokens * 2 * blocks * 48
         assert study.count_stored_bytes(of_states, known) == pytest.approx(expected)
+        # another student of the same teachers finds them stored
+        other = of_states.model_copy(update={"learning_rate": 2e-3})
+        assert study.count_stored_bytes(other, known) == 0
 
 
 def test_a_study_estimates_and_trains_teachers_and_students(small_encoder):

@@ -3,6 +3,7 @@
 The span model is compared with that of transformers.
 """
 
+import errno
 import json
 import os
 import re
@@ -460,6 +461,27 @@ def test_landing_loses_no_score(tiny):
     runs.discard(spec, "metrics.json")
     assert runs.find_record(first)
     assert runs.find_record(other)
+
+
+def test_a_file_is_written_whole_or_not_at_all(store, monkeypatch):
+    file = store / "a.json"
+    files.write(file, "first")
+
+    def fill_disk(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        files.write(file, "second")
+    assert file.read_text() == "first"
+    assert [path.name for path in store.iterdir()] == ["a.json"]
+
+
+def test_each_kind_of_machine_is_looked_for_once(tiny):
+    spec = plans.plan(tiny(precision="bf16", ratios=[1.0]))[0]
+    assert len(spec.machine_variants()) == 4
+    assert len(spec.in_fp32().machine_variants()) == 2
+    assert len(spec.on_gpu().in_fp32().machine_variants()) == 1
 
 
 def test_a_record_is_known_by_its_whole_hash(tiny):

@@ -234,14 +234,17 @@ def parse_marked_text(text: str) -> tuple[list[str], str]:
 def find_texts(context: str, texts: list[str]) -> dict:
     """Return answers without offsets in SQuAD's form: at every place that holds them.
 
-    The case of letters plays no part.
+    The case of letters plays no part. An answer is no part of a longer word.
     """
     found = []
     starts = []
     for text in texts:
         if not text:
             continue
-        for match in re.finditer(re.escape(text), context, re.IGNORECASE):
+        before = r"(?<!\w)" if re.match(r"\w", text[0]) else ""
+        behind = r"(?!\w)" if re.match(r"\w", text[-1]) else ""
+        pattern = before + re.escape(text) + behind
+        for match in re.finditer(pattern, context, re.IGNORECASE):
             found.append(match[0])
             starts.append(match.start())
     return {"text": found, "answer_start": starts}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_lib.data import alter, corpora, sentences
+from qa_lib.data.hub_tables import parse_place
 from qa_lib.data.sources import (
     Entry,
     complete_sentences,
@@ -104,7 +105,7 @@ def identify_content(d: Dataset, source: str, folder: str | None, tested: bool) 
         return [corpora.VERSION]  # of generated questions and sentences alike
     if source == "hub":
         places = d.train + d.test + d.apart_from
-        return [resolve_revision(place.split(":")[0]) for place in places]
+        return [resolve_revision(parse_place(place).repo) for place in places]
     content = []
     for file in d.train + d.test + d.apart_from:
         path = Path(folder or "") / file
@@ -564,10 +565,20 @@ def trial_column(spec: Spec) -> str:
 
 
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
-    """Return the fixed test sets of a run: name → (definition, rows)."""
+    """Return the fixed test sets of a run: name → (definition, rows).
+
+    Raises UserError where rows of a set share an id, by which their answers are told apart.
+    """
     test_sets = {}
     for name in spec.tests:
         d = find_dataset(name, spec.source, spec.folder)
         rows = load_splits(name, spec.source, spec.folder, spec.bad_rows).test
+        ids = Counter(row["id"] for row in rows)
+        shared = [id_ for id_, number in ids.items() if number > 1]
+        if shared:
+            raise UserError(
+                f"{ids[shared[0]]:,} test rows of {name} have the id '{shared[0]}'; give each row "
+                "an id of its own, or leave the field id out of all rows"
+            )
         test_sets[name] = (d, rows)
     return test_sets

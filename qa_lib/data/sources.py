@@ -26,7 +26,7 @@ from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import FOR_MISSING_FILE, ROOT, UserError, describe_folder
 from qa_lib.tasks import get_task
 from qa_lib.tasks.characters import is_visible, text_error
-from qa_lib.tasks.sentence import name_fields
+from qa_lib.tasks.sentence import is_absent, name_fields
 
 COMMAS = (".csv", ".csv.gz")
 TABS = (".tsv", ".tsv.gz")
@@ -338,7 +338,7 @@ def split_answers(answers: Any) -> Any:
     }
 
 
-def is_absent(value: Any) -> bool:
+def is_null(value: Any) -> bool:
     """Return whether a field holds nothing: null, or the NaN that tables have in its place."""
     return value is None or value != value  # NaN alone differs from itself
 
@@ -347,13 +347,13 @@ def lacks_answers(row: dict) -> bool:
     """Return whether a row has no field `answers`, or nulls there. An empty list is not null."""
     answers = row.get("answers")
     if isinstance(answers, dict) and {"text", "answer_start"} <= set(answers):
-        return is_absent(answers["text"]) and is_absent(answers["answer_start"])
-    return is_absent(answers)
+        return is_null(answers["text"]) and is_null(answers["answer_start"])
+    return is_null(answers)
 
 
 def read_flag(value: Any) -> bool | None:
     """Return a value of `is_impossible` as a bool; None where it is neither true nor false."""
-    if is_absent(value):
+    if is_null(value):
         return False
     if isinstance(value, str):
         return {"true": True, "1": True, "false": False, "0": False}.get(value.strip().casefold())

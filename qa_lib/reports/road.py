@@ -570,7 +570,7 @@ class Arm:
         """
         distillation = self.make_distillation(**options)
         taught = {"variant": variant, "teachers": taught_by, "distillation": distillation}
-        return Spec(**dict(student) | taught)
+        return student.model_copy(update=taught)
 
     def average(self, variant: str, seed: int, members: list[Spec]) -> Spec:
         """Return the run that answers by the mean of its members' logits and trains nothing."""

@@ -33,7 +33,7 @@ def sync(path: Path):
 
 
 def write(path: Path, content: str | bytes):
-    """Write a file whole or not at all.
+    """Write a file whole or not at all. A failure, of a full disk say, leaves no half behind.
 
     Bytes that the locale could not read as letters (in a file name, say) are written as they were.
     """
@@ -41,11 +41,14 @@ def write(path: Path, content: str | bytes):
         content = content.encode("utf-8", "surrogateescape")
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}.{os.getpid()}")
-    with half.open("wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    half.replace(path)
+    try:
+        with half.open("wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
     sync(path.parent)
 
 

@@ -255,7 +255,8 @@ class Spec(Strict):
 
     def machine_variants(self) -> list["Spec"]:
         """Return the same training for each kind of machine: with or without a GPU, and bf16."""
-        return [self.on_gpu(), self, self.on_gpu().in_fp32(), self.in_fp32()]
+        every = [self.on_gpu(), self, self.on_gpu().in_fp32(), self.in_fp32()]
+        return list({spec.hash: spec for spec in every}.values())
 
     def for_this_machine(self) -> "Spec":
         """Return the same training for the machine that this process runs on."""

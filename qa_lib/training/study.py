@@ -162,15 +162,23 @@ def count_stored_bytes(spec: Spec, known: dict[tuple, tuple]) -> float:
     """Count the bytes of the teachers' hidden states that are stored for a run.
 
     Of each token there are the states of all blocks or of the last, in half precision. Logits are
-    few beside a run's windows. known: as of estimate_tokens.
+    few beside a run's windows. known: as of estimate_tokens; what is stored is noted there.
     """
     if spec.distillation is None or spec.distillation.hidden == "none":
         return 0.0
     tokens = count_run_tokens(spec, known).rows
     encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
-    blocks = len(encoders.blocks_of(encoder)) if spec.distillation.hidden == "all" else 1
-    teachers = 1 if spec.distillation.by_dataset else len(spec.teachers)
-    return 2 * tokens * teachers * blocks * encoder.config.hidden_size
+    hidden = spec.distillation.hidden
+    blocks = len(encoders.blocks_of(encoder)) if hidden == "all" else 1
+    stored = 0
+    for teacher in spec.teachers:  # students of one teacher share its states of the same rows
+        key = ("stored", hidden, teacher.hash, spec.seed, *spec.domains, *spec.rows)
+        if key not in known:
+            known[key] = ()
+            stored += 1
+    if spec.distillation.by_dataset:
+        stored /= len(spec.teachers)
+    return 2 * tokens * stored * blocks * encoder.config.hidden_size
 
 
 def count_questionings(spec: Spec, known: dict[tuple, tuple]) -> float:
