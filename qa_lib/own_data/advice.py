@@ -85,26 +85,26 @@ def advise(low, high) -> str:
 # ---- the numbers ----
 
 
-def scored_runs(P, arm: str) -> list[Spec]:
-    """Return the runs of the plan that belong to an arm and have test sets."""
-    return [spec for spec in plans.plan(P) if spec.arm == arm and spec.tests]
+def scored_runs(P) -> list[Spec]:
+    """Return the runs of the plan with equal tuning that have test sets."""
+    return [spec for spec in plans.plan(P) if spec.arm == "tuned" and spec.tests]
 
 
 def centre_runs(P) -> list[Spec]:
     """Return the runs of the three compared models at the centre, with equal tuning."""
     compared = (OURS, CONTROL, PLAIN)
-    every = scored_runs(P, "tuned")
+    every = scored_runs(P)
     return [spec for spec in every if spec.variant in compared and spec.ratio == P.centre]
 
 
-def list_contrasts(P, control: str, ratios: list[float]) -> list[claims.Claim]:
-    """Return a claim for each mixture and domain: ExBERT scores more than the control."""
+def list_contrasts(P, ratios: list[float]) -> list[claims.Claim]:
+    """Return a claim for each mixture and domain: ExBERT scores more than control (a)."""
     listed = []
     for ratio in ratios:
         for domain in P.domains:
             contrast = claims.Contrast(
                 ours={"variant": OURS},
-                against={"variant": control},
+                against={"variant": CONTROL},
                 both={"ratio": ratio},
                 set=domain,
                 metric="em",
@@ -123,27 +123,25 @@ def list_contrasts(P, control: str, ratios: list[float]) -> list[claims.Claim]:
     return listed
 
 
-def estimates(P, control: str = CONTROL, arm: str = "tuned") -> pd.DataFrame:
-    """Estimate the difference between ExBERT and a control at the centre mixture.
+def estimates(P) -> pd.DataFrame:
+    """Estimate the difference between ExBERT and control (a) at the centre mixture.
 
     Returns a row for each domain, with the columns of stats.judge_claims: d, low, high, s2, nu, v,
     n, clusters and run. The frame is empty where one of the two has no run at the centre. Below
     three seeds low and high are NaN, since nothing is decided there.
     """
-    compared = {OURS, control}
-    specs = [
-        spec for spec in scored_runs(P, arm) if spec.variant in compared and spec.ratio is not None
-    ]
+    compared = {OURS, CONTROL}
+    specs = [spec for spec in scored_runs(P) if spec.variant in compared and spec.ratio is not None]
     if {spec.variant for spec in specs if spec.ratio == P.centre} != compared:
         return pd.DataFrame(columns=["domain", "d", "low", "high"])
     ratios = sorted({spec.ratio for spec in specs})
     judged = stats.judge_claims(
-        list_contrasts(P, control, ratios),
+        list_contrasts(P, ratios),
         runs.collect_ledger(specs),
         runs.collect_examples(specs),
         "real",
         P.domains,
-        arm,
+        "tuned",
     ).set_index("id")
     rows = judged.loc[[f"{domain} {P.centre}" for domain in P.domains]].assign(domain=P.domains)
     rows.loc[rows["n"] < verdicts.ENOUGH, ["low", "high"]] = np.nan

@@ -85,9 +85,9 @@ def name_columns(P, by_starter: bool = False) -> dict[str, tuple[str, str]]:
     return dict(zip((*DEV, *TEST), places, strict=True))
 
 
-def find_mixtures(P, arm: str = "printed") -> list[Spec]:
-    """Return the runs of the report's mixture, one for each seed."""
-    return [spec for spec in plans.plan(P) if spec.variant == "moe" and spec.arm == arm]
+def find_mixtures(P) -> list[Spec]:
+    """Return the runs of the report's mixture at its settings, one for each seed."""
+    return [spec for spec in plans.plan(P) if spec.variant == "moe" and spec.arm == "printed"]
 
 
 # ---- the idea: three experts of one question, mixed ----

@@ -1,6 +1,6 @@
 r"""Figures and tables that only the page of ROaD-ELECTRA has.
 
-own.show_gradients(cosines, norms, left)   gradients of several tasks, from tensors of the notebook
+own.show_gradients(cosines, left)          gradients of several tasks, from tensors of the notebook
 own.table_datasets(P)                      the datasets of pre-training and their heads
 own.figure_cosines(P)                      how far the tasks' gradients agree, over training
 own.figure_passes(P)                       scores by the draws that an update averages
@@ -351,7 +351,7 @@ def average_seconds(records: list[dict], seeds: int) -> str:
 TELLING = 0.1  # share by which the mean gradient is shorter or longer where gradients disagree
 
 
-def collect_cosines(P, arm: str = "printed") -> pd.DataFrame:
+def collect_cosines(P) -> pd.DataFrame:
     """Return the measured cosines between datasets' gradients: a row for each run, step and pair.
 
     Columns: the labels, model, step, first, second, cosine, same (whether both have one head), left
@@ -360,7 +360,7 @@ def collect_cosines(P, arm: str = "printed") -> pd.DataFrame:
     """
     known = params.read_datasets(P.source, P.data)
     rows = []
-    specs = find_pretrainings(P, ("mtl", "mt-dnn"), arm)
+    specs = find_pretrainings(P, ("mtl", "mt-dnn"), "printed")
     for spec, record in runs.require_records(specs):
         labels = runs.label_columns(spec, record)
         for probe in record.get("gradients", []):
@@ -441,10 +441,10 @@ def draw_agreement(slug: str, rows: pd.DataFrame, square: pd.DataFrame, look: Lo
 # ---- draws an update ----
 
 
-def figure_passes(P, arm: str = "printed") -> report.Html:
+def figure_passes(P) -> report.Html:
     """Return scores by the draws whose gradients an update averages, at one batch."""
     prefix = "mtl-passes-"
-    specs = [s for s in plans.plan(P) if s.arm == arm and s.variant.startswith(prefix)]
+    specs = [s for s in plans.plan(P) if s.arm == "printed" and s.variant.startswith(prefix)]
     specs = [spec for spec in specs if spec.tests]
     if not specs:
         return report.note_absent("passes")
@@ -452,7 +452,7 @@ def figure_passes(P, arm: str = "printed") -> report.Html:
     draws = [int(variant.removeprefix(prefix)) for variant in ledger["variant"]]
     rows = ledger.assign(draws=draws, variant="mtl")
     rows = rows[rows["column"].str.endswith("EM")]
-    plain = [s for s in plans.plan(P) if s.arm == arm and s.variant == "baseline" and s.tests]
+    plain = [s for s in plans.plan(P) if s.arm == "printed" and s.variant == "baseline" and s.tests]
     plain = [spec for spec in plain if spec.domains[0] == P.domains[0]]
     lines = pieces.collect_columns(runs.collect_ledger(plain), name_columns(P)) if plain else None
     lines = rows[:0] if lines is None else lines[lines["column"].str.endswith("EM")]

@@ -2,9 +2,9 @@ r"""Figures and tables that only the page of Walk Less and Only Down Smooth Vall
 
 own.show_ball(start, step, delta, radius)   a perturbation and the ball that it stays in
 own.figure_architectures(P)                 the models, from their configuration
-own.figure_terms(P, variants)               size of SMART's term in training
-own.describe_terms(P, variants)             whether that term could matter at all
-own.table_contamination(P, variants)        what the encoder has seen, with the frozen score
+own.figure_terms(P)                         size of SMART's term in training
+own.describe_terms(P)                       whether that term could matter at all
+own.table_contamination(P)                  what the encoder has seen, with the frozen score
 """
 
 import matplotlib.pyplot as plt
@@ -315,14 +315,14 @@ TERMS = {
 }
 
 
-def collect_terms(P, arm: str = "printed") -> pd.DataFrame:
+def collect_terms(P) -> pd.DataFrame:
     """Return what SMART logged: a row for each run and logged step.
 
     Columns: the labels, model, step, done (share of the training, 0 to 1), and those of TERMS.
     """
     wanted = []
     for spec in plans.plan(P):
-        if spec.arm == arm and spec.variant in WITH_SMART:
+        if spec.arm == "printed" and spec.variant in WITH_SMART:
             wanted.append(spec)
     rows = []
     for spec, record in runs.require_records(wanted):
@@ -336,16 +336,16 @@ def collect_terms(P, arm: str = "printed") -> pd.DataFrame:
     return tables.add_display_names(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
 
-def figure_terms(P, arm: str = "printed") -> report.Html:
+def figure_terms(P) -> report.Html:
     """Return the size of SMART's term over training, a line for each run."""
-    rows = collect_terms(P, arm)
+    rows = collect_terms(P)
     if rows.empty:
         return report.note_absent("SMART")
     caption = (
         "SMART's term over the training, a line for each run. First panel: the norm of the "
         "perturbation δ. Second: the term before its weight λ. Third: the norm of the weighted "
         "term's gradient, divided by that of the task's loss; the dotted line is a tenth. "
-        f"{describe_terms(P, arm)}"
+        f"{describe_terms(P)}"
     )
     alt = "Three panels over training: " + ", ".join(rows["model"].cat.categories) + "."
 
@@ -395,9 +395,9 @@ def find_decades(values: pd.Series) -> tuple[float, float]:
     return 10.0 ** np.floor(exponents.min() - 0.1), 10.0 ** np.ceil(exponents.max() + 0.1)
 
 
-def describe_terms(P, arm: str = "printed") -> str:
+def describe_terms(P) -> str:
     """Return whether the term could matter, by the median ratio of the gradients' norms."""
-    rows = collect_terms(P, arm)
+    rows = collect_terms(P)
     if rows.empty:
         return ""
     ratios = rows.dropna(subset="gradient_ratio").groupby("model", observed=True)["gradient_ratio"]

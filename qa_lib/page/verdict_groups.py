@@ -57,12 +57,12 @@ def name_models(P, side: dict) -> str:
     return " and ".join([first, *others])
 
 
-def show_verdict(row, with_reason: bool = True) -> str:
+def show_verdict(row) -> str:
     """Return a verdict as HTML: the word in its colour, then what it means, or why."""
     word = f'<span class="verdict {CLASSES[Verdict(row.verdict)]}">{escape(row.verdict)}</span>'
     if row.unpooled and row.unpooled != row.verdict:
         word += MARK
-    if not row.reason or row.verdict == Verdict.NOT_TESTED or not with_reason:
+    if not row.reason or row.verdict == Verdict.NOT_TESTED:
         return word
     reason = verify.format_verdict(row).removeprefix(f"{row.verdict}: ")
     return f"{word}: {escape(reason)}"

@@ -60,7 +60,7 @@ from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 FOLDER = ROOT / "params" / "findings"
-ARMS = {"report": "printed", "equal": "tuned"}  # as readers name them, and in the ledger
+ARMS = {setting: arm for arm, setting in compare.SETTINGS.items()}  # as readers name them → the arm
 CONDITION = re.compile(r"<!-- holds: (.*) -->")
 # The section of the answer box, and the most words that it may have.
 ANSWER = "answer"
