@@ -454,15 +454,6 @@ def test_equal_scores_are_a_difference_of_zero():
     assert judge_claim(make_claim("equivalence"), planted)["verdict"] == "reproduced"
 
 
-def test_the_largest_size_with_three_seeds_is_judged_and_sizes_are_not_pooled():
-    small = plant_scores(pair_gains(3.0), seeds=3, size="small")
-    row = judge_claim(make_claim(), join_planted(plant_scores(pair_gains(9.0), seeds=1), small))
-    assert row["size"] == "small"
-    assert abs(row["d"] - 3) < 1.5
-    row = judge_claim(make_claim(), join_planted(plant_scores(pair_gains(9.0), seeds=3), small))
-    assert row["size"] == "full"
-
-
 def test_a_claim_that_is_not_tested_says_why():
     planted = plant_scores(pair_gains(5.0))
     assert judge_claim(make_claim(), planted, profile="quick")["reason"] == stats.QUICK

@@ -138,10 +138,10 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
         ]
         judged = pd.DataFrame()
         if any(found is None for found in known):
-            samples = stats.draw_samples(
+            sample = stats.draw_sample(
                 listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
             )
-            judged = stats.judge_samples(asked, samples, P.profile, controls).set_index("id")
+            judged = stats.judge_sample(asked, sample, P.profile, controls).set_index("id")
         for pair, claim, found in zip(pairs, asked, known, strict=True):
             row = pair._asdict() | {"arm": arm, "unit": claim.unit}
             if found is not None:

@@ -365,9 +365,8 @@ def seed_variance(parts: list[Part]) -> dict[int, tuple[float, float, float]]:
 
 @dataclass(frozen=True)
 class Sample:
-    """The runs of one size and what other test questions would make of their scores."""
+    """Runs and what other test questions would make of their scores."""
 
-    size: str
     ledger: pd.DataFrame
     draws: dict[tuple, np.ndarray]  # of resample
     clusters: dict[str, int]  # set → number of clusters of questions
@@ -397,7 +396,7 @@ class PartEstimate:
         return pooled._replace(s2=s2, nu=pooled.n - 1)
 
 
-def draw_samples(
+def draw_sample(
     listed: list[Claim],
     ledger: pd.DataFrame,
     examples: pd.DataFrame,
@@ -405,8 +404,8 @@ def draw_samples(
     arm: str | None,
     times: int = 1000,
     stand_ins: dict[str, str] | None = None,
-) -> list[Sample]:
-    """Return the runs of an arm by size, the largest first, with their resampled scores.
+) -> Sample:
+    """Return the runs of an arm with their resampled scores.
 
     Test sets are called as the claims call them: first and second, or by the sets that they stand
     in for (Study.stand_ins). Raises UserError for a score that is not a number.
@@ -425,11 +424,7 @@ def draw_samples(
             f"{row['run']}: {row['metric']} on {row['set']} is not a number; train it again"
         )
     clusters = examples.groupby("set")["cluster"].nunique().to_dict()
-    samples = []
-    for size in sorted(ledger["size"].unique()):  # full, then small
-        rows = ledger[ledger["size"] == size]
-        samples.append(Sample(size, rows, resample(rows, examples, times), clusters))
-    return samples
+    return Sample(ledger, resample(ledger, examples, times), clusters)
 
 
 def rename_sets(names: pd.Series, places: dict[str, str]) -> np.ndarray:
@@ -468,39 +463,35 @@ def estimate_parts(claim: Claim, sample: Sample) -> tuple[list[Part], list]:
 
 
 def estimate_claims(
-    listed: list[Claim], samples: list[Sample], pool: list[Claim] | None = None
-) -> dict[str, tuple[str | None, list[PartEstimate], str]]:
-    """Return claim → (size, its parts, why there are none).
+    listed: list[Claim], sample: Sample, pool: list[Claim] | None = None
+) -> dict[str, tuple[list[PartEstimate], str]]:
+    """Return claim → (its parts, why there are none).
 
-    pool: claims with which each claim shares the variance between seeds, and with no other of
-    `listed`. None: all claims share it with each other.
-
-    Sizes are never pooled: a claim is estimated in the largest one in which every part has three
-    seeds, else in the one with most. A claim with a part that has no runs is not estimated.
+    A claim with a part that has no runs is not estimated. pool: claims with which each claim shares
+    the variance between seeds, and with no other of `listed`. None: all claims share it with each
+    other.
     """
-    estimates = {claim.id: (None, [], "there are no runs") for claim in listed}
-    for sample in samples:
-        parts = {}
-        for claim in listed:
-            able, lacks = estimate_parts(claim, sample)
-            if not lacks:
-                parts[claim.id] = able
-            elif not estimates[claim.id][1]:
-                estimates[claim.id] = (sample.size, [], describe_lack(lacks))
-        variances = {}
-        if pool is None:
-            variances = seed_variance([part for able in parts.values() for part in able])
-        else:
-            shared = []
-            for claim in pool:
-                shared += estimate_parts(claim, sample)[0]
-            for able in parts.values():
-                variances |= seed_variance(able + shared)
-        for name, able in parts.items():
-            before = min((len(x.part.d) for x in estimates[name][1]), default=0)
-            if able and before < min(ENOUGH, *(len(part.d) for part in able)):
-                known = [PartEstimate(part, *variances[id(part)]) for part in able]
-                estimates[name] = (sample.size, known, "")
+    estimates = {claim.id: ([], "there are no runs") for claim in listed}
+    if sample.ledger.empty:
+        return estimates
+    parts = {}
+    for claim in listed:
+        able, lacks = estimate_parts(claim, sample)
+        if lacks:
+            estimates[claim.id] = ([], describe_lack(lacks))
+        elif able:
+            parts[claim.id] = able
+    variances = {}
+    if pool is None:
+        variances = seed_variance([part for able in parts.values() for part in able])
+    else:
+        shared = []
+        for claim in pool:
+            shared += estimate_parts(claim, sample)[0]
+        for able in parts.values():
+            variances |= seed_variance(able + shared)
+    for name, able in parts.items():
+        estimates[name] = ([PartEstimate(part, *variances[id(part)]) for part in able], "")
     return estimates
 
 
@@ -571,13 +562,13 @@ def describe_judgement(judgement: Judgement, parts: list[PartEstimate]) -> dict:
 
 
 COLUMNS = """
-    id where says kind primary printed unit size part parts n dropped d low high p p_holm s2 nu v
+    id where says kind primary printed unit part parts n dropped d low high p p_holm s2 nu v
     clusters levene verdict reason rule_part rule_d rule_low rule_high more unpooled run
     """.split()
 
 
-def judge_samples(
-    listed: list[Claim], samples: list[Sample], profile: str, pool: list[Claim] | None = None
+def judge_sample(
+    listed: list[Claim], sample: Sample, profile: str, pool: list[Claim] | None = None
 ) -> pd.DataFrame:
     """Return one row a claim: what it says, n, d, low, high (95 %), p, p_holm, verdict, runs.
 
@@ -586,14 +577,14 @@ def judge_samples(
     interval by which it does; more: how many other parts fail. unpooled: the verdict if each part
     had the variance of its own seeds, none pooled. pool: as in `estimate_claims`.
     """
-    estimated = estimate_claims(listed, samples, pool)
+    estimated = estimate_claims(listed, sample, pool)
     rows = []
     for claim in listed:
-        size, parts, why = estimated[claim.id]
+        parts, why = estimated[claim.id]
         if profile not in claim.profiles:
             why = claim.untestable.get(profile, QUICK)
         names = {"id", "where", "says", "kind", "primary", "printed", "unit"}
-        row = claim.model_dump(include=names) | {"size": size, "n": 0, "run": (), "why": why}
+        row = claim.model_dump(include=names) | {"n": 0, "run": (), "why": why}
         if parts:
             row |= describe_estimate(claim, parts)
         rows.append(row)
@@ -606,7 +597,7 @@ def judge_samples(
             row |= {"verdict": Verdict.NOT_TESTED, "unpooled": Verdict.NOT_TESTED}
             row["reason"] = row["why"]
             continue
-        parts = estimated[claim.id][1]
+        parts, _ = estimated[claim.id]
         judgement = judge(claim, [x.estimate() for x in parts], row.get("p_factor", 1.0))
         row |= describe_judgement(judgement, parts)
         unpooled = [x.estimate_unpooled() for x in parts]
@@ -623,11 +614,11 @@ def judge_claims(
     arm: str | None = "printed",
     times: int = 1000,
 ) -> pd.DataFrame:
-    """Return `judge_samples` of a report's claims on the runs of a ledger.
+    """Return `judge_sample` of a report's claims on the runs of a ledger.
 
     report: its slug, or claims. ledger: runs.collect_ledger, with `curves` below it. domains: the
     first and the second. arm: rows of another arm are left out. times: resamples.
     """
     listed = read_claims(report) if isinstance(report, str) else report
-    samples = draw_samples(listed, ledger, examples, domains, arm, times)
-    return judge_samples(listed, samples, profile)
+    sample = draw_sample(listed, ledger, examples, domains, arm, times)
+    return judge_sample(listed, sample, profile)

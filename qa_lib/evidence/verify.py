@@ -86,7 +86,7 @@ def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> li
 
 
 def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
-    """Return the columns of one row of stats.judge_samples: effect, seeds, runs."""
+    """Return the columns of one row of stats.judge_sample: effect, seeds, runs."""
     effect = measure_effect(claim, judged["d"], judged["low"], judged["high"])
     part = name_part(judged["part"], P.domains, P.stand_ins) if judged["run"] else ""
     return {
@@ -99,7 +99,7 @@ def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
 
 
 def describe_verdict(P, claim: claims.Claim, judged: pd.Series) -> dict:
-    """Return the columns of the verdict in one row of stats.judge_samples."""
+    """Return the columns of the verdict in one row of stats.judge_sample."""
     columns = {
         "verdict": str(judged["verdict"]),
         "reason": judged["reason"],
@@ -177,15 +177,13 @@ def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFr
     ledger, examples = collect_scores(specs)
     judged = {}
     for arm in ARMS:
-        samples = stats.draw_samples(
-            listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
-        )
-        of_claims = stats.judge_samples(listed, samples, P.profile)
-        of_controls = stats.judge_samples(list(controls.values()), samples, P.profile)
+        sample = stats.draw_sample(listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins)
+        of_claims = stats.judge_sample(listed, sample, P.profile)
+        of_controls = stats.judge_sample(list(controls.values()), sample, P.profile)
         judged[arm, "claim"] = tell_not_measured(of_claims.set_index("id"), listed, P)
         judged[arm, "control"] = of_controls.set_index("id")
         if "em_starter" in set(ledger["metric"]):
-            of_starters = stats.judge_samples(starters, samples, P.profile)
+            of_starters = stats.judge_sample(starters, sample, P.profile)
             judged[arm, "starter"] = of_starters[of_starters["n"] > 0].set_index("id")
     rows = []
     for claim in listed:

@@ -293,10 +293,10 @@ class RunNames:
         listed = claims.read_claims(P.report, P.mixtures)
         ledger, examples = verify.collect_scores(self.specs)
         ledger = ledger[ledger["seed"] != seed]
-        samples = stats.draw_samples(
+        sample = stats.draw_sample(
             listed, ledger, examples, P.domains, ARMS.get(arm, arm), stand_ins=P.stand_ins
         )
-        judged = stats.judge_samples(listed, samples, P.profile).set_index("id")
+        judged = stats.judge_sample(listed, sample, P.profile).set_index("id")
         if claim not in judged.index or not judged.loc[claim, "n"]:
             raise UnknownName(f"no runs of {claim} without seed {seed}, arm {arm}")
         row = judged.loc[claim]
