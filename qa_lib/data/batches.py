@@ -136,7 +136,8 @@ class RoundRobin(BatchesByDataset):
 
     schedule  rrobin       every batch has `batch_size` rows. An epoch has as many rounds as the
                            smallest dataset fills. A larger dataset gives the same rows in every
-                           epoch, which the seed draws once.
+                           epoch, which the seed draws once; one with less than a batch to spare
+                           gives all its rows in turn.
               rrobin-full  every dataset gives all its rows, spread evenly over the rounds, in
                            batches of at most `batch_size` rows. An epoch has as many rounds as use
                            up the largest dataset in full batches, and at most as many as the

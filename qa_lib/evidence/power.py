@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm, t
 
+from qa_lib.evidence import stats
 from qa_lib.evidence.claims import Claim, read_claims
 from qa_lib.evidence.verdicts import ENOUGH, MOST
 from qa_lib.settings import params
@@ -62,7 +63,7 @@ def part_variance(sides: list[dict], questions: Questions) -> tuple[float, float
     sides: as of `Contrast.sides`. None: the size of a test set is unknown.
     """
     weights = {}  # by test set: the weight of each side's score in the effect
-    for sign, side in zip((1, -1, -1, 1), sides, strict=False):
+    for sign, side in zip(stats.SIGNS, sides, strict=False):
         test_sets = np.ravel(side["set"])
         for test_set in test_sets:  # a side's score is the mean over its test sets
             weights.setdefault(test_set, []).append(sign / len(test_sets))

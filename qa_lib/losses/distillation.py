@@ -253,7 +253,7 @@ class DistillationLoss(ExtraLoss):
     - `average(losses, dataset)`: the loss of a batch from those of its rows;
     - `keeps_states`, and `states`: the hidden states of the last training pass where that is set.
 
-    It logs, as means over rows:
+    It logs, as means over the rows of each batch:
 
     - soft_loss and states_loss: $\mathcal{L}_\text{soft}$, $\mathcal{L}_\text{states}$;
     - soft_target_entropy: that of the soft targets, in nats;

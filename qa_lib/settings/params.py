@@ -263,7 +263,7 @@ def show_value(value) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Is that a scalar, or a list of some, as a parameter is?"""
+    """Return whether a value is a scalar or a list of scalars, as values of parameters are."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(element, SCALAR) for element in value)
     return isinstance(value, SCALAR)

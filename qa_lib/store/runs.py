@@ -687,7 +687,7 @@ def write_committed(report: str, new: dict[str, dict], examples: dict[str, pd.Da
 def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
     """Write a frame for each run into further files of at most LIMIT bytes.
 
-    A run is never cut in two.
+    A run is never cut in two, so a larger one has a larger file.
     """
     numbers = [int(file.stem.split("-")[1]) for file in folder.glob("examples-*.parquet")]
     number = max(numbers, default=-1) + 1

@@ -93,8 +93,8 @@ def limit_pass(spec: Spec) -> int | None:
 def split_batch(batch: dict, limit: int) -> Iterator[tuple[float, dict]]:
     """Yield (share of the batch's rows, piece) of the pieces of a batch, with their rows in order.
 
-    A piece has at most `limit` tokens, padding included, or is a single row. A mean over the rows
-    of the batch is the sum of the pieces' means, each times its share.
+    A piece has at most `limit` tokens, padding included and second texts not, or is a single row. A
+    mean over the rows of the batch is the sum of the pieces' means, each times its share.
     batch: of one dataset, rows first, but for what teachers say, which has M in front.
     """
     rows, length = batch["input_ids"].shape

@@ -77,8 +77,8 @@ class RunTrainer(Trainer):
         self.tokenizer = tokenizer
         self.sampler = sampler
         self.losses = losses
-        # Of each step since the last log: what the extra losses have added, where the training loss
-        # is without it.
+        # What the extra losses added at each step since the last log, so that the training loss can
+        # be logged without it.
         self.added: list[torch.Tensor] = []
         self.pass_limit = multitask.limit_pass(spec)  # tokens
         self.share = 1.0  # of the batch's rows that are in the pass that is computed
