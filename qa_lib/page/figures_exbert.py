@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from qa_lib.data import selection
-from qa_lib.page import charts, grids, looks, pieces, report, tables
+from qa_lib.page import grids, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import exbert, plans
 from qa_lib.settings.spec import Spec
@@ -694,26 +694,14 @@ def figure_learning(P) -> report.Html:
     specs = []
     for variant in exbert.HEADLINE:
         specs += find_runs(P, variant, arm, P.centre)
-    history = runs.collect_histories(specs) if specs else pd.DataFrame()
-    if history.empty:
+    if not specs:
         return report.note_absent("headline")
-    parts = []
-    for column, heading in (
-        ("train_loss", "training loss"),
-        ("validation_loss", "validation loss"),
-    ):
-        parts.append(history.assign(column=heading, value=history[column]))
-    rows = pd.concat(parts, ignore_index=True)
     caption = (
         f"Losses after each epoch with {pieces.ARMS[arm]}, at {name_mixture(P.centre)}. Points are "
         "means over seeds, bars reach from the lowest seed to the highest."
     )
     alt = "Training and validation loss by epoch, a line for each of three models."
-
-    def draw(look: Look) -> Figure:
-        return charts.draw_sweep(P.report, rows, "epoch", "epoch", rows[:0], look)
-
-    return looks.save_drawing(P, "fig_learning", draw, caption, alt, rows)
+    return pieces.figure_losses(P, specs, caption, alt)
 
 
 # ---- data, cost, answers ----

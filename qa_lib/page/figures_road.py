@@ -480,21 +480,11 @@ def figure_learning(P) -> report.Html:
         is_target = spec.domains[0] == P.domains[0]
         if spec.variant in PRETRAINED and spec.arm == "printed" and is_target:
             specs.append(spec)
-    history = runs.collect_histories(specs) if specs else pd.DataFrame()
-    if history.empty:
+    if not specs:
         return report.note_absent("pretraining")
-    parts = []
-    for column in ("train_loss", "validation_loss"):
-        heading = column.replace("train_", "training ").replace("_", " ")
-        parts.append(history.assign(column=heading, value=history[column]))
-    rows = pd.concat(parts, ignore_index=True)
     caption = "Losses of fine-tuning on the target after each epoch; means over seeds."
     alt = "Training and validation loss by epoch, a line for each of three models."
-
-    def draw(look: Look) -> Figure:
-        return charts.draw_sweep(P.report, rows, "epoch", "epoch", rows[:0], look)
-
-    return looks.save_drawing(P, "fig_learning", draw, caption, alt, rows)
+    return pieces.figure_losses(P, specs, caption, alt)
 
 
 def table_examples(P) -> report.Html:

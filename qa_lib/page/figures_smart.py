@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from qa_lib.data import selection
 from qa_lib.data.batches import RoundRobin
-from qa_lib.page import charts, looks, pieces, report, tables
+from qa_lib.page import looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import plans
 from qa_lib.settings import params
@@ -465,8 +465,6 @@ def table_contamination(P) -> report.Html:
 
 # ---- training curves ----
 
-CURVES = {"train_loss": "training loss", "validation_loss": "validation loss"}
-
 
 def figure_learning(P) -> report.Html:
     """Return the losses of one task over the epochs, without and with SMART."""
@@ -474,20 +472,11 @@ def figure_learning(P) -> report.Html:
     for spec in plans.plan(P):
         if spec.variant in ("finetune", "smart") and spec.arm == "printed":
             specs.append(spec)
-    history = runs.collect_histories(specs) if specs else pd.DataFrame()
-    if history.empty:
+    if not specs:
         return report.note_absent("single")
-    parts = []
-    for column, heading in CURVES.items():
-        parts.append(history.assign(column=heading, value=history[column]))
-    rows = pd.concat(parts, ignore_index=True)
     caption = "Losses on sentiment after each epoch, without and with SMART: means over seeds."
     alt = "Training and validation loss by epoch, a line for each of two models."
-
-    def draw(look: Look) -> Figure:
-        return charts.draw_sweep(P.report, rows, "epoch", "epoch", rows[:0], look)
-
-    return looks.save_drawing(P, "fig_learning", draw, caption, alt, rows)
+    return pieces.figure_losses(P, specs, caption, alt)
 
 
 # ---- sweeps, on sentiment ----

@@ -21,11 +21,14 @@ from qa_lib.evidence import compare, verify
 from qa_lib.page import charts, grids, looks, markup, report, tables, verdict_groups, written
 from qa_lib.reports import plans
 from qa_lib.reports.comparisons import Comparison, Step
+from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 UNWRITTEN = "No findings are written for these runs; the numbers are theirs."
 NOTHING_COMMITTED = report.Html("<p>No results on real data are committed yet.</p>")
 ARMS = {"printed": "the report's settings", "tuned": "equal tuning"}
+# What is measured after each epoch → how it is called above its panel.
+CURVES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 
 
 # ---- what is recorded already ----
@@ -186,7 +189,7 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     exact = " EM: exact answers, in percent." if "EM" in set(made["unit"]) else ""
     caption = (
         "Hollow: printed in the report, without an interval. Squares: the same model against a "
-        f"control. {describe_models(P.report, made)}{describe_intervals(P, made)}{exact}{untuned}"
+        f"control. {explain_names(P.report, made)}{describe_intervals(P, made)}{exact}{untuned}"
     )
     if len(absent):
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
@@ -203,16 +206,16 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     return looks.save_drawing(P, "fig_comparisons", draw, caption, alt, made)
 
 
-def describe_models(report: str, made: pd.DataFrame) -> str:
+def explain_names(slug: str, made: pd.DataFrame) -> str:
     """Return a sentence about the models of the forest figure whose names leave something open.
 
     It ends with a blank. It is empty where all names say enough.
     """
     shown = {*made["ours"], *made["against"]}
-    shown |= {plans.display_name(report, control) for control in made["control"] if control}
+    shown |= {plans.display_name(slug, control) for control in made["control"] if control}
     texts = []
-    for model, note in plans.find_report(report).NOTES.items():
-        name = plans.display_name(report, model)
+    for model, note in plans.find_report(slug).NOTES.items():
+        name = plans.display_name(slug, model)
         if name in shown:
             texts.append(f"{name}: {note}")
     return f"{'; '.join(texts)}. " if texts else ""
@@ -254,8 +257,8 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
     if made["n"].nunique() > 1:
         fewest, most = made["n"].min(), made["n"].max()
         seeds = (
-            f" Each is over the seeds that both its models have ({fewest} to {most}), so they need "
-            "not add up."
+            f" Steps compare the seeds that both models have, {fewest} to {most}, so need not add "
+            "up."
         )
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
@@ -310,6 +313,20 @@ def figure_trials(
         return charts.draw_trials(rows, by, score, look, setting)
 
     return looks.save_drawing(P, name, draw, caption, f"Chosen: {alt}", rows)
+
+
+def figure_losses(P, specs: list[Spec], caption: str, alt: str) -> report.Html:
+    """Return the training and validation losses of runs after each epoch, a line for a model."""
+    history = runs.collect_histories(specs)
+    parts = []
+    for column, heading in CURVES.items():
+        parts.append(history.assign(column=heading, value=history[column]))
+    rows = pd.concat(parts, ignore_index=True)
+
+    def draw(look: looks.Look):
+        return charts.draw_sweep(P.report, rows, "epoch", "epoch", rows[:0], look)
+
+    return looks.save_drawing(P, "fig_learning", draw, caption, alt, rows)
 
 
 def figure_sweep(
