@@ -250,7 +250,7 @@ def test_the_first_figure_says_what_a_control_is_and_what_is_scored(plant):
     assert "(b) dense, equal compute: one layer as wide as two experts. Bars" in caption
     assert "EM: exact answers, in percent." in caption
     without = pd.DataFrame({"ours": ["x"], "against": ["y"], "control": ["plain-tuned"]})
-    assert pieces.describe_models("exbert", without) == ""
+    assert pieces.explain_names("exbert", without) == ""
 
 
 @pytest.mark.parametrize("slug", params.list_reports())
