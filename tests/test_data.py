@@ -917,10 +917,11 @@ def test_a_row_with_an_empty_id_is_numbered(tmp_path):
         ("The als, the ALS and the pals.", "ALS", ["als", "ALS"]),
         ("It rose by 5%, not 15%.", "5%", ["5%"]),
         ("We write f(x) and g(x).", "(x)", ["(x)", "(x)"]),
-        ("Only signals.", "als", []),
+        ("Two 5-HT receptors.", "5-HT receptor", ["5-HT receptor"]),
+        ("It is not there.", "als", []),
     ],
 )
-def test_an_answer_without_offsets_is_no_part_of_a_word(context, answer, found):
+def test_an_answer_without_offsets_is_a_whole_word_where_there_is_one(context, answer, found):
     answers = hub_tables.find_texts(context, [answer])
     assert answers["text"] == found
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):

@@ -63,6 +63,7 @@ def plant(monkeypatch, tmp_path):
     def plant(**arms):
         verify._tables.clear()
         verify._scores.clear()
+        verify._samples.clear()
         compare._pairs.clear()
         planted = [plant_arm(arm, gains) for arm, gains in arms.items()]
         ledger, examples = join_planted(*planted)
@@ -73,6 +74,7 @@ def plant(monkeypatch, tmp_path):
     yield plant
     verify._tables.clear()
     verify._scores.clear()
+    verify._samples.clear()
     compare._pairs.clear()
 
 
@@ -135,6 +137,7 @@ def test_a_claim_that_says_lower_is_shown_as_behind(plant, monkeypatch):
     monkeypatch.setattr(claims, "read_claims", lambda *_: [turned])
     verify._tables.clear()
     verify._scores.clear()
+    verify._samples.clear()
     rows = compare.collect_comparisons(P, (Comparison("squad-plus-8", "V-DB", "ExBERT"),))
     rows = rows.set_index(["setting", "control"])
     assert rows["value"]["printed", ""] == -8

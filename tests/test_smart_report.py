@@ -72,25 +72,34 @@ def find_variants(specs: list[Spec]) -> dict[str, Spec]:
 
 
 def test_the_first_runs_on_real_data_are_the_rows_and_controls_that_they_are_named_for(load):
-    specs = plans.plan(load(size="small"))
+    params = load(size="small")
+    specs = plans.plan(params)
     assert {s.variant: dict(zip(s.domains, s.rows, strict=True)) for s in specs} == ROWS
-    assert {s.seed for s in specs} == {0}
+    for variant in ROWS:
+        seeds = [s.seed for s in specs if s.variant == variant]
+        assert seeds == params.list_seeds(variant)
+        assert seeds in ([0], [0, 1, 2])
     assert {s.precision for s in specs} == {"fp32"}
     assert {s.threads for s in specs} == {1}
     assert {s.epochs for s in specs} == {4}
 
 
-def test_a_model_may_have_seeds_of_its_own(load):
-    of_models = {"finetune": [0, 1, 2], "smart": [0, 1, 2]}
-    params = load(size="small", seeds=[0], model_seeds=of_models)
+def test_a_model_may_have_further_seeds(load):
+    further = {"finetune": [1, 2], "smart": [0, 1, 2]}
+    parts = ["single", "rrobin"]
+    params = load(seeds=[0], arms=["printed"], experiments=parts, further_seeds=further)
     seeds = {}
     for s in plans.plan(params):
-        seeds.setdefault(s.variant, set()).add(s.seed)
-    assert seeds.pop("finetune") == seeds.pop("smart") == {0, 1, 2}
-    assert {"pretrain", "rrobin", "rrobin-full"} <= set(seeds)
-    assert all(own == {0} for own in seeds.values())
+        seeds.setdefault(s.variant, []).append(s.seed)
+    assert seeds.pop("finetune") == seeds.pop("smart") == [0, 1, 2]
+    assert {"pretrain", "rrobin", "rrobin-smart"} <= set(seeds)
+    assert all(own == [0] for own in seeds.values())
     assert params.fewest_seeds == 1
     assert "one seed; 3 of Fine-tuned, SMART" in params.describe_training()
+    # with other seeds a model's own come to them
+    params = load(seeds=[1, 3], experiments=["single"], further_seeds=further)
+    assert params.list_seeds("smart") == [1, 3, 0, 2]
+    assert params.describe_training().endswith("2 seeds; 3 of Fine-tuned; 4 of SMART, 1 in sweeps")
 
 
 def test_every_row_has_the_report_s_settings(load):
@@ -268,13 +277,14 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
         ({"beta": 1.0}, "beta: 1.0 is too large; write a number less than 1"),
         ({"full_rows": 10}, "full_rows: 10 is fewer than the"),
         ({"experiments": ["reviews"]}, "reviews: the part reviews of experiments needs a dataset"),
-        ({"model_seeds": {"smrt": [0]}}, "model_seeds: smrt is no model of this report"),
+        ({"further_seeds": {"smrt": [0]}}, "further_seeds: smrt is no model of this report"),
         (
-            {"model_seeds": {"heads-only": [0]}},
-            "model_seeds: heads-only has the seeds of finetune; write those instead",
+            {"further_seeds": {"heads-only": [0]}},
+            "further_seeds: heads-only has the seeds of finetune; write those instead",
         ),
-        ({"model_seeds": {"smart": [0, 0]}}, "model_seeds: smart has the seed 0 twice"),
-        ({"model_seeds": {"smart": 3}}, "model_seeds: smart has 3; write a list, {smart: [3]}"),
+        ({"further_seeds": {"smart": [0, 0]}}, "further_seeds: smart has the seed 0 twice"),
+        ({"further_seeds": {"smart": None}}, "smart has null; write a list, {smart: […]}"),
+        ({"further_seeds": {"smart": 3}}, "further_seeds: smart has 3; write a list, {smart: [3]}"),
         ({"sweep_full_rows": [10**6]}, "sweep_full_rows: 1000000 is more than full_rows"),
         (
             {"domains": ["paraphrase", "sentiment", "similarity"]},
@@ -376,9 +386,9 @@ def test_a_set_s_own_score_stands_in_the_ledger_and_in_the_bootstrap(load):
 def uneven(load, monkeypatch, tmp_path):
     """Return parameters whose records have three seeds of some models and one of the others."""
     models = ("finetune", "smart", "rrobin", "rrobin-smart", "pretrain")
-    of_models = {model: [0, 1, 2] for model in models}
+    of_models = {model: [1, 2] for model in models}
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "figures")
-    params = load(size="small", model_seeds=of_models)
+    params = load(size="small", further_seeds=of_models)
     save_missing(params)
     return params
 
@@ -399,12 +409,12 @@ def test_what_a_control_leaves_is_no_share_of_an_effect_of_other_seeds(uneven):
     of_claim = verify.select(table).loc["smart-small-sst"]
     control = verify.select(table, comparison="control").loc["smart-small-sst"]
     assert (of_claim["n"], control["n"]) == (3, 1)
-    half = control.copy()
-    half["ours"] = of_claim["ours"] / 2
-    assert " of the " not in verify.format_control("smart", half, of_claim)
-    half["n"] = 3
-    told = verify.format_control("smart", half, of_claim)
-    assert (" of the " in told) == (of_claim["ours"] >= 0)
+    of_claim["ours"], control["ours"] = 5.0, 2.5
+    told = verify.format_control("smart", control, of_claim)
+    assert told.startswith("Round-robin, small batches: 2.5 ")
+    control["n"] = 3
+    told = verify.format_control("smart", control, of_claim)
+    assert told.startswith("Round-robin, small batches: 2.5 of the 5.0 points")
 
 
 def test_one_comparison_has_one_interval_whatever_is_asked_beside_it(uneven):
@@ -437,7 +447,7 @@ def test_a_comparison_that_another_claim_s_control_makes_is_taken_from_there(une
 
 def test_captions_say_when_steps_and_bars_are_of_different_seeds(uneven):
     html = str(pieces.figure_steps(uneven, "layer-sst", smart.STEPS))
-    told = "Steps compare the seeds that both models have, 1 to 3, so need not add up."
+    told = "Each compares the seeds that both its models have (1 to 3), so steps need not add up."
     assert told in " ".join(html.split())
     made = pd.DataFrame(
         {

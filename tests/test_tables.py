@@ -270,6 +270,16 @@ def test_only_the_interval_of_several_parts_is_adjusted():
         assert "(squad: " in told
 
 
+def test_a_difference_of_losses_has_decimals_enough():
+    of_losses = {"unit": "loss", "ours": -0.033, "low": -0.065, "high": -0.0007}
+    row = pd.Series(make_claim_row(**of_losses))
+    assert verify.format_effect(row) == "-0.033 [-0.065, -0.001] loss"
+    failing = {"verdict": "not reproduced", "reason": "opposite", "rule_part": "squad"}
+    failing |= {"rule_ours": -0.033, "rule_low": -0.065, "rule_high": -0.0007}
+    told = verify.format_verdict(pd.Series(make_claim_row(**of_losses | failing)))
+    assert told == "not reproduced: opposite (squad: -0.033 [-0.065, -0.001])"
+
+
 def show_control(of_claim: dict, of_control: dict) -> str:
     """Return what is said of a control of ExBERT beside its claim. Each: fields of its row."""
     beside = {"comparison": "control", "control": "plain-tuned", "ours": 0.4, "low": 0.0}
@@ -287,6 +297,10 @@ def test_a_control_says_how_much_of_the_effect_is_left():
     # more than all is left, or less than nothing
     assert show_control({"ours": 0.3}, {}) == "0.4 [0.0, 0.8] EM"
     assert show_control({"ours": -2.0}, {}) == "0.4 [0.0, 0.8] EM"
+    # of nothing there is no share, and none of an effect over other seeds
+    nothing = {"ours": 0.0, "low": -0.3, "high": 0.3}
+    assert show_control({"ours": 0.01}, nothing) == "0.0 [-0.3, 0.3] EM"
+    assert show_control({"n": 6}, {}) == "0.4 [0.0, 0.8] EM"
     assert show_control({}, {"ours": -0.2, "low": -0.4}) == "-0.2 [-0.4, 0.8] EM"
     assert show_control({}, {"ours": float("nan")}) == "not tested"
 

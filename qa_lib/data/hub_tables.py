@@ -234,7 +234,8 @@ def parse_marked_text(text: str) -> tuple[list[str], str]:
 def find_texts(context: str, texts: list[str]) -> dict:
     """Return answers without offsets in SQuAD's form: at every place that holds them.
 
-    The case of letters plays no part. An answer is no part of a longer word.
+    The case of letters plays no part. An answer is a part of a longer word only where it stands
+    nowhere else.
     """
     found = []
     starts = []
@@ -243,8 +244,9 @@ def find_texts(context: str, texts: list[str]) -> dict:
             continue
         before = r"(?<!\w)" if re.match(r"\w", text[0]) else ""
         behind = r"(?!\w)" if re.match(r"\w", text[-1]) else ""
-        pattern = before + re.escape(text) + behind
-        for match in re.finditer(pattern, context, re.IGNORECASE):
+        whole_words = before + re.escape(text) + behind
+        matches = list(re.finditer(whole_words, context, re.IGNORECASE))
+        for match in matches or re.finditer(re.escape(text), context, re.IGNORECASE):
             found.append(match[0])
             starts.append(match.start())
     return {"text": found, "answer_start": starts}

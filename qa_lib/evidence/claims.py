@@ -222,6 +222,24 @@ def control_claim(claim: Claim) -> Claim:
     )
 
 
+def match_contrasts(one: Contrast, other: Contrast) -> int:
+    """Return 1 where two contrasts have one value, −1 where each has the other's, turned; else 0.
+
+    They have where they compare the same scores of the same two sides.
+    """
+    for contrast in (one, other):
+        if contrast.against is None or contrast.beyond or contrast.target:
+            return 0
+    if one.each != other.each or one.scale != other.scale:
+        return 0
+    direction = 1 if one.direction == other.direction else -1
+    if one.sides() == other.sides():
+        return direction
+    if one.scale == "difference" and one.sides() == other.sides()[::-1]:
+        return -direction
+    return 0
+
+
 def starter_claim(claim: Claim) -> Claim | None:
     """Return a claim about EM or F1 by the starter code's rule; None for any other claim.
 

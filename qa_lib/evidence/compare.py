@@ -7,9 +7,8 @@ collect_steps(P, claim, steps)         rows of the step chart
 
 A value is how far `ours` is above `against`, in the unit of the claim. It has no verdict, since
 nothing was frozen about it. Its 95 % interval is that of the verdicts (verdicts.interval); variance
-between seeds is pooled with that of the report's controls, and with no other pair that is asked for
-at the same time. A pair that the claims table has already is taken from there. So a page gives one
-interval for one comparison.
+between seeds is pooled with that of the report's controls, whatever else is asked for. A pair that
+the claims table has already is taken from there. So a page gives one interval for one comparison.
 """
 
 from collections.abc import Iterable
@@ -118,18 +117,11 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
     """Return the table of `measure_pairs`, from the records of a plan."""
     listed = claims.read_claims(P.report, P.mixtures)
     asked = [compare_models(find_claim(P, pair.claim), pair) for pair in pairs]
-    metrics = {metric for claim in asked for metric in list_metrics(claim)}
     controls = []
     for claim in listed:
-        if not (claim.control and claim.contrast):
-            continue
-        control = claims.control_claim(claim)
-        for scored in (control, claims.starter_claim(control)):
-            # Variance is never pooled over metrics, so controls by others play no part.
-            if scored and list_metrics(scored) <= metrics:
-                controls.append(scored)
-    ledger, examples = verify.collect_scores(specs)
-    ledger = ledger[ledger["metric"].isin(metrics)]
+        if claim.control and claim.contrast:
+            control = claims.control_claim(claim)
+            controls += filter(None, (control, claims.starter_claim(control)))
     table = verify.claims_table(P)
     rows = []
     for arm in arms:
@@ -138,9 +130,7 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
         ]
         judged = pd.DataFrame()
         if any(found is None for found in known):
-            sample = stats.draw_sample(
-                listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
-            )
+            sample = verify.draw_sample(P, specs, listed, arm)
             judged = stats.judge_sample(asked, sample, P.profile, controls).set_index("id")
         for pair, claim, found in zip(pairs, asked, known, strict=True):
             row = pair._asdict() | {"arm": arm, "unit": claim.unit}
@@ -154,11 +144,6 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
                 row["part"] = verify.name_part(at["part"], P.domains, P.stand_ins)
             rows.append(row | {"n": at["n"], "run": at["run"]})
     return pd.DataFrame(rows)
-
-
-def list_metrics(claim: claims.Claim) -> set[str]:
-    """Return the metrics that a claim's contrast is in."""
-    return {metric for side in claim.contrast.sides() for metric in np.ravel(side["metric"])}
 
 
 def find_in_table(
@@ -197,17 +182,9 @@ def find_same(
         if other.contrast is None or (comparison == "control" and not other.control):
             continue
         compared = claims.control_claim(other) if comparison == "control" else other
-        contrast = compared.contrast
-        if contrast.against is None or contrast.beyond or contrast.target:
-            continue
-        if contrast.each != asked.each or compared.unit != claim.unit:
-            continue
-        if contrast.scale != asked.scale:
-            continue
-        if contrast.sides() == asked.sides():
-            same.append((other.id, comparison, find_sign(compared)))
-        elif contrast.sides() == asked.sides()[::-1] and contrast.scale == "difference":
-            same.append((other.id, comparison, -find_sign(compared)))
+        sign = claims.match_contrasts(asked, compared.contrast)
+        if sign and compared.unit == claim.unit:
+            same.append((other.id, comparison, sign))
     return same
 
 

@@ -170,18 +170,68 @@ def collect_scores(specs: list[Spec]) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _scores[key]
 
 
+_samples: dict[tuple[str, ...], stats.Sample] = {}  # arm, parameters, claims, records → scores
+
+
+def draw_sample(P, specs: list[Spec], listed: list[claims.Claim], arm: str) -> stats.Sample:
+    """Return the runs of an arm of a plan with their resampled scores.
+
+    A page asks several times. The samples of the last plan are kept.
+    """
+    key = (arm, P.model_dump_json(), repr(listed), *runs.list_checksums(specs))
+    if key not in _samples:
+        ledger, examples = collect_scores(specs)
+        if len(_samples) == len(ARMS):
+            _samples.clear()
+        _samples[key] = stats.draw_sample(
+            listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
+        )
+    return _samples[key]
+
+
+def judge_controls(
+    controls: list[claims.Claim],
+    sample: stats.Sample,
+    listed: list[claims.Claim],
+    of_claims: pd.DataFrame,
+    profile: str,
+) -> pd.DataFrame:
+    """Return `judge_sample` of controls, by id.
+
+    Where a claim compares the same two models, its numbers are taken, so that one comparison has
+    one interval. of_claims: `judge_sample` of the claims, by id.
+    """
+    judged = stats.judge_sample(controls, sample, profile).set_index("id")
+    for control in controls:
+        for claim in listed:
+            if claim.contrast is None or claim.unit != control.unit:
+                continue
+            sign = claims.match_contrasts(control.contrast, claim.contrast)
+            if not sign or not of_claims.loc[claim.id, "n"]:
+                continue
+            same = of_claims.loc[claim.id]
+            ends = sorted([sign * same["low"], sign * same["high"]])
+            names = ["d", "low", "high", "s2", "n", "part"]
+            values = [sign * same["d"], *ends, same["s2"], same["n"], same["part"]]
+            for name, value in zip(names, values, strict=True):
+                judged.loc[control.id, name] = value
+            break
+    return judged
+
+
 def judge_records(P, specs: list[Spec], listed: list[claims.Claim]) -> pd.DataFrame:
     """Return the table of `claims_table` of these claims, from the records of a plan."""
     controls = {c.id: claims.control_claim(c) for c in listed if c.control and c.contrast}
     starters = list_starter_claims(listed)
-    ledger, examples = collect_scores(specs)
+    ledger, _ = collect_scores(specs)
     judged = {}
     for arm in ARMS:
-        sample = stats.draw_sample(listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins)
-        of_claims = stats.judge_sample(listed, sample, P.profile)
-        of_controls = stats.judge_sample(list(controls.values()), sample, P.profile)
-        judged[arm, "claim"] = tell_not_measured(of_claims.set_index("id"), listed, P)
-        judged[arm, "control"] = of_controls.set_index("id")
+        sample = draw_sample(P, specs, listed, arm)
+        of_claims = stats.judge_sample(listed, sample, P.profile).set_index("id")
+        judged[arm, "claim"] = tell_not_measured(of_claims, listed, P)
+        judged[arm, "control"] = judge_controls(
+            list(controls.values()), sample, listed, of_claims, P.profile
+        )
         if "em_starter" in set(ledger["metric"]):
             of_starters = stats.judge_sample(starters, sample, P.profile)
             judged[arm, "starter"] = of_starters[of_starters["n"] > 0].set_index("id")
@@ -266,8 +316,14 @@ def format_interval(low: float, high: float, digits: int) -> str:
     return f" [{format_number(low, digits)}, {format_number(high, digits)}]"
 
 
+def count_decimals(row, digits: int = 1) -> int:
+    """Return how many decimals an effect has. Losses differ by hundredths, and have two more."""
+    return digits + 2 if row.unit == "loss" else digits
+
+
 def format_effect(row, digits: int = 1) -> str:
     """Return ours with its interval and unit, and of a claim with several parts the one shown."""
+    digits = count_decimals(row, digits)
     if np.isnan(row.ours):
         return "–"
     *where, last = row.part.split(", ") if row.part else [row.unit]
@@ -292,7 +348,9 @@ def format_verdict(row, with_reason: bool = False) -> str:
     text = f"{row.verdict}: {row.reason}"
     if row.verdict != Verdict.NOT_REPRODUCED or not row.rule_part:
         return text
-    ours = format_number(row.rule_ours, 1) + format_interval(row.rule_low, row.rule_high, 1)
+    digits = count_decimals(row)
+    ours = format_number(row.rule_ours, digits)
+    ours += format_interval(row.rule_low, row.rule_high, digits)
     adjusted = ", adjusted" if row.parts > 1 else ""
     more = f", and {row.more} more" if row.more else ""
     return f"{text} ({row.rule_part}{adjusted}: {ours}{more})"
@@ -314,13 +372,14 @@ def format_control(report: str, row, of_claim) -> str:
     name = plans.display_name(report, row.control)
     if np.isnan(row.ours):
         return f"{name}: not tested"
-    is_share = 0 <= row.ours <= of_claim.ours
+    digits = count_decimals(row)
+    is_share = 0 <= row.ours <= of_claim.ours and round(of_claim.ours, digits) > 0
     are_alike = row.part == of_claim.part and row.n == of_claim.n
     if not are_alike or row.kind == "equivalence" or not is_share:
         return f"{name}: {format_effect(row)}"
-    left = format_number(row.ours, 1)
-    whole = format_number(of_claim.ours, 1)
-    return f"{name}: {left} of the {whole} {row.unit}{format_interval(row.low, row.high, 1)}"
+    left = format_number(row.ours, digits)
+    whole = format_number(of_claim.ours, digits)
+    return f"{name}: {left} of the {whole} {row.unit}{format_interval(row.low, row.high, digits)}"
 
 
 def count_verdicts(frame: pd.DataFrame) -> str:

@@ -191,9 +191,8 @@ def figure_architectures(P, variants: tuple[str, str]) -> report.Html:
         return report.note_absent("models")
     frame = pd.DataFrame({"run": [record["run"] for _, record in runs.require_records(specs)]})
     caption = (
-        "Two models as they are configured here (the report's Figures 1 and 2). One encoder reads "
-        "all texts, each task has a head, and the tasks take turns, a batch each. Below a task "
-        "stand the rows of its batch."
+        "Two models as they are configured here (the report's Figures 1 and 2). The tasks take "
+        "turns, a batch each. Below a task stand the rows of its batch."
     )
     alt = "; ".join(
         f"{plans.display_name(P.report, spec.variant)}: "

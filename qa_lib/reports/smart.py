@@ -152,8 +152,8 @@ class Parameters(Study):
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
-    # Model → the seeds of its runs, where they are others than `seeds`.
-    model_seeds: dict[str, Seeds] = {}
+    # Model → the seeds that its runs have beside `seeds`.
+    further_seeds: dict[str, Seeds] = {}
     sweep_seeds: Seeds | None = None  # of sweeps; by default those of the model
     pair_rows: Rows  # training rows of the third dataset, and of the second in equal batches
     full_rows: Rows  # those of the second where it gives all
@@ -202,19 +202,20 @@ class Parameters(Study):
 
     @model_validator(mode="after")
     def _models(self):
-        for model, seeds in self.model_seeds.items():
+        for model, seeds in self.further_seeds.items():
             if model not in MODELS:
                 raise ValueError(
-                    f"model_seeds: {model} is no model of this report; its models are "
+                    f"further_seeds: {model} is no model of this report; its models are "
                     f"{', '.join(MODELS)}"
                 )
             if model in SEEDS_OF:
                 raise ValueError(
-                    f"model_seeds: {model} has the seeds of {SEEDS_OF[model]}; write those instead"
+                    f"further_seeds: {model} has the seeds of {SEEDS_OF[model]}; write those "
+                    "instead"
                 )
             for seed in seeds:
                 if seeds.count(seed) > 1:
-                    raise ValueError(f"model_seeds: {model} has the seed {seed} twice")
+                    raise ValueError(f"further_seeds: {model} has the seed {seed} twice")
         return self
 
     @model_validator(mode="after")
@@ -252,8 +253,11 @@ class Parameters(Study):
 
     @property
     def fewest_seeds(self) -> int:
-        lists = [self.seeds, *self.model_seeds.values(), self.sweep_seeds or self.seeds]
-        return min(len(seeds) for seeds in lists)
+        return min(len(self.seeds), len(self.sweep_seeds or self.seeds))
+
+    def list_seeds(self, model: str) -> list[int]:
+        """Return the seeds of a model's runs."""
+        return list(dict.fromkeys([*self.seeds, *self.further_seeds.get(model, [])]))
 
     def describe_training(self) -> str:
         rows = (
@@ -265,11 +269,13 @@ class Parameters(Study):
 
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
-        if self.model_seeds and len(self.seeds) == 1:
-            text = "one seed"
         names = {}  # number of seeds → the models that have so many
-        for model, seeds in self.model_seeds.items():
-            names.setdefault(len(seeds), []).append(MODELS[model][0])
+        for model in self.further_seeds:
+            number = len(self.list_seeds(model))
+            if number > len(self.seeds):
+                names.setdefault(number, []).append(MODELS[model][0])
+        if names and len(self.seeds) == 1:
+            text = "one seed"
         for number, of_models in names.items():
             text += f"; {number} of {', '.join(of_models)}"
         if self.sweep_seeds and len(self.sweep_seeds) != len(self.seeds):
@@ -424,10 +430,8 @@ class Arm:
         variant: by default the model's name; seeds: by default those that the parameters give it.
         """
         of_model = self.models[model] | self.chosen.get(model, {})
-        if not seeds:
-            seeds = self.params.model_seeds.get(model, self.params.seeds)
         specs = []
-        for seed in seeds:
+        for seed in seeds or self.params.list_seeds(model):
             own = {"variant": variant or model, "seed": seed}
             specs.append(Spec(**self.shared | of_model | own | fields))
         return specs

@@ -170,7 +170,8 @@ def explain_error(error: dict, model: type[Strict], values: dict, place: str) ->
         return f"{key}: {describe_number(value, whole=True)}"
     if kind == "list_type" and len(error["loc"]) > 1:
         inner = error["loc"][-1]
-        return f"{key}: {inner} has {show_value(value)}; write a list, {{{inner}: [{value}]}}"
+        shown = "…" if value is None else value
+        return f"{key}: {inner} has {show_value(value)}; write a list, {{{inner}: [{shown}]}}"
     if kind == "list_type" and value is None:
         return f"{key} has no value; write a list, {key}=[…]"
     if kind == "list_type":

@@ -225,9 +225,10 @@ class Spec(Strict):
         return self.stale == "train"
 
     def model_copy(self, *, update: dict | None = None, deep: bool = False) -> "Spec":
-        """Return the run with other values of fields, and so with a hash of its own."""
+        """Return the run with other values of fields. Only other labels leave its hash as it is."""
         copied = super().model_copy(update=update, deep=deep)
-        copied.__dict__.pop("hash", None)
+        if not set(update or {}) <= self.LABELS - set(self.ROLES):
+            copied.__dict__.pop("hash", None)
         return copied
 
     def change_with_parents(self, **fields) -> "Spec":
@@ -255,8 +256,14 @@ class Spec(Strict):
 
     def machine_variants(self) -> list["Spec"]:
         """Return the same training for each kind of machine: with or without a GPU, and bf16."""
-        every = [self.on_gpu(), self, self.on_gpu().in_fp32(), self.in_fp32()]
-        return list({spec.hash: spec for spec in every}.values())
+        variants = [self] if self.threads == "cuda" else [self.on_gpu(), self]
+        if self.is_in_bf16():
+            variants += [variant.in_fp32() for variant in variants]
+        return variants
+
+    def is_in_bf16(self) -> bool:
+        """Return whether the run, or one that it needs, is trained in bf16."""
+        return self.precision == "bf16" or any(parent.is_in_bf16() for parent in self.parents)
 
     def for_this_machine(self) -> "Spec":
         """Return the same training for the machine that this process runs on."""

@@ -315,7 +315,8 @@ def holds_all(record: dict, spec: Spec) -> bool:
     """Return whether the record of a run's training has all that the run asks for.
 
     It asks for scores on its test sets, as they are defined today, and for what its labels say that
-    the training measures. A record may have more. The first ones do not tell of their test sets.
+    the training measures. A record may have scores on more sets, or measurements that nobody asks
+    for. The first records do not tell of their test sets.
     """
     if not set(spec.tests) <= set(record["metrics"]):
         return False
@@ -332,6 +333,17 @@ def holds_all(record: dict, spec: Spec) -> bool:
         if asked and recorded.get(measured, 0) != asked:
             return False
     return True
+
+
+def list_recorded_tests(spec: Spec) -> list[str]:
+    """Return every test set on which a record of this training has scores, stored or committed."""
+    tests = []
+    for candidate in spec.machine_variants():
+        committed = read_committed(candidate.report).get(candidate.hash)
+        for record in (read_stored(run_folder(candidate)), committed):
+            if record and record["hash"] == candidate.hash:
+                tests += record["spec"]["tests"]
+    return list(dict.fromkeys(tests))
 
 
 def is_stale(spec: Spec, record: dict) -> bool:
@@ -537,7 +549,8 @@ def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
 
     The column `expert` names the dataset that each expert was trained on.
     """
-    experts = [parent.model_copy(update={"tests": mixture.tests}) for parent in mixture.experts]
+    tested = {"tests": mixture.tests, "test_fingerprints": mixture.test_fingerprints}
+    experts = [parent.model_copy(update=tested) for parent in mixture.experts]
     examples = collect_examples(experts)  # says which expert has no record
     datasets = {find_record(expert)["run"]: expert.domains[0] for expert in experts}
     return examples.assign(expert=examples["run"].map(datasets))
@@ -607,8 +620,8 @@ def land(report: str, specs: list[Spec]) -> int:
     """Append complete runs to the committed records. Returns how many were new.
 
     A run stays out where a committed record of any kind of machine serves (it was trained again
-    with FRESH=1): with two records one result would count twice. A record with more test sets
-    replaces the committed one. Raises UserError where one has more and lacks others.
+    with FRESH=1): with two records one result would count twice. Where none serves, a record
+    replaces the committed one of its hash. Raises UserError where a score would be lost so.
     """
     committed = read_committed(report)
     new = {}
@@ -622,7 +635,8 @@ def land(report: str, specs: list[Spec]) -> int:
         if lost:
             raise UserError(
                 f"{record['run']} is landed with scores on {', '.join(sorted(lost))}, which this "
-                "record lacks; train it again, and it is scored on all of them"
+                f"record lacks; delete {record['folder']} and train it again: it is then scored on "
+                "all of them"
             )
         version = scoring_version(record)
         if version != SCORING:
@@ -650,15 +664,16 @@ def find_stored(candidates: list[Spec]) -> dict | None:
 
 
 def is_committed(record: dict, candidates: list[Spec], committed: dict[str, dict]) -> bool:
-    """Return whether the committed record of a candidate has all test sets of this record.
+    """Return whether the committed record of a candidate has all that this record has.
 
-    It may have fewer: a trial, which is scored on validation rows alone, may be trained again as a
-    run that is scored on test sets too.
+    It may have fewer test sets: a trial, which is scored on validation rows alone, may be trained
+    again as a run that is scored on test sets too. And it may serve no more, since test rows have
+    changed.
     """
     test_sets = set(record["metrics"])
     for candidate in candidates:
         known = committed.get(candidate.hash)
-        if known and test_sets <= set(known["metrics"]):
+        if known and test_sets <= set(known["metrics"]) and holds_all(known, candidate):
             return True
     return False
 

@@ -700,7 +700,7 @@ def print_comparison(p, plan: Callable[..., list[Spec]]):
         ours = runs.find_record(spec, fresh=True)
         hashes = [variant.hash for variant in spec.machine_variants()]
         theirs = next((committed[h] for h in hashes if h in committed), None)
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or not runs.holds_all(theirs, spec):
             continue
         if runs.scoring_version(ours) != runs.scoring_version(theirs):
             continue

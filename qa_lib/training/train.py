@@ -601,15 +601,18 @@ def train(
 
 
 def list_tests(spec: Spec) -> list[str]:
-    """Return the test sets of a run, and those that its earlier record has scores on.
+    """Return the test sets of a run, and those that its earlier records have scores on.
 
-    So a training that is repeated loses no score. A set that cannot be read here is left out.
+    So a training that is repeated loses no score. A set whose rows cannot be read here is left out.
     """
-    any_tests = {"tests": [], "watched": 0, "probes": 0, "starter": False, "stale": "keep"}
-    record = runs.find_record(spec.model_copy(update=any_tests | {"test_fingerprints": {}}))
-    recorded = record["spec"]["tests"] if record else []
-    readable = selection.fingerprint_test_sets(recorded, spec.source, spec.folder)
-    return list(dict.fromkeys([*spec.tests, *readable]))
+    tests = list(spec.tests)
+    for name in runs.list_recorded_tests(spec):
+        try:
+            selection.load_splits(name, spec.source, spec.folder, spec.bad_rows)
+        except UserError:
+            continue
+        tests.append(name)
+    return list(dict.fromkeys(tests))
 
 
 def prepare_device(spec: Spec):
