@@ -417,8 +417,10 @@ def test_what_a_control_leaves_is_no_share_of_an_effect_of_other_seeds(uneven):
     assert told.startswith("Round-robin, small batches: 2.5 of the 5.0 points")
 
 
-def test_one_comparison_has_one_interval_whatever_is_asked_beside_it(uneven):
-    pair = compare.Pair("smart-small-sst", "rrobin-smart", "smart")
+@pytest.mark.parametrize("claim", ["smart-small-sst", "smart-best-small"])
+def test_one_comparison_has_one_interval_whatever_is_asked_beside_it(uneven, claim):
+    """The claims are of accuracy and of Pearson's r, and what is asked beside them is accuracy."""
+    pair = compare.Pair(claim, "rrobin-smart", "smart")
     others = []
     for model in ("rrobin", "smart", "rrobin-full"):
         others.append(compare.Pair("smart-small-sst", model, "pretrain"))

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -455,12 +456,30 @@ def test_landing_loses_no_score(tiny):
     save_record(other)
     with pytest.raises(UserError, match="is landed with scores on news, which this record lacks"):
         runs.land("exbert", [other])
+    # trained again it is scored on what either record has
+    assert set(train.list_tests(other)) == {"encyclopaedia", "news", "biomedicine"}
     both = spec.model_copy(update={"tests": ["encyclopaedia", "news", "biomedicine"]})
     save_record(both)
     assert runs.land("exbert", [both]) == 1
     runs.discard(spec, "metrics.json")
     assert runs.find_record(first)
     assert runs.find_record(other)
+
+
+@pytest.mark.parametrize("again", [{"test_fingerprints": {"news": "b"}}, {"starter": True}])
+def test_a_record_that_serves_replaces_the_landed_one_that_does_not(tiny, again):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    before = {"tests": ["news"], "test_fingerprints": {"news": "a"}}
+    first = spec.model_copy(update=before)
+    save_record(first)
+    assert runs.land("exbert", [first]) == 1
+    second = first.model_copy(update=again)
+    assert runs.find_record(second) is None
+    save_record(second)
+    assert runs.land("exbert", [second]) == 1
+    assert runs.land("exbert", [second]) == 0
+    shutil.rmtree(runs.run_folder(second))
+    assert runs.find_record(second)
 
 
 def test_a_file_is_written_whole_or_not_at_all(store, monkeypatch):
