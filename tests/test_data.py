@@ -4,7 +4,9 @@ import datetime
 import gzip
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,7 +19,7 @@ from qa_lib.data.selection import load_test_sets as load_whole_test_sets
 from qa_lib.reports import plans
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
-from qa_lib.settings.params import UserError
+from qa_lib.settings.params import ROOT, UserError
 from qa_lib.settings.spec import digest_file
 
 
@@ -958,3 +960,36 @@ def test_files_are_compared_with_the_list(store, monkeypatch, capsys):
     assert states["qa/short.gz"] == "1 rows, DATA.md says 2"
     with pytest.raises(UserError, match="holds none of the files that DATA.md lists"):
         sources.check_files(str(store / "qa"))
+
+
+# ---- real data, where it is at hand ----
+
+
+def read_split_tables() -> dict[str, tuple[int, ...]]:
+    """Return dataset → its rows of training, validation and test, as DATA.md lists them."""
+    listed = {}
+    is_table = False
+    for line in (ROOT / "DATA.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            is_table = False
+        elif cells[-3:] == ["training", "validation", "test"]:
+            is_table = True
+        elif is_table and not cells[-1].startswith("-"):
+            listed[cells[0]] = tuple(int(cell.replace(",", "")) for cell in cells[-3:])
+    return listed
+
+
+def test_the_tables_of_splits_are_found():
+    assert {"sst", "quora", "sts", "qamr", "mnli", "snli"} <= set(read_split_tables())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DATA" not in os.environ, reason="needs real data: make test-slow DATA=folder")
+@pytest.mark.parametrize("name", read_split_tables())
+def test_real_splits_are_as_listed_and_share_no_row(name):
+    splits = selection.load_splits(name, "folder", str(Path(os.environ["DATA"]).resolve()))
+    sizes = (len(splits.train), len(splits.validation), len(splits.test))
+    assert sizes == read_split_tables()[name]
+    held_out = selection.held_out_keys([splits])
+    assert not held_out & {selection.row_key(row, splits.task) for row in splits.train}
