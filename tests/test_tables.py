@@ -355,6 +355,7 @@ class Expert:
 
 class Mixed:
     tests: list[str] = []
+    test_fingerprints: dict[str, str] = {}
 
     def __init__(self, parents: list[Expert]):
         self.experts = parents
