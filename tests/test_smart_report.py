@@ -449,7 +449,7 @@ def test_a_comparison_that_another_claim_s_control_makes_is_taken_from_there(une
 
 def test_captions_say_when_steps_and_bars_are_of_different_seeds(uneven):
     html = str(pieces.figure_steps(uneven, "layer-sst", smart.STEPS))
-    told = "Each compares the seeds that both its models have (1 to 3), so steps need not add up."
+    told = "Each step compares the seeds that both models have (1 to 3), so they need not"
     assert told in " ".join(html.split())
     made = pd.DataFrame(
         {

@@ -222,20 +222,24 @@ def control_claim(claim: Claim) -> Claim:
     )
 
 
-def match_contrasts(one: Contrast, other: Contrast) -> int:
-    """Return 1 where two contrasts have one value, −1 where each has the other's, turned; else 0.
+def match_claims(one: Claim, other: Claim) -> int:
+    """Return whether two claims compare the same two sides by the same scores.
 
-    They have where they compare the same scores of the same two sides.
+    It is 1 where they have the same value, −1 where the one has the other's with its sign turned,
+    and 0 where they compare something else.
     """
-    for contrast in (one, other):
-        if contrast.against is None or contrast.beyond or contrast.target:
+    for claim in (one, other):
+        contrast = claim.contrast
+        if contrast is None or contrast.against is None or contrast.beyond or contrast.target:
             return 0
-    if one.each != other.each or one.scale != other.scale:
+    first = one.contrast
+    second = other.contrast
+    if one.unit != other.unit or first.each != second.each or first.scale != second.scale:
         return 0
-    direction = 1 if one.direction == other.direction else -1
-    if one.sides() == other.sides():
+    direction = 1 if first.direction == second.direction else -1
+    if first.sides() == second.sides():
         return direction
-    if one.scale == "difference" and one.sides() == other.sides()[::-1]:
+    if first.scale == "difference" and first.sides() == second.sides()[::-1]:
         return -direction
     return 0
 

@@ -121,7 +121,10 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
     for claim in listed:
         if claim.control and claim.contrast:
             control = claims.control_claim(claim)
-            controls += filter(None, (control, claims.starter_claim(control)))
+            controls.append(control)
+            by_starter = claims.starter_claim(control)
+            if by_starter:
+                controls.append(by_starter)
     table = verify.claims_table(P)
     rows = []
     for arm in arms:
@@ -170,7 +173,7 @@ def find_same(
     where its value is how far `ours` of the pair is above `against`, and −1 where it is how far it
     is below. The control of the pair's own claim comes first, and controls of other claims last.
     """
-    asked = compare_models(claim, pair._replace(by_starter=False)).contrast
+    asked = compare_models(claim, pair._replace(by_starter=False))
     if pair.by_starter:
         rows = [(other, "starter") for other in [claim, *listed]]
     else:
@@ -182,8 +185,8 @@ def find_same(
         if other.contrast is None or (comparison == "control" and not other.control):
             continue
         compared = claims.control_claim(other) if comparison == "control" else other
-        sign = claims.match_contrasts(asked, compared.contrast)
-        if sign and compared.unit == claim.unit:
+        sign = claims.match_claims(asked, compared)
+        if sign:
             same.append((other.id, comparison, sign))
     return same
 

@@ -137,11 +137,11 @@ def claims_table(P) -> pd.DataFrame:
     ours, low, high: the effect and its 95 % interval, in the unit of `printed`: a difference in the
     claim's direction, or a score where the claim names one. part: of a claim about several sets or
     metrics the one that ours is of, that with the largest p; parts: how many there are. n: the
-    seeds of ours. seed_part: $\sqrt{s^2/n}$,
-    what other seeds add to the standard error of ours. verdict and reason: of a claim alone; the
-    other comparisons have none. rule_…: of a claim that is not reproduced the first part that
-    fails, with the interval by which it does; more: how many other parts fail. unpooled: the
-    verdict if each comparison had the variance of its own seeds, none pooled.
+    seeds of ours. seed_part: $\sqrt{s^2/n}$, what other seeds add to the standard error of ours.
+    verdict and reason: of a claim alone; the other comparisons have none. rule_…: of a claim that
+    is not reproduced the first part that fails, with the interval by which it does; more: how many
+    other parts fail. unpooled: the verdict if each comparison had the variance of its own seeds,
+    none pooled.
     A page asks several times; the records are judged once.
     """
     specs = plans.plan(P)
@@ -181,7 +181,7 @@ def draw_sample(P, specs: list[Spec], listed: list[claims.Claim], arm: str) -> s
     key = (arm, P.model_dump_json(), repr(listed), *runs.list_checksums(specs))
     if key not in _samples:
         ledger, examples = collect_scores(specs)
-        if len(_samples) == len(ARMS):
+        if len(_samples) == len(ARMS):  # they are of another plan
             _samples.clear()
         _samples[key] = stats.draw_sample(
             listed, ledger, examples, P.domains, arm, stand_ins=P.stand_ins
@@ -204,16 +204,15 @@ def judge_controls(
     judged = stats.judge_sample(controls, sample, profile).set_index("id")
     for control in controls:
         for claim in listed:
-            if claim.contrast is None or claim.unit != control.unit:
-                continue
-            sign = claims.match_contrasts(control.contrast, claim.contrast)
-            if not sign or not of_claims.loc[claim.id, "n"]:
-                continue
+            sign = claims.match_claims(control, claim)
             same = of_claims.loc[claim.id]
-            ends = sorted([sign * same["low"], sign * same["high"]])
-            names = ["d", "low", "high", "s2", "n", "part"]
-            values = [sign * same["d"], *ends, same["s2"], same["n"], same["part"]]
-            for name, value in zip(names, values, strict=True):
+            if not sign or not same["n"]:
+                continue
+            low, high = sorted([sign * same["low"], sign * same["high"]])
+            numbers = {"d": sign * same["d"], "low": low, "high": high}
+            for name in ("s2", "n", "part"):
+                numbers[name] = same[name]
+            for name, value in numbers.items():
                 judged.loc[control.id, name] = value
             break
     return judged

@@ -257,8 +257,8 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
     if made["n"].nunique() > 1:
         fewest, most = made["n"].min(), made["n"].max()
         seeds = (
-            f" Each compares the seeds that both its models have ({fewest} to {most}), so steps "
-            "need not add up."
+            f" Each step compares the seeds that both models have ({fewest} to {most}), so "
+            "they need not add up."
         )
     caption = (
         f"From {plans.display_name(P.report, steps[0].before)} to "
