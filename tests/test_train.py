@@ -103,7 +103,7 @@ def test_a_landed_record_is_read_without_the_run(tiny, store):
     runs.write(records / "examples-002.parquet", runs.format_parquet(examples[:3]))
     assert runs.land("exbert", [spec]) == 1
     assert runs.land("exbert", [spec]) == 0
-    assert sorted(f.stem for f in records.glob("*.parquet")) == ["examples-002", "examples-003"]
+    assert [file.stem for file in records.glob("*.parquet")] == ["examples-003"]
     (store / "runs").rename(store / "gone")
     assert runs.collect_ledger([spec]).equals(ledger)
     assert runs.collect_examples([spec])[examples.columns].equals(examples)
@@ -360,7 +360,9 @@ def test_without_bf16_instructions_training_is_in_fp32(tiny, monkeypatch, store,
     assert re.search(f"{other_run}.*: {committed}", output)
 
 
-def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store):
+@pytest.fixture
+def three_records(tiny):
+    """Three trainings with a record each, and the ids of all their examples."""
     specs = plans.plan(tiny(ratios=[0.0, 0.5, 1.0]))[:3]
     ids = []
     for i, spec in enumerate(specs):
@@ -368,11 +370,39 @@ def test_a_landing_of_several_files_keeps_every_example(tiny, monkeypatch, store
         examples = {"set": spec.tests[0], "id": of_run, "cluster": "a", "em": 50.0}
         save_record(spec, pd.DataFrame(examples))
         ids += of_run
+    return specs, ids
+
+
+def test_a_landing_of_several_files_keeps_every_example(three_records, monkeypatch, store):
+    specs, ids = three_records
     monkeypatch.setattr(runs, "LIMIT", 1)
     assert runs.land("exbert", specs) == 3
-    assert len(list((store / "records" / "exbert").glob("examples-*.parquet"))) == 3
+    assert len(runs.list_example_files(store / "records" / "exbert")) == 3
     (store / "runs").rename(store / "gone")
     assert runs.collect_examples(specs)["id"].tolist() == ids
+
+
+def test_a_landing_packs_the_last_file_again(three_records, monkeypatch, store):
+    specs, ids = three_records
+    folder = store / "records" / "exbert"
+    assert runs.land("exbert", specs[:1]) == 1
+    (first_file,) = runs.list_example_files(folder)
+    content = first_file.read_bytes()
+    assert runs.land("exbert", specs[1:]) == 2
+    (second_file,) = runs.list_example_files(folder)
+    assert second_file.name == "examples-001.parquet"
+    (store / "runs").rename(store / "gone")
+    assert runs.collect_examples(specs)["id"].tolist() == ids
+    # a landing that was cut short before it removed the last file
+    first_file.write_bytes(content)
+    runs._read_committed_examples.cache_clear()
+    assert runs.collect_examples(specs)["id"].tolist() == ids
+    # A damaged last file loses nothing: nothing is written.
+    second_file.write_bytes(second_file.read_bytes()[:-9])
+    frame = pd.DataFrame({"set": ["a"], "id": ["1"], "run": "another"})
+    with pytest.raises(UserError, match="examples-001.parquet cannot be read"):
+        runs.write_committed_examples(folder, [frame])
+    assert runs.list_example_files(folder) == [first_file, second_file]
 
 
 def test_an_evaluation_s_training_loss_is_the_mean_over_its_steps():
@@ -511,6 +541,8 @@ def test_a_record_is_known_by_its_whole_hash(tiny):
     folder.rename(folder.with_name(other.run))
     assert runs.read_stored(runs.run_folder(other))["hash"] == spec.hash
     assert runs.find_record(other) is None
+    assert runs.list_recorded_tests(other) == []
+    assert runs.land("exbert", [other]) == 0
 
 
 @pytest.mark.parametrize("measured", [{"watched": 300}, {"starter": True}])

@@ -181,7 +181,7 @@ def describe_code(spec: Spec) -> dict | None:
     """
     code = code_hashes.describe_code(spec)
     for parent in spec.parents:
-        record = read_stored(run_folder(parent))
+        record = find_own(parent)
         if record:
             code = code_hashes.join_codes(code, record.get("code"))
     return code
@@ -243,6 +243,17 @@ def read_stored(folder: Path) -> dict | None:
     return {**record, "folder": folder}
 
 
+def find_own(spec: Spec) -> dict | None:
+    """Return the record in a run's own folder, or None where there is none of this training.
+
+    A folder has the first eight digits of a hash in its name, and so may be that of another run.
+    """
+    record = read_stored(run_folder(spec))
+    if record and record["hash"] == spec.hash:
+        return record
+    return None
+
+
 @cache
 def read_committed(report: str) -> dict[str, dict]:
     """Return the committed records of a report by hash. Raises UserError for a damaged line."""
@@ -298,12 +309,11 @@ def look_up(spec: Spec, fresh: bool = False) -> tuple[dict | None, dict | None]:
     """
     stale_record = None
     for candidate in spec.machine_variants():
-        records = [read_stored(run_folder(candidate))]
+        records = [find_own(candidate)]
         if not fresh:
             records.append(read_committed(candidate.report).get(candidate.hash))
         for record in records:
-            # By its first eight digits alone a folder may be that of another run.
-            if not record or record["hash"] != candidate.hash or not holds_all(record, spec):
+            if not record or not holds_all(record, spec):
                 continue
             if not is_stale(candidate, record):
                 return record, None
@@ -340,8 +350,8 @@ def list_recorded_tests(spec: Spec) -> list[str]:
     tests = []
     for candidate in spec.machine_variants():
         committed = read_committed(candidate.report).get(candidate.hash)
-        for record in (read_stored(run_folder(candidate)), committed):
-            if record and record["hash"] == candidate.hash:
+        for record in (find_own(candidate), committed):
+            if record:
                 tests += record["spec"]["tests"]
     return list(dict.fromkeys(tests))
 
@@ -355,7 +365,7 @@ def is_stale(spec: Spec, record: dict) -> bool:
 
 def is_stored_stale(spec: Spec) -> bool:
     """Return whether the record in a run's own folder is stale."""
-    record = read_stored(run_folder(spec))
+    record = find_own(spec)
     return record is not None and is_stale(spec, record)
 
 
@@ -586,15 +596,7 @@ def _read_committed_examples(report: str) -> dict[str, pd.DataFrame]:
 
     A landing that was cut short and repeated has written examples twice; the later ones count.
     """
-    frames = []
-    for file in sorted((RECORDS / report).glob("examples-*.parquet")):
-        try:
-            frames.append(pd.read_parquet(file))
-        except (OSError, ValueError) as e:
-            reason = " ".join(str(e).split())[:80]
-            raise UserError(
-                f"{file} cannot be read ({reason}); restore the file from git"
-            ) from None
+    frames = [read_example_file(file) for file in list_example_files(RECORDS / report)]
     if not frames:
         return {}
     examples = pd.concat(frames).drop_duplicates(["run", "set", "id"], keep="last")
@@ -657,7 +659,7 @@ def find_stored(candidates: list[Spec]) -> dict | None:
     A stale one is left out where stale runs are trained again.
     """
     for candidate in candidates:
-        record = read_stored(run_folder(candidate))
+        record = find_own(candidate)
         if record and not (candidate.trains_stale and is_stale(candidate, record)):
             return record
     return None
@@ -679,10 +681,10 @@ def is_committed(record: dict, candidates: list[Spec], committed: dict[str, dict
 
 
 def write_committed(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame]):
-    """Write records among the committed ones, and their examples into further files.
+    """Write records among the committed ones, and their examples.
 
-    new, examples: by hash. A record replaces an earlier one of the same hash. Examples are only
-    added, and the later ones of a run count.
+    new, examples: by hash. A record replaces an earlier one of the same hash. Of two frames of a
+    run's examples the later one counts.
     """
     folder = RECORDS / report
     records = list((read_committed(report) | new).values())
@@ -700,12 +702,20 @@ def write_committed(report: str, new: dict[str, dict], examples: dict[str, pd.Da
 
 
 def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
-    """Write a frame for each run into further files of at most LIMIT bytes.
+    """Write a frame for each run into files of at most LIMIT bytes.
 
-    A run is never cut in two, so a larger one has a larger file.
+    The runs of the last file are packed again together with the new ones, since runs repeat each
+    other's ids. A run is never cut in two, so a larger one has a larger file.
     """
-    numbers = [int(file.stem.split("-")[1]) for file in folder.glob("examples-*.parquet")]
-    number = max(numbers, default=-1) + 1
+    if not frames:
+        return
+    files = list_example_files(folder)
+    last_file = files[-1] if files else None
+    number = 0
+    if last_file:
+        number = int(last_file.stem.split("-")[1]) + 1
+        packed = read_example_file(last_file)
+        frames = [frame for _, frame in packed.groupby("run", sort=False)] + frames
     while frames:
         for size in range(len(frames), 0, -1):
             content = pack_parquet(pd.concat(frames[:size]))
@@ -714,6 +724,23 @@ def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
         write(folder / f"examples-{number:03d}.parquet", content)
         frames = frames[size:]
         number += 1
+    # A landing that is cut short before this line leaves examples twice, and loses none.
+    if last_file:
+        last_file.unlink()
+
+
+def list_example_files(folder: Path) -> list[Path]:
+    """Return the files of committed examples in a report's folder, oldest first."""
+    return sorted(folder.glob("examples-*.parquet"))
+
+
+def read_example_file(file: Path) -> pd.DataFrame:
+    """Return the examples of a committed file. Raises UserError for a damaged one."""
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as e:
+        reason = " ".join(str(e).split())[:80]
+        raise UserError(f"{file} cannot be read ({reason}); restore the file from git") from None
 
 
 def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
