@@ -104,6 +104,9 @@ def plant_whole_record(spec: Spec) -> tuple[dict, object]:
         "created": "2026-01-01T00:00:00+00:00",
         "seconds": 100.0,
         "training_seconds": 90.0,
+        "tokens": 90_000,
+        "tokens_per_second": 1000.0,
+        "peak_memory_mb": 1000.0,
         "parameters": 22_700_000,
         "active_parameters": 22_700_000,
     }

@@ -287,7 +287,9 @@ def test_an_answer_needs_an_interval_on_one_side():
     ours = rows[(rows["control"] == "") & (rows["setting"] == "equal")]
     turned = ours.assign(value=-ours["value"], low=-ours["high"], high=-ours["low"])
     control = rows[(rows["control"] != "") & (rows["setting"] == "equal")]
-    assert overview.answer_question(turned)[0] == "yes (equal tuning)"
+    not_run = "yes, but its control was not run (equal tuning)"
+    assert overview.answer_question(turned)[0] == not_run
+    assert overview.answer_question(turned.assign(has_control=False))[0] == "yes (equal tuning)"
     wide = rows.assign(low=-99.0, high=99.0)
     assert overview.answer_question(wide)[0] == "undecided (equal tuning)"
     one_seed = rows.assign(low=float("nan"), high=float("nan"), n=1)

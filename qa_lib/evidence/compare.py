@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from qa_lib.evidence import claims, stats, verify
+from qa_lib.evidence.verdicts import Verdict
 from qa_lib.reports import plans
 from qa_lib.reports.comparisons import Comparison, Step, check_chain
 from qa_lib.settings.params import UserError
@@ -263,9 +264,11 @@ def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
 
     Columns: comparison (its position), claim, ours, against, on, unit, setting (`printed`, `equal`
     or `report`), variant (that of the idea, or the control's), control (the control that `ours` is
-    compared with; empty where it is compared with `against`), value, low, high, n, run, by_starter.
-    An arm that was not run has a row with n = 0. Where the report was scored by the starter code's
-    rule, so are the rows of its comparison, and by_starter is true.
+    compared with; empty where it is compared with `against`), value, low, high, n, run, by_starter,
+    part, untested. An arm that was not run has a row with n = 0. Where the report was scored by the
+    starter code's rule, so are the rows of its comparison, and by_starter is true. part: of a claim
+    about several models or sets the one that its row is of, else empty. untested: why its row is no
+    test of the claim, else empty.
     """
     table = verify.claims_table(P)
     asked = [(compared, find_claim(P, compared.claim)) for compared in comparisons]
@@ -287,6 +290,8 @@ def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
             "unit": claim.unit,
             "variant": name_variant(claim, compared),
             "by_starter": is_by_starter(table, claim.id),
+            "part": "",
+            "untested": "",
         }
         for row in list_values(claim, compared, table, measured):
             rows.append(labels | row)
@@ -320,7 +325,8 @@ def list_values(
         whole = select_row(table, claim.id, "starter", arm)
         if whole.empty:
             whole = select_row(table, claim.id, "claim", arm)
-        rows.append({"setting": setting, "control": ""} | read_value(whole, sign))
+        of_claim = read_value(whole, sign) | describe_test(whole)
+        rows.append({"setting": setting, "control": ""} | of_claim)
         beside = measured[(measured["claim"] == claim.id) & (measured["arm"] == arm)]
         for row in beside[beside["n"] > 0].to_dict("records"):
             left = {name: row[name] for name in [*NUMBERS, "n", "run"]}
@@ -338,6 +344,16 @@ def read_value(rows: pd.DataFrame, sign: int) -> dict:
     row = rows.iloc[0]
     low, high = sorted([sign * row["low"], sign * row["high"]])
     return {"value": sign * row["ours"], "low": low, "high": high, "n": row["n"], "run": row["run"]}
+
+
+def describe_test(rows: pd.DataFrame) -> dict:
+    """Return of which part a row of the claims table is, and why it is no test of its claim."""
+    if rows.empty:
+        return {}
+    row = rows.iloc[0]
+    part = row["part"] if row["parts"] > 1 else ""
+    untested = row["reason"] if row["verdict"] == Verdict.NOT_TESTED else ""
+    return {"part": part, "untested": untested}
 
 
 # ---- from the baseline to the report's model ----

@@ -67,7 +67,7 @@ class Board:
             self.y -= 0.8 * LINE if has_mark else 0.05
             return mark
         indent = INDENT if name.startswith(INDENT) else ""
-        lines = textwrap.wrap(name, 40, subsequent_indent=indent)
+        lines = textwrap.wrap(name, 38, subsequent_indent=indent)
         height = LINE * len(lines)
         mark = self.y - height / 2
         for at, line in enumerate(lines):
@@ -173,7 +173,8 @@ def name_comparison(rows: pd.DataFrame) -> str:
 
 def draw_comparison(board: Board, report: str, row):
     """Draw one value of a comparison, with its name and its number; one not run is said alone."""
-    name, marker = SETTINGS[row.setting]
+    name = name_value(report, row)
+    _, marker = SETTINGS[row.setting]
     look = board.look
     if row.setting == "printed":
         y = board.add_line(name, format_printed(row), is_quiet=True)
@@ -197,6 +198,16 @@ def draw_comparison(board: Board, report: str, row):
         board.axes.plot([row.low, row.high], [y, y], color=colour, lw=width, zorder=3)
     edge = look.colours["page"]
     board.axes.plot(row.value, y, marker, color=colour, ms=size, mec=edge, mew=0.8, zorder=4)
+
+
+def name_value(report: str, row) -> str:
+    """Return how a value of a comparison came about, and of which part of the claim it is."""
+    name, _ = SETTINGS[row.setting]
+    if row.part:
+        name += f", for {plans.name_models_in_part(report, row.part)}"
+    if row.untested:
+        name += f"; no test: {row.untested}"
+    return name
 
 
 def format_printed(row) -> str:
@@ -368,7 +379,8 @@ def draw_sweep(
     size = (look.width, height)
     fig, panels = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained")
     fig.get_layout_engine().set(rect=(0, 0.2 / height, 1, 1 - (top + 0.2) / height))
-    is_wide_range = rows[by].min() > 0 and rows[by].max() > 20 * rows[by].min()
+    smallest = rows[by][rows[by] > 0].min()
+    is_wide_range = rows[by].min() >= 0 and rows[by].max() > 20 * smallest
     for axes, name in zip(panels.flat, sets, strict=True):
         of_set = rows[rows["column"] == name]
         for variant, of_model in of_set.groupby("variant", sort=False):
@@ -381,7 +393,10 @@ def draw_sweep(
             axes.axhline(of_model["value"].mean(), color=colour, lw=1.2, ls="--")
         axes.set_title(name, fontsize=10)
         if is_wide_range:
-            axes.set_xscale("log")
+            if rows[by].min() > 0:
+                axes.set_xscale("log")
+            else:  # 0 has a place of its own
+                axes.set_xscale("symlog", linthresh=smallest)
             axes.minorticks_off()
     for axes in panels.flat if not look.is_narrow else panels.flat[-1:]:
         axes.set_xlabel(label)

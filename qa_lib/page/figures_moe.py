@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from qa_lib.data import selection
 from qa_lib.evidence import claims
-from qa_lib.page import charts, grids, looks, pieces, report, tables
+from qa_lib.page import charts, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import plans
 from qa_lib.settings.spec import Spec
@@ -208,21 +208,16 @@ def table_future(P) -> report.Html:
 # ---- tables whose rows are no models of the report ----
 
 
-def save_grid(P, name: str, caption: str, rows: pd.DataFrame) -> report.Html:
-    """Return a grid of results. rows: of a ledger, with `model`, a row's name, and `column`."""
-    models = list(dict.fromkeys(rows["model"]))
-    cells = grids.average_cells(rows, models)
-    shown, classes = grids.lay_out_grid(cells, {})
-    caption = f"{caption} {grids.describe_seeds(cells)} Bold: the best of ours."
-    return grids.save_frame(P, name, shown, classes, caption, cells)
-
-
 def collect_rows(P, names: dict[str, str], columns: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Return the rows of some variants at the report's settings, under their names and headings.
+
+    Where that arm was not run there are none.
 
     names: variant → its name, in the order of the table; columns: heading → (set, metric).
     """
     specs = [s for s in plans.plan(P) if s.arm == "printed" and s.variant in names]
+    if not specs:
+        return pd.DataFrame()
     rows = pieces.collect_columns(runs.collect_ledger(specs), columns)
     rows = rows.assign(model=rows["variant"].map(names))
     order = list(names.values())
@@ -243,13 +238,15 @@ def table_inside(P) -> report.Html:
         "The datasets that are trained on, in percent, by SQuAD's scoring. Own expert: that of "
         "the question's dataset."
     )
-    return save_grid(P, "table_inside", caption, collect_rows(P, names, columns))
+    return pieces.save_grid(P, "table_inside", caption, collect_rows(P, names, columns))
 
 
 def table_parts(P) -> report.Html:
     """Return the scores of Tables 1 and 2 by dataset."""
     wanted = list_reported(P)
     specs = [s for s in plans.plan(P) if s.arm == "printed" and s.variant in wanted and s.tests]
+    if not specs:
+        return report.note_absent(pieces.ARMS["printed"])
     rows = tables.scores_by_part(specs)
     titles = {P.pools[-1]: "Test", P.pools[0]: "Dev"}
     headings = [f"{titles[s]}, {part}" for s, part in zip(rows["set"], rows["part"], strict=True)]
@@ -259,7 +256,7 @@ def table_parts(P) -> report.Html:
         "model", key=lambda column: column.map(order.index), kind="stable"
     )
     caption = "Tables 1 and 2 by dataset: EM in percent, by SQuAD's scoring."
-    return save_grid(P, "table_parts", caption, rows)
+    return pieces.save_grid(P, "table_parts", caption, rows)
 
 
 def table_gates(P) -> report.Html:
@@ -271,7 +268,7 @@ def table_gates(P) -> report.Html:
     names |= {f"moe-layers-{number}": f"Layers: {number}" for number in P.sweep_layers}
     names |= {f"moe-input-{name}": f"Sees {name}" for name in P.sweep_inputs}
     caption = "Other gates on new domains, in percent, by SQuAD's scoring."
-    return save_grid(P, "table_gates", caption, collect_rows(P, names, name_columns(P)))
+    return pieces.save_grid(P, "table_gates", caption, collect_rows(P, names, name_columns(P)))
 
 
 def table_longer(P) -> report.Html:
@@ -285,7 +282,7 @@ def table_longer(P) -> report.Html:
     for number in P.longer:
         names[f"baseline-{number}-last"] = f"{number} epochs, last checkpoint"
     caption = "Longer training of the baseline on new domains, in percent, by SQuAD's scoring."
-    return save_grid(P, "table_longer", caption, collect_rows(P, names, name_columns(P)))
+    return pieces.save_grid(P, "table_longer", caption, collect_rows(P, names, name_columns(P)))
 
 
 def table_data(P) -> report.Html:
@@ -307,6 +304,8 @@ def table_cost(P) -> report.Html:
     for variant in list_compared(P)[1:]:
         names[variant] = plans.display_name(P.report, variant)
     specs = [s for s in plans.plan(P) if s.variant in names and s.arm == "printed" and s.tests]
+    if not specs:
+        return report.note_absent(pieces.ARMS["printed"])
     cost = tables.collect_costs(specs)
     rows = []
     for variant, name in names.items():

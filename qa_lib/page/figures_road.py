@@ -286,8 +286,12 @@ def table_blocks(P) -> report.Html:
     if "blocks" not in P.experiments:
         return report.note_absent("blocks")
     variants = [f"{model}-blocks" for model in PRETRAINED]
-    caption = f"Encoders of {', '.join(map(str, P.sweep_blocks))} blocks."
-    return pieces.table_grid(P, "table_blocks", caption, variants, name_columns(P), {})
+    columns = {}
+    for blocks in P.sweep_blocks:
+        for heading, place in name_columns(P).items():
+            columns[f"{heading}, {blocks} blocks"] = (*place, {"blocks": blocks})
+    caption = "Encoders of fewer blocks."
+    return pieces.table_grid(P, "table_blocks", caption, variants, columns, {})
 
 
 def table_cost(P) -> report.Html:
@@ -453,14 +457,16 @@ def figure_passes(P) -> report.Html:
     rows = ledger.assign(draws=draws, variant="mtl")
     rows = rows[rows["column"].str.endswith("EM")]
     plain = [s for s in plans.plan(P) if s.arm == "printed" and s.variant == "baseline" and s.tests]
-    plain = [spec for spec in plain if spec.domains[0] == P.domains[0]]
+    plain = [s for s in plain if s.domains[0] == P.domains[0] and s.seed in set(rows["seed"])]
     lines = pieces.collect_columns(runs.collect_ledger(plain), name_columns(P)) if plain else None
     lines = rows[:0] if lines is None else lines[lines["column"].str.endswith("EM")]
     seeds = rows["seed"].nunique()
     caption = (
         "EM by the draws of a dataset that an update averages, at one batch in all. Points: means "
-        f"over seeds, of which there {'is one' if seeds == 1 else f'are {seeds}'}. Dashed: Plain."
+        f"over seeds, of which there {'is one' if seeds == 1 else f'are {seeds}'}."
     )
+    if len(lines):
+        caption += " Dashed: Plain."
     alt = "EM on the target and on the other domain over the draws of an update."
 
     def draw(look: Look) -> Figure:

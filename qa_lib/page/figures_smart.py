@@ -75,7 +75,7 @@ PARTS = {
 WITH_SMART = ("smart", "rrobin-smart", "rrobin-pre-smart", "rrobin-full-smart")
 DEGENERATE = ("rrobin", "rrobin-smart", "rrobin-smart-softmax")
 ALTERED = ("finetune", "smart", "rrobin", "rrobin-smart")
-NOISE = ("finetune", "smart", "smart-dropout", "smart-unit-norm", "smart-r3f")
+NOISE = ("finetune", "smart", "smart-dropout", "smart-unit-norm", "smart-r3f", "smart-gaussian")
 CONTROLS = (
     "heads-only",
     "rrobin-16",
@@ -96,6 +96,14 @@ def name_columns(P, films: bool = False) -> dict[str, tuple[str, str]]:
     if films:
         return first | ({FILMS: (P.reviews, "accuracy")} if P.reviews else {})
     return first | {SCORES[1]: (paraphrase, "accuracy"), SCORES[2]: (similarity, "pearson")}
+
+
+def list_single(P) -> list[str]:
+    """Return the variants of Table 1: models of one task, and beside reviews SMART too."""
+    if "reviews" not in P.experiments:
+        return list(TABLE_1)
+    models = [*TABLE_1, "smart"]
+    return models + [f"{model}-{P.reviews}" for model in models]
 
 
 def name_altered_columns(P) -> dict[str, tuple[str, str]]:
@@ -441,6 +449,8 @@ def table_contamination(P) -> report.Html:
     rows = []
     for heading, (test_set, metric) in name_columns(P).items():
         of_set = ledger[(ledger["set"] == test_set) & (ledger["metric"] == metric)]
+        if of_set.empty:
+            continue
         scores = of_set.pivot(index="seed", columns="variant", values="value")
         frozen = "heads-only" if heading == SCORES[1] else "pretrain"
         d = params.read_datasets(P.source, P.data)[test_set]
@@ -558,12 +568,25 @@ def figure_quora(P) -> report.Html:
 
 def table_noise(P) -> report.Html:
     """Return SMART beside random noise of equal cost, on sentiment."""
+    if "noise" not in P.experiments:
+        return report.note_absent("noise")
+    specs = [s for s in plans.plan(P) if s.variant in NOISE and s.arm == "printed"]
     columns = {SCORES[0]: (P.domains[0], "accuracy")}
+    rows = pieces.collect_columns(runs.collect_ledger(specs), columns)
+    names = []
+    for row in rows.itertuples():
+        name = plans.display_name(P.report, row.variant)
+        is_sweep = row.variant == NOISE[-1]
+        names.append(f"{name}, sd {row.smart_start_sd:g}" if is_sweep else name)
+    order = {variant: place for place, variant in enumerate(NOISE)}
+    rows = rows.assign(model=names).sort_values(
+        "variant", key=lambda column: column.map(order), kind="stable"
+    )
     caption = (
         "SMART beside random noise that costs as many passes: accuracy on sentiment. "
         + tell_batches(P)
     )
-    return pieces.table_grid(P, "table_noise", caption, list(NOISE), columns, {})
+    return pieces.save_grid(P, "table_noise", caption, rows)
 
 
 def table_altered(P) -> report.Html:
@@ -644,6 +667,8 @@ def table_degenerate(P) -> report.Html:
     rows = []
     for variant in DEGENERATE:
         records = runs.require_records([spec for spec in specs if spec.variant == variant])
+        if not records:
+            continue
         row = {"model": plans.display_name(P.report, variant)}
         for heading, (test_set, metric) in name_columns(P).items():
             row[heading] = float(np.mean([r["metrics"][test_set][metric] for _, r in records]))

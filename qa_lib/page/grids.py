@@ -96,20 +96,27 @@ def average_cells(rows: pd.DataFrame, models: list[str]) -> pd.DataFrame:
     """Return mean and standard deviation over seeds: a row for each model and column of a grid.
 
     rows: of a ledger, with `column`, where a value stands. Columns: model, column, value, value_sd,
-    seeds, run.
+    seeds, value_shared (the mean over the seeds that all models of the column have, if any), run.
+    Raises ValueError where a seed has two values in one cell.
     """
     cells = []
-    for (model, column), group in rows.groupby(["model", "column"], sort=False, observed=True):
-        cells.append(
-            {
-                "model": model,
-                "column": column,
-                "value": group["value"].mean(),
-                "value_sd": group["value"].std(),
-                "seeds": group["seed"].nunique(),
-                "run": tuple(group["run"].unique()),
-            }
-        )
+    for column, of_column in rows.groupby("column", sort=False, observed=True):
+        by_seed = of_column.groupby(["seed", "model"], sort=False, observed=True)["value"]
+        if (by_seed.size() > 1).any():
+            raise ValueError(f"a model has several values of one seed under {column}")
+        shared = by_seed.first().unstack("model").dropna().mean()
+        for model, group in of_column.groupby("model", sort=False, observed=True):
+            cells.append(
+                {
+                    "model": model,
+                    "column": column,
+                    "value": group["value"].mean(),
+                    "value_sd": group["value"].std(),
+                    "seeds": group["seed"].nunique(),
+                    "value_shared": shared[model],
+                    "run": tuple(group["run"].unique()),
+                }
+            )
     frame = pd.DataFrame(cells)
     return frame.sort_values("model", key=lambda names: names.map(models.index), kind="stable")
 
@@ -122,19 +129,18 @@ def lay_out_grid(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a grid as text, and the class of each of its cells.
 
-    Rows are models, columns are sets; the best of ours in a column is bold. What the report prints
-    stands above ours, a row for each model, where all rows are at most ten. Else it stands beside
-    ours, a column for each.
+    Rows are models, columns are sets; the best of ours in a column, over the seeds that all models
+    have, is bold. What the report prints stands above ours, a row for each model, where all rows
+    are at most ten. Else it stands beside ours, a column for each.
 
     cells: of `average_cells`. printed: model → column → value. lower: the columns in which a lower
     value is better. benchmark: a source and its values, rows above those that are printed.
-    Raises ValueError for a grid of more than ten rows.
     """
     models = list(cells["model"].unique())
     columns = list(cells["column"].unique())
-    if len(models) > MOST_ROWS:
-        raise ValueError(f"a grid has at most {MOST_ROWS} rows, this one {len(models)}: split it")
-    values = cells.pivot(index="model", columns="column", values="value").loc[models, columns]
+    values = cells.pivot(index="model", columns="column", values="value_shared").loc[
+        models, columns
+    ]
     ours, best = [], []
     for model in models:
         of_model = cells[cells["model"] == model].set_index("column")
@@ -142,7 +148,7 @@ def lay_out_grid(
         best.append([is_best(values[c], model, is_lower=c in lower) for c in columns])
     ours = pd.DataFrame(ours, models, columns)
     classes = pd.DataFrame(best, models, columns).map(
-        lambda is_it: "number best" * is_it or "number"
+        lambda is_it: "number best" if is_it else "number"
     )
     theirs = list_values(printed, columns)
     if theirs.empty:
@@ -158,8 +164,6 @@ def lay_out_grid(
         for source, frame in sources.items()
     ]
     above = pd.concat(above)
-    if len(above) + len(ours) > MOST_ROWS:
-        raise ValueError(f"a grid has at most {MOST_ROWS} rows: split it")
     grey = pd.DataFrame("number printed", above.index, columns)
     return pd.concat([above, ours]), pd.concat([grey, classes])
 
@@ -209,6 +213,15 @@ def is_best(values: pd.Series, model: str, is_lower: bool) -> bool:
     """Return whether a model has the best value of a column, as it is shown."""
     shown = values.round(1)
     return bool(shown[model] == (shown.min() if is_lower else shown.max()))
+
+
+def describe_bold(cells: pd.DataFrame) -> str:
+    """Return what is bold in a grid."""
+    if cells["value_shared"].isna().all():
+        return ""
+    if cells["seeds"].nunique() == 1:
+        return " Bold: the best of ours."
+    return " Bold: the best over shared seeds."
 
 
 def describe_seeds(cells: pd.DataFrame) -> str:

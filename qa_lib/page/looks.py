@@ -154,11 +154,11 @@ def save_drawing(
     )
 
 
-def show_drawing(draw: Drawing, caption: str, alt: str) -> report.Html:
-    """Return a figure for display that shows no result, and so has no run and no file."""
-    with drawn(draw, WIDE, "") as fig:
+def show_drawing(draw: Drawing, caption: str, alt: str, tag: str = "") -> report.Html:
+    """Return a figure for display that has no file. tag: the profile, where it shows a result."""
+    with drawn(draw, WIDE, tag) as fig:
         wide = take_picture(fig)
-    picture = embed_drawing(draw, "", alt, wide)
+    picture = embed_drawing(draw, tag, alt, wide)
     return report.Html(
         f'<figure class="drawing">{picture}<figcaption>{escape(caption)}</figcaption></figure>'
     )

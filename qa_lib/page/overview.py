@@ -141,15 +141,20 @@ def measure_answer(slug: str, profile: str) -> pd.DataFrame:
     """Return the rows of compare.collect_comparisons for what answers a report's question.
 
     That is the first comparison that the report declares, with the control that its claim names.
-    The column `report` has the report's slug.
+    The column `report` has the report's slug, and has_control says whether the claim names one.
     """
     first = replace(plans.find_report(slug).COMPARISONS[0], controls=())
-    return compare.collect_comparisons(load_page(slug, profile), (first,)).assign(report=slug)
+    P = load_page(slug, profile)
+    has_control = compare.find_claim(P, first.claim).control is not None
+    rows = compare.collect_comparisons(P, (first,))
+    return rows.assign(report=slug, has_control=has_control)
 
 
 def describe_answer(slug: str, profile: str) -> str:
     """Return the finding of a report's page, in one line."""
     P = load_page(slug, profile)
+    if not all(runs.find_record(spec) for spec in plans.plan(P)):
+        return "the page is of other parameters than params/ has; the numbers stand there."
     found = written.read_findings(slug)
     if not written.is_written_of(P, found):
         return "the findings of these runs are not written yet; the page has the numbers."
@@ -161,8 +166,8 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
     """Return the answer to a report's question, and the row that it is of, where one was run.
 
     It is that of the first comparison, with equal tuning where that was run. Beside a gain stands
-    whether the claim's control gains more, or may gain as much. rows: those of the report in
-    `measure_answer`.
+    whether the claim's control gains more, or may gain as much, or was not run. rows: those of the
+    report in `measure_answer`.
     """
     measured = rows[rows["n"] > 0]
     ours = measured[measured["control"] == ""].set_index("setting")
@@ -172,6 +177,8 @@ def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:
         row = ours.loc[setting]
         if row["low"] > 0 and row["n"] >= ENOUGH:
             of_controls = measured[(measured["control"] != "") & (measured["setting"] == setting)]
+            if row["has_control"] and of_controls.empty:
+                return f"yes, but its control was not run ({name})", row
             if (of_controls["high"] < 0).any():
                 return f"yes, but a control gains more ({name})", row
             if not (of_controls["low"] > 0).all():
@@ -201,6 +208,11 @@ def list_answers(boards: dict[str, tuple[str, pd.DataFrame]]) -> pd.DataFrame:
             answer, row = answer_question(measure_answer(slug, profile))
         if row is not None:
             is_row = [names == row["run"] for names in table["run"]]
+            if not any(is_row):
+                raise UserError(
+                    f"the page of {slug} is of other parameters than params/ has; make "
+                    f"report-{slug} PROFILE={profile} draws it by these"
+                )
             trained = f"{row['n']} × {table.loc[is_row, 'rows'].iloc[0]}"
         rows.append(
             {
@@ -245,7 +257,7 @@ def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repo
         "simpler model that could do as well. Bars: 95 % intervals."
     )
     alt = "; ".join(
-        f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
+        f"{row.ours} against {row.against}, {charts.name_value(row.report, row)}: "
         f"{charts.format_difference(row)}"
         for row in made[made["control"] == ""].itertuples()
     )

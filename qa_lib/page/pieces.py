@@ -37,13 +37,14 @@ CURVES = {"train_loss": "training loss", "validation_loss": "validation loss"}
 def show_committed(slug: str, comparisons: tuple[Comparison, ...]) -> report.Html:
     """Return the answer and the forest figure of the committed results on real data.
 
-    Nothing is trained. Of two sizes it is the larger one that is whole; where neither is, a line
-    says so.
+    Nothing is trained or written. Of two sizes it is the larger one that is whole; where neither
+    is, a line says so.
     """
     for size in ("full", "small"):
         P = plans.load_params(slug, "real", size=size)
         if all(runs.find_record(spec) for spec in plans.plan(P)):
-            return stack(show_answer(P, comparisons), figure_comparisons(P, comparisons))
+            figure = figure_comparisons(P, comparisons, is_preview=True)
+            return stack(show_answer(P, comparisons), figure)
     return NOTHING_COMMITTED
 
 
@@ -170,10 +171,13 @@ def list_parts_not_run(P) -> report.Html:
 # ---- figures ----
 
 
-def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
+def figure_comparisons(
+    P, comparisons: tuple[Comparison, ...], is_preview: bool = False
+) -> report.Html:
     """Return the forest figure: printed, ours in both arms, and what controls leave.
 
-    Comparisons of which nothing was run are named in the caption.
+    Comparisons of which nothing was run are named in the caption. is_preview: it is shown outside
+    its page, and no file is written.
     """
     rows = compare.collect_comparisons(P, comparisons)
     made = rows[rows["n"] > 0]
@@ -195,7 +199,7 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
         caption += f" Not run: {'; '.join(dict.fromkeys(names))}."
     alt = "A row for each comparison: " + "; ".join(
-        f"{row.ours} against {row.against}, {charts.SETTINGS[row.setting][0]}: "
+        f"{row.ours} against {row.against}, {charts.name_value(P.report, row)}: "
         f"{charts.format_difference(row, row.unit)}"
         for row in made[made["control"] == ""].itertuples()
     )
@@ -203,6 +207,8 @@ def figure_comparisons(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     def draw(look: looks.Look):
         return charts.draw_forest(P.report, rows, look)
 
+    if is_preview:
+        return looks.show_drawing(draw, caption, alt, report.profile_tag(P))
     return looks.save_drawing(P, "fig_comparisons", draw, caption, alt, made)
 
 
@@ -242,7 +248,7 @@ def describe_intervals(P, made: pd.DataFrame) -> str:
 def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -> report.Html:
     """Return the step chart from the baseline to the report's model, by a claim's contrast."""
     if arm not in P.arms:
-        return report.note_absent(report.EQUAL_TUNING)
+        return report.note_absent(ARMS[arm])
     rows = compare.collect_steps(P, claim, steps, arm)
     made = rows[rows["n"] > 0]
     if made.empty:
@@ -475,7 +481,7 @@ def table_grid(
     if seconds:
         ledger = pd.concat([ledger, grids.list_epoch_seconds(P, specs, seconds)])
     known = set(ledger["variant"])
-    models = [plans.display_name(P.report, v) for v in variants if v in known]
+    models = list(dict.fromkeys(plans.display_name(P.report, v) for v in variants if v in known))
     cells = grids.average_cells(ledger, models)
     theirs = {plans.display_name(P.report, v): values for v, values in printed.items()}
     further = None
@@ -489,9 +495,22 @@ def table_grid(
         )
     caption = f"{caption} {grids.describe_seeds(cells)}"
     if has_best:
-        caption += " Bold: the best of ours."
+        caption += grids.describe_bold(cells)
     else:
         classes = classes.replace("number best", "number")
+    return grids.save_frame(P, name, shown, classes, caption, cells)
+
+
+def save_grid(P, name: str, caption: str, rows: pd.DataFrame) -> report.Html:
+    """Return a grid of results whose rows have names of their own.
+
+    rows: of a ledger, with `model`, a row's name, and `column`, in the order of the table.
+    """
+    if rows.empty:
+        return report.note_absent(name)
+    cells = grids.average_cells(rows, list(dict.fromkeys(rows["model"])))
+    shown, classes = grids.lay_out_grid(cells, {})
+    caption = f"{caption} {grids.describe_seeds(cells)}{grids.describe_bold(cells)}"
     return grids.save_frame(P, name, shown, classes, caption, cells)
 
 

@@ -192,19 +192,10 @@ def describe_mark(table: pd.DataFrame) -> str:
 
 def name_models_in_parts(slug: str, table: pd.DataFrame) -> pd.DataFrame:
     """Return verdicts whose parts call models as readers do: "MoE", not "moe"."""
-    models = plans.find_report(slug).MODELS
-
-    def name_models_of(part: str) -> str:
-        """Return a part, "rrobin-full, EM", with the display names of its models."""
-        words = []
-        for word in part.split(", "):
-            words.append(plans.display_name(slug, word) if word in models else word)
-        return ", ".join(words)
-
-    parts = {
-        column: table[column].fillna("").map(name_models_of) for column in ("part", "rule_part")
-    }
-    return table.assign(**parts)
+    for column in ("part", "rule_part"):
+        parts = [plans.name_models_in_part(slug, part) for part in table[column].fillna("")]
+        table = table.assign(**{column: parts})
+    return table
 
 
 def show_groups(P, table: pd.DataFrame) -> report.Html:

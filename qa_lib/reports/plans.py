@@ -10,6 +10,7 @@ from typing import Any
 from qa_lib.data import selection
 from qa_lib.settings import command_line, params
 from qa_lib.settings.parameters import Study
+from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
 
@@ -28,8 +29,14 @@ def plan(P: Study) -> list[Spec]:
     """Return the runs of a report at its parameters.
 
     Each knows the identity of its test sets, so that no record with scores on others serves.
+    Raises UserError where there are none.
     """
     specs = find_report(P.report).plan(P)
+    if not specs:
+        raise UserError(
+            f"experiments: {', '.join(P.experiments)} has no run at these parameters; name a "
+            "further part, or give the values that it varies"
+        )
     names = dict.fromkeys(name for spec in specs for name in spec.tests)
     known = selection.fingerprint_test_sets(names, P.source, P.data)
     planned = []
@@ -61,6 +68,15 @@ def find_model(report: str, variant: str) -> str:
 def display_name(report: str, variant: str) -> str:
     """Return the name by which readers know the model of a variant."""
     return find_report(report).MODELS[find_model(report, variant)][0]
+
+
+def name_models_in_part(report: str, part: str) -> str:
+    """Return a part of a claim, "rrobin-full, EM", with the names by which readers know models."""
+    models = find_report(report).MODELS
+    words = []
+    for word in part.split(", "):
+        words.append(display_name(report, word) if word in models else word)
+    return ", ".join(words)
 
 
 def display_names(report: str) -> list[str]:

@@ -118,7 +118,7 @@ COMPARISONS = (
 # From the plain encoder to the report's final model.
 STEPS = (
     Step("several datasets, one a step", "baseline", "mt-dnn"),
-    Step("gradients of four draws averaged", "mt-dnn", "mtl-own-heads"),
+    Step("four uniform draws averaged", "mt-dnn", "mtl-own-heads"),
     Step("a head for each task, not dataset", "mtl-own-heads", "mtl"),
     Step("the soft targets of three teachers", "mtl", "kd"),
     Step("teachers weighted by who is right", "kd", "weighted-kd"),

@@ -36,6 +36,7 @@ from qa_lib.settings.parameters import (
 )
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
+from qa_lib.store import runs
 
 TITLE = "Walk Less and Only Down Smooth Valleys"
 
@@ -61,7 +62,7 @@ MODELS = {
     "rrobin-full": ("All paraphrases", "#1f6f8b"),
     "rrobin-full-16": ("All paraphrases, small batches", "#4a8fa8"),
     "rrobin-full-scaled": ("All paraphrases, every loss a mean", "#2a9d9d"),
-    "rrobin-full-no-quora": ("As many steps, no paraphrases", "#7a8a99"),
+    "rrobin-full-no-quora": ("As many rounds, no paraphrases", "#7a8a99"),
     "rrobin-full-smart": ("All paraphrases + SMART", "#8c2d6a"),
     "rrobin-full-layer": ("All paraphrases + relational layer", "#222222"),
     "layer-unshared": ("A relational layer for each task", "#555577"),
@@ -710,3 +711,17 @@ def plan(
             if experiment in params.experiments:
                 specs += list_runs(arm)
     return start + common.drop_repeats(specs)
+
+
+def collect_values(params: Parameters) -> dict[str, int]:
+    """Return numbers that findings name and no score has.
+
+    steps_rrobin, steps_rrobin_16 …: the updates of a model, at the report's settings.
+    """
+    steps = {}
+    for spec in plan(params):
+        record = runs.find_record(spec)
+        if record and spec.arm == "printed":
+            name = f"steps_{spec.variant}".replace("-", "_")
+            steps[name] = record["history"][-1]["step"]
+    return steps
