@@ -158,3 +158,15 @@ def test_findings_may_name_how_many_picks_were_dropped(monkeypatch):
     values = exbert.collect_values(params)
     assert {spec.seed for spec in planned if spec.variant == "exbert-tuned"} == {0, 1}
     assert values == {"dropped_least": 0.4, "dropped_most": 0.5}
+
+
+def test_a_sweep_has_its_own_runs_alone():
+    changes = {"experiments": ["rates", "dropout", "balance"], "tuned_dropout": "none"}
+    P = plans.load_params("exbert", "quick", changes)
+    rates = own.find_sweep(P, "rates")
+    points = [(spec.learning_rate, spec.seed) for spec in rates]
+    assert len(points) == len(set(points)) == len(P.sweep_rates) * len(P.side_seeds)
+    balances = own.find_sweep(P, "balance")
+    points = [(spec.layer.balance, spec.seed) for spec in balances]
+    assert len(points) == len(set(points)) == len(P.sweep_balance) * len(P.side_seeds)
+    assert own.find_sweep(P, "blocks") == []

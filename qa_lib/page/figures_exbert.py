@@ -516,7 +516,7 @@ def draw_information(axes, P, information: pd.DataFrame, look: Look):
 
 def figure_balance(P) -> report.Html:
     """Return the router in training, by the coefficient of the balance loss."""
-    specs = find_balance_runs(P)
+    specs = find_sweep(P, "balance")
     if not specs:
         return report.note_absent("balance")
     steps = tables.collect_router_steps(specs)
@@ -532,16 +532,15 @@ def figure_balance(P) -> report.Html:
     return looks.save_drawing(P, "fig_balance", draw, caption, alt, steps)
 
 
-def find_balance_runs(P) -> list[Spec]:
-    """Return the runs of the sweep of the balance loss; none where it is not part of the study."""
-    if "balance" not in P.experiments:
+def find_sweep(P, part: str) -> list[Spec]:
+    """Return ExBERT's runs of one sweep, as a plan of that part alone has them.
+
+    There are none where the part is not of the study.
+    """
+    if part not in P.experiments:
         return []
-    specs = []
-    for spec in find_runs(P, "exbert-curve", "printed", P.centre):
-        is_place = spec.layer.dropout_at == P.tuned_dropout
-        if is_place and spec.layer.layer_dropout == P.layer_dropout:
-            specs.append(spec)
-    return specs
+    alone = P.model_copy(update={"experiments": [part], "arms": ["printed"]})
+    return find_runs(alone, "exbert-curve", "printed", P.centre)
 
 
 def draw_balance(slug: str, steps: pd.DataFrame, look: Look) -> Figure:
@@ -579,7 +578,7 @@ def fade(look: Look, colour: str, place: int, number: int) -> str:
 
 def table_balance(P) -> report.Html:
     """Return EM by the coefficient of the balance loss."""
-    specs = find_balance_runs(P)
+    specs = find_sweep(P, "balance")
     if not specs:
         return report.note_absent("balance")
     columns = {test_set: (test_set, "em") for test_set in P.domains}
@@ -601,30 +600,19 @@ SWEEPS = {
 }
 
 
-def select_sweep(P, part: str, history: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a history that a sweep is made of: all but its own setting is the same."""
-    is_tuned = history["blocks"] == P.tuned_blocks
-    is_plain = history["dropout_at"] == "none"
-    is_own_rate = history["learning_rate"] == P.learning_rate
-    if part == "blocks":
-        return history[is_plain & is_own_rate & (history["experts"] == P.experts)]
-    if part == "experts":
-        return history[is_plain & is_own_rate & (history["blocks"] == P.blocks)]
-    if part == "rates":
-        return history[is_tuned & is_plain]
-    is_rate = (history["learning_rate"] == P.tuned_rate) | (history["dropout_at"] == "both")
-    return history[is_tuned & is_rate & (history["balance"] == P.balance)]
-
-
 def figure_losses(P, part: str) -> report.Html:
     """Return the losses of ExBERT over the epochs, a panel for each value of a sweep."""
     name, by, words = SWEEPS[part]
-    if not is_run(P, part):
+    specs = find_sweep(P, part)
+    if not specs:
         return report.note_absent(part)
-    specs = find_runs(P, "exbert-curve", "printed", P.centre)
-    history = tables.add_display_names(runs.collect_histories(specs))
-    rows = select_sweep(P, part, history)
-    return save_losses(P, name, rows, by, f"Losses of ExBERT by the {words}.")
+    rows = tables.add_display_names(runs.collect_histories(specs))
+    caption = f"Losses of ExBERT by the {words}."
+    slow = rows[rows["learning_rate"] != P.tuned_rate]
+    if part == "dropout" and len(slow):
+        panel, rate = slow[by].iloc[0], slow["learning_rate"].iloc[0]
+        caption += f" {panel} has the rate {rate:g}, the others have {P.tuned_rate:g}."
+    return save_losses(P, name, rows, by, caption)
 
 
 def figure_plain_losses(P) -> report.Html:

@@ -410,6 +410,8 @@ def make_square(rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 def describe_cosines(rows: pd.DataFrame) -> str:
     """Return one sentence on what the cosines say of the report's explanation."""
     other = rows[~rows["same"]]
+    if other.empty:
+        return "All datasets are of one task."
     of_probes = rows.groupby(["run", "step"])[["left", "orthogonal"]].first().mean()
     left, orthogonal = of_probes["left"], of_probes["orthogonal"]
     against = 100 * (other["cosine"] < 0).mean()
