@@ -217,6 +217,58 @@ def compare_records(ours: dict, theirs: dict):
         assert row == pytest.approx(other, rel=1e-6)
 
 
+def kill_in_evaluation(spec: Spec, monkeypatch):
+    """Train a run until its first evaluation; there is a checkpoint at each logged step."""
+
+    def end_here(self, *args, **kwargs):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setenv("QA_CHECKPOINT_SECONDS", "0")
+        patch.setattr(train.RunTrainer, "evaluate", end_here)
+        with pytest.raises(Killed):
+            train.train(spec, progress=show_nothing)
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_kill_in_an_evaluation_loses_no_evaluation(
+    checkpoint, looks, small_encoder, store, monkeypatch
+):
+    """The last step of an epoch is a logged one, so that a checkpoint is due there too."""
+    options = {"rows": [16, 16, 16], "checkpoint": checkpoint, "looks": looks}
+    spec = make_spec(small_encoder, **options)
+    undisturbed = train.train(spec, progress=show_nothing)
+    (store / "runs" / "smart").rename(store / "undisturbed")
+    kill_in_evaluation(spec, monkeypatch)
+    lines = []
+    again = train.train(spec, progress=lines.append)
+    assert any("goes on from checkpoint-" in line for line in lines)
+    steps = [6, 12] if looks == 1 else [3, 6, 9, 12]
+    assert [row["step"] for row in again["history"]] == steps
+    assert again["chosen_step"] == undisturbed["chosen_step"]
+    compare_records(again, undisturbed)
+
+
+def test_what_is_logged_covers_every_step_of_a_training(small_encoder):
+    """Of 21 steps every second is logged; an evaluation is after 10 of them, and after the rest."""
+    spec = make_spec(small_encoder, rows=[56, 56, 56], epochs=1.0, looks=2, smart=Smart())
+    record = train.train(spec, progress=show_nothing)
+    logged = [row["step"] for row in record["load"]["training"]]
+    assert logged == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 21]
+    assert [row["step"] for row in record["history"]] == [10, 20, 21]
+    assert record["history"][-1]["train_loss"] is not None
+    odd = make_spec(small_encoder, rows=[56, 56, 56], epochs=1.0, looks=3)
+    record = train.train(odd, progress=show_nothing)
+    assert [row["step"] for row in record["history"]] == [7, 14, 21]
+
+
+def test_a_score_of_the_training_is_the_mean_over_its_steps():
+    rows = [{"step": 10, "toy": 4.0}, {"step": 20, "toy": 2.0}, {"step": 25, "toy": 1.0}]
+    averages = train.average_scored([Toy()], rows)
+    assert averages == {"toy": (40 + 20 + 5) / 25, "n": 3}
+
+
 @pytest.mark.slow
 def test_a_run_on_three_datasets_is_killed_and_ends_with_the_same_numbers(
     small_encoder, store, monkeypatch

@@ -8,9 +8,7 @@
 The Hugging Face Trainer does the loop. Overridden are `training_step`, `compute_loss`, `evaluate`,
 `log`, the optimizer's groups and the order of examples, nothing else. The run's extra losses
 (qa_lib/losses/extra.py) are added to the task's own. A run that is killed at any moment
-goes on from its last complete checkpoint, and on CPU ends with the same scores. Where that
-checkpoint was taken between two logged steps, the next evaluation reports a mean training loss over
-fewer steps.
+goes on from its last complete checkpoint, and on CPU ends with the same scores and history.
 """
 
 import datetime
@@ -139,7 +137,7 @@ class RunTrainer(Trainer):
         if self.state.log_history:
             last = self.state.log_history[-1]
             if "eval_loss" in last and last["step"] == self.state.global_step:
-                return last  # the Trainer asks twice at the last step
+                return last  # the Trainer asks twice at a step that ends an epoch
         scores = evaluate.score_run_rows(self.model, self.tokenizer, self.spec, self.eval_dataset)
         logs = {f"eval_{name}": value for name, value in scores.items()}
         for prefix, rows in self.further_rows.items():
@@ -250,10 +248,19 @@ class Keeper(TrainerCallback):
         self.began = self.saved = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Report the step, and ask for a checkpoint where one is due."""
+        """Report the step, and ask for what is due after it: evaluation, log and checkpoint."""
         self.progress(f"{self.spec.run}  step {state.global_step}/{state.max_steps}")
+        is_last = state.global_step >= state.max_steps
+        ends_epoch = is_last or float(state.epoch).is_integer()
+        # The Trainer evaluates an epoch after all that belongs to its last step. A run that was
+        # killed between this step's checkpoint and the evaluation would go on in the next epoch.
+        if ends_epoch and args.eval_strategy == "epoch":
+            control.should_evaluate = True
+        # The mean loss that an evaluation reports is over all steps up to it.
+        if is_last or control.should_evaluate:
+            control.should_log = True
         # A checkpoint is saved only where the mean loss is logged, so that no loss is forgotten.
-        if control.should_log and state.global_step < state.max_steps:
+        if control.should_log and not is_last:
             due = torch.tensor(int(time.monotonic() - self.saved >= self.every), device=args.device)
             if broadcast(due):  # the clock of the first process decides for all
                 control.should_save = True
@@ -480,14 +487,17 @@ def read_extra_losses(log: list[dict]) -> list[dict]:
 def average_scored(losses: list[ExtraLoss], rows: list[dict]) -> dict[str, float]:
     """Return the means over a training of those reported values that are scores of the run.
 
-    rows: of `read_extra_losses`. The result has n, the number of rows, where it has a score.
+    rows: of `read_extra_losses`, each with means over the steps since the row before. The result
+    has n, the number of rows, where it has a score.
     """
+    steps = np.diff([0, *(row["step"] for row in rows)])
     averages = {}
     for extra in losses:
         for name in extra.scored:
             values = [row[name] for row in rows if name in row]
+            weights = [weight for row, weight in zip(rows, steps, strict=True) if name in row]
             if values:
-                averages[name] = float(np.mean(values))
+                averages[name] = float(np.average(values, weights=weights))
     return averages | {"n": len(rows)} if averages else averages
 
 
