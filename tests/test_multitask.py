@@ -1,6 +1,7 @@
 """Training on several datasets in turn, extra losses with a state, and the roles of parents."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -248,6 +249,41 @@ def test_a_kill_in_an_evaluation_loses_no_evaluation(
     assert [row["step"] for row in again["history"]] == steps
     assert again["chosen_step"] == undisturbed["chosen_step"]
     compare_records(again, undisturbed)
+
+
+def test_a_run_whose_folder_has_moved_keeps_its_best_checkpoint(
+    small_encoder, store, monkeypatch
+):
+    """All evaluations but the first are worse, so that no later checkpoint names the best anew."""
+    scored = evaluate.score_run_rows
+
+    def score_less(model, tokenizer, spec, rows):
+        falling.append(1.0 / (1 + len(falling)))
+        return scored(model, tokenizer, spec, rows) | {"mean": falling[-1]}
+
+    monkeypatch.setattr(evaluate, "score_run_rows", score_less)
+    spec = make_spec(small_encoder, rows=[16, 16, 16])
+    falling = []
+    undisturbed = train.train(spec, progress=show_nothing)
+    assert undisturbed["chosen_step"] == 6
+    shutil.rmtree(store / "runs" / "smart")
+    falling = []
+    with monkeypatch.context() as patch:
+        patch.setenv("QA_CHECKPOINT_SECONDS", "3600")
+        patch.setattr(train.Keeper, "on_epoch_begin", end_in_second_epoch, raising=False)
+        with pytest.raises(Killed):
+            train.train(spec, progress=show_nothing)
+    (store / "runs").rename(store / "moved")
+    monkeypatch.setattr(runs, "RUNS", store / "moved")
+    again = train.train(spec, progress=show_nothing)
+    assert again["chosen_step"] == 6
+    assert again["metrics"] == undisturbed["metrics"]
+
+
+def end_in_second_epoch(self, args, state, control, **kwargs):
+    """End a training where its second epoch begins."""
+    if state.epoch:
+        raise Killed
 
 
 def test_what_is_logged_covers_every_step_of_a_training(small_encoder):

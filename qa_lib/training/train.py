@@ -247,6 +247,16 @@ class Keeper(TrainerCallback):
         self.every = float(os.environ.get("QA_CHECKPOINT_SECONDS", 300))
         self.began = self.saved = time.monotonic()
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Name the best checkpoint by where it is now.
+
+        A checkpoint names it by the path that it had, and where nothing is there the Trainer
+        forgets it: it would end with the last weights.
+        """
+        if state.best_global_step:
+            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best)
+
     def on_step_end(self, args, state, control, **kwargs):
         """Report the step, and ask for what is due after it: evaluation, log and checkpoint."""
         self.progress(f"{self.spec.run}  step {state.global_step}/{state.max_steps}")
