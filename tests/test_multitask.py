@@ -1,8 +1,10 @@
 """Training on several datasets in turn, extra losses with a state, and the roles of parents."""
 
+import itertools
 import math
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -251,23 +253,24 @@ def test_a_kill_in_an_evaluation_loses_no_evaluation(
     compare_records(again, undisturbed)
 
 
-def test_a_run_whose_folder_has_moved_keeps_its_best_checkpoint(
-    small_encoder, store, monkeypatch
-):
-    """All evaluations but the first are worse, so that no later checkpoint names the best anew."""
+def score_ever_less(monkeypatch):
+    """Let each evaluation have a lower score than the one before."""
     scored = evaluate.score_run_rows
+    falling = itertools.count(100, -1)
 
     def score_less(model, tokenizer, spec, rows):
-        falling.append(1.0 / (1 + len(falling)))
-        return scored(model, tokenizer, spec, rows) | {"mean": falling[-1]}
+        return scored(model, tokenizer, spec, rows) | {"mean": float(next(falling))}
 
     monkeypatch.setattr(evaluate, "score_run_rows", score_less)
+
+
+def test_a_run_whose_folder_has_moved_keeps_its_best_checkpoint(small_encoder, store, monkeypatch):
+    """All evaluations but the first are worse, so that no later checkpoint names the best anew."""
+    score_ever_less(monkeypatch)
     spec = make_spec(small_encoder, rows=[16, 16, 16])
-    falling = []
     undisturbed = train.train(spec, progress=show_nothing)
     assert undisturbed["chosen_step"] == 6
     shutil.rmtree(store / "runs" / "smart")
-    falling = []
     with monkeypatch.context() as patch:
         patch.setenv("QA_CHECKPOINT_SECONDS", "3600")
         patch.setattr(train.Keeper, "on_epoch_begin", end_in_second_epoch, raising=False)
@@ -284,6 +287,38 @@ def end_in_second_epoch(self, args, state, control, **kwargs):
     """End a training where its second epoch begins."""
     if state.epoch:
         raise Killed
+
+
+def test_a_checkpoint_is_due_at_evaluations_too(small_encoder, monkeypatch):
+    """Every step is evaluated, and only the first has the best score."""
+    score_ever_less(monkeypatch)
+    spec = make_spec(small_encoder, rows=[16, 16, 16], epochs=1.0, looks=6)
+    kill_at_step(spec, 4, monkeypatch)
+    checkpoints = (runs.run_folder(spec) / "checkpoints").iterdir()
+    assert sorted(path.name for path in checkpoints) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_the_time_to_a_checkpoint_is_that_since_the_last_one(tmp_path, monkeypatch):
+    """One that is asked for and not written is still due; a best one counts."""
+    monkeypatch.setenv("QA_CHECKPOINT_SECONDS", "300")
+    now = [0.0]
+    monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
+    keeper = train.Keeper(SimpleNamespace(run="x"), show_nothing, spent=0.0)
+    args = SimpleNamespace(eval_strategy="no", device="cpu", output_dir=str(tmp_path))
+    state = SimpleNamespace(global_step=5, epoch=0.5, max_steps=10, is_world_process_zero=True)
+
+    def is_asked() -> bool:
+        control = SimpleNamespace(should_log=True, should_evaluate=False, should_save=False)
+        keeper.on_step_end(args, state, control)
+        return control.should_save
+
+    assert not is_asked()
+    now[0] = 301.0
+    assert is_asked()
+    assert is_asked()
+    (tmp_path / "checkpoint-5").mkdir()
+    keeper.on_save(args, state, None)
+    assert not is_asked()
 
 
 def test_what_is_logged_covers_every_step_of_a_training(small_encoder):

@@ -6,9 +6,10 @@
         the same over several GPUs, into the same record
 
 The Hugging Face Trainer does the loop. Overridden are `training_step`, `compute_loss`, `evaluate`,
-`log`, the optimizer's groups and the order of examples, nothing else. The run's extra losses
-(qa_lib/losses/extra.py) are added to the task's own. A run that is killed at any moment
-goes on from its last complete checkpoint, and on CPU ends with the same scores and history.
+`log`, the optimizer's groups, the order of examples and which evaluation is followed by a
+checkpoint, nothing else. The run's extra losses (qa_lib/losses/extra.py) are added to the task's
+own. A run that is killed at any moment goes on from its last complete checkpoint, and on CPU ends
+with the same scores and history.
 """
 
 import datetime
@@ -148,6 +149,16 @@ class RunTrainer(Trainer):
         self.log(logs)
         return logs
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
+        """Return whether a checkpoint follows an evaluation.
+
+        It does where the score is a new best, and where Keeper has asked for one, which the Trainer
+        would forget.
+        """
+        is_asked = self.control.should_save
+        is_new_best = super()._determine_best_metric(metrics, trial)
+        return is_new_best or is_asked
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """Return the optimizer, whose layers have rates of their own where the run says so."""
         if self.spec.layer_decay is None or self.optimizer is not None:
@@ -274,7 +285,6 @@ class Keeper(TrainerCallback):
             due = torch.tensor(int(time.monotonic() - self.saved >= self.every), device=args.device)
             if broadcast(due):  # the clock of the first process decides for all
                 control.should_save = True
-                self.saved = time.monotonic()
 
     def on_log(self, args, state, control, logs, **kwargs):
         """Raise UserError where the loss is not finite."""
@@ -285,12 +295,16 @@ class Keeper(TrainerCallback):
             )
 
     def on_save(self, args, state, control, **kwargs):
-        """Seal a checkpoint, with the seconds of training that led to it, and the code."""
+        """Seal a checkpoint, with the seconds of training that led to it, and the code.
+
+        The time to the next one begins anew, whoever asked for this one.
+        """
         # The seal marks the checkpoint as whole; a kill while it is written leaves none.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # each process writes the state of its random numbers
+        self.saved = time.monotonic()
         if state.is_world_process_zero:
-            seconds = self.spent + time.monotonic() - self.began
+            seconds = self.spent + self.saved - self.began
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             files.seal(folder, seconds=round(seconds, 1), code=self.code)
 
