@@ -13,7 +13,7 @@ from test_multitask import kill_at_step, show_nothing
 
 from qa_lib.data import features, selection
 from qa_lib.evidence.claims import read_claims
-from qa_lib.models import encoders, gated_mixture
+from qa_lib.models import encoders, gated_mixture, heads
 from qa_lib.reports import moe, plans
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Gate
@@ -338,6 +338,8 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
 
 def test_a_gate_sees_the_input_that_it_names(experts):
     spec, _, rows, windows, tokenizer = experts
+    # The encoders of the untrained experts are the plain one, so the gate has one of more blocks.
+    spec = spec.model_copy(update={"blocks": 2})
     seen = {}
     for name in ("mean", "cls", "experts", "dataset"):
         mixture, _ = build.build_model(spec.model_copy(update={"gate": Gate(input=name, layers=1)}))
@@ -349,6 +351,24 @@ def test_a_gate_sees_the_input_that_it_names(experts):
     domains = [rows[r]["domain"] for r in windows["row"]]
     assert [spec.domains[i] for i in seen["dataset"].argmax(1)] == domains
     assert (seen["dataset"].sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_gate_reads_an_encoder_with_the_run_s_blocks(blocks, experts):
+    spec, _, rows, windows, tokenizer = experts
+    spec = spec.model_copy(update={"blocks": blocks})
+    encoder, _ = encoders.load_encoder(spec.encoder, blocks)
+    plain = heads.SpanModel(encoder)
+    outputs, _ = frozen.compute_outputs(plain, windows, tokenizer, spec.precision)
+    mixture, _ = build.build_model(spec)
+    seen = mixture.prepare(windows, rows).x
+    assert np.array_equal(seen, outputs[spec.gate.input].astype(np.float16))
+    own = sum(p.numel() for p in mixture.parameters())
+    counted, _ = build.count_parameters(mixture, spec)
+    alone = spec.model_copy(update={"experts": []})
+    of_encoder = sum(p.numel() for p in encoder.parameters())
+    assert build.count_parameters(mixture, alone) == (own + of_encoder, own + of_encoder)
+    assert counted > own + of_encoder
 
 
 # ---- re-initialisation ----

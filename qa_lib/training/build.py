@@ -308,7 +308,7 @@ def add_losses(
 
 def build_mixture(spec: Spec):
     """Return (mixture, tokenizer) of a run whose parents are its frozen experts."""
-    encoder, tokenizer = encoders.load_encoder(spec.encoder)
+    encoder, tokenizer = encoders.load_encoder(spec.encoder, spec.blocks)
     prepare = partial(prepare_windows, spec, encoder, tokenizer)
     if spec.gate.rule == "best":
         return choose_best_expert(spec, tokenizer, prepare), tokenizer
@@ -381,7 +381,10 @@ def gate_inputs(
     def make_plain_model() -> heads.SpanModel:
         return heads.SpanModel(encoder).to(device_of(spec))
 
-    plain = frozen.read_outputs(spec.weights, windows, tokenizer, make_plain_model, spec.precision)
+    key = spec.weights
+    if spec.blocks is not None:  # other outputs than those of all blocks
+        key = hashlib.sha256(f"{spec.weights}/{spec.blocks}".encode()).hexdigest()
+    plain = frozen.read_outputs(key, windows, tokenizer, make_plain_model, spec.precision)
     return getattr(plain, kind)
 
 
@@ -414,7 +417,7 @@ def count_parameters(model: torch.nn.Module, spec: Spec) -> tuple[int, int]:
         expert_model, _ = build_model(expert.without_parents())
         others.append(expert_model)
     if spec.gate.rule == "learned" and spec.gate.input in ("mean", "cls"):
-        plain_encoder, _ = encoders.load_encoder(spec.encoder)
+        plain_encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
         others.append(plain_encoder)
     in_others = 0
     for other in others:
