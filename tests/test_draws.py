@@ -105,6 +105,10 @@ def test_draws_follow_from_seed_and_epoch():
         ({"schedule": "draws"}, "rounds: the schedule draws needs the updates of an epoch"),
         ({"passes": 2}, "passes: several batches an update"),
         ({"schedule": "rrobin-full", "sampling": "annealed"}, "a law of sampling"),
+        (
+            {"schedule": "draws", "rounds": 2, "fixed_divisor": ["sentiment"]},
+            "fixed_divisor: with the schedule draws a batch has no batch_size rows",
+        ),
     ],
 )
 def test_what_a_schedule_cannot_be_is_refused(options, words):

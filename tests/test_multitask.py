@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
-from qa_lib.data import batches, selection
+from qa_lib.data import batches, features, selection
 from qa_lib.losses.extra import ExtraLoss
+from qa_lib.losses.smart import SmartLoss
 from qa_lib.models import encoders, recomputed_blocks
 from qa_lib.reports import trials
 from qa_lib.settings import encoder_files
@@ -549,16 +550,52 @@ def test_a_fixed_divisor_divides_the_sum_over_rows_by_the_batch_size(small_encod
         model, tokenizer = build.build_model(spec)
         rows = selection.draw_mixture(spec)[0]
         of_rows = [row for row in rows if row["domain"] == "sentiment"][:3]
-        model.train()
         losses = torch.tensor([1.0, 2.0, 6.0])
-        trained[spec.hash] = float(model.average(losses, "sentiment"))
-        model.eval()
+        trained[spec.hash] = float(model.average(losses, "sentiment", trains=True))
         _, _, evaluated[spec.hash] = evaluate.predict_outputs(
             model, tokenizer, spec, "sentiment", of_rows
         )
     assert list(trained.values()) == [9 / 3, 9 / 8]
     whole, divided = evaluated.values()
     assert divided == whole > 0
+
+
+@pytest.mark.parametrize("dropout", ["on", "off"])
+def test_a_fixed_divisor_is_that_of_noisy_losses_too(dropout, small_encoder):
+    """Without noise and without dropout they are the clean loss."""
+    options = {"rows": [12, 40, 12], "head_dropout": 0.0}
+    fixed = Multitask(schedule="rrobin-full", fixed_divisor=["sentiment"])
+    spec = make_spec(small_encoder, multitask=fixed, **options)
+    model, tokenizer = build.build_model(spec)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    rows = [row for row in selection.draw_mixture(spec)[0] if row["domain"] == "sentiment"][:3]
+    task = selection.find_task(spec, "sentiment")
+    windows = features.load_windows(rows, tokenizer, 48, 8, evaluate.CACHE, task)
+    prepared = model.prepare(windows, rows)
+    batch = model.collate(tokenizer, task, "sentiment")([prepared[i] for i in range(3)])
+    outputs = model.train()(**batch)
+    noise = {"variant": "gaussian", "start_sd": 0.0, "bregman": 0.0, "adversarial": 1.0}
+    terms = SmartLoss(Smart(dropout=dropout, **noise), model, 0, 1)
+    torch.testing.assert_close(terms.loss(model, batch, outputs, 0), outputs.loss)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "fixed_divisor: mnli is no dataset that the run trains on; name some of sentiment"),
+        (
+            {"domains": ["mnli"], "heads": Heads(span="joint")},
+            "fixed_divisor: it divides the losses of a batch's rows, which plain heads alone have",
+        ),
+        ({"domains": ["mnli"], "heads": None}, "fixed_divisor: .* which plain heads alone have"),
+    ],
+)
+def test_what_a_fixed_divisor_cannot_divide_is_refused(changes, words, small_encoder):
+    fixed = Multitask(fixed_divisor=["mnli"])
+    with pytest.raises(ValueError, match=words):
+        make_spec(small_encoder, multitask=fixed, **changes)
 
 
 def test_checkpoints_can_be_judged_on_test_rows_as_in_the_report(small_encoder):

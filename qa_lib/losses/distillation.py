@@ -250,7 +250,7 @@ class DistillationLoss(ExtraLoss):
     (M, B, L, N, D). All is computed in fp32, without autocast. A model that is trained with it has:
 
     - `compared_outputs(output)`: the logits of an output;
-    - `average(losses, dataset)`: the loss of a batch from those of its rows;
+    - `average(losses, dataset, trains)`: the loss of a batch from those of its rows;
     - `keeps_states`, and `states`: the hidden states of the last training pass where that is set.
 
     It logs, as means over the rows of each batch:
@@ -316,7 +316,7 @@ class DistillationLoss(ExtraLoss):
             of_states = self.compare_states(model, batch)
             self.log(batch, "states_loss", of_states)
             losses = losses + of_states
-        return model.average(losses, batch.get("dataset"))
+        return model.average(losses, batch.get("dataset"), trains=True)
 
     def choose_weights(self, right: Tensor, step: int) -> Tensor:
         """Return the teachers' weights by the run's rule, in the shape of `right`, (M, …)."""

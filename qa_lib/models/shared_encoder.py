@@ -159,7 +159,7 @@ class SharedEncoder(heads.EncoderModel):
         of spans `start_positions` and `end_positions`, (B,) each. What else it holds, as the
         outputs of teachers, is for the extra losses of a training and not read here.
         """
-        return self.read_states(dataset, batch, self.encode(batch))
+        return self.read_states(dataset, batch, self.encode(batch), self.training)
 
     def encode(self, batch: dict) -> Tensor:
         """Return the last hidden states of all texts of a batch, first texts before second ones."""
@@ -171,16 +171,21 @@ class SharedEncoder(heads.EncoderModel):
         return output.last_hidden_state
 
     def read_states(
-        self, dataset: str | None, batch: dict, states: Tensor
+        self, dataset: str | None, batch: dict, states: Tensor, trains: bool
     ) -> HeadOutput | heads.SpanOutput | heads.JointOutput:
-        """Return the output on a batch from the states of its texts, in the order of `encode`."""
+        """Return the output on a batch from the states of its texts, in the order of `encode`.
+
+        trains: whether its loss is one of training.
+        """
         name = self.name_head(dataset)
         head = self.heads[name]
         labels = read_labels(batch)
         mask = stack_texts(batch, self.encoder.config.pad_token_id)["attention_mask"]
         if isinstance(head, heads.SpanHead):
             raw = head(states, mask)  # (B, 2, T)
-            loss = None if labels is None else self.average(head.losses(raw, labels), dataset)
+            loss = None
+            if labels is not None:
+                loss = self.average(head.losses(raw, labels), dataset, trains)
             return heads.SpanOutput(loss, *raw.unbind(1))
         if isinstance(head, heads.JointSpanHead):
             return head(states, batch.get("candidates", mask), labels)
@@ -191,15 +196,17 @@ class SharedEncoder(heads.EncoderModel):
         raw = at_least_fp32(head(*inputs))
         loss = None
         if labels is not None:
-            loss = self.average(head.losses(raw, labels), dataset)
+            loss = self.average(head.losses(raw, labels), dataset, trains)
         return HeadOutput(loss, head.predict(raw), raw)
 
-    def average(self, losses: Tensor, dataset: str | None) -> Tensor:
+    def average(self, losses: Tensor, dataset: str | None, trains: bool) -> Tensor:
         """Return the loss of a batch, a scalar, from those of its rows, (B,).
 
-        Outside of training it is a mean: batches of an evaluation have as many rows as fit.
+        trains: whether it is a loss of training. One of an evaluation is a mean, since batches
+        there have as many rows as fit. Modules cannot say it: a training computes losses without
+        dropout too, for which they are as at evaluation (losses/smart.py).
         """
-        if self.training and dataset in self.divisors:
+        if trains and dataset in self.divisors:
             return losses.sum() / self.divisors[dataset]
         return losses.mean()
 
@@ -230,12 +237,15 @@ class SharedEncoder(heads.EncoderModel):
         return torch.cat(mask.chunk(2), 1) if has_pair(batch) else mask
 
     def forward_embeddings(self, embeddings: Tensor, batch: dict) -> HeadOutput:
-        """Return the output on a batch whose embeddings are replaced. embeddings: as of `embed`."""
+        """Return the output on a training batch whose embeddings are replaced.
+
+        embeddings: as of `embed`.
+        """
         if has_pair(batch):
             embeddings = torch.cat(embeddings.chunk(2, 1))
         with encoders.replace_embeddings(self.encoder, embeddings):
             states = self.encode(batch)
-        return self.read_states(batch.get("dataset"), batch, states)
+        return self.read_states(batch.get("dataset"), batch, states, trains=True)
 
     def compared_outputs(self, output: HeadOutput | heads.SpanOutput) -> Tensor:
         """Return what a divergence compares of an output, (B, …); of spans (B, 2, T)."""

@@ -424,6 +424,11 @@ class Multitask(Strict):
                 "passes: several batches an update, and a law of sampling, are of the schedule "
                 "draws; leave them out, or write schedule: draws"
             )
+        if self.schedule == "draws" and self.fixed_divisor:
+            raise ValueError(
+                "fixed_divisor: with the schedule draws a batch has no batch_size rows to divide "
+                "by; leave it out, or write schedule: rrobin or rrobin-full"
+            )
         return self
 
 

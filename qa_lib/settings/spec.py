@@ -167,6 +167,22 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _fixed_divisor(self):
+        divided = self.multitask.fixed_divisor if self.multitask else []
+        for dataset in divided:
+            if dataset not in self.domains:
+                raise ValueError(
+                    f"fixed_divisor: {dataset} is no dataset that the run trains on; name some of "
+                    f"{', '.join(self.domains)}, or leave it out"
+                )
+        if divided and (self.heads is None or self.heads.span == "joint"):
+            raise ValueError(
+                "fixed_divisor: it divides the losses of a batch's rows, which plain heads alone "
+                "have; name heads with span: independent, or leave fixed_divisor out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _probes(self):
         if self.probes and not self.multitask:
             raise ValueError(
