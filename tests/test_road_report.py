@@ -483,6 +483,22 @@ def test_every_tuned_model_has_eight_trials_and_the_controls_take_road_s(load):
 # ---- what is refused ----
 
 
+def test_datasets_that_share_a_head_have_the_same_classes(load, monkeypatch):
+    """As many classes, in another order, would be labels of others."""
+    read = params.read_datasets
+
+    def read_turned(source, file=None):
+        datasets = dict(read(source, file))
+        nli = datasets["nli"]
+        datasets["search"] = nli.model_copy(update={"classes": nli.classes[::-1]})
+        return datasets
+
+    monkeypatch.setattr(params, "read_datasets", read_turned)
+    words = "pretraining: nli and search share the head nli and have different answers .task, cla"
+    with pytest.raises(UserError, match=words):
+        plans.plan(load("quick", pretraining={"nli": 8, "search": 8}))
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

@@ -7,10 +7,10 @@ from test_multitask import make_spec
 from qa_lib.data import selection
 from qa_lib.models import encoders, heads, shared_encoder
 from qa_lib.settings import params
-from qa_lib.settings.parameters import Heads, Multitask
+from qa_lib.settings.parameters import Distillation, Heads, Multitask
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
-from qa_lib.training import build, train
+from qa_lib.training import build, study, teachers, train
 
 TASKS = {"search": "mrc", "news": "mrc", "nli": "nli", "sentiment": "sentiment"}
 SHARED = Heads(pooling="cls", one_for="task", pairs="joined")
@@ -68,6 +68,60 @@ def test_a_dataset_without_a_head_s_name_is_one_sentence(small_encoder):
     spec = make_shared(small_encoder, ["sentiment", "similarity"])
     with pytest.raises(UserError, match="^similarity names no head, and smart has one head for"):
         build.build_model(spec)
+
+
+@pytest.fixture
+def equal_numbers(monkeypatch):
+    """Let two datasets that have two classes each, and not the same ones, name one head."""
+    read = params.read_datasets
+
+    def read_with_one_head(source, file=None):
+        datasets = dict(read(source, file))
+        for name in ("yesno", "continuing"):
+            datasets[name] = datasets[name].model_copy(update={"head": "pairs"})
+        return datasets
+
+    monkeypatch.setattr(params, "read_datasets", read_with_one_head)
+
+
+SHARE_A_HEAD = "^yesno and continuing share the head .* have different answers .task, classes in"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"domains": ["yesno", "continuing"]},
+        {"domains": ["yesno"], "tests": ["continuing"]},
+        {"domains": ["yesno"], "tests": ["continuing"], "heads": Heads(pairs="joined")},
+    ],
+)
+def test_a_head_has_one_list_of_classes(changes, small_encoder, equal_numbers):
+    """Their number alone would give one dataset the labels of the other."""
+    spec = make_shared(small_encoder, **changes)
+    for check in (build.build_model, lambda run: study.estimate_tokens(run, {})):
+        with pytest.raises(UserError, match=SHARE_A_HEAD) as error:
+            check(spec)
+        assert "\n" not in str(error.value)
+
+
+def test_a_teacher_s_head_has_the_student_s_classes(small_encoder, equal_numbers):
+    teacher = make_shared(small_encoder, ["continuing"], variant="teacher")
+    student = make_shared(small_encoder, ["yesno"], teachers=[teacher], distillation=Distillation())
+    words = "cannot teach .*: its head for continuing has other classes than yesno, or has them in"
+    with pytest.raises(UserError, match=words):
+        teachers.find_own_dataset(student, teacher, "yesno")
+
+
+def test_scores_of_joined_pairs_are_refused(small_encoder):
+    """Their heads compare two texts."""
+    joined = Heads(pairs="joined")
+    spec = make_shared(small_encoder, ["similarity"], heads=joined, multitask=None)
+    words = "^pairs: similarity is a dataset of scores, whose heads compare two texts that are read"
+    for check in (build.build_model, lambda run: study.estimate_tokens(run, {})):
+        with pytest.raises(UserError, match=words):
+            check(spec)
+    with pytest.raises(ValueError, match="relational: the relational layer reads two texts apart"):
+        Heads(pairs="joined", relational="shared")
 
 
 def test_the_name_of_a_head_is_no_part_of_a_fingerprint(monkeypatch):

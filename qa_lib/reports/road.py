@@ -42,6 +42,7 @@ from qa_lib.settings.parameters import (
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
+from qa_lib.tasks import describe_answers
 
 TITLE = "ROaD-ELECTRA"
 
@@ -339,11 +340,11 @@ def check_datasets(params: Parameters):
             )
         first = first_of.setdefault(d.head, name)
         other = selection.find_dataset(first, params.source, params.data)
-        if (d.task, len(d.classes or ())) != (other.task, len(other.classes or ())):
+        if describe_answers(d) != describe_answers(other):
             raise UserError(
                 f"pretraining: {first} and {name} share the head {d.head} and have different "
-                "answers (task, or number of classes); give one of them another head: in its "
-                "definition in params/datasets.yaml"
+                "answers (task, classes in their order, or range); give one of them another head: "
+                "in its definition in params/datasets.yaml"
             )
 
 

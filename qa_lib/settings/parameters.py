@@ -391,6 +391,15 @@ class Heads(Strict):
     # Of a dataset of scores without a relational layer.
     score: Literal["cosine", "distribution"] = "cosine"
 
+    @model_validator(mode="after")
+    def _relational(self):
+        if self.pairs == "joined" and self.relational != "none":
+            raise ValueError(
+                "relational: the relational layer reads two texts apart, and pairs: joined makes "
+                "one sequence of them; write pairs: apart, or relational: none"
+            )
+        return self
+
 
 class Multitask(Strict):
     """Training on batches of one dataset each, an optimizer step a batch (qa_lib/data/batches.py).

@@ -39,8 +39,18 @@ tabulate(rows, predictions, values)
 
 from typing import Any
 
+from qa_lib.settings.parameters import Dataset
+
 # Task → its module.
 MODULES = {"span": "span", "classes": "sentence", "score": "sentence"}
+
+
+def describe_answers(d: Dataset) -> tuple:
+    """Return what two datasets have to have in common that one head answers.
+
+    It is the task, the classes in their order, and the range of scores.
+    """
+    return d.task, d.classes, d.range
 
 
 def get_task(name: str, joined: bool = False) -> Any:

@@ -23,7 +23,7 @@ from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.tasks import span
+from qa_lib.tasks import describe_answers, span
 from qa_lib.training import evaluate, frozen
 
 
@@ -67,6 +67,29 @@ def check_tasks(spec: Spec):
             f"{', '.join(spec.domains)} are of several tasks, which need batches of one dataset "
             "each: option multitask"
         )
+    if spec.heads:
+        check_heads(spec)
+
+
+def check_heads(spec: Spec):
+    """Raise UserError where a head does not fit a dataset that it answers, or its rows."""
+    first_of: dict[str, str] = {}  # head → the first dataset that it answers
+    for dataset in dict.fromkeys([*spec.domains, *spec.tests]):
+        d = selection.find_dataset(dataset, spec.source, spec.folder)
+        name = choose_head(spec, dataset, d)
+        if d.task == "score" and spec.heads.pairs == "joined":
+            raise UserError(
+                f"pairs: {dataset} is a dataset of scores, whose heads compare two texts that are "
+                "read apart; write pairs: apart, or leave the dataset out"
+            )
+        first = first_of.setdefault(name, dataset)
+        other = selection.find_dataset(first, spec.source, spec.folder)
+        if describe_answers(d) != describe_answers(other):
+            raise UserError(
+                f"{first} and {dataset} share the head {name} and have different answers (task, "
+                "classes in their order, or range); write the same for both, or give one of them "
+                "another head: in its definition"
+            )
 
 
 def check_losses(spec: Spec):

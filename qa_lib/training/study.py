@@ -101,12 +101,16 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     """Estimate the tokens that a run has to process, each counted by what it costs.
 
     1 is a token in a plain training step. A token that is only scored counts a third. Loads the
-    run's data, and so checks them, and its teachers too.
+    run's data, and so checks them, and its heads and teachers too.
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
+    if spec.heads:
+        from qa_lib.training import build  # its import takes seconds, as in measure_speed
+
+        build.check_tasks(spec)
     if spec.distillation:
-        from qa_lib.training import teachers  # its import takes seconds, as in measure_speed
+        from qa_lib.training import teachers  # as above
 
         teachers.check_teachers(spec)
     tokens = count_run_tokens(spec, known)

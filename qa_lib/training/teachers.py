@@ -30,7 +30,7 @@ from qa_lib.models import encoders
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec, canonical
 from qa_lib.store import code_hashes
-from qa_lib.tasks import span
+from qa_lib.tasks import describe_answers, span
 from qa_lib.training import build, evaluate, frozen
 
 OUTPUTS = "outputs.npy"  # the file of what a teacher says
@@ -376,18 +376,30 @@ def find_own_dataset(spec: Spec, teacher: Spec, dataset: str) -> str:
 
     Raises UserError where the teacher has no such head.
     """
-    head = describe_head(teacher, dataset, spec)
+    d = selection.find_dataset(dataset, spec.source, spec.folder)
+    head = name_head(teacher, dataset, spec)
     for own in teacher.domains:
-        if describe_head(teacher, own, teacher) == head:
+        of_own = selection.find_dataset(own, teacher.source, teacher.folder)
+        if name_head(teacher, own, teacher) != head or of_own.task != d.task:
+            continue
+        if describe_answers(of_own) == describe_answers(d):
             return own
+        raise UserError(
+            f"{teacher.run} cannot teach {spec.run}: its head for {own} has other classes than "
+            f"{dataset}, or has them in another order; write the same for both"
+        )
     raise UserError(
         f"{teacher.run} cannot teach {spec.run}: it has no head for {dataset}; take teachers that "
         f"were trained on {dataset}"
     )
 
 
-def describe_head(teacher: Spec, dataset: str, spec: Spec) -> tuple:
-    """Return what tells the head that a teacher has, or would have, for a dataset of a run."""
+def name_head(teacher: Spec, dataset: str, spec: Spec) -> str:
+    """Return the name of the head that a teacher has, or would have, for a dataset of a run.
+
+    A model without heads by dataset has one, of no name.
+    """
+    if not teacher.heads:
+        return ""
     d = selection.find_dataset(dataset, spec.source, spec.folder)
-    name = build.name_head(teacher, dataset, d) if teacher.heads else ""
-    return name, d.task, len(d.classes or [])
+    return build.name_head(teacher, dataset, d)
