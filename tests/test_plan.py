@@ -239,6 +239,7 @@ def test_rounds_of_fewer_epochs_than_before_are_refused():
         ({"ratios": [1.2]}, "ratios: 1.2 is not a share between 0 and 1"),
         ({"control_ratios": [-0.1]}, "control_ratios: -0.1 is not a share"),
         ({"top_n": 9}, "top_n: 9 is more than the 4 experts there are"),
+        ({"top_n": 1}, "top_n: the weight of a single pick among 4 experts is always 1, so that"),
         (
             {"capacity_train": 0.0},
             "capacity_train: 0.0 is too small; write a number greater than 0",

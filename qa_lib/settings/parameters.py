@@ -355,6 +355,11 @@ class Layer(Strict):
                 f"top_n: {self.top_n} is more than the {self.experts} experts there are; lower it "
                 "with them"
             )
+        if self.top_n == 1 and self.experts > 1:
+            raise ValueError(
+                f"top_n: the weight of a single pick among {self.experts} experts is always 1, so "
+                "that the router learns nothing from the task; write 2 or more"
+            )
         return self
 
 
