@@ -7,13 +7,14 @@ from st_moe_pytorch import MoE as PeerMoE
 from st_moe_pytorch import SparseMoEBlock
 from transformers import AutoModel, BertConfig, DistilBertConfig, ElectraConfig
 
+from qa_lib.data import selection
 from qa_lib.models import encoders, st_moe
 from qa_lib.models.exbert import BalanceLoss, Block, ExBERT, ZLoss
 from qa_lib.page import tables
 from qa_lib.reports import plans
 from qa_lib.settings.parameters import Layer
 from qa_lib.settings.params import UserError
-from qa_lib.training import build, train
+from qa_lib.training import build, evaluate, train
 
 REPORT = Layer(
     experts=4, eval_routing="random", route_padding=True, density="kept", feed_forward="both"
@@ -174,6 +175,27 @@ def test_a_record_has_the_routing_of_training_and_of_each_test_set(tiny):
         assert sum(record["load"][domain]) > 0
         assert 0 <= record["metrics"][domain]["contains"] <= 100
     assert record["active_parameters"] < record["parameters"]
+
+
+def test_scores_of_a_router_that_draws_do_not_depend_on_what_was_scored_before(tiny):
+    """Nor do the draws of a training on its evaluations."""
+    params = tiny(experiments=["untuned"], eval_routing="random", threshold=1.0)
+    spec = plans.plan(params)[-1]
+    model, tokenizer = build.build_model(spec)
+    rows = selection.draw_mixture(spec)[0][:8]
+    before = torch.get_rng_state()
+    first = evaluate.score_run_rows(model, tokenizer, spec, rows)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    assert evaluate.score_run_rows(model, tokenizer, spec, rows) == first
+    # another run has other draws
+    other = spec.model_copy(update={"seed": 1})
+    assert evaluate.score_run_rows(model, tokenizer, other, rows) != first
+    name, (dataset, tested) = next(iter(selection.load_test_sets(spec).items()))
+    scores, _ = evaluate.evaluate_test_set(model, tokenizer, spec, name, dataset, tested)
+    torch.rand(7)
+    again, _ = evaluate.evaluate_test_set(model, tokenizer, spec, name, dataset, tested)
+    assert again == scores
 
 
 def test_going_on_from_fewer_blocks_is_refused(tiny):

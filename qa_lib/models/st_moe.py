@@ -38,7 +38,7 @@ class Router(nn.Module):
 
     In training the second pick is taken with probability min(1, g_2 / threshold). At evaluation it
     is taken where g_2 > threshold (`eval_routing: threshold`), or by the same draw (`random`, as in
-    st-moe-pytorch, so that answers vary).
+    st-moe-pytorch). A run and a dataset have the same draws each time (training/evaluate.py).
 
     $$C = \max(4, \lfloor \text{factor} \cdot \text{tokens} / E \rfloor)$$
 

@@ -1,8 +1,6 @@
 """A run's model before training: encoder, head and layer, or a mixture of frozen experts."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -147,10 +145,10 @@ def build_shared_encoder(spec: Spec, encoder: nn.Module) -> SharedEncoder:
         d = selection.find_dataset(dataset, spec.source, spec.folder)
         name = head_of[dataset] = choose_head(spec, dataset, d)
         if name not in model_heads:
-            with seed_draws(f"{spec.seed}/{name}"):
+            with evaluate.seed_draws(f"{spec.seed}/{name}"):
                 model_heads[name] = build_head(spec, name, d, encoder.config.hidden_size)
     fixed = spec.multitask.fixed_divisor if spec.multitask else []
-    with seed_draws(f"{spec.seed}/pooler"):
+    with evaluate.seed_draws(f"{spec.seed}/pooler"):
         return SharedEncoder(
             encoder,
             model_heads,
@@ -213,18 +211,6 @@ def build_head(spec: Spec, name: str, d: Dataset, dim: int) -> nn.Module:
         f"{name}: {spec.report} has no head for its rows (task {d.task}); it takes spans, "
         "classes of one text or of joined pairs, two classes of pairs, and scores of pairs"
     )
-
-
-@contextmanager
-def seed_draws(text: str) -> Iterator[None]:
-    """Draw PyTorch's random numbers from a seed of their own within a with block.
-
-    text: what the seed is a digest of.
-    """
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(digest[:8], 16))
-        yield
 
 
 def check_length(spec: Spec, positions: int):

@@ -4,6 +4,8 @@ The task of the rows (qa_lib/tasks) says what a prediction is and what it is wor
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,6 +22,31 @@ from qa_lib.training import memory, multitask
 CACHE = runs.RUNS / "cache"  # features and frozen outputs, computed once
 # Rules of a mixture that need no model: they combine the scores of the experts' own answers.
 COMBINED = ("others", "oracle")
+
+
+@contextmanager
+def seed_draws(text: str, devices: tuple[torch.device, ...] = ()) -> Iterator[None]:
+    """Draw PyTorch's random numbers from a seed of their own within a with block.
+
+    text: what the seed is a digest of; devices: GPUs that go on afterwards as if nothing had been
+    drawn, as the CPU does.
+    """
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(digest[:8], 16))
+        yield
+
+
+def seed_routing(model, spec: Spec, name: str) -> AbstractContextManager:
+    """Return a with block in which a router that draws at evaluation has draws of their own.
+
+    They follow from the run and the dataset, so that scores do not depend on what was scored
+    before, nor a training on its evaluations. Other models draw nothing there.
+    """
+    if spec.layer is None or spec.layer.eval_routing != "random":
+        return nullcontext()
+    device = next(model.parameters()).device
+    return seed_draws(f"{spec.hash}/{name}", (device,) if device.type == "cuda" else ())
 
 
 def iterate_batches(model, windows, lengths: list[int], collate, precision: str):
@@ -83,7 +110,8 @@ def score_rows(
 ) -> tuple[list, dict[str, float], float]:
     """Return a model's predictions on a dataset's rows, their average scores, and the mean loss."""
     task = selection.find_task(spec, dataset)
-    windows, outputs, loss = predict_outputs(model, tokenizer, spec, dataset, rows)
+    with seed_routing(model, spec, dataset):
+        windows, outputs, loss = predict_outputs(model, tokenizer, spec, dataset, rows)
     predictions = task.predict(rows, windows, outputs)
     _, averages = task.score(rows, predictions)
     return predictions, averages, loss
@@ -152,7 +180,8 @@ def evaluate_test_set(
     """
     task = get_task(d.task)
     rule = rule or {}
-    windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
+    with seed_routing(model, spec, name):
+        windows, outputs, loss = predict(model, tokenizer, spec, d.part_of or name, rows)
     predictions = task.predict(rows, windows, outputs, **rule)
     clusters = [hash_text(unit) for unit in selection.name_units(rows, d.cluster)]
     averaged_over = clusters if d.average == "clusters" else None
