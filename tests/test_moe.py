@@ -216,6 +216,7 @@ def test_the_other_experts_count_as_their_mean(monkeypatch):
     assert scores["a"]["f1"] == pytest.approx(65 / 3)
     assert scores["b"]["em"] == pytest.approx((30 + 20) / 2)  # within clusters first
     assert (scores["a"]["n"], scores["a"]["clusters"]) == (3, 2)
+    assert "overflowed" not in scores["a"]  # nothing has counted windows
 
 
 def test_the_oracle_takes_the_best_expert_of_each_question(monkeypatch):

@@ -13,6 +13,7 @@ from qa_lib.reports import comparisons, moe, plans
 from qa_lib.settings import encoder_files
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
+from qa_lib.training import evaluate
 
 FEW_SHOT = ("duorc", "race", "relations")
 SCORES = ("em", "f1", "em_starter", "f1_starter")
@@ -38,7 +39,9 @@ def plant_record(spec: Spec, rows=42) -> tuple[dict, pd.DataFrame]:
             columns |= {f"gate_{k}": of_expert for k, of_expert in enumerate(weights.T, 1)}
         frames.append(pd.DataFrame({"set": name, "id": numbers, "cluster": numbers} | columns))
         scores[name] = {metric: columns[metric].mean() for metric in SCORES}
-        scores[name] |= {"overflowed": 0, "n": rows, "clusters": rows}
+        scores[name] |= {"n": rows, "clusters": rows}
+        if not evaluate.is_combined(spec):
+            scores[name]["overflowed"] = 0
     record = {"metrics": scores, "history": plant_history(spec, rng)}
     if record["history"] and spec.watched:
         last = record["history"][-1]

@@ -218,7 +218,7 @@ def combine_expert_scores(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
 
     Rule `others` takes the mean over the experts of other datasets. Rule `oracle` takes the best
     expert of each question: an upper bound for any choice among their answers, but not for mixed
-    logits, which can give an answer that no expert gave.
+    logits, which can give an answer that no expert gave. Windows are not counted here.
     """
     every = runs.collect_expert_examples(spec)
     score_columns = [name for name in every if name.startswith(("em", "f1"))]
@@ -237,6 +237,6 @@ def combine_expert_scores(spec: Spec) -> tuple[dict[str, dict], pd.DataFrame]:
             column: metrics.average_scores(frame[column].to_numpy(), clusters)
             for column in score_columns
         }
-        scores[name] |= {"n": len(frame), "clusters": frame["cluster"].nunique(), "overflowed": 0}
+        scores[name] |= {"n": len(frame), "clusters": frame["cluster"].nunique()}
         frames.append(frame)
     return scores, pd.concat(frames, ignore_index=True)
