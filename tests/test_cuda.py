@@ -21,7 +21,7 @@ from qa_lib.data import selection
 from qa_lib.losses import smart as smart_module
 from qa_lib.losses.smart import SmartLoss, adversarial_term
 from qa_lib.models import encoders
-from qa_lib.settings.parameters import Multitask, Smart
+from qa_lib.settings.parameters import Layer, Multitask, Smart
 from qa_lib.settings.params import UserError
 from qa_lib.training import build, evaluate, multitask, study, teachers, train
 
@@ -158,22 +158,24 @@ def test_each_run_of_a_study_turns_tf32_on_or_off_anew(small_encoder, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "capability, smart, precision, expected",
+    "capability, changes, expected",
     [
-        ((7, 5), None, "fp32", False),
-        ((8, 0), None, "fp32", True),
-        ((12, 0), None, "fp32", True),
-        ((8, 0), Smart(), "fp32", False),
-        ((8, 0), None, "bf16", None),
+        ((7, 5), {}, False),
+        ((8, 0), {}, True),
+        ((12, 0), {}, True),
+        ((8, 0), {"smart": Smart()}, False),
+        ((8, 0), {"layer": Layer(), "heads": None}, False),
+        ((8, 0), {"precision": "bf16"}, False),
     ],
 )
-def test_tf32_is_asked_for_where_the_gpu_has_it(
-    capability, smart, precision, expected, small_encoder, monkeypatch
+def test_tf32_is_asked_for_where_the_gpu_has_it_and_nothing_must_not_be_rounded(
+    capability, changes, expected, small_encoder, monkeypatch
 ):
+    """It is turned off expressly where it is not asked for."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    if expected is not False:  # on this machine the real class may refuse what is asked for
+    if capability >= (8, 0):  # on this machine the real class may refuse what is asked for
         monkeypatch.setattr(train, "TrainingArguments", lambda **kw: SimpleNamespace(n_gpu=1, **kw))
-    spec = make_spec(small_encoder, smart=smart, precision=precision).on_gpu()
+    spec = make_spec(small_encoder, **changes).on_gpu()
     assert train.training_arguments(spec, 10, False).tf32 is expected
 
 

@@ -530,6 +530,20 @@ def test_under_autocast_the_terms_are_in_fp32():
     assert values[0] == values[1]
 
 
+def test_the_terms_of_a_bf16_training_compare_passes_in_fp32():
+    """The training pass, which accelerate runs in bf16 and hands on in fp32, is none of them."""
+    model, batch = make("sst", dropout=0.0)
+    settings = Smart(dropout="on", bregman=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(**batch)
+    values = {}
+    for precision, outputs in (("fp32", model(**batch)), ("bf16", rounded)):
+        terms = SmartLoss(settings, model, 0, 100, precision)
+        terms.loss(model, batch, outputs, 1)
+        values[precision] = terms.read_log()["adversarial_loss"]
+    assert values["bf16"] == values["fp32"] < 1e-8
+
+
 def test_a_wrapped_forward_pass_is_not_asked():
     """A trainer puts autocast around a model's own forward pass."""
     for dataset in ("spans", "sst"):

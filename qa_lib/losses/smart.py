@@ -14,9 +14,10 @@ x: output of the encoder's embeddings module; f: what follows it, up to the logi
 $\ell_s$: a divergence of two outputs; $\tilde\theta$: averaged weights of earlier steps.
 
 At the paper's ε of 1e-5 a true $\mathcal{R}_s$ is about 3e-10. bf16 would show 2e-6 of rounding in
-its place. So all passes of both terms are in fp32, without autocast. On a GPU TF32 has to be off
-too, in the backward pass as well: the gradients of the clean and of the perturbed side nearly
-cancel.
+its place. So all passes that the terms add are in fp32, without autocast, and the training pass is
+the clean one in fp32 runs alone. The Bregman term reads it where the clean side is a stopped
+target, in bf16 too. On a GPU TF32 has to be off, in the backward pass as well: the gradients of the
+clean and of the perturbed side nearly cancel.
 
 B batch, T tokens, D width, C classes.
 """
@@ -281,8 +282,8 @@ def count_forward_equivalents(smart: Smart) -> int:
 
     training pass 3, clean pass without dropout 3, ascent 2, perturbed pass 3, averaged model 1.
 
-    Where the clean side is a stopped target it is 10. With dropout on the training pass is the
-    clean pass, and it is 9. The controls cost as much at bregman: 0, R3F with two draws and
+    Where the clean side is a stopped target it is 10. With dropout on, in fp32, the training pass
+    is the clean pass, and it is 9. The controls cost as much at bregman: 0, R3F with two draws and
     Gaussian noise with three.
     """
     shared = smart.dropout == "on"
@@ -332,9 +333,17 @@ class SmartLoss(ExtraLoss):
 
     scored = ("adversarial_loss",)  # its mean over the training is one of the run's scores
 
-    def __init__(self, smart: Smart, model: nn.Module, seed: int, updates: int):
-        """Set up the terms. model: at its start; updates: all updates of the training."""
+    def __init__(
+        self, smart: Smart, model: nn.Module, seed: int, updates: int, precision: str = "fp32"
+    ):
+        """Set up the terms.
+
+        model: at its start; updates: all updates of the training; precision: of its passes.
+        """
         self.smart = smart
+        # Whether the training pass is the clean pass. Autocast cannot be asked for its precision:
+        # the trainer has it around the model's forward pass alone.
+        self.shares = smart.dropout == "on" and precision == "fp32"
         self.seed = seed
         self.updates = updates
         self.done = 0  # updates so far
@@ -354,11 +363,10 @@ class SmartLoss(ExtraLoss):
             return total
         device = outputs.loss.device
         trained = model.compared_outputs(outputs)
-        shares = smart.dropout == "on" and not torch.is_autocast_enabled(device.type)
         dropout = nullcontext() if smart.dropout == "on" else without_dropout(model)
         with torch.autocast(device.type, enabled=False), dropout:
             x = model.embed(batch)
-            clean = trained if shares else self.run_clean(model, x, batch)
+            clean = trained if self.shares else self.run_clean(model, x, batch)
             if smart.adversarial > 0:
                 term = self.perturb(model, x, clean, batch, step)
                 self.log_term(model, batch, outputs, term, step)

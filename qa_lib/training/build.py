@@ -296,7 +296,7 @@ def make_losses(spec: Spec, model: nn.Module, steps: int) -> list[ExtraLoss]:
     if spec.distillation:
         losses.append(DistillationLoss(spec.distillation, model, spec.seed, steps))
     if spec.smart:
-        losses.append(SmartLoss(spec.smart, model, spec.seed, steps))
+        losses.append(SmartLoss(spec.smart, model, spec.seed, steps, spec.precision))
     return losses
 
 

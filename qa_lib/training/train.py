@@ -379,10 +379,13 @@ def training_arguments(spec: Spec, steps_per_epoch: int, resume: bool) -> Traini
             "change one of them"
         )
     # A bf16 run keeps in fp32 what must not be rounded, so TF32 is for fp32 runs alone. It would
-    # round away what SMART measures. The Trainer refuses it on GPUs before Ampere, which have none.
+    # round away what SMART measures, and a router would route rounding errors. It is turned off
+    # expressly, since a run before this one in the process may have turned it on. The Trainer
+    # refuses it on GPUs before Ampere, which have none.
     tf32 = None
-    if spec.threads == "cuda" and spec.precision == "fp32":
-        tf32 = spec.smart is None and torch.cuda.get_device_capability() >= (8, 0)
+    if spec.threads == "cuda":
+        may_round = spec.precision == "fp32" and spec.smart is None and spec.layer is None
+        tf32 = may_round and torch.cuda.get_device_capability() >= (8, 0)
     arguments = TrainingArguments(
         output_dir=str(runs.run_folder(spec) / "checkpoints"),
         seed=spec.seed,
