@@ -322,6 +322,12 @@ def test_the_time_to_a_checkpoint_is_that_since_the_last_one(tmp_path, monkeypat
     assert not is_asked()
 
 
+def test_watched_rows_without_validation_rows_are_refused(small_encoder):
+    """Their curve would have no point behind the first, whose step is 0."""
+    with pytest.raises(ValueError, match="watched: training rows are scored where validation row"):
+        make_spec(small_encoder, watched=4, validation_rows=0, checkpoint="last")
+
+
 def test_what_is_logged_covers_every_step_of_a_training(small_encoder):
     """Of 21 steps every second is logged; an evaluation is after 10 of them, and after the rest."""
     spec = make_spec(small_encoder, rows=[56, 56, 56], epochs=1.0, looks=2, smart=Smart())

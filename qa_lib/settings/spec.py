@@ -167,6 +167,15 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _watched(self):
+        if self.watched and not self.validation_rows:
+            raise ValueError(
+                "watched: training rows are scored where validation rows are, and there are none; "
+                "raise validation_rows, or leave watched out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fixed_divisor(self):
         divided = self.multitask.fixed_divisor if self.multitask else []
         for dataset in divided:
