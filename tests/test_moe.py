@@ -16,9 +16,9 @@ from qa_lib.evidence.claims import read_claims
 from qa_lib.models import encoders, gated_mixture, heads
 from qa_lib.reports import moe, plans
 from qa_lib.settings import params
-from qa_lib.settings.parameters import Gate
+from qa_lib.settings.parameters import Gate, Layer
 from qa_lib.settings.params import UserError
-from qa_lib.store import runs
+from qa_lib.store import code_hashes, runs
 from qa_lib.tasks import span
 from qa_lib.training import build, evaluate, frozen, study, train
 
@@ -292,12 +292,37 @@ def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, 
         for plain, stored in ((start, logits["start"]), (end, logits["end"])):
             for a, b in zip(plain, stored, strict=True):
                 assert np.array_equal(a, b)
-        read = frozen.read_outputs(expert.hash, windows, tokenizer, run_again, expert.precision)
+        asked = (expert.hash, windows, tokenizer, run_again, expert.precision)
+        read = frozen.read_outputs(*asked, code_hashes.list_modules(expert))
         assert np.array_equal(read.start, np.concatenate(start).astype(np.float16))
         # outputs of earlier weights do not count once the expert is trained again
         frozen.drop_outputs(expert)
         with pytest.raises(pytest.fail.Exception, match="run again"):
-            frozen.read_outputs(expert.hash, windows, tokenizer, run_again, expert.precision)
+            frozen.read_outputs(*asked, code_hashes.list_modules(expert))
+
+
+def test_outputs_of_a_sparse_model_are_known_by_the_code_of_its_layer(experts, store, monkeypatch):
+    monkeypatch.setattr(evaluate, "CACHE", store / "cache")
+    spec, models, rows, _, tokenizer = experts
+    expert = spec.parents[0].model_copy(update={"layer": Layer()})
+    dataset = expert.domains[0]
+    frozen.predict_and_store(models[0], tokenizer, expert, dataset, rows)
+    assert len(list_outputs(store)) == 1
+    frozen.predict_and_store(models[0], tokenizer, expert, dataset, rows)
+    assert len(list_outputs(store)) == 1
+    hash_module = code_hashes.hash_module
+
+    def hash_edited(name: str) -> str:
+        return "edited" if name == "models/st_moe.py" else hash_module(name)
+
+    monkeypatch.setattr(code_hashes, "hash_module", hash_edited)
+    frozen.predict_and_store(models[0], tokenizer, expert, dataset, rows)
+    assert len(list_outputs(store)) == 2
+
+
+def list_outputs(store) -> list:
+    """Return the folders of stored outputs."""
+    return [path for path in (store / "cache" / "frozen").iterdir() if path.is_dir()]
 
 
 def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkeypatch):
@@ -322,7 +347,7 @@ def test_training_on_stored_outputs_equals_training_on_live_ones(experts, monkey
             optimizer.zero_grad()
         return mixture.state_dict()
 
-    def compute_live(key, windows, tokenizer, make, precision) -> frozen.Outputs:
+    def compute_live(key, windows, tokenizer, make, precision, modules=()) -> frozen.Outputs:
         outputs, _ = frozen.compute_outputs(make(), windows, tokenizer, precision)
         return frozen.Outputs(**{k: v.astype(np.float16) for k, v in outputs.items()})
 

@@ -20,7 +20,7 @@ from qa_lib.models.shared_encoder import SharedEncoder, make_head
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
-from qa_lib.store import runs
+from qa_lib.store import code_hashes, runs
 from qa_lib.tasks import describe_answers, span
 from qa_lib.training import evaluate, frozen
 
@@ -360,7 +360,10 @@ def prepare_windows(
     outputs = []
     for expert in spec.experts:
         load = partial(load_trained_model, expert)
-        outputs.append(frozen.read_outputs(expert.hash, windows, tokenizer, load, spec.precision))
+        modules = code_hashes.list_modules(expert)
+        outputs.append(
+            frozen.read_outputs(expert.hash, windows, tokenizer, load, spec.precision, modules)
+        )
     domains = [rows[i]["domain"] for i in windows["row"]]
     return gated_mixture.Frozen(
         windows,

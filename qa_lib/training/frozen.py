@@ -6,7 +6,7 @@ memory-mapped. What teachers say is stored in the same way (training/teachers.py
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,19 +35,25 @@ class Outputs:
 
 
 def read_outputs(
-    key: str, windows: Dataset, tokenizer, make: Callable[[], heads.EncoderModel], precision: str
+    key: str,
+    windows: Dataset,
+    tokenizer,
+    make: Callable[[], heads.EncoderModel],
+    precision: str,
+    modules: Iterable[str] = code_hashes.EVERY_RUN,
 ) -> Outputs:
     """Return a model's outputs on windows (features.load_windows), from the cache.
 
     key: identity of the model's weights, e.g. its run's hash; make: builds the model where its
-    outputs are not stored yet.
+    outputs are not stored yet; modules: those of the code that makes them
+    (code_hashes.list_modules of a run).
     """
 
     def compute() -> dict[str, np.ndarray]:
         values, _ = compute_outputs(make(), windows, tokenizer, precision)
         return values
 
-    folder = _store_once(key, windows, precision, compute)
+    folder = _store_once(key, windows, precision, modules, compute)
     values = {}
     for name in Outputs.__annotations__:
         values[name] = np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -63,7 +69,8 @@ def predict_and_store(
     """
     windows = features.load_windows(rows, tokenizer, spec.max_length, spec.stride, evaluate.CACHE)
     values, loss = compute_outputs(model, windows, tokenizer, spec.precision)
-    _store_once(spec.hash, windows, spec.precision, lambda: values)
+    modules = code_hashes.list_modules(spec)
+    _store_once(spec.hash, windows, spec.precision, modules, lambda: values)
     cuts = np.cumsum([len(ids) for ids in windows["input_ids"]])[:-1]
     logits = {name: np.split(values[name], cuts) for name in ("start", "end")}
     return windows, logits, loss
@@ -79,14 +86,18 @@ def drop_outputs(spec: Spec):
 
 
 def _store_once(
-    key: str, windows: Dataset, precision: str, compute: Callable[[], dict[str, np.ndarray]]
+    key: str,
+    windows: Dataset,
+    precision: str,
+    modules: Iterable[str],
+    compute: Callable[[], dict[str, np.ndarray]],
 ) -> Path:
     """Return the folder with the values that `compute` gives, rounded to half precision.
 
-    Other code has other folders.
+    Other code of the modules has other folders.
     """
     features_folder = Path(windows.cache_files[0]["filename"]).parent
-    code = code_hashes.hash_together(code_hashes.EVERY_RUN)[:8]
+    code = code_hashes.hash_together(modules)[:8]
 
     def write_outputs(target: Path):
         for name, values in compute().items():
