@@ -328,7 +328,8 @@ class SmartLoss(ExtraLoss):
       \tilde\theta_0 = \theta_0$$
 
     With μ = 0 there is none. Noise has a generator of its own, seeded for each step, so that the
-    training pass has the same dropout as without SMART.
+    training pass has the same dropout as without SMART. With `dropout: on` it has another, since
+    the passes of the adversarial term draw theirs in between.
     """
 
     scored = ("adversarial_loss",)  # its mean over the training is one of the run's scores

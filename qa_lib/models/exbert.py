@@ -11,11 +11,14 @@ from qa_lib.settings.params import UserError
 
 
 class Block(nn.Module):
-    r"""The ST-MoE block: dropout, experts and a feed-forward layer, with norms and residuals.
+    r"""The ST-MoE block: dropout, experts and feed-forward layers, with norms and residuals.
 
-    $$u = \operatorname{drop}(x), \quad v = u + \mathrm{MoE}(\mathrm{RMSNorm}(u)), \quad
-      y = \operatorname{drop}(v + \mathrm{FFN}(\mathrm{RMSNorm}(v)))$$
+    $$t = \operatorname{drop}(x), \quad u = t + \mathrm{FFN}_1(\mathrm{RMSNorm}(t)), \quad
+      v = u + \mathrm{MoE}(\mathrm{RMSNorm}(u)), \quad
+      y = \operatorname{drop}(v + \mathrm{FFN}_2(\mathrm{RMSNorm}(v)))$$
 
+    Layer.feed_forward says which of the two feed-forward layers there are. Without the first u is
+    t, and without the second y is drop(v).
     In place of an encoder block's feed-forward layer it is the experts and the dropout alone: the
     encoder block has a norm and a residual already.
     dense: width of one dense layer in place of the experts, in multiples of an expert's width (the

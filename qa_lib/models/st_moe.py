@@ -40,10 +40,11 @@ class Router(nn.Module):
     is taken where g_2 > threshold (`eval_routing: threshold`), or by the same draw (`random`, as in
     st-moe-pytorch). A run and a dataset have the same draws each time (training/evaluate.py).
 
-    $$C = \max(4, \lfloor \text{factor} \cdot \text{tokens} / E \rfloor)$$
+    $$C = \max(4, \min(\text{tokens},
+      \lfloor \text{factor} \cdot \text{tokens} / E \rfloor))$$
 
     An expert takes first picks before second ones, and tokens in their order. Padding is never
-    routed and counts nowhere, unless `route_padding` is set (the report's variant).
+    routed and counts nowhere, unless `route_padding` is set (as in st-moe-pytorch).
     """
 
     def __init__(self, dim: int, layer: Layer):
@@ -102,7 +103,7 @@ class Router(nn.Module):
         """
         layer = self.layer
         factor = layer.capacity_train if self.training else layer.capacity_eval
-        # $C = \max(4, \lfloor \text{factor} \cdot \text{tokens} / E \rfloor)$
+        # $C = \max(4, \min(\text{tokens}, \lfloor \text{factor} \cdot \text{tokens} / E \rfloor))$
         capacity = torch.minimum((tokens * factor / layer.experts).floor(), tokens)  # (B,)
         capacity = capacity.clamp(min=MIN_CAPACITY).view(-1, 1, 1)  # (B, 1, 1)
         taken = torch.zeros_like(picks[:, :1, 0])  # (B, 1, E), places taken by earlier picks

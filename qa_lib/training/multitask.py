@@ -82,8 +82,9 @@ def make_schedule(spec: Spec, lengths: dict[str, list[int]]) -> BatchesByDataset
 def limit_pass(spec: Spec) -> int | None:
     """Return how many tokens a forward pass of a run may have, padding included; None: any number.
 
-    Draws on a GPU have a limit. The losses of other schedules, as with a fixed divisor, are not all
-    means over rows, and on a CPU the numbers of runs stay what they are.
+    Draws on a GPU have a limit, since their batches can be larger than its memory. Other schedules
+    have none: with a fixed divisor, which is theirs alone, a loss is no mean over rows. Nor have
+    runs on a CPU, so that their numbers stay what they are.
     """
     if spec.threads != "cuda" or spec.multitask is None or spec.multitask.schedule != "draws":
         return None
