@@ -164,7 +164,7 @@ def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains):
     end = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])]
     predicted = (make_windows([0, 1, 2]), {"start": start, "end": end}, 0.0)
     model = SimpleNamespace(window_details=lambda *_: {})
-    spec = SimpleNamespace(starter=True)
+    spec = SimpleNamespace(starter=True, layer=None)
     dataset = parameters.Dataset(train=["x"], test=["y"], cluster="question", average=average)
     scores, examples = evaluate.evaluate_test_set(
         model, None, spec, "x", dataset, rows, lambda *_: predicted

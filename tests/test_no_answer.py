@@ -86,7 +86,7 @@ def score_cases(outputs, **options) -> dict[str, float]:
     scores, _ = evaluate.evaluate_test_set(
         SimpleNamespace(window_details=lambda *_: {}),
         None,
-        SimpleNamespace(starter=False),
+        SimpleNamespace(starter=False, layer=None),
         "x",
         dataset,
         rows,
