@@ -67,19 +67,24 @@ class Router(nn.Module):
         # $g_e = p_e / \sum_{\operatorname{top}_n} p$
         gate, expert = p.topk(layer.top_n)  # (B, T, N) each
         gate = gate / gate.sum(-1, keepdim=True).clamp(min=1e-9)
+        # The picks that are wanted, and those of them that find room with their expert.
         wanted = self.choose_picks(gate) & real.bool()  # (B, T, N)
         picks = F.one_hot(expert, layer.experts) * wanted.unsqueeze(-1)  # (B, T, N, E)
-        kept = self.fill_experts(picks, real.sum((1, 2)))  # (B, T, N, E)
+        tokens = real.sum((1, 2))  # (B,)
+        kept = self.fill_experts(picks, tokens)  # (B, T, N, E)
         fits = kept.sum(-1).bool()  # (B, T, N)
+        # What a training logs and adds to its loss.
         counted = kept if layer.density == "kept" else picks
+        first = counted[:, :, 0].float()  # (B, T, E)
         load = kept.sum((0, 1, 2)).float()  # (E,)
+        share_kept = fits.sum() / wanted.sum().clamp(min=1)
         return Routing(
             expert=expert.masked_fill(~fits, layer.experts),
             gate=gate * fits,
-            balance_loss=balance_loss(counted[:, :, 0].float(), p, real),
+            balance_loss=balance_loss(first, p, real),
             z_loss=z_loss(logits, real),
             load=load / load.sum().clamp(min=1),
-            dropped=1 - fits.sum() / wanted.sum().clamp(min=1),
+            dropped=1 - share_kept,
         )
 
     def choose_picks(self, gate: Tensor) -> Tensor:
@@ -177,12 +182,18 @@ class GatedActivation(torch.autograd.Function):
         of_scale = torch.empty_like(of_output)  # of each token
         # Parts of nearly one size: a part of a single token would be rounded otherwise.
         parts = max(1, value.numel() // GatedActivation.PART)
-        tensors = (value, gate, of_output, of_scale)
-        for v, g, y, b in zip(*(x.tensor_split(parts) for x in tensors), strict=True):
+        pieces = zip(
+            value.tensor_split(parts),
+            gate.tensor_split(parts),
+            of_output.tensor_split(parts),
+            of_scale.tensor_split(parts),
+            strict=True,
+        )
+        for v, g, of_y, of_b in pieces:
             activated = F.gelu(g)
-            torch.mul(y, activated * v, out=b)
+            torch.mul(of_y, activated * v, out=of_b)
             # $\partial y / \partial (\operatorname{gelu}(g) \odot v) = b$
-            of_product = y * scale
+            of_product = of_y * scale
             of_gate = torch.ops.aten.gelu_backward(of_product * v, g)
             v.copy_(of_product.mul_(activated))
             g.copy_(of_gate)

@@ -25,13 +25,17 @@ def choose_threshold(
     finite = np.unique(margins[np.isfinite(margins)])  # in rising order
     if not len(finite):
         return 0.0, unanswered
-    thresholds = np.concatenate([[finite[0] - 1], finite])
-    order = np.argsort(margins, kind="stable")
-    gained = np.concatenate([[0.0], np.cumsum((answered - unanswered)[order])])
+    below_all = finite[0] - 1
+    thresholds = np.concatenate([[below_all], finite])
     # Rows up to a threshold are answered, so their gains are what it adds to no answer at all.
+    order = np.argsort(margins, kind="stable")
+    gains = (answered - unanswered)[order]
+    gained = np.concatenate([[0.0], np.cumsum(gains)])  # by the number of rows that are answered
     counts = np.searchsorted(margins[order], thresholds, side="right")
-    best = float(thresholds[gained[counts].argmax()])
-    return best, np.where(margins <= best, answered, unanswered)
+    gained_by_threshold = gained[counts]
+    best = float(thresholds[gained_by_threshold.argmax()])
+    scores = np.where(margins <= best, answered, unanswered)
+    return best, scores
 
 
 def describe_scores(

@@ -296,21 +296,27 @@ def best_spans(
     The score of a window without a valid span is −inf.
     start, end: logits, (W, T); context: (W, T), true for context tokens.
     """
+    start = np.where(context, start.astype(np.float32), -np.inf)  # (W, T)
+    end = np.where(context, end.astype(np.float32), -np.inf)  # (W, T)
+    # The k highest starts and ends of each window.
     k = min(N_BEST, start.shape[1])
-    s = np.where(context, start.astype(np.float32), -np.inf)  # (W, T)
-    e = np.where(context, end.astype(np.float32), -np.inf)  # (W, T)
-    first = np.argpartition(-s, k - 1, axis=1)[:, :k]  # (W, k)
-    last = np.argpartition(-e, k - 1, axis=1)[:, :k]  # (W, k)
-    first_logit = np.take_along_axis(s, first, 1)
-    last_logit = np.take_along_axis(e, last, 1)
+    first = np.argpartition(-start, k - 1, axis=1)[:, :k]  # (W, k)
+    last = np.argpartition(-end, k - 1, axis=1)[:, :k]  # (W, k)
+    first_logit = np.take_along_axis(start, first, 1)  # (W, k)
+    last_logit = np.take_along_axis(end, last, 1)  # (W, k)
+    # All pairs of them.
     score = first_logit[:, :, None] + last_logit[:, None, :]  # (W, k, k)
-    length = last[:, None, :] - first[:, :, None] + 1
+    length = last[:, None, :] - first[:, :, None] + 1  # (W, k, k)
     shortest = 1 if one_token else 2
     valid = (length >= shortest) & (length <= MAX_TOKENS)
-    score = np.where(valid, score, -np.inf).reshape(len(s), -1)  # (W, k·k)
-    best = score.argmax(1)
-    window = np.arange(len(s))
-    return first[window, best // k], last[window, best % k], score[window, best]
+    score = np.where(valid, score, -np.inf)
+    # The best pair of each window: the number of its start and that of its end.
+    window = np.arange(len(score))
+    score = score.reshape(len(score), -1)  # (W, k·k)
+    best = score.argmax(1)  # (W,)
+    best_first = first[window, best // k]
+    best_last = last[window, best % k]
+    return best_first, best_last, score[window, best]
 
 
 def best_beam_span(

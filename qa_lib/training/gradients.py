@@ -181,15 +181,21 @@ def compare_gradients(
     norms: by dataset; products: of all pairs of gradients, (n, n), each divided by any number. A
     gradient of zero has no direction, so the pairs with it have no cosine.
     """
+    names = list(norms)
     lengths = np.sqrt(products.diagonal())
     lengths[lengths == 0] = 1.0
-    matrix = products / np.outer(lengths, lengths)
+    matrix = products / np.outer(lengths, lengths)  # cosines, (n, n)
     cosines = {}
-    for (i, a), (j, b) in combinations(enumerate(norms), 2):
+    for first, second in combinations(range(len(norms)), 2):
+        a = names[first]
+        b = names[second]
         if norms[a] > 0 and norms[b] > 0:
-            cosines[f"{a}/{b}"] = float(matrix[i, j])
-    of_datasets = np.array(list(norms.values()))
-    # $\lVert \tfrac1n \sum_d g_d \rVert$
-    of_mean = np.sqrt((matrix * np.outer(of_datasets, of_datasets)).mean().clip(min=0))
-    left = float(of_mean / of_datasets.mean()) if of_datasets.any() else 0.0
+            cosines[f"{a}/{b}"] = float(matrix[first, second])
+    of_datasets = np.array(list(norms.values()))  # (n,)
+    left = 0.0
+    if of_datasets.any():
+        whole_products = matrix * np.outer(of_datasets, of_datasets)  # (n, n)
+        # $\lVert \tfrac1n \sum_d g_d \rVert$
+        of_mean = np.sqrt(whole_products.mean().clip(min=0))
+        left = float(of_mean / of_datasets.mean())
     return {"norms": norms, "cosines": cosines, "left": left}
