@@ -625,14 +625,21 @@ def test_cached_outputs_follow_the_code(sources, tmp_path, monkeypatch):
 
     monkeypatch.setattr(frozen.evaluate, "CACHE", tmp_path)
 
+    modules = ("training/frozen.py", "models/st_moe.py")
+
     def store(value: float) -> float:
-        folder = frozen._store_once("key", Windows, "fp32", lambda: {"start": np.array(value)})
+        made = {"start": np.array(value)}
+        folder = frozen._store_once("key", Windows, "fp32", modules, lambda: made)
         return float(np.load(folder / "start.npy"))
 
     assert store(1.0) == 1.0
     assert store(2.0) == 1.0
     edit(sources, "training/frozen.py")
     assert store(3.0) == 3.0
+    edit(sources, "models/heads.py")  # none of theirs
+    assert store(4.0) == 3.0
+    edit(sources, "models/st_moe.py")
+    assert store(5.0) == 5.0
 
 
 def test_code_that_is_edited_while_a_study_runs_ends_it(sources):
