@@ -405,6 +405,30 @@ def test_a_landing_packs_the_last_file_again(three_records, monkeypatch, store):
     assert runs.list_example_files(folder) == [first_file, second_file]
 
 
+@pytest.mark.parametrize("limit", [runs.LIMIT, 1], ids=["one file", "a file for each run"])
+def test_a_replaced_record_keeps_no_example_of_the_one_before(tiny, monkeypatch, store, limit):
+    """The set has other rows since. A file that a killed landing left holds the old ones too."""
+    monkeypatch.setattr(runs, "LIMIT", limit)
+    folder = store / "records" / "exbert"
+    first, other = plans.plan(tiny(ratios=[0.5, 1.0]))[:2]
+    then = first.model_copy(update={"test_fingerprints": {first.tests[0]: "then"}})
+    today = first.model_copy(update={"test_fingerprints": {first.tests[0]: "today"}})
+    columns = {"set": first.tests[0], "cluster": "a", "em": 50.0}
+    save_record(then, pd.DataFrame({"id": list("abcd"), **columns}))
+    save_record(other, pd.DataFrame({"id": list("abcd"), **columns}))
+    assert runs.land("exbert", [then, other]) == 2
+    save_record(today, pd.DataFrame({"id": list("cx"), **columns}))
+    left_behind = {file: file.read_bytes() for file in runs.list_example_files(folder)}
+    assert runs.land("exbert", [today]) == 1
+    (store / "runs").rename(store / "gone")
+    assert runs.collect_examples([today])["id"].tolist() == list("cx")
+    assert runs.collect_examples([other])["id"].tolist() == list("abcd")
+    for file, content in left_behind.items():
+        file.write_bytes(content)
+    runs._read_committed_examples.cache_clear()
+    assert runs.collect_examples([today])["id"].tolist() == list("cx")
+
+
 def test_an_evaluation_s_training_loss_is_the_mean_over_its_steps():
     log = [
         {"loss": 4.0, "step": 10},

@@ -594,13 +594,13 @@ def read_examples(record: dict) -> pd.DataFrame:
 def _read_committed_examples(report: str) -> dict[str, pd.DataFrame]:
     """Return the committed examples of each run.
 
-    A landing that was cut short and repeated has written examples twice; the later ones count.
+    The examples of a run are written whole into one file. Where a landing has replaced them, or was
+    cut short and repeated, earlier files may hold the run too; the last one counts.
     """
-    frames = [read_example_file(file) for file in list_example_files(RECORDS / report)]
-    if not frames:
-        return {}
-    examples = pd.concat(frames).drop_duplicates(["run", "set", "id"], keep="last")
-    return dict(iter(examples.groupby("run")))
+    examples = {}
+    for file in list_example_files(RECORDS / report):
+        examples |= dict(iter(read_example_file(file).groupby("run")))
+    return examples
 
 
 def write_ledger(p, specs: list[Spec]) -> Path:
@@ -683,8 +683,8 @@ def is_committed(record: dict, candidates: list[Spec], committed: dict[str, dict
 def write_committed(report: str, new: dict[str, dict], examples: dict[str, pd.DataFrame]):
     """Write records among the committed ones, and their examples.
 
-    new, examples: by hash. A record replaces an earlier one of the same hash. Of two frames of a
-    run's examples the later one counts.
+    new, examples: by hash. A record replaces an earlier one of the same hash, and its examples
+    replace those of that record.
     """
     folder = RECORDS / report
     records = list((read_committed(report) | new).values())
@@ -704,8 +704,8 @@ def write_committed(report: str, new: dict[str, dict], examples: dict[str, pd.Da
 def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
     """Write a frame for each run into files of at most LIMIT bytes.
 
-    The runs of the last file are packed again together with the new ones, since runs repeat each
-    other's ids. A run is never cut in two, so a larger one has a larger file.
+    The other runs of the last file are packed again together with the new ones, since runs repeat
+    each other's ids. A run is never cut in two, so a larger one has a larger file.
     """
     if not frames:
         return
@@ -715,7 +715,9 @@ def write_committed_examples(folder: Path, frames: list[pd.DataFrame]):
     if last_file:
         number = int(last_file.stem.split("-")[1]) + 1
         packed = read_example_file(last_file)
-        frames = [frame for _, frame in packed.groupby("run", sort=False)] + frames
+        new_runs = [frame["run"].iloc[0] for frame in frames]
+        others = packed[~packed["run"].isin(new_runs)]
+        frames = [frame for _, frame in others.groupby("run", sort=False)] + frames
     while frames:
         for size in range(len(frames), 0, -1):
             content = pack_parquet(pd.concat(frames[:size]))
