@@ -156,7 +156,7 @@ def make_spec(encoder: str, **changes) -> Spec:
         "seed": 0,
         "source": "embedded",
         "domains": domains,
-        "fingerprints": ["x"] * len(domains),
+        "fingerprints": [selection.fingerprint(name, "embedded", None) for name in domains],
         "rows": [24] * len(domains),
         "validation_rows": 10 * len(domains),
         "tests": domains,

@@ -491,6 +491,28 @@ def test_a_test_set_is_known_by_its_files(store, monkeypatch):
     assert second["manuals"] != first["manuals"]
 
 
+@pytest.mark.parametrize("file", ["train.jsonl", "test.jsonl"])
+def test_data_that_change_while_a_study_runs_are_not_trained_on(tiny, store, monkeypatch, file):
+    """A worker reads files anew. It would train other rows under the hash of the old ones."""
+    spec = plans.plan(tiny())[0]
+    known = {"mills": Dataset(train=["train.jsonl"], test=["test.jsonl"])}
+    monkeypatch.setattr(params, "read_datasets", lambda *_: known)
+    for name in ("train.jsonl", "test.jsonl"):
+        (store / name).write_text(f"rows of {name}\n", encoding="utf-8")
+    place = {"domains": ["mills"], "tests": ["mills"], "source": "folder", "folder": str(store)}
+    planned = {
+        "fingerprints": [selection.fingerprint("mills", "folder", str(store))],
+        "test_fingerprints": selection.fingerprint_test_sets(["mills"], "folder", str(store)),
+    }
+    spec = spec.model_copy(update=place | planned)
+    (store / file).write_text("other rows\n", encoding="utf-8")
+    selection.sha256.cache_clear()  # as in another process
+    words = f"{spec.run}: the dataset mills was changed while the study ran; start it again"
+    with pytest.raises(UserError, match=words):
+        train.train(spec, progress=show_nothing)
+    assert not runs.run_folder(spec).exists()
+
+
 def test_a_training_that_is_repeated_loses_no_score(tiny):
     spec = plans.plan(tiny())[0]
     on_each = [spec.model_copy(update={"tests": [name]}) for name in spec.tests]

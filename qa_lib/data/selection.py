@@ -93,6 +93,26 @@ def fingerprint_test_sets(names: Iterable[str], source: str, folder: str | None)
     return found
 
 
+def check_unchanged(spec: Spec):
+    """Raise UserError where a dataset of a run differs from what it was when the run was planned.
+
+    A worker reads the files anew, and would train or score other rows than those of the run's hash.
+    Files whose identity this process knows are not read again.
+    """
+    changed = []
+    for name, then in zip(spec.domains, spec.fingerprints, strict=True):
+        if fingerprint(name, spec.source, spec.folder) != then:
+            changed.append(name)
+    tested = fingerprint_test_sets(spec.test_fingerprints, spec.source, spec.folder)
+    for name, today in tested.items():
+        if today != spec.test_fingerprints[name]:
+            changed.append(name)
+    if changed:
+        raise UserError(
+            f"{spec.run}: the dataset {changed[0]} was changed while the study ran; start it again"
+        )
+
+
 def identify_content(d: Dataset, source: str, folder: str | None, tested: bool) -> list[str]:
     """Return what identifies the content of a dataset, a text for each part of it.
 

@@ -611,9 +611,11 @@ def train(
     """Train (or go on training) one run, score it on its test sets, and write its record.
 
     keep_weights: leave model.safetensors beside the record, for children. Returns the record; None
-    on the processes of a distributed training that do not write.
+    on the processes of a distributed training that do not write. Raises UserError where the run's
+    data are others than when it was planned.
     """
     began = time.monotonic()
+    selection.check_unchanged(spec)
     tests = list_tests(spec)
     fingerprints = selection.fingerprint_test_sets(tests, spec.source, spec.folder)
     spec = spec.model_copy(update={"tests": tests, "test_fingerprints": fingerprints})
