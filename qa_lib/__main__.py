@@ -7,6 +7,8 @@ Where the list of verbs cannot say enough, that function sets a longer descripti
 
 import argparse
 import sys
+import tempfile
+from pathlib import Path
 
 from qa_lib.settings import command_line, params
 from qa_lib.settings.params import ROOT, UserError
@@ -327,15 +329,22 @@ def run_own(args: argparse.Namespace) -> int:
     own.check_domains(p)
     own.check_parts(p)
     encoders.load_encoder(p.encoder)  # first: reading the data may take long
-    own.write_definition(dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True)), p)
-    print(f"profile own: {args.name}; {own.describe_plan(p)}", flush=True)
-    own.check_rows(p)
-    study.fetch_inputs(p)
-    print(own.describe_contexts(p), flush=True)
-    missing = study.list_missing(own.foresee_plan(p))
-    if missing and study.list_missing(plans.plan(p)):
-        _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))
-        print(own.describe_cost(p, hours), flush=True)
+    texts = dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True))
+    definition = own.define_domains(texts, p)
+    # A draft is checked first, so that a mistake replaces no definition of an earlier study. All
+    # that follows uses the draft too, by whose name the rows are kept in memory.
+    with tempfile.TemporaryDirectory() as folder:
+        draft = p.model_copy(update={"data": str(Path(folder) / f"{args.name}.yaml")})
+        own.write_definition(definition, draft)
+        print(f"profile own: {args.name}; {own.describe_plan(draft)}", flush=True)
+        own.check_rows(draft)
+        study.fetch_inputs(draft)
+        print(own.describe_contexts(draft), flush=True)
+        own.write_definition(definition, p)
+        missing = study.list_missing(own.foresee_plan(draft))
+        if missing and study.list_missing(plans.plan(draft)):
+            _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))
+            print(own.describe_cost(draft, hours), flush=True)
     return 0
 
 

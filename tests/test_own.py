@@ -4,12 +4,14 @@ import gzip
 import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from test_house import make
 from test_stats import plant_scores
 
@@ -553,6 +555,33 @@ def test_a_mistake_on_the_command_line_is_one_sentence(domains, monkeypatch, nam
         start_own(monkeypatch, name, change(*domains))
     assert "\n" not in str(error.value)
     assert not list(runs.RUNS.glob("own/*"))
+
+
+def test_a_mistake_replaces_no_definition(domains, tmp_path, monkeypatch):
+    p = start_own(monkeypatch, "mine", domains)
+    content = Path(p.data).read_bytes()
+    short = tmp_path / "clinic" / "short.jsonl"
+    write_rows(short, corpora.qa("biomedicine", 3))
+    train, test = domains[1].split(":")
+    with pytest.raises(UserError, match="mine-b cannot be split: one context holds 3 of"):
+        start_own(monkeypatch, "mine", [domains[0], f"{short}:{test}"])
+    with pytest.raises(UserError, match="short.jsonl, line 1: not JSON"):
+        short.write_text("{\n", encoding="utf-8")
+        start_own(monkeypatch, "mine", [domains[0], f"{train}:{short}"])
+    assert Path(p.data).read_bytes() == content
+
+
+def test_the_definition_of_a_study_that_trains_is_not_replaced(domains, monkeypatch):
+    p = start_own(monkeypatch, "mine", domains)
+    content = Path(p.data).read_bytes()
+    with FileLock(runs.RUNS / "exbert.lock"):
+        start_own(monkeypatch, "mine", domains)
+        start_own(monkeypatch, "yours", domains)
+        with pytest.raises(UserError, match="own/mine.yaml defines other .* a study of exbert is"):
+            start_own(monkeypatch, "mine", domains[::-1])
+        assert Path(p.data).read_bytes() == content
+    start_own(monkeypatch, "mine", domains[::-1])
+    assert Path(p.data).read_bytes() != content
 
 
 def test_help_says_what_a_domain_is(capsys):

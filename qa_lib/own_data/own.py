@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from qa_lib.data import selection, sources
 from qa_lib.reports import exbert, trials
@@ -105,10 +106,11 @@ def refuse_repeated_files(files: dict[str, list[Path]]):
             seen[sha] = option, part
 
 
-def write_definition(domains: dict[str, str], p: exbert.Parameters):
-    """Write the definition of the two datasets. Raises UserError for a file that cannot serve.
+def define_domains(domains: dict[str, str], p: exbert.Parameters) -> str:
+    """Return the definition of the two datasets, as YAML.
 
-    domains: for each option of the command line its text.
+    Raises UserError for a file that cannot serve. domains: for each option of the command line its
+    text.
     """
     files = {option: find_files(option, text) for option, text in domains.items()}
     refuse_repeated_files(files)
@@ -121,7 +123,27 @@ def write_definition(domains: dict[str, str], p: exbert.Parameters):
             "unit": "context",
             "validation_rows": largest_share(p, p.validation_rows),
         }
-    runs.write(Path(p.data), yaml.safe_dump(definitions, sort_keys=False))
+    return yaml.safe_dump(definitions, sort_keys=False)
+
+
+def write_definition(definition: str, p: exbert.Parameters):
+    """Write a definition to the file that the parameters name.
+
+    Raises UserError where the file holds another one while a study trains, whose workers may read
+    it.
+    """
+    file = Path(p.data)
+    if not file.is_file() or file.read_bytes() == definition.encode():
+        runs.write(file, definition)
+        return
+    try:
+        with FileLock(runs.RUNS / f"{p.report}.lock", timeout=0):
+            runs.write(file, definition)
+    except Timeout:
+        raise UserError(
+            f"{file} defines other domains or other splits of them, and a study of {p.report} is "
+            "training here; wait for its end, or give another NAME"
+        ) from None
 
 
 # ---- what is run, and how long it takes ----
