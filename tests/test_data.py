@@ -904,6 +904,15 @@ def test_test_rows_that_share_an_id_are_refused_before_any_training(monkeypatch)
         load_whole_test_sets(spec)
 
 
+def test_a_test_set_without_rows_is_refused_before_any_training(monkeypatch):
+    splits = {"news": selection.Splits([make_row(1)], [make_row(2)], [])}
+    monkeypatch.setattr(selection, "load_splits", lambda name, *rest: splits[name])
+    spec = SimpleNamespace(tests=["news"], source="embedded", folder=None, bad_rows="stop")
+    words = "no rows are left for the test set news; lower train_rows or validation_share in its"
+    with pytest.raises(UserError, match=words):
+        load_whole_test_sets(spec)
+
+
 def test_a_row_with_an_empty_id_is_numbered(tmp_path):
     lines = [json.dumps(make_row(i, id=identity)) for i, identity in enumerate(["", "", "x"])]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))

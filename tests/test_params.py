@@ -541,6 +541,24 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "field, says",
+    [
+        ("validation_share: 40", "validation_share: 40 is too large; write a number less than 1"),
+        ("validation_share: -0.1", "validation_share: -0.1 is too small"),
+        ("train_rows: -5", "train_rows: -5 is too small; write a number greater than 0"),
+        ("test_rows: -5", "test_rows: -5 is too small"),
+        ("validation_rows: -5", "validation_rows: -5 is too small"),
+        ("rows: 0", "rows: 0 is too small"),
+    ],
+)
+def test_a_dataset_of_no_rows_is_refused(tmp_path, field, says):
+    file = tmp_path / "own.yaml"
+    file.write_text(f"mills: {{train: [a.jsonl], test: [b.jsonl], {field}}}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"own.yaml: mills: {says}"):
+        params.read_datasets("own", str(file))
+
+
 def test_an_argument_that_is_wrong_is_one_sentence():
     parser = command_line.CommandLine()
     parser.add_argument("--workers", type=int)

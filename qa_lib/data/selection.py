@@ -587,12 +587,19 @@ def trial_column(spec: Spec) -> str:
 def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
     """Return the fixed test sets of a run: name → (definition, rows).
 
-    Raises UserError where rows of a set share an id, by which their answers are told apart.
+    Raises UserError where a set has no rows, and where rows of it share an id, by which their
+    answers are told apart.
     """
     test_sets = {}
     for name in spec.tests:
         d = find_dataset(name, spec.source, spec.folder)
         rows = load_splits(name, spec.source, spec.folder, spec.bad_rows).test
+        if not rows:
+            raise UserError(
+                f"no rows are left for the test set {name}; lower train_rows or validation_share "
+                "in its definition, name its test files there in test, or, where rows lack a "
+                "title, write unit: context"
+            )
         ids = Counter(row["id"] for row in rows)
         shared = [id_ for id_, number in ids.items() if number > 1]
         if shared:

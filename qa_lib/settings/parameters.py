@@ -84,7 +84,7 @@ class Dataset(Strict):
     altered: Literal["typos", "swaps", "reworded"] | None = None
     apart_from: list[str] = []  # no training row shares a context, or a text, with a row of these
     apart_within: bool = False  # nor does one stand within a context, or a text, of theirs
-    rows: int | None = None  # embedded only: how many are generated
+    rows: Rows | None = None  # embedded only: how many are generated
     only: dict[str, str] = {}  # hub only: rows in which each of these fields has this value
     # Hub only: word of a question → the field whose text stands in its place.
     placeholder: dict[str, str] = {}
@@ -103,10 +103,10 @@ class Dataset(Strict):
     # write context. Text: rows that share a text are of one unit, and so are rows that others
     # connect.
     unit: Literal["title", "question", "context", "text"] = "title"
-    train_rows: int | None = None
-    validation_share: float = 0.5
-    validation_rows: int | None = None
-    test_rows: int | None = None  # a fixed sample of whole contexts, or of whole texts; None: all
+    train_rows: Rows | None = None
+    validation_share: Share = 0.5
+    validation_rows: int | None = Field(None, ge=0, le=10**9)
+    test_rows: Rows | None = None  # a fixed sample of whole contexts, or of whole texts; None: all
     cluster: Literal["title", "question", "context", "text"] = "context"
     average: Literal["rows", "clusters"] = "rows"  # EM: mean over rows, or within clusters first
     split_seed: int = 0
