@@ -32,7 +32,7 @@ $(foreach v,$(GIVEN) $(OUTER),$(if $(filter undefined,$(origin $v)),,$(call type
 # One that was not given is empty. VENV is the exception: empty, it means the active environment.
 $(foreach v,$(filter-out VENV,$(GIVEN) $(OUTER)),$(if $(filter undefined,$(origin $v)),$(eval $v :=)))
 
-# A value as one word of a recipe's line, and a program, whose ~/ the shell looks up.
+# A value as one word of a recipe's line, and a program or a path, whose ~/ the shell looks up.
 quoted  = '$(subst ','\'',$1)'
 program = $(subst '~/,~/',$(call quoted,$1))
 
@@ -91,8 +91,10 @@ index    = figures/index$(if $(filter real,$1),,-$1).html
 INDEXES := $(foreach p,$(PROFILES),$(call index,$p))
 slug     = $(word 2,$(subst /, ,$@))
 profile  = $(or $(word 3,$(subst /, ,$@)),$(PROFILE))
-# Where a figures/… path lies: QA_FIGURES=folder puts it elsewhere, and it is then drawn at every start.
+# Where a figures/… path lies: QA_FIGURES=folder puts it elsewhere. Make looks at figures/ alone, so it is then drawn at every start.
 place    = $(if $(QA_FIGURES),$(QA_FIGURES)/$(patsubst figures/%,%,$1),$1)
+there    = $(call program,$(call place,$1))
+ALWAYS  := $(if $(QA_FIGURES),FORCE)
 option   = $(if $2, --$1=$(call quoted,$2))
 FLAGS    = --profile $(profile)$(call option,size,$(SIZE))$(call option,data,$(DATA))$(call option,params,$(PARAMS))$(call option,stale,$(STALE))
 TRAINING = $(FLAGS)$(call option,workers,$(WORKERS))$(if $(filter-out 0,$(FRESH)), --fresh)$(if $(filter-out 0,$(YES)), --yes)
@@ -106,6 +108,8 @@ files   = $(foreach n,$(names),$(if $(filter table%,$n),$n.csv $n.md $n.tex,$n.p
 known   = $(filter $(foreach d,$(filter figures/$1/%,$(FOLDERS)),$(addprefix $d/,$(files))),$2)
 refuse  = $(error $2 is no file of the study: write figures/<report>/<profile>/<file>; reports: $(REPORTS); profiles: $(PROFILES)$(if $(names),; tables (csv, md, tex) and figures (png, svg): $(names)))
 PAGES  := $(filter-out $(INDEXES),$(filter figures/%,$(MAKECMDGOALS)))
+# All of these are written whole or not at all. So make removes none where a recipe fails, or at Ctrl-C.
+.PRECIOUS: $(FOLDERS:%=%/results.csv) $(FOLDERS:%=%/report.html) $(INDEXES) $(PAGES)
 $(foreach f,$(PAGES),$(foreach r,$(word 2,$(subst /, ,$f)),$(if $(call known,$r,$f),,$(call refuse,$r,$f))))
 
 .PHONY: FORCE environment browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
@@ -117,13 +121,16 @@ enough = || [ $$? -eq 141 ]
 help: ## this list (the default)
 	@{ echo 'make TARGET [PROFILE=quick|real|paper] [SIZE=small|full] [DATA=folder] [PARAMS="key=value …"]'; \
 	   echo '            [WORKERS=n] [FRESH=1] [STALE=train|keep] [YES=1] [VENV=path] [PYTHON=python3.12]'; \
-	   echo '            [TORCH_INDEX=url]'; \
+	   echo '            [TORCH_INDEX=url] [QA_RUNS=folder] [QA_RECORDS=folder] [QA_FIGURES=folder]'; \
+	   echo '            [QA_COMMIT=commit] [RAY_ADDRESS=host:port]'; \
 	   file=$(call quoted,$(TOLD)); [ -e "$$file" ] || file=$(call quoted,$(lastword $(value MAKEFILE_LIST))); \
 	   { for r in $(REPORTS); do sed -n "s/^[$$](REPORTS:%=\(.*-\)%).*## /\1$$r|/p" "$$file"; done; \
 	     sed -n 's/^\([a-z-]*\):.*## /\1|/p' "$$file"; } | awk -F'|' '{ printf "  %-18s %s\n", $$1, $$2 }'; \
 	   echo '  STALE=train trains the runs again whose record other code made, as after an edit of a model,'; \
 	   echo '  STALE=keep keeps the records and says so; without it quick trains, real, paper and own keep'; \
 	   echo '  figures/<report>/<profile>/<file>: that page, table or figure alone'; \
+	   echo '  QA_RUNS, QA_RECORDS, QA_FIGURES: the folder in the place of runs/, records/, figures/;'; \
+	   echo '  QA_COMMIT: the commit that records name where git tells none'; \
 	   echo "a value with a blank stands in quotes: DATA='my data' PARAMS='\"encoder=my model\" epochs=2'"; \
 	} | cat $(enough)
 
@@ -169,17 +176,17 @@ verify: profile | $(SETUP) ## print the verdict on every claim, from records alo
 $(FOLDERS:%=%/results.csv): $(SETUP) FORCE
 	$(PY) -m qa_lib study $(slug) $(TRAINING)
 
-$(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs)
+$(FOLDERS:%=%/report.html): %/report.html: %/results.csv $$(inputs) $(ALWAYS)
 	$(PY) -m qa_lib render $(slug) $(FLAGS)
-	@touch -c $@
+	@touch -c -- $(call there,$@)
 
 $(foreach p,$(PROFILES),$(eval $(call index,$p): $(REPORTS:%=figures/%/$p/report.html)))
-$(INDEXES): notebooks/00_overview.ipynb params/findings/overview.md
+$(INDEXES): notebooks/00_overview.ipynb params/findings/overview.md $(ALWAYS)
 	$(PY) -m qa_lib overview --profile $(or $(patsubst figures/index-%.html,%,$(filter figures/index-%,$@)),real)
 
-figures/%: $$(@D)/results.csv $$(inputs)
+figures/%: $$(@D)/results.csv $$(inputs) $(ALWAYS)
 	$(PY) -m qa_lib render $(slug) $(FLAGS) --only $(basename $(@F))
-	@[ -e $(call quoted,$(call place,$@)) ] && touch -c $@ || { echo 'error: $(@F) is not drawn: its part of the study is not run at this profile and size' >&2; exit 2; }
+	@[ -e $(call there,$@) ] && touch -c -- $(call there,$@) || { echo 'error: $(@F) is not drawn: its part of the study is not run at this profile and size' >&2; exit 2; }
 
 power: | $(SETUP) ## print what the reports' runs could see, and which claims more seeds could decide
 	@$(PY) -m qa_lib power $(enough)
@@ -273,4 +280,4 @@ lock: | $(SETUP) ## pin what pyproject.toml asks for (torch stays; HOLD=torch==x
 	mv requirements.new requirements.lock
 
 clean: ## remove quick pages and caches; never runs/
-	rm -rf figures/*/quick .cache .pytest_cache .ruff_cache
+	rm -rf -- $(call there,figures/)*/quick $(call there,figures/index-quick.html) .cache .pytest_cache .ruff_cache

@@ -517,12 +517,17 @@ def test_the_path_of_python_may_hold_any_letters(python, tmp_path):
     assert any("--index-url=https://x/?a=1&b=2" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["a b$c", "it's", "a#b", "größe", "(a;b&c)", "-x", "%a"])
-def test_the_path_of_a_checkout_may_hold_any_letters(tmp_path, name):
-    folder = tmp_path / name
+def copy_checkout(folder: Path) -> Path:
+    """Copy into a folder what make looks at, and return the folder."""
     for part in ("qa_lib", "params", "notebooks"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "Makefile", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a b$c", "it's", "a#b", "größe", "(a;b&c)", "-x", "%a"])
+def test_the_path_of_a_checkout_may_hold_any_letters(tmp_path, name):
+    folder = copy_checkout(tmp_path / name)
     for args in (["profile"], ["-n", "reproduce", "VENV=", "PROFILE=real"], ["help"]):
         inside = make(*args, folder=folder)
         assert inside.returncode == 0
@@ -580,9 +585,69 @@ def test_figures_may_lie_elsewhere(python, tmp_path):
     assert "echo 'page: /elsewhere/exbert/quick/report.html'" in output
 
 
+@pytest.mark.parametrize(
+    "target", ["reproduce-exbert", "figures/exbert/quick/fig3_ratios.png", "reproduce"]
+)
+def test_what_lies_elsewhere_is_drawn_whatever_lies_here(python, tmp_path, target):
+    """Make compares the times of files in figures/, which say nothing of another folder."""
+    _, starts = python
+    checkout = copy_checkout(tmp_path / "checkout")
+    made = dict.fromkeys(checkout.rglob("*.*"), 1000)
+    for folder in (checkout / "figures", checkout / "mine"):
+        for slug in params.list_reports():
+            made[folder / slug / "quick" / "results.csv"] = 2000
+            made[folder / slug / "quick" / "report.html"] = 3000
+        made[folder / "exbert" / "quick" / "fig3_ratios.png"] = 3000
+        made[folder / "index-quick.html"] = 4000
+    for file, seconds in made.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        os.utime(file, (seconds, seconds))
+    here = starts(target, PROFILE="quick", folder=checkout)
+    assert {start[0][1] for start in here} == {"study"}
+    elsewhere = starts(target, PROFILE="quick", QA_FIGURES="mine", folder=checkout)
+    drawn = {start[0][1] for start in elsewhere}
+    assert drawn == {"study", "render"} | ({"overview"} if target == "reproduce" else set())
+    page = checkout / "figures" / "exbert" / "quick" / "report.html"
+    assert page.stat().st_mtime == made[page]
+
+
+def test_what_was_written_whole_outlives_a_failure(tmp_path):
+    checkout = copy_checkout(tmp_path / "checkout")
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    page = "figures/exbert/quick"
+    (checkout / page).mkdir(parents=True)
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && echo True && exit\n'
+        f"echo whole >{page}/results.csv\n[ $3 = study ] && exit\n"
+        f"echo whole >{page}/report.html\nexit 1\n"
+    )
+    program.chmod(0o755)
+    done = make("reproduce-exbert", "PROFILE=quick", f"VENV={tmp_path}", folder=checkout)
+    assert done.returncode == 2
+    for name in ("results.csv", "report.html"):
+        assert (checkout / page / name).read_text() == "whole\n"
+
+
+def test_clean_removes_the_quick_pages_wherever_they_lie(tmp_path):
+    checkout = copy_checkout(tmp_path / "checkout")
+    for folder in ("figures", "my figures"):
+        for name in ("exbert/quick/report.html", "exbert/real/report.html", "index-quick.html"):
+            (checkout / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / folder / name).touch()
+        left = [path for path in (checkout / folder).rglob("*.html")]
+        assert len(left) == 3
+        variables = [] if folder == "figures" else [f"QA_FIGURES={folder}"]
+        assert make("clean", *variables, folder=checkout).returncode == 0
+        left = [path.parent.name for path in (checkout / folder).rglob("*.html")]
+        assert left == ["real"]
+
+
 def test_every_variable_that_make_tells_of_is_known():
     names = set(re.findall(r"([A-Z_]+)=", make("help").stdout))
     assert {"HOLD", "DATA", "DOMAIN_A"} <= names
+    assert {"QA_RUNS", "QA_RECORDS", "QA_FIGURES", "QA_COMMIT", "RAY_ADDRESS"} <= names
     settings = [f"{name}=1" for name in names - {"PROFILE", "VENV"}]
     assert make("-n", "profile", *settings).returncode == 0
 
