@@ -67,8 +67,10 @@ endif
 ifeq ($(PYTHON),)
   override PYTHON := python3
 endif
+# Where this checkout was copied or moved, .venv would run the code of the folder that it was made in. .installed names that.
 ifeq ($(origin VENV),undefined)
-  SETUP := .venv/.installed
+  MOVED := $(shell [ ! -e .venv/.installed ] || pwd -P | cmp -s - .venv/.installed || echo moved)
+  SETUP := .venv/.installed $(MOVED)
   PY    := .venv/bin/python
 else
   SETUP := environment
@@ -112,7 +114,7 @@ PAGES  := $(filter-out $(INDEXES),$(filter figures/%,$(MAKECMDGOALS)))
 .PRECIOUS: $(FOLDERS:%=%/results.csv) $(FOLDERS:%=%/report.html) $(INDEXES) $(PAGES)
 $(foreach f,$(PAGES),$(foreach r,$(word 2,$(subst /, ,$f)),$(if $(call known,$r,$f),,$(call refuse,$r,$f))))
 
-.PHONY: FORCE environment browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
+.PHONY: FORCE environment moved browser own-defined $(foreach t,reproduce train report land,$(REPORTS:%=$t-%)) \
         help profile reproduce overview site own readme verify power test test-slow test-notebooks test-browser bench lint data check-data pin lab lock clean
 
 # Of a reader that has seen enough, as head does, nothing is said.
@@ -209,14 +211,19 @@ own-defined: | $(SETUP)
 # Of two starts at once, the second waits for the first one's pip.
 WAIT := $(if $(shell command -v flock),flock .venv)
 
+# The lock has setuptools, so that this needs no network.
+INSTALL = $(WAIT) $(PY) -m pip install -q --no-deps --no-build-isolation -e . && pwd -P >.venv/.installed
+
 .venv/.installed: requirements.lock pyproject.toml
 	@$(if $(shell $(call program,$(PYTHON)) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),,\
 	$(error Python 3.11 or newer is needed and $(PYTHON) is not; name one with make PYTHON=python3.12))
 	$(call program,$(PYTHON)) -m venv .venv
 	$(if $(TORCH_INDEX),$(WAIT) $(PY) -m pip install -q --no-deps --index-url=$(call quoted,$(TORCH_INDEX)) $(torch))
 	$(WAIT) $(PY) -m pip install -q -r requirements.lock
-	$(WAIT) $(PY) -m pip install -q --no-deps -e .
-	@touch $@
+	$(INSTALL)
+
+moved: .venv/.installed
+	$(INSTALL)
 
 environment:
 	@$(if $(shell $(PY) -c 'from importlib.util import find_spec as f; print(f("torch") and f("papermill") or "")' 2>/dev/null),,\

@@ -630,6 +630,33 @@ def test_what_was_written_whole_outlives_a_failure(tmp_path):
         assert (checkout / page / name).read_text() == "whole\n"
 
 
+def test_a_copied_checkout_runs_its_own_code(tmp_path):
+    """An environment runs the code of the folder that it was made in."""
+    checkout = copy_checkout(tmp_path / "first one")
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+    program = checkout / ".venv" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$@" >>starts\n')
+    program.chmod(0o755)
+    (checkout / ".venv" / ".installed").write_text(f"{checkout}\n")
+
+    def list_starts(folder: Path) -> list[str]:
+        (folder / "starts").unlink(missing_ok=True)
+        assert make("power", folder=folder).returncode == 0
+        return (folder / "starts").read_text().splitlines()
+
+    study = "-m qa_lib power"
+    install = "-m pip install -q --no-deps --no-build-isolation -e ."
+    assert list_starts(checkout) == [study]
+    copied = shutil.copytree(checkout, tmp_path / "second one")
+    assert list_starts(copied) == [install, study]
+    assert list_starts(copied) == [study]
+    assert list_starts(checkout) == [study]
+    moved = checkout.rename(tmp_path / "third one")
+    assert list_starts(moved) == [install, study]
+
+
 def test_clean_removes_the_quick_pages_wherever_they_lie(tmp_path):
     checkout = copy_checkout(tmp_path / "checkout")
     for folder in ("figures", "my figures"):
@@ -656,7 +683,7 @@ def test_help_lists_every_target():
     database = make("-npq", "VENV=", "help").stdout
     phony = set(re.search(r"^\.PHONY: (.*)$", database, re.M)[1].split())
     # steps of other targets, not for people
-    phony -= {"FORCE", "environment", "browser", "own-defined"}
+    phony -= {"FORCE", "environment", "moved", "browser", "own-defined"}
     targets = {
         line.split()[0] for line in make("help").stdout.splitlines() if line.startswith("  ")
     }
