@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.reports import exbert, plans
-from qa_lib.settings import command_line, params
+from qa_lib.settings import command_line, hub, params
 from qa_lib.settings.parameters import (
     TAKEN_NAMES,
     TAKEN_PATTERN,
@@ -289,7 +290,7 @@ def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
 
 
 PROGRAM = """
-from qa_lib.settings import command_line, params
+from qa_lib.settings import command_line, hub, params
 def run():
     {code}
 command_line.run_and_exit(run)
@@ -527,6 +528,13 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
         (b"a: {train: 2026-13-45}", "own.yaml is not valid YAML: month must be in 1..12"),
         (b"1: {}", "own.yaml: the key 1 is not text"),
         (b"a: 1", "own.yaml: a holds no mapping; make own NAME=own"),
+        (b"a: {1: x}", "own.yaml: a: the field 1 is not text; leave it out"),
+        (
+            b"a: {}\n\nb: {}\na: {}",
+            "the key a stands in line 1 and again in line 4, and one alone would count; mend it",
+        ),
+        (b"a: {x: 1, y: [{z: 1,\n z: 2}]}", "the key z stands in line 1 and again in line 2"),
+        (b"a: &a {x: *a}", "own.yaml: a: x is not a parameter"),
         (None, "own.yaml cannot be read .Is a directory.; name a YAML file"),
     ],
 )
@@ -538,6 +546,52 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
         file.write_bytes(content)
     with pytest.raises(UserError, match=says) as error:
         params.read_datasets("own", str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("folder:\n  tickets:\n", "line 1: folder: tickets holds no mapping; write the fields"),
+        ("folder:\n  tickets: [a]\n", "line 1: folder: tickets holds no mapping"),
+        ("folder:\n  7: {}\n", "line 1: folder: the name 7 is not text; write it in quotes"),
+        ("hub: {}\nfolder:\n", "line 2: folder: there is no mapping of datasets"),
+        ("hub: {}\n", "params/datasets.yaml has no line folder: of the datasets; add it"),
+        (
+            "folder: {a: {}}\nhub: {}\nfolder: {b: {}}\n",
+            "the key folder stands in line 1 and again in line 3",
+        ),
+    ],
+)
+def test_datasets_that_are_not_whole_are_one_sentence(tmp_path, monkeypatch, text, says):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "datasets.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(params, "ROOT", tmp_path)
+    with pytest.raises(UserError, match=says) as error:
+        params.read_datasets.__wrapped__("folder")
+    assert "\n" not in str(error.value)
+
+
+def test_a_small_size_may_be_a_comment_and_nothing_else(tmp_path, monkeypatch):
+    shutil.copytree(params.ROOT / "params", tmp_path / "params")
+    file = tmp_path / "params" / "real" / "exbert.yaml"
+    content = file.read_text(encoding="utf-8").split("\nsmall:")[0]
+    monkeypatch.setattr(params, "ROOT", tmp_path)
+    full = plans.load_params("exbert", "real", size="full")
+    file.write_text(f"{content}\nsmall:\n  # epochs: 1\n", encoding="utf-8")
+    small = plans.load_params("exbert", "real", size="small")
+    assert small.model_copy(update={"size": "full"}) == full
+    file.write_text(f"{content}\nsmall: [1]\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line [0-9]+: small holds no mapping; write its lines"):
+        plans.load_params("exbert", "real", size="small")
+
+
+def test_revisions_that_git_could_not_merge_are_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")
+    conflict = "<<<<<<< HEAD\nsome/data: a\n=======\nsome/data: b\n>>>>>>> other\n"
+    (tmp_path / "pins.yaml").write_text(conflict, encoding="utf-8")
+    with pytest.raises(UserError, match="pins.yaml is not valid YAML: .*; mend it there") as error:
+        hub.resolve_revision("some/data")
     assert "\n" not in str(error.value)
 
 

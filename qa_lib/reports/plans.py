@@ -113,7 +113,12 @@ def load_params(
         file = params.ROOT / "params" / folder / f"{slug}.yaml"
         place = f"{file.relative_to(params.ROOT)}, line "
         of_file, lines = params.read_yaml(file)
-        of_small = of_file.pop("small", {})
+        of_small = of_file.pop("small", None) or {}  # every line of it may be a comment
+        if not isinstance(of_small, dict):
+            raise params.UserError(
+                f"{place}{lines['small']}: small holds no mapping; write its lines key: value, "
+                "each with blanks in front"
+            )
         values |= of_file
         places |= {key: f"{place}{lines[key]}: " for key in of_file}
         if (overrides.get("size") or size or values.get("size")) == "small":

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from qa_lib.settings.files import write
-from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.params import ROOT, UserError, read_yaml
 from qa_lib.settings.spec import digest_file
 
 PINS = ROOT / "params" / "pins.yaml"
@@ -107,7 +107,7 @@ def resolve_revision(repo: str, kind: str = "dataset") -> str:
     """
     pins = {}
     if PINS.exists():
-        pins = yaml.safe_load(PINS.read_text(encoding="utf-8")) or {}
+        pins, _ = read_yaml(PINS)
     if repo in pins:
         return pins[repo]
     from huggingface_hub import HfApi

@@ -99,16 +99,46 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     """Return what a YAML text holds, and the line of each of its top-level keys.
 
     Cached, since a page asks for the same claims dozens of times. Raises YAMLError where it is no
-    YAML, and ValueError for a date that does not exist.
+    YAML, and ValueError for a date that does not exist and for a key that a mapping has twice.
     """
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
+        refuse_repeated_keys(node)
         value = loader.construct_document(node) if node else {}
     finally:
         loader.dispose()
     entries = node.value if isinstance(node, yaml.MappingNode) else []
     return value or {}, {key.value: key.start_mark.line + 1 for key, _ in entries}
+
+
+def refuse_repeated_keys(root: yaml.Node | None):
+    """Raise ValueError where a mapping of a YAML text has a key twice: the last would count alone.
+
+    root: the whole text. It is read before keys are merged (<<), which may stand there once more.
+    """
+    nodes = [root]
+    visited = set()  # an alias is the node that it names, which may hold the alias
+    while nodes:
+        node = nodes.pop()
+        if id(node) in visited:
+            continue
+        visited.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines = {}
+        for key, value in node.value:
+            nodes.append(value)
+            line = key.start_mark.line + 1
+            name = (key.tag, str(key.value))
+            if name in lines:
+                raise ValueError(
+                    f"the key {key.value} stands in line {lines[name]} and again in line {line}, "
+                    "and one alone would count"
+                )
+            lines[name] = line
 
 
 # What to write instead of a value that pydantic refuses, by the type of its error.
@@ -286,11 +316,11 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     if source == "own":
         return _read_own_datasets(file)
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
+    if source not in values:
+        raise UserError(f"params/datasets.yaml has no line {source}: of the datasets; add it")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
-    datasets = {}
-    for name, fields in values[source].items():
-        datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{place}{name}: "))
-    return datasets
+    cure = "write the fields of each dataset below its name, or leave it out"
+    return _validate_datasets(values[source], place, cure)
 
 
 def _read_own_datasets(file: str) -> dict[str, Dataset]:
@@ -300,11 +330,25 @@ def _read_own_datasets(file: str) -> dict[str, Dataset]:
     if not path.exists():
         raise UserError(f"{file} does not exist; {command} writes it; {describe_folder(path)}")
     values, _ = read_yaml(path)
+    return _validate_datasets(values, f"{file}: ", f"{command} writes the file anew")
+
+
+def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dataset]:
+    """Return datasets by name from what YAML has. place, cure: of an error, as it says them."""
+    if not isinstance(definitions, dict):
+        raise UserError(f"{place}there is no mapping of datasets; {cure}")
     datasets = {}
-    for name, fields in values.items():
+    for name, fields in definitions.items():
+        if not isinstance(name, str):
+            raise UserError(f"{place}the name {show_value(name)} is not text; write it in quotes")
         if not isinstance(fields, dict):
-            raise UserError(f"{file}: {name} holds no mapping; {command} writes the file anew")
-        datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{file}: {name}: "))
+            raise UserError(f"{place}{name} holds no mapping; {cure}")
+        for field in fields:
+            if not isinstance(field, str):
+                raise UserError(
+                    f"{place}{name}: the field {show_value(field)} is not text; leave it out"
+                )
+        datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{place}{name}: "))
     return datasets
 
 
