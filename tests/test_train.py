@@ -591,6 +591,34 @@ def test_a_record_is_known_by_its_whole_hash(tiny):
     assert runs.land("exbert", [other]) == 0
 
 
+@pytest.mark.parametrize("name", ["._{run}", "backup-{run}"])
+def test_a_run_has_the_folder_of_its_name(tiny, name):
+    """Others beside it have the same ending: what a Mac leaves, and a copy."""
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    save_record(spec)
+    folder = runs.run_folder(spec)
+    other = folder.with_name(name.format(run=spec.run))
+    if name.startswith("."):
+        other.write_bytes(b"of a Mac")
+    else:
+        shutil.copytree(folder, other)
+    assert runs.run_folder(spec) == folder
+    assert runs.find_record(spec)
+    # without it a folder with the hash serves, and a file does not
+    folder.rename(folder.with_name(f"renamed-s0-{spec.hash[:8]}"))
+    assert runs.find_record(spec)
+
+
+def test_a_record_that_is_a_folder_is_damaged(tiny, capsys):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    file = runs.run_folder(spec) / "metrics.json"
+    file.mkdir(parents=True)
+    assert runs.find_record(spec) is None
+    assert f"the record {spec.run} is damaged" in capsys.readouterr().out
+    save_record(spec)
+    assert runs.find_record(spec)
+
+
 @pytest.mark.parametrize("measured", [{"watched": 300}, {"starter": True}])
 def test_a_record_has_what_its_run_was_asked_to_measure(tiny, measured):
     without = plans.plan(tiny(ratios=[1.0]))[0]

@@ -64,13 +64,19 @@ COUNTS = ("n", "clusters", "overflowed")  # stand among a test set's metrics and
 def run_folder(spec: Spec) -> Path:
     """Return the folder that a run has, or will have.
 
-    A folder with the run's hash serves, whatever variant is in its name.
+    Where no folder has the run's name, one with its hash serves, whatever variant is in its name.
     """
     of_report = RUNS / spec.report
+    folder = of_report / spec.run
+    if folder.is_dir() or not of_report.is_dir():
+        return folder
     ending = f"-{spec.hash[:8]}"
-    names = os.listdir(of_report) if of_report.is_dir() else []
-    found = sorted(name for name in names if name.endswith(ending))
-    return of_report / (found[0] if found else spec.run)
+    names = [name for name in os.listdir(of_report) if name.endswith(ending)]
+    for name in sorted(names):
+        # some systems leave files whose names begin with a point beside those of others
+        if not name.startswith(".") and (of_report / name).is_dir():
+            return of_report / name
+    return folder
 
 
 def page_folder(P) -> Path:
@@ -171,6 +177,8 @@ def save(spec: Spec, record: dict, examples: pd.DataFrame):
         "files": {"examples.parquet": digest_file(folder / "examples.parquet")},
     }
     record["checksum"] = checksum(record)
+    if (folder / "metrics.json").is_dir():
+        discard(spec, "metrics.json")
     write(folder / "metrics.json", canonical(record))
 
 
@@ -237,7 +245,7 @@ def read_stored(folder: Path) -> dict | None:
         for name, sha in record["files"].items():
             if digest_file(folder / name) != sha:
                 raise ValueError("its checksum does not fit")
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
+    except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError) as e:
         print(f"the record {folder.name} is damaged ({e}) and does not count", flush=True)
         return None
     return {**record, "folder": folder}
