@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from qa_lib.__main__ import make_parser
 from qa_lib.reports import exbert, plans
 from qa_lib.settings import command_line, hub, params
 from qa_lib.settings.parameters import (
@@ -214,6 +215,14 @@ def test_a_text_of_parameters_is_split_at_blanks(text, items):
     command_line.add_parameters(parser)
     args = parser.parse_args(["-p", "first=1", f"--params={text}", "-p", "last=2"])
     assert args.p == ["first=1", *items, "last=2"]
+
+
+@pytest.mark.parametrize("item", ["profile=paper", "source=hub", "report=moe"])
+def test_what_labels_a_run_is_no_parameter_of_a_command(item):
+    given = ["study", "exbert", "--profile", "real", "--params", item]
+    name = item.split("=")[0]
+    with pytest.raises(UserError, match=rf"^PARAMS .-p.: {name} cannot be changed there; [^\n]*$"):
+        plans.load_from_args(make_parser().parse_args(given))
 
 
 def test_a_quote_that_is_not_closed_is_one_sentence():

@@ -18,6 +18,12 @@ import yaml
 from qa_lib.settings import params
 from qa_lib.settings.params import UserError
 
+# Parameters that would label a run as what it is not → what to give instead.
+NOT_GIVEN = {
+    "report": "a report is named by the command, as in make train-moe",
+    "profile": "a profile is named by PROFILE=, or --profile, and has parameters of its own",
+    "source": "where data come from follows from the profile: PROFILE=, or --profile",
+}
 # Errors for want of permission or of room.
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
@@ -246,7 +252,7 @@ def count_workers(text: str) -> int:
 def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
     """Return the parameters that a parsed command line gives with -p and --data.
 
-    Raises UserError for an item that is not key=value.
+    Raises UserError for an item that is not key=value, and for one of NOT_GIVEN.
     """
     bad = [item for item in args.p if not all(item.partition("="))]
     if bad:
@@ -258,6 +264,8 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
     try:
         for item in args.p:
             key, _, text = item.partition("=")
+            if key in NOT_GIVEN:
+                raise UserError(f"PARAMS (-p): {key} cannot be changed there; {NOT_GIVEN[key]}")
             overrides[key] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as e:
         raise UserError(
