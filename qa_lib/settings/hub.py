@@ -144,5 +144,5 @@ def fetch_files(repo: str, kind: str, patterns: list[str]) -> Path:
     return Path(folder)
 
 
-# Cached: data files are large, and do not change while a process lives.
+# Cached: data files are large. A kernel may outlive an edit of one (selection.forget_data).
 sha256 = cache(digest_file)
