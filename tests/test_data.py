@@ -190,6 +190,53 @@ def test_csv_divided_by_semicolons_is_one_sentence(tmp_path):
         read_rows(tmp_path / "a.csv")
 
 
+HEADER = "context,question,answer,answer_start\n"
+LINE = "The mill.,What?,mill,4\n"
+
+
+@pytest.mark.parametrize("bad_rows", ["stop", "skip", "move"])
+@pytest.mark.parametrize(
+    "behind", [3 * LINE, f'{LINE}"The" mill.,What?,mill,4\n{LINE}'], ids=["open", "closed later"]
+)
+def test_a_quote_that_swallows_rows_is_refused(tmp_path, bad_rows, behind):
+    """It is one bad row to the reader, and so many rows would be gone that nobody counted."""
+    file = tmp_path / "a.csv"
+    file.write_text(f'{HEADER}"The mill.,What?,mill,4\n{behind}', encoding="utf-8")
+    words = r"a quote in the row that begins in line 2 is not closed, .* goes on to line [45]\)"
+    with pytest.raises(UserError, match=words):
+        read_rows(file, bad_rows)
+    # a cell of several lines is none, nor is a quote that spoils its own line alone
+    file.write_text(f'{HEADER}"The\nmill.",What?,mill,4\n"The" mill.,a\n{LINE}', encoding="utf-8")
+    assert len(read_rows(file, "skip")) == 2
+
+
+def test_a_cell_of_csv_may_be_long(tmp_path):
+    context = f"{'The mill. ' * 30_000}It stands."
+    (tmp_path / "a.csv").write_text(f"{HEADER}{context},What?,mill,4\n", encoding="utf-8")
+    assert [row["context"] for row in read_rows(tmp_path / "a.csv")] == [context]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("context,question,answer,answer_start,answer\n", encoding="utf-8")
+    with pytest.raises(UserError, match="2 columns are called 'answer'; rename or remove them"):
+        read_rows(file)
+    # a spreadsheet leaves columns without a name
+    file.write_text(f"context,question,answer,answer_start,,\n{LINE.strip()},,\n", encoding="utf-8")
+    assert len(read_rows(file)) == 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("bad_rows", ["stop", "skip"])
+def test_a_json_array_is_no_json_lines(tmp_path, indent, bad_rows):
+    """As pandas writes rows unless it is told otherwise."""
+    rows = [make_row(i) for i in range(3)]
+    (tmp_path / "a.jsonl").write_text(json.dumps(rows, indent=indent), encoding="utf-8")
+    words = r"it is one JSON array and not one row a line; .* lines=True\)"
+    with pytest.raises(UserError, match=words):
+        read_rows(tmp_path / "a.jsonl", bad_rows)
+
+
 def test_a_malformed_line_is_named(tmp_path):
     write_rows(tmp_path / "a.jsonl", [make_row(0), '{"id": "broken",\n', make_row(1)])
     with pytest.raises(UserError, match=r"a\.jsonl, line 2: not JSON .* bad_rows=skip in PARAMS"):
@@ -206,7 +253,7 @@ def test_all_bad_rows_are_told_at_once(tmp_path):
         rows.append(make_row(i))
         if i % 5:
             rows[i]["question"] = None
-    rows[0] = "[\n"
+    rows[0] = "{\n"
     rows[5]["answers"]["answer_start"] = [0]
     write_rows(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError) as error:

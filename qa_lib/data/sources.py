@@ -28,6 +28,7 @@ from qa_lib.tasks import get_task
 from qa_lib.tasks.characters import is_visible, text_error
 from qa_lib.tasks.sentence import is_absent, name_fields
 
+csv.field_size_limit(2**31 - 1)  # of a cell; by default a text has at most 131,072 characters
 COMMAS = (".csv", ".csv.gz")
 TABS = (".tsv", ".tsv.gz")
 
@@ -156,11 +157,16 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
 
 
 def iterate_lines(lines: Iterable[str]) -> Iterator[Entry]:
-    """Yield the rows of JSON Lines."""
+    """Yield the rows of JSON Lines. Raises ValueError for a file that is one JSON array."""
     for number, line in enumerate(lines, 1):
         text = line.lstrip(BYTE_ORDER_MARK).strip()  # files put end to end have a mark within
         if not text:  # an editor's empty last line is no row
             continue
+        if number == 1 and re.match(r"\[\s*(\{|$)", text):
+            raise ValueError(
+                "it is one JSON array and not one row a line; pandas writes these with "
+                'to_json(file, orient="records", lines=True)'
+            )
         try:
             entry = Entry(number, f"line {number}", json.loads(text))
         except json.JSONDecodeError as e:
@@ -221,7 +227,13 @@ def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
 
 
 def check_columns(names: list[str], needed: Iterable[str]):
-    """Raise ValueError where a column is missing. names: the columns of a file."""
+    """Raise ValueError where a column is missing, and where two have one name.
+
+    names: the columns of a file. Several may have none.
+    """
+    for name, number in Counter(names).items():
+        if name and number > 1:
+            raise ValueError(f"{number} columns are called '{name}'; rename or remove them")
     for name in needed:
         if name not in names:
             known = ", ".join(f"'{known}'" for known in names) or "none"
@@ -236,7 +248,8 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
 
     In CSV a text with a comma or a quote stands in double quotes. In TSV, which tabs divide, a
     quote is a character like others, as in the files of GLUE. Raises ValueError for a missing
-    column, and for columns of CSV that something else divides.
+    column, for columns of CSV that something else divides, and for a quote that is not closed,
+    since it takes the rows behind it for its text.
     """
     if tabs:
         reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -248,13 +261,19 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
     check_columns(names, needed)
     number = 0
     while True:
-        place = f"line {reader.line_num + 1}"
+        first_line = reader.line_num + 1
+        place = f"line {first_line}"
         number += 1
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as e:
+            if reader.line_num > first_line:
+                raise ValueError(
+                    f"a quote in the row that begins in line {first_line} is not closed, or is not "
+                    f"written twice within its cell, and the cell goes on to line {reader.line_num}"
+                ) from None
             yield Entry(number, place, None, f"not CSV ({e})")
             continue
         if not values:  # an empty line
