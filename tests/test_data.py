@@ -913,6 +913,27 @@ def test_a_share_of_validation_rows_that_is_none_is_refused(tiny):
         selection.draw_mixture(plans.plan(tiny(validation_rows=1))[0])
 
 
+def test_a_definition_without_validation_rows_names_the_field(own):
+    folder = own([make_row(i) for i in range(9)], [make_row(i) for i in range(20, 25)])
+    run = {
+        "domains": ["own"],
+        "rows": [4],
+        "places": None,
+        "seed": 0,
+        "validation_rows": 3,
+        "tests": ["own"],
+        "held_out": [],
+        "source": "folder",
+        "folder": folder,
+        "bad_rows": "stop",
+        "imbalance": None,
+        "multitask": None,
+    }
+    words = "own has no rows for validation: where a definition names test files, write validation_"
+    with pytest.raises(UserError, match=words):
+        selection.draw_mixture(SimpleNamespace(**run))
+
+
 def test_a_changed_listed_file_is_refused(own, monkeypatch):
     folder = own([make_row(i) for i in range(9)], [make_row(9)])
     monkeypatch.setattr(selection, "known_files", lambda: {"train.jsonl": (9, "0" * 64)})

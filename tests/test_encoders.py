@@ -485,6 +485,12 @@ def test_a_name_that_the_hub_does_not_know_gets_no_advice_about_the_network():
     assert "with network" not in sentence
 
 
+@pytest.mark.parametrize("name", ["x" * 300, f"./{'x' * 300}/y", f"some/{'x' * 300}"])
+def test_an_encoder_whose_name_is_too_long_is_one_sentence(name):
+    with pytest.raises(UserError, match=f"^encoder folder {name} does not exist, seen from"):
+        encoder_files.find_folder(name)
+
+
 def test_an_encoder_of_the_hub_is_read_like_a_folder(whole, copied, tmp_path, monkeypatch):
     """It is read from the hub's cache on disk, at the pinned revision."""
     pinned = "0" * 40

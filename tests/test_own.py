@@ -602,6 +602,30 @@ def test_the_definition_of_a_study_that_trains_is_not_replaced(domains, monkeypa
     assert Path(p.data).read_bytes() != content
 
 
+def test_a_file_behind_a_link_keeps_the_ending_of_the_link(domains, tmp_path, monkeypatch):
+    """The hub's cache names its files by their content, and links to them by their names."""
+    file = tmp_path / "clinic" / "test.jsonl"
+    file.symlink_to(file.rename(tmp_path / "0123abcd"))
+    p = start_own(monkeypatch, "mine", domains)
+    assert selection.find_dataset("mine-b", "own", p.data).test == [str(file)]
+
+
+def test_a_file_whose_name_is_too_long_is_one_sentence(domains, monkeypatch):
+    with pytest.raises(UserError, match="DOMAIN_A: x{300} is not there; write"):
+        start_own(monkeypatch, "mine", [f"{'x' * 300}:test.jsonl", domains[1]])
+    with pytest.raises(UserError, match="x{300}.yaml does not exist; make own"):
+        params.read_datasets("own", f"{'x' * 300}.yaml")
+
+
+def test_a_file_that_has_become_a_folder_is_one_sentence(domains, tmp_path, monkeypatch):
+    cell = own_values(start_own(monkeypatch, "mine", domains))
+    file = tmp_path / "clinic" / "train.jsonl"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="clinic/train.jsonl is a folder, and a file is read; name"):
+        plans.plan(plans.load_from_names("exbert", cell, "own"))
+
+
 def test_help_says_what_a_domain_is(capsys):
     with pytest.raises(SystemExit):
         run_verb(["own", "--help"])

@@ -278,6 +278,27 @@ def test_a_list_in_yaml_is_asked_for_as_yaml_has_it():
         params.validate(exbert.Parameters, values, places)
 
 
+@pytest.mark.parametrize("given", [["--params", "data=~/mine"], ["--data", "~/mine"]])
+def test_a_home_is_found_wherever_data_are_named(given, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args = make_parser().parse_args(["study", "exbert", "--profile", "real", *given])
+    assert plans.load_from_args(args).data == "/home/me/mine"
+    names = {"profile": "real", "data": "~/mine"}
+    assert plans.load_from_names("exbert", names).data == "/home/me/mine"
+
+
+def test_data_and_profile_are_not_said_to_stand_in_params():
+    given = ["study", "exbert", "--profile", "quick", "--data", "."]
+    with pytest.raises(UserError, match="^data: profile quick has generated text and reads no"):
+        plans.load_from_args(make_parser().parse_args(given))
+    given = ["study", "exbert", "--profile", "own"]
+    with pytest.raises(UserError, match="^profile: own goes with source own and the file that"):
+        plans.load_from_args(make_parser().parse_args(given))
+    # DATA= counts where PARAMS names data too
+    given = ["study", "exbert", "--profile", "real", "--data", "/here", "-p", "data=/there"]
+    assert plans.load_from_args(make_parser().parse_args(given)).data == "/here"
+
+
 def test_data_keep_their_links_and_a_home_is_found(tmp_path, monkeypatch):
     (tmp_path / "there.yaml").touch()
     (tmp_path / "mine.yaml").symlink_to("there.yaml")
@@ -544,6 +565,8 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
         ),
         (b"a: {x: 1, y: [{z: 1,\n z: 2}]}", "the key z stands in line 1 and again in line 2"),
         (b"a: &a {x: *a}", "own.yaml: a: x is not a parameter"),
+        (b"a: {pool: [a]}", "own.yaml: a: pool: a has a pool itself; name the datasets in it"),
+        (b"a: {pool: [b]}\nb: {pool: [a]}", "own.yaml: a: pool: b has a pool itself"),
         (None, "own.yaml cannot be read .Is a directory.; name a YAML file"),
     ],
 )

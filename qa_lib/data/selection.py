@@ -8,6 +8,7 @@ text with a test row of a dataset that the run holds out.
 """
 
 import hashlib
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable
@@ -141,8 +142,12 @@ def identify_content(d: Dataset, source: str, folder: str | None, tested: bool) 
         if file in known_files():
             _, listed_sha = known_files()[file]
             content.append(listed_sha)
-        elif path.exists():
+        elif os.path.isfile(path):
             content.append(sha256(path.resolve()))
+        elif os.path.isdir(path):
+            raise UserError(
+                f"{path} is a folder, and a file is read; name a file in it, or make one of them"
+            )
         else:
             raise UserError(
                 f"{path} does not exist; {params.FOR_MISSING_FILE[source]}; "
@@ -443,6 +448,13 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
         share = round(spec.validation_rows * part_of_rows)
         validation += permute_rows(part.validation, f"validation/{place}")[:share]
     if spec.validation_rows and not validation:
+        for name in spec.domains:
+            d = find_dataset(name, spec.source, spec.folder)
+            if d.test and not d.validation_rows:
+                raise UserError(
+                    f"{name} has no rows for validation: where a definition names test files, "
+                    "write validation_rows there too, how many training rows validate"
+                )
         raise UserError(
             f"none of the {spec.validation_rows} validation rows falls to "
             f"{', '.join(spec.domains)}; raise validation_rows, or, where all rows have one title "

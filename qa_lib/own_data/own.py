@@ -71,13 +71,13 @@ def find_files(option: str, text: str) -> list[Path]:
         )
     paths = [Path(os.path.expanduser(part)) for part in parts]
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path.is_dir, of a name that is too long too
             files = describe_folder(path / "train.jsonl")
             raise UserError(
                 f"{option}: {path} is a folder, not a file; write {option}=train.jsonl:test.jsonl "
                 f"with the paths of two files; {files}"
             )
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(
                 f"{option}: {path} is not there; write {option}=train.jsonl:test.jsonl, seen from "
                 f"{Path.cwd()} or as whole paths; {describe_folder(path)}"
@@ -117,8 +117,9 @@ def define_domains(domains: dict[str, str], p: exbert.Parameters) -> str:
     definitions = {}
     for name, (train, test) in zip(p.domains, files.values(), strict=True):
         definitions[name] = {
-            "train": [str(train.resolve())],
-            "test": [str(test.resolve())],
+            # A link stays: in the hub's cache the file behind it has no ending.
+            "train": [str(train.absolute())],
+            "test": [str(test.absolute())],
             # validation takes whole contexts: every row has a context, not every row has a title
             "unit": "context",
             "validation_rows": largest_share(p, p.validation_rows),

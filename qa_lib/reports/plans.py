@@ -98,12 +98,14 @@ def load_params(
     overrides: dict | None = None,
     size: str | None = None,
     given_in: str = "PARAMS (-p): ",
+    data: str | None = None,
 ) -> Any:
     """Return the validated parameters of a report.
 
     params/<slug>.yaml holds the report's own settings, params/<profile>/<slug>.yaml what the
     profile changes; its mapping `small` holds what `size: small` changes on top.
-    given_in: the place of `overrides`, for an error.
+    given_in: the place of `overrides`, for an error. An error about profile, size or data says
+    itself by what these are named.
     """
     model = find_report(slug).Parameters
     profile = params.check_profile(profile or params.default_profile())
@@ -124,14 +126,14 @@ def load_params(
         if (overrides.get("size") or size or values.get("size")) == "small":
             values |= of_small
             places |= dict.fromkeys(of_small, f"{place}{lines.get('small')}: ")
-    given = {"profile": profile}
+    named = {"profile": profile}
     if size:
-        given["size"] = size
-    given |= overrides
-    places |= dict.fromkeys(given, given_in)
-    if size and "size" not in overrides:
-        places["size"] = ""  # it was SIZE=, which the error names itself
-    return params.validate(model, values | given, places)
+        named["size"] = size
+    if data:
+        named["data"] = data
+    places |= dict.fromkeys(named, "")
+    places |= dict.fromkeys(overrides, given_in)
+    return params.validate(model, values | named | overrides, places)
 
 
 def load_from_names(slug: str, names: dict[str, Any], profile: str | None = None) -> Any:
@@ -176,7 +178,11 @@ def load_from_args(args: argparse.Namespace, size: str | None = None) -> Any:
     asked = args.size
     if profile == "real":
         asked = asked or size
-    return load_params(args.report, profile, given, asked)
+    data = None
+    if args.data:
+        data = str(command_line.find_data(args.data))
+        given.pop("data", None)  # DATA= counts, whatever PARAMS says
+    return load_params(args.report, profile, given, asked, data=data)
 
 
 def possible_sizes(args: argparse.Namespace) -> list[str | None]:

@@ -250,7 +250,7 @@ def count_workers(text: str) -> int:
 
 
 def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters that a parsed command line gives with -p and --data.
+    """Return the parameters that a parsed command line gives with -p.
 
     Raises UserError for an item that is not key=value, and for one of NOT_GIVEN.
     """
@@ -271,6 +271,4 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})"
         ) from None
-    if args.data:
-        overrides["data"] = str(find_data(args.data))
     return overrides

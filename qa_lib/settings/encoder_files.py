@@ -47,10 +47,10 @@ def find_folder(name: str) -> Path | None:
     if name == "minilm":
         return find_minilm()
     path = Path(os.path.expanduser(name))
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, of a name that is too long too
         check_files(path, f"encoder folder {path}")
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise UserError(
             f"encoder: {path} is a file; name the folder that holds it, encoder={path.parent}"
         )

@@ -66,7 +66,7 @@ def suggest_folder(name: str) -> str:
     Compared are minilm and the folders with a config.json that lie as deep as the named one.
     """
     path = Path(os.path.expanduser(name))
-    parent = next(p for p in path.parents if p.is_dir())
+    parent = next(p for p in path.parents if os.path.isdir(p))
     rest = path.relative_to(parent)
     known = {"minilm": "minilm"} if len(path.parts) == 1 else {}
     if len(rest.parts) <= 2:  # deeper would be a search of the whole disk

@@ -4,10 +4,11 @@ Strict: what is unknown or of another type is refused (qa_lib/settings/params.py
 written). A report's own parameters stand in its file in qa_lib/reports.
 """
 
+import os
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # What lies beyond these bounds is a slip of the pen: it would end in a traceback or without memory.
 Rows = Annotated[int, Field(gt=0, le=10**9)]
@@ -223,6 +224,12 @@ class Study(Strict):
     start_rows: Rows = 1  # its examples
     start_rate: Rate = 1e-4  # its learning rate
     start_threads: Threads = 1  # it trains alone: more than `threads` where there are more cores
+
+    @field_validator("data")
+    @classmethod
+    def _find_home(cls, data: str | None) -> str | None:
+        """Look up a ~ at its beginning, wherever it was written."""
+        return os.path.expanduser(data) if data else data
 
     @model_validator(mode="after")
     def _check_size(self):

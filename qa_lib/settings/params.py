@@ -4,6 +4,7 @@ import copy
 import datetime
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ def describe_folder(path: Path) -> str:
     path: of the missing file. Where its folder is missing too, it is the nearest one there is.
     """
     missing = path.absolute()
-    while not missing.parent.is_dir():
+    while not os.path.isdir(missing.parent):  # unlike Path.is_dir, of a name that is too long too
         missing = missing.parent
     folder = missing.parent
     try:
@@ -327,7 +328,7 @@ def _read_own_datasets(file: str) -> dict[str, Dataset]:
     """Return the datasets that a user's file defines. Raises UserError where it is not whole."""
     path = Path(file)
     command = f"make own NAME={path.stem} DOMAIN_A=… DOMAIN_B=…"
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{file} does not exist; {command} writes it; {describe_folder(path)}")
     values, _ = read_yaml(path)
     return _validate_datasets(values, f"{file}: ", f"{command} writes the file anew")
@@ -349,6 +350,12 @@ def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dat
                     f"{place}{name}: the field {show_value(field)} is not text; leave it out"
                 )
         datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{place}{name}: "))
+    for name, dataset in datasets.items():
+        for member in dataset.pool:
+            if member in datasets and datasets[member].pool:
+                raise UserError(
+                    f"{place}{name}: pool: {member} has a pool itself; name the datasets in it"
+                )
     return datasets
 
 
