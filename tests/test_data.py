@@ -989,6 +989,18 @@ def test_a_row_with_an_empty_id_is_numbered(tmp_path):
     assert ids[2] == "x"
 
 
+def test_rows_without_an_id_are_told_apart_across_files(monkeypatch, tmp_path):
+    for part in range(3):
+        rows = [make_row(10 * part + i, id=None) for i in range(2)]
+        write_rows(tmp_path / f"{part}.jsonl", rows)
+    d = Dataset(test=["0.jsonl", "1.jsonl", "2.jsonl"])
+    monkeypatch.setattr(params, "read_datasets", lambda *source: {"own": d})
+    _, test, _ = selection.read_parts("own", "folder", str(tmp_path), "stop", selection.Counter())
+    ids = ["own-1", "own-2", "own-2-1", "own-2-2", "own-3-1", "own-3-2"]
+    assert [row["id"] for row in test] == ids
+    assert {row["domain"] for row in test} == {"own"}
+
+
 @pytest.mark.parametrize(
     "context, answer, found",
     [

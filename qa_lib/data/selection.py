@@ -211,12 +211,14 @@ def read_parts(
         if source in ("folder", "own"):
             for file in places:
                 check_listed_file(folder, file)
+        read_place = read_questions if d.task == "span" else read_labelled
         rows = []
-        for place in places:
-            if d.task == "span":
-                rows += read_questions(place, d, label, source, folder, bad_rows, counts)
-            else:
-                rows += read_labelled(place, d, label, source, folder, bad_rows, counts)
+        for number, place in enumerate(places, 1):
+            # Rows without an id are named by the dataset and their number in a place. So the rows
+            # of a further place have its number in front.
+            name_of_rows = label if number == 1 else f"{label}-{number}"
+            for row in read_place(place, d, name_of_rows, source, folder, bad_rows, counts):
+                rows.append({**row, "domain": label})
         return rows
 
     return read(d.train), read(d.test), read(d.apart_from)
