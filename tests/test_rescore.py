@@ -94,6 +94,15 @@ def test_the_parts_with_and_without_an_answer_are_scored_again():
     assert rescore.average_parts(scored, by_id, dataset) == dict.fromkeys(names, 100.0)
 
 
+def test_answers_to_rows_that_are_gone_are_one_sentence(old_run, monkeypatch):
+    dataset = parameters.Dataset(train=["x"], test=["y"])
+    monkeypatch.setattr(
+        selection, "load_test_sets", lambda spec: {name: (dataset, ROWS[:1]) for name in spec.tests}
+    )
+    with pytest.raises(UserError, match="has answered encyclopaedia lacks 1 today, first b;"):
+        rescore.rescore("exbert", [old_run])
+
+
 def test_a_record_of_todays_scoring_is_left_as_it_is(old_run, monkeypatch, capsys):
     score_again(monkeypatch)
     before = (runs.run_folder(old_run) / "metrics.json").read_bytes()

@@ -13,6 +13,7 @@ import pandas as pd
 
 from qa_lib.data import selection
 from qa_lib.settings.parameters import Dataset
+from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.tasks import metrics, no_answer, span
@@ -66,7 +67,10 @@ def average_parts(frame: pd.DataFrame, rows: dict[str, dict], d: Dataset) -> dic
 
 
 def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
-    """Return the record of a run and its examples by today's rules of scoring."""
+    """Return the record of a run and its examples by today's rules of scoring.
+
+    Raises UserError where test rows are gone whose answers the record has.
+    """
     names = [name for name in record["metrics"] if name != "training"]
     spec = spec.model_copy(update={"tests": names})
     metrics_by_set = dict(record["metrics"])
@@ -81,6 +85,12 @@ def rescore_run(spec: Spec, record: dict) -> tuple[dict, pd.DataFrame]:
             frames.append(stored[stored["set"] == name])
             continue
         by_id = {row["id"]: row for row in rows}
+        gone = set(stored.loc[stored["set"] == name, "id"]) - set(by_id)
+        if gone:
+            raise UserError(
+                f"of the questions that {record['run']} has answered {name} lacks {len(gone)} "
+                f"today, first {min(gone)}; give the data that it was scored on"
+            )
         frame = rescore_answers(stored[stored["set"] == name], by_id)
         metrics_by_set[name] = {**metrics_by_set[name], **average_test_set(frame, d)}
         if "null_threshold" in metrics_by_set[name]:
