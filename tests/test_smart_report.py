@@ -27,6 +27,7 @@ ROWS = {
     "rrobin-full-scaled": {"sst": 2000, "quora": 14_000, "sts": 2000},
     "rrobin-full-no-quora": {"sst": 2000, "sts": 2000},
     "layer-unshared": {"sst": 2000, "quora": 14_000, "sts": 2000},
+    "smart-dropout": {"sst": 2000},
 }
 TINY = {
     "train_rows": 24,
