@@ -590,16 +590,16 @@ def test_a_fixed_divisor_is_that_of_noisy_losses_too(dropout, small_encoder):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({}, "fixed_divisor: mnli is no dataset that the run trains on; name some of sentiment"),
+        ({}, "fixed_divisor: nli is no dataset that the run trains on; name some of sentiment"),
         (
-            {"domains": ["mnli"], "heads": Heads(span="joint")},
+            {"domains": ["nli"], "heads": Heads(span="joint")},
             "fixed_divisor: it divides the losses of a batch's rows, which plain heads alone have",
         ),
-        ({"domains": ["mnli"], "heads": None}, "fixed_divisor: .* which plain heads alone have"),
+        ({"domains": ["nli"], "heads": None}, "fixed_divisor: .* which plain heads alone have"),
     ],
 )
 def test_what_a_fixed_divisor_cannot_divide_is_refused(changes, words, small_encoder):
-    fixed = Multitask(fixed_divisor=["mnli"])
+    fixed = Multitask(fixed_divisor=["nli"])
     with pytest.raises(ValueError, match=words):
         make_spec(small_encoder, multitask=fixed, **changes)
 
