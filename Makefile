@@ -68,8 +68,9 @@ ifeq ($(PYTHON),)
   override PYTHON := python3
 endif
 # Where this checkout was copied or moved, .venv would run the code of the folder that it was made in. .installed names that.
+# A link to the .venv of another checkout stays as it is.
 ifeq ($(origin VENV),undefined)
-  MOVED := $(shell [ ! -e .venv/.installed ] || pwd -P | cmp -s - .venv/.installed || echo moved)
+  MOVED := $(shell [ -L .venv ] || [ ! -e .venv/.installed ] || pwd -P | cmp -s - .venv/.installed || echo moved)
   SETUP := .venv/.installed $(MOVED)
   PY    := .venv/bin/python
 else

@@ -202,7 +202,7 @@ def test_a_quote_that_swallows_rows_is_refused(tmp_path, bad_rows, behind):
     """It is one bad row to the reader, and so many rows would be gone that nobody counted."""
     file = tmp_path / "a.csv"
     file.write_text(f'{HEADER}"The mill.,What?,mill,4\n{behind}', encoding="utf-8")
-    words = r"a quote in the row that begins in line 2 is not closed, .* goes on to line [45]\)"
+    words = r"a quote in the row that begins in line 2 is not closed, .* is read up to line [45]\)"
     with pytest.raises(UserError, match=words):
         read_rows(file, bad_rows)
     # a cell of several lines is none, nor is a quote that spoils its own line alone

@@ -1,15 +1,18 @@
 """Heads that several datasets share, spans among them, and pairs that are one sequence (ROaD)."""
 
+from functools import partial
+
 import pytest
 import torch
 from test_multitask import make_spec
 
 from qa_lib.data import selection
 from qa_lib.models import encoders, heads, shared_encoder
-from qa_lib.settings import params
+from qa_lib.settings import parameters, params
 from qa_lib.settings.parameters import Distillation, Heads, Multitask
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
+from qa_lib.tasks import have_same_answers
 from qa_lib.training import build, study, teachers, train
 
 TASKS = {"search": "mrc", "news": "mrc", "nli": "nli", "sentiment": "sentiment"}
@@ -77,8 +80,10 @@ def equal_numbers(monkeypatch):
 
     def read_with_one_head(source, file=None):
         datasets = dict(read(source, file))
-        for name in ("yesno", "continuing"):
-            datasets[name] = datasets[name].model_copy(update={"head": "pairs"})
+        answers = datasets["yesno"].classes
+        for name, classes in (("yesno", answers), ("continuing", answers[::-1])):
+            changes = {"head": "pairs", "classes": classes}
+            datasets[name] = datasets[name].model_copy(update=changes)
         return datasets
 
     monkeypatch.setattr(params, "read_datasets", read_with_one_head)
@@ -107,7 +112,7 @@ def test_a_head_has_one_list_of_classes(changes, small_encoder, equal_numbers):
 def test_a_teacher_s_head_has_the_student_s_classes(small_encoder, equal_numbers):
     teacher = make_shared(small_encoder, ["continuing"], variant="teacher")
     student = make_shared(small_encoder, ["yesno"], teachers=[teacher], distillation=Distillation())
-    words = "cannot teach .*: its head for continuing has other classes than yesno, or has them in"
+    words = "cannot teach .*: its head for continuing has other classes than yesno, another order"
     with pytest.raises(UserError, match=words):
         teachers.find_own_dataset(student, teacher, "yesno")
 
@@ -197,3 +202,17 @@ def test_spans_and_sentences_train_together_and_the_target_goes_on(small_encoder
     assert len(runs.collect_examples([target])) == sum(
         record["metrics"][name]["n"] for name in ("news", "search")
     )
+
+
+def test_classes_of_one_head_correspond_by_their_order():
+    make_dataset = partial(parameters.Dataset, train=["x"], test=["y"])
+    stars = make_dataset(task="classes", classes=["1 star", "2 stars", "3 stars"])
+    words = make_dataset(task="classes", classes=["bad", "fair", "good"])
+    turned = make_dataset(task="classes", classes=["good", "fair", "bad"])
+    assert have_same_answers(stars, words)
+    assert not have_same_answers(words, turned)
+    fewer = make_dataset(task="classes", classes=["bad", "good"])
+    assert not have_same_answers(words, fewer)
+    scores = params.read_datasets("embedded")["similarity"]
+    assert have_same_answers(scores, scores)
+    assert not have_same_answers(scores, scores.model_copy(update={"range": [0.0, 1.0]}))

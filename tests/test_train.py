@@ -5,6 +5,7 @@ The span model is compared with that of transformers.
 
 import errno
 import json
+import math
 import os
 import re
 import resource
@@ -507,7 +508,7 @@ def test_data_that_change_while_a_study_runs_are_not_trained_on(tiny, store, mon
     spec = spec.model_copy(update=place | planned)
     (store / file).write_text("other rows\n", encoding="utf-8")
     selection.sha256.cache_clear()  # as in another process
-    words = f"{spec.run}: the dataset mills was changed while the study ran; start it again"
+    words = f"{spec.run}: mills differs here from what the study planned .its files, its definition"
     with pytest.raises(UserError, match=words):
         train.train(spec, progress=show_nothing)
     assert not runs.run_folder(spec).exists()
@@ -1172,3 +1173,9 @@ def test_logits_do_not_depend_on_the_batch(tiny):
     for i in (0, 5):
         alone, _ = evaluate.compute_outputs(model, windows.select([i]), collate, "fp32", span)
         np.testing.assert_allclose(alone["start"][0], outputs["start"][i], atol=1e-4)
+
+
+def test_a_logged_value_counts_by_its_steps():
+    rows = [{"step": 10, "x": 4.0}, {"step": 11, "x": 1.0}, {"step": 20}, {"step": 25, "x": 2.0}]
+    assert runs.average_logged(rows, "x") == (10 * 4 + 1 * 1 + 5 * 2) / 16
+    assert math.isnan(runs.average_logged(rows, "y"))

@@ -119,7 +119,9 @@ def check_unchanged(spec: Spec):
             changed.append(name)
     if changed:
         raise UserError(
-            f"{spec.run}: the dataset {changed[0]} was changed while the study ran; start it again"
+            f"{spec.run}: {', '.join(dict.fromkeys(changed))} differs here from what the study "
+            "planned (its files, its definition, or the pinned commit); start it again with the "
+            "same on every machine"
         )
 
 

@@ -272,7 +272,7 @@ def iterate_table(lines: Iterable[str], tabs: bool, needed: Iterable[str]) -> It
             if reader.line_num > first_line:
                 raise ValueError(
                     f"a quote in the row that begins in line {first_line} is not closed, or is not "
-                    f"written twice within its cell, and the cell goes on to line {reader.line_num}"
+                    f"written twice within its cell; the row is read up to line {reader.line_num}"
                 ) from None
             yield Entry(number, place, None, f"not CSV ({e})")
             continue

@@ -428,8 +428,10 @@ def find_least_dropped(P) -> float:
 
 def describe_dropped(P, steps: pd.DataFrame) -> str:
     """Return how many picks found no place."""
-    of_runs = steps.groupby("run")["dropped"].mean()
-    low, high = f"{100 * of_runs.min():.0f}", f"{100 * of_runs.max():.0f}"
+    shares = []
+    for _, of_run in steps.groupby("run"):
+        shares.append(runs.average_logged(of_run.to_dict("records"), "dropped"))
+    low, high = f"{100 * min(shares):.0f}", f"{100 * max(shares):.0f}"
     share = low if low == high else f"{low} to {high}"
     return (
         f"Of a run's picks it is {share} %; dotted: the least there can be if all tokens ask for "

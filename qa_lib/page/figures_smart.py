@@ -75,7 +75,9 @@ PARTS = {
 WITH_SMART = ("smart", "rrobin-smart", "rrobin-pre-smart", "rrobin-full-smart")
 DEGENERATE = ("rrobin", "rrobin-smart", "rrobin-smart-softmax")
 ALTERED = ("finetune", "smart", "rrobin", "rrobin-smart")
-NOISE = ("finetune", "smart", "smart-dropout", "smart-unit-norm", "smart-r3f", "smart-gaussian")
+COMPARED_WITH_NOISE = ("finetune", "smart")
+GAUSSIAN = "smart-gaussian"  # its runs differ in the standard deviation of the noise
+NOISE = ("smart-dropout", "smart-unit-norm", "smart-r3f", GAUSSIAN)
 CONTROLS = (
     "heads-only",
     "rrobin-16",
@@ -568,22 +570,24 @@ def figure_quora(P) -> report.Html:
 
 def table_noise(P) -> report.Html:
     """Return SMART beside its variants and random noise of equal cost, on sentiment."""
-    specs = [s for s in plans.plan(P) if s.variant in NOISE and s.arm == "printed"]
-    if not {spec.variant for spec in specs} - set(NOISE[:2]):
+    wanted = (*COMPARED_WITH_NOISE, *NOISE)
+    specs = [s for s in plans.plan(P) if s.variant in wanted and s.arm == "printed"]
+    if not any(spec.variant in NOISE for spec in specs):
         return report.note_absent("noise")
     columns = {SCORES[0]: (P.domains[0], "accuracy")}
     rows = pieces.collect_columns(runs.collect_ledger(specs), columns)
     names = []
     for row in rows.itertuples():
         name = plans.display_name(P.report, row.variant)
-        is_sweep = row.variant == NOISE[-1]
-        names.append(f"{name}, sd {row.smart_start_sd:g}" if is_sweep else name)
-    order = {variant: place for place, variant in enumerate(NOISE)}
+        if row.variant == GAUSSIAN:
+            name += f", sd {row.smart_start_sd:g}"
+        names.append(name)
+    order = {variant: place for place, variant in enumerate(wanted)}
     rows = rows.assign(model=names).sort_values(
         "variant", key=lambda column: column.map(order), kind="stable"
     )
     caption = (
-        "SMART, variants of it, and random noise at its cost: accuracy on sentiment. "
+        "Fine-tuning, SMART, variants of it, and random noise at its cost: accuracy on sentiment. "
         + tell_batches(P)
     )
     return pieces.save_grid(P, "table_noise", caption, rows)
@@ -684,11 +688,11 @@ def table_degenerate(P) -> report.Html:
 
 def average_term(records: list, dataset: str) -> str:
     """Return the mean of the adversarial term on a dataset, as text; "–" where there is none."""
-    values = []
+    name = f"adversarial_loss_{dataset}"
+    of_runs = []
     for _, record in records:
-        for step in record["load"].get("training", []):
-            values.append(step.get(f"adversarial_loss_{dataset}", np.nan))
-    if not np.isfinite(values).any():
+        of_runs.append(runs.average_logged(record["load"].get("training", []), name))
+    if not np.isfinite(of_runs).any():
         return "–"
-    mean = float(np.nanmean(values))
+    mean = float(np.nanmean(of_runs))
     return np.format_float_scientific(mean, precision=0, trim="-", exp_digits=1) if mean else "0"

@@ -219,7 +219,7 @@ def describe_bold(cells: pd.DataFrame) -> str:
     """Return what is bold in a grid."""
     if cells["value_shared"].isna().all():
         return ""
-    if cells["seeds"].nunique() == 1:
+    if np.allclose(cells["value_shared"], cells["value"], equal_nan=True):
         return " Bold: the best of ours."
     return " Bold: the best over shared seeds."
 

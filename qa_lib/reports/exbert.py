@@ -556,7 +556,7 @@ def collect_values(params: Parameters) -> dict[str, float]:
             continue
         steps = record.get("load", {}).get("training")
         if spec.variant == "exbert-tuned" and steps:
-            shares.append(sum(step["dropped"] for step in steps) / len(steps))
+            shares.append(runs.average_logged(steps, "dropped"))
         is_setting = (spec.learning_rate, spec.epochs) == (params.tuned_rate, params.tuned_epochs)
         if spec.variant.endswith("-trial") and is_setting:
             model = spec.variant.removesuffix("-trial").replace("-", "_")

@@ -104,8 +104,8 @@ def load_params(
 
     params/<slug>.yaml holds the report's own settings, params/<profile>/<slug>.yaml what the
     profile changes; its mapping `small` holds what `size: small` changes on top.
-    given_in: the place of `overrides`, for an error. An error about profile, size or data says
-    itself by what these are named.
+    given_in: the place of `overrides`, for an error. One about profile, size or data needs no
+    place, since it says DATA= or PROFILE= itself.
     """
     model = find_report(slug).Parameters
     profile = params.check_profile(profile or params.default_profile())
@@ -126,14 +126,14 @@ def load_params(
         if (overrides.get("size") or size or values.get("size")) == "small":
             values |= of_small
             places |= dict.fromkeys(of_small, f"{place}{lines.get('small')}: ")
-    named = {"profile": profile}
+    arguments = {"profile": profile}
     if size:
-        named["size"] = size
+        arguments["size"] = size
     if data:
-        named["data"] = data
-    places |= dict.fromkeys(named, "")
+        arguments["data"] = data
+    places |= dict.fromkeys(arguments, "")
     places |= dict.fromkeys(overrides, given_in)
-    return params.validate(model, values | named | overrides, places)
+    return params.validate(model, values | arguments | overrides, places)
 
 
 def load_from_names(slug: str, names: dict[str, Any], profile: str | None = None) -> Any:

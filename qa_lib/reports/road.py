@@ -42,7 +42,7 @@ from qa_lib.settings.parameters import (
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.tasks import describe_answers
+from qa_lib.tasks import have_same_answers
 
 TITLE = "ROaD-ELECTRA"
 
@@ -340,7 +340,7 @@ def check_datasets(params: Parameters):
             )
         first = first_of.setdefault(d.head, name)
         other = selection.find_dataset(first, params.source, params.data)
-        if describe_answers(d) != describe_answers(other):
+        if not have_same_answers(d, other):
             raise UserError(
                 f"pretraining: {first} and {name} share the head {d.head} and have different "
                 "answers (task, classes in their order, or range); give one of them another head: "

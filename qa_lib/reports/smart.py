@@ -716,12 +716,13 @@ def plan(
 def collect_values(params: Parameters) -> dict[str, int]:
     """Return numbers that findings name and no score has.
 
-    steps_rrobin, steps_rrobin_16 …: the updates of a model, at the report's settings.
+    steps_rrobin, steps_rrobin_16 …: the updates of a model, at the report's settings; none of
+    sweeps, whose runs differ.
     """
     steps = {}
     for spec in plan(params):
         record = runs.find_record(spec)
-        if record and spec.arm == "printed":
+        if record and spec.arm == "printed" and spec.variant in MODELS:
             name = f"steps_{spec.variant}".replace("-", "_")
             steps[name] = record["history"][-1]["step"]
     return steps

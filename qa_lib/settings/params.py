@@ -116,7 +116,7 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
 def refuse_repeated_keys(root: yaml.Node | None):
     """Raise ValueError where a mapping of a YAML text has a key twice: the last would count alone.
 
-    root: the whole text. It is read before keys are merged (<<), which may stand there once more.
+    root: the whole text, before mappings are merged into others (<<), as several may be.
     """
     nodes = [root]
     visited = set()  # an alias is the node that it names, which may hold the alias
@@ -132,6 +132,8 @@ def refuse_repeated_keys(root: yaml.Node | None):
         lines = {}
         for key, value in node.value:
             nodes.append(value)
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
             line = key.start_mark.line + 1
             name = (key.tag, str(key.value))
             if name in lines:

@@ -24,6 +24,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
@@ -572,6 +573,23 @@ def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
     examples = collect_examples(experts)  # says which expert has no record
     datasets = {find_record(expert)["run"]: expert.domains[0] for expert in experts}
     return examples.assign(expert=examples["run"].map(datasets))
+
+
+def average_logged(rows: list[dict], name: str) -> float:
+    """Return the mean over a training of a value that was logged as means over several steps.
+
+    rows: of a record's load, each with its step; a row is a mean over the steps since the row
+    before. Those without the value are left out. Not a number where no row has it.
+    """
+    values = []
+    weights = []
+    last_step = 0
+    for row in rows:
+        if name in row:
+            values.append(row[name])
+            weights.append(row["step"] - last_step)
+        last_step = row["step"]
+    return float(np.average(values, weights=weights)) if values else math.nan
 
 
 def examples_file(record: dict) -> str:

@@ -45,12 +45,18 @@ from qa_lib.settings.parameters import Dataset
 MODULES = {"span": "span", "classes": "sentence", "score": "sentence"}
 
 
-def describe_answers(d: Dataset) -> tuple:
-    """Return what two datasets have to have in common that one head answers.
+def have_same_answers(first: Dataset, second: Dataset) -> bool:
+    """Return whether one head can answer two datasets: with one task, and one range or order.
 
-    It is the task, the classes in their order, and the range of scores.
+    Classes correspond by their order, so that "1 star" and "very negative" may be one. Where a
+    class of both has another place in each, they do not.
     """
-    return d.task, d.classes, d.range
+    if (first.task, first.range) != (second.task, second.range):
+        return False
+    classes, others = first.classes or [], second.classes or []
+    if len(classes) != len(others):
+        return False
+    return all(name == others[i] or name not in others for i, name in enumerate(classes))
 
 
 def get_task(name: str, joined: bool = False) -> Any:

@@ -21,7 +21,7 @@ from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
-from qa_lib.tasks import describe_answers, span
+from qa_lib.tasks import have_same_answers, span
 from qa_lib.training import evaluate, frozen
 
 
@@ -82,7 +82,7 @@ def check_heads(spec: Spec):
             )
         first = first_of.setdefault(name, dataset)
         other = selection.find_dataset(first, spec.source, spec.folder)
-        if describe_answers(d) != describe_answers(other):
+        if not have_same_answers(d, other):
             raise UserError(
                 f"{first} and {dataset} share the head {name} and have different answers (task, "
                 "classes in their order, or range); write the same for both, or give one of them "

@@ -46,7 +46,8 @@ def seed_routing(model, spec: Spec, name: str) -> AbstractContextManager:
     if spec.layer is None or spec.layer.eval_routing != "random":
         return nullcontext()
     device = next(model.parameters()).device
-    return seed_draws(f"{spec.hash}/{name}", (device,) if device.type == "cuda" else ())
+    devices = (device,) if device.type == "cuda" else ()
+    return seed_draws(f"{spec.hash}/{name}", devices)
 
 
 def iterate_batches(model, windows, lengths: list[int], collate, precision: str):

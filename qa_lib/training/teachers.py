@@ -30,7 +30,7 @@ from qa_lib.models import encoders
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec, canonical
 from qa_lib.store import code_hashes
-from qa_lib.tasks import describe_answers, span
+from qa_lib.tasks import have_same_answers, span
 from qa_lib.training import build, evaluate, frozen
 
 OUTPUTS = "outputs.npy"  # the file of what a teacher says
@@ -382,11 +382,11 @@ def find_own_dataset(spec: Spec, teacher: Spec, dataset: str) -> str:
         of_own = selection.find_dataset(own, teacher.source, teacher.folder)
         if name_head(teacher, own, teacher) != head or of_own.task != d.task:
             continue
-        if describe_answers(of_own) == describe_answers(d):
+        if have_same_answers(of_own, d):
             return own
         raise UserError(
             f"{teacher.run} cannot teach {spec.run}: its head for {own} has other classes than "
-            f"{dataset}, or has them in another order; write the same for both"
+            f"{dataset}, another order of them, or another range; write the same for both"
         )
     raise UserError(
         f"{teacher.run} cannot teach {spec.run}: it has no head for {dataset}; take teachers that "

@@ -517,14 +517,12 @@ def average_scored(losses: list[ExtraLoss], rows: list[dict]) -> dict[str, float
     rows: of `read_extra_losses`, each with means over the steps since the row before. The result
     has n, the number of rows, where it has a score.
     """
-    steps = np.diff([0, *(row["step"] for row in rows)])
     averages = {}
     for extra in losses:
         for name in extra.scored:
-            values = [row[name] for row in rows if name in row]
-            weights = [weight for row, weight in zip(rows, steps, strict=True) if name in row]
-            if values:
-                averages[name] = float(np.average(values, weights=weights))
+            average = runs.average_logged(rows, name)
+            if not math.isnan(average):
+                averages[name] = average
     return averages | {"n": len(rows)} if averages else averages
 
 
