@@ -1082,9 +1082,9 @@ def test_training_needs_no_home_and_no_locale(store):
     assert done.returncode == 0, done.stderr
     assert "1/1 runs" in done.stdout, done.stderr
     assert sorted(f.name for f in store.iterdir()) == ["figures", "home", "runs"]
-    usage = subprocess.run([*qa_lib, "--help"], capture_output=True, env=env)
+    usage = subprocess.run([*qa_lib, "study", "--help"], capture_output=True, env=env)
     assert usage.returncode == 0
-    assert rb"VERB \u2026" in usage.stdout
+    assert rb"KEY=VALUE \u2026" in usage.stdout
 
 
 def test_the_precision_is_the_run_s_own(tiny, monkeypatch):
