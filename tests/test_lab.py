@@ -40,11 +40,14 @@ READY = """jupyterapp.restored.then(() => book.revealed).then(() => book.session
   .then(() => { jupyterapp.shell.activateById(book.id); })"""
 RUN = """jupyterapp.commands.execute("notebook:run-all-cells")
   .then(() => { window.ended = "ended" }, e => { window.ended = String(e) }); 0"""
-# Cells out of sight are not laid out, so the first scroll to one may miss it.
+# Cells out of sight are not laid out, so the first scroll to one may miss it. What is folded is
+# opened, and the images of a cell need not fit on the screen together.
 SEEN = """book.content.scrollToItem(%d, "center").then(() => {
-  const images = [...book.content.widgets[%d].node.querySelectorAll("img")];
-  images[0]?.scrollIntoView();
+  const cell = book.content.widgets[%d].node;
+  cell.querySelectorAll("details").forEach(folded => { folded.open = true; });
+  const images = [...cell.querySelectorAll("img")];
   return images.length > 0 && images.every(image => {
+    image.scrollIntoView();
     const box = image.getBoundingClientRect();
     return image.naturalWidth && image.checkVisibility()
       && box.width > 100 && box.bottom > 0 && box.top < innerHeight; }); })"""
