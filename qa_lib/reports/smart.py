@@ -278,7 +278,8 @@ class Parameters(Study):
         if names and len(self.seeds) == 1:
             text = "one seed"
         for number, of_models in names.items():
-            text += f"; {number} of {', '.join(of_models)}"
+            quoted = [f"“{name}”" for name in of_models]  # some names have a comma
+            text += f"; {number} of {', '.join(quoted)}"
         if self.sweep_seeds and len(self.sweep_seeds) != len(self.seeds):
             text += f", {len(self.sweep_seeds)} in sweeps"
         return text
