@@ -513,6 +513,19 @@ def test_on_real_data_a_set_is_what_the_claims_call_it(load):
     assert named == {*smart.SETS, smart.REVIEWS, "validation", "training"}
 
 
+def test_reviews_are_of_all_models_or_of_the_named_ones(load):
+    changes = {"seeds": [0], "further_seeds": {}, "arms": ["printed"], "experiments": ["reviews"]}
+
+    def list_variants(**more):
+        return [
+            spec.variant for spec in plans.plan(load("real", **changes, reviews="cfimdb", **more))
+        ]
+
+    assert list_variants() == ["pretrain-cfimdb", "finetune-cfimdb", "smart-cfimdb"]
+    of_two = list_variants(review_models=["pretrain", "finetune"])
+    assert of_two == ["pretrain-cfimdb", "finetune-cfimdb"]
+
+
 def test_trials_are_known_by_their_rate_and_weight_or_epochs(load):
     params = load(size="small", arms=["tuned"], experiments=["rrobin"])
     save_missing(params)
