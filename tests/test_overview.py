@@ -117,7 +117,7 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     assert "make reproduce-moe PROFILE=paper" in text
     assert "make reproduce-road PROFILE=paper" in text
     assert "No run so far" in text
-    assert "Not part of the study at this profile and size: “what was learnt" in text
+    assert "Not run here: “what was learnt" in text
     with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
         overview.choose_page({"profile": "papper"})
     assert params.list_reports()

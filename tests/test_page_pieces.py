@@ -357,18 +357,29 @@ def test_a_grid_of_many_rows_has_printed_values_beside_ours():
     assert shown["SQuAD", "printed"]["a"] == "51.2"
 
 
-def test_bold_is_the_best_over_the_seeds_that_all_models_have():
-    rows = []
-    for model, values in {"a": [10.0], "b": [20.0, 0.0], "c": [15.0, 17.0]}.items():
-        for seed, value in enumerate(values):
-            run = f"{model}-s{seed}"
-            rows.append({"model": model, "column": "x", "seed": seed, "value": value, "run": run})
+def test_bold_is_the_best_as_shown_and_over_the_seeds_that_all_models_have():
+    def make_rows(values_of: dict[str, list[float]]) -> list[dict]:
+        rows = []
+        for model, values in values_of.items():
+            for seed, value in enumerate(values):
+                row = {"model": model, "column": "x", "seed": seed, "value": value}
+                rows.append(row | {"run": f"{model}-s{seed}"})
+        return rows
+
+    rows = make_rows({"a": [10.0], "b": [20.0, 0.0], "c": [15.0, 17.0]})
     cells = grids.average_cells(pd.DataFrame(rows), ["a", "b", "c"])
     assert cells["value"].tolist() == [10.0, 10.0, 16.0]
     assert cells["value_shared"].tolist() == [10.0, 20.0, 15.0]
     _, classes = grids.lay_out_grid(cells, {})
+    # "b" is best over the shared seed, "c" over its own two
+    assert classes["x"].tolist() == ["number", "number", "number"]
+    cells = grids.average_cells(
+        pd.DataFrame(make_rows({"a": [10.0], "b": [20.0, 14.0], "c": [15.0, 17.0]})),
+        ["a", "b", "c"],
+    )
+    _, classes = grids.lay_out_grid(cells, {})
     assert classes["x"].tolist() == ["number", "number best", "number"]
-    assert grids.describe_bold(cells).endswith("the best over shared seeds.")
+    assert grids.describe_bold(cells).endswith("the best, over shared seeds too.")
     # where they have no seed in common nothing is bold
     apart = pd.DataFrame(rows).assign(seed=range(len(rows)))
     cells = grids.average_cells(apart, ["a", "b", "c"])

@@ -409,8 +409,9 @@ def figure_routing(P) -> report.Html:
     caption = (
         f"ExBERT (final) with {pieces.ARMS[arm]}, at {name_mixture(P.centre)}. {number} First: "
         f"picks that found their expert full in training. {describe_dropped(P, steps)} Second: "
-        f"picks of the test sets, experts sorted by their share of {P.domains[0]}. Third: what an "
-        f"expert tells about the domain. {describe_information(P, information, arm)}"
+        f"picks of the test sets, experts sorted by their share of {P.domains[0]}; dotted: equal "
+        "shares. Third, all mixtures: what an expert tells about the domain. "
+        f"{describe_information(P, information, arm)}"
     )
     alt = "Three panels: dropped picks over training, shares of experts, mutual information."
 
@@ -445,7 +446,10 @@ def describe_information(P, information: pd.DataFrame, arm: str) -> str:
     low, high = f"{bits.min():.2f}", f"{bits.max():.2f}"
     value = low if low == high else f"{low} to {high}"
     shared = " So both domains share their experts." if bits.max() < FEW_BITS else ""
-    return f"It is {value} bits; with experts of its own for each domain it would be 1.{shared}"
+    return (
+        f"At {name_mixture(P.centre)} it is {value} bits here; with experts of its own for each "
+        f"domain it would be 1.{shared}"
+    )
 
 
 def draw_routing(P, steps, share, information, look: Look) -> Figure:

@@ -465,13 +465,13 @@ def figure_choice(P) -> report.Html:
     chance = 100 / len(P.domains)
     inside = rows["dataset"].isin(P.domains)
     means = []
-    for place, own in (("their own datasets", rows[inside]), ("new domains", rows[~inside])):
+    for place, own in (("experts' own datasets", rows[inside]), ("new domains", rows[~inside])):
         if len(own):
             mean = np.average(own["share"], weights=own["questions"])
             means.append(f"{mean:.0f} % on {place}")
     caption = (
         "Questions that one expert alone answers right: how often the gate trusts that expert "
-        "most. In brackets stands their number. A dot is a seed. It does on "
+        "most. In brackets: their number, a mean over seeds. A dot is a seed. It does so for "
         f"{' and '.join(means)}; chance, the dotted line, is {chance:.0f} %. Diamonds: always the "
         "expert that is right most often on the dataset."
     )
@@ -618,7 +618,10 @@ def figure_training(P) -> report.Html:
     history = runs.collect_histories(specs) if specs else pd.DataFrame()
     if history.empty or not P.watched:
         return report.note_absent("training curves")
-    done = (100 * history["epoch"] / history["epochs"]).round()
+    # Seeds have a step more or less between looks, and a last look may follow one at once.
+    history = history.assign(look=(history["epoch"] * P.looks).round())
+    history = history.drop_duplicates(["run", "look"], keep="last")
+    done = (100 * history["look"] / (history["epochs"] * P.looks)).round()
     parts = []
     for column, heading in CURVES.items():
         parts.append(history.assign(column=heading, value=history[column], done=done))

@@ -116,8 +116,8 @@ def show_gradients(cosines: pd.DataFrame, left: float) -> report.Html:
     """
     orthogonal = len(cosines) ** -0.5  # where all are of one length
     caption = (
-        "First, the cosine between the gradients of each two tasks, before training. Second, the "
-        f"length of their mean: 1 where they agree, {orthogonal:.2f} where they are orthogonal."
+        "First, the cosine × 100 between the gradients of each two tasks, before training. Second, "
+        f"the length of their mean: 1 where they agree, {orthogonal:.2f} where they are orthogonal."
     )
     alt = "A square of cosines, and two bars: one task, and the mean of all."
 
@@ -144,13 +144,14 @@ def draw_cosines(axes, cosines: pd.DataFrame, look: Look):
     """Draw a square of cosines, a cell for each two datasets, with its value."""
     values = cosines.to_numpy()
     shown = np.ma.masked_array(values, mask=np.eye(len(values), dtype=bool))
-    axes.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1)
+    largest = np.abs(shown).max()
+    axes.imshow(shown, cmap="RdBu_r", vmin=-largest, vmax=largest)
     for row, column in np.ndindex(values.shape):
         if row != column:
             value = values[row, column]
-            colour = "#ffffff" if abs(value) > 0.6 else "#111111"
+            colour = "#ffffff" if abs(value) > 0.6 * largest else "#111111"
             text = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
-            axes.text(column, row, f"{value:.2f}", **text)
+            axes.text(column, row, f"{round(100 * value)}", **text)
     axes.set_xticks(range(len(values)), cosines.columns, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(len(values)), cosines.index, fontsize=8)
     axes.spines[:].set_visible(False)
@@ -218,7 +219,7 @@ def table_pretraining(P, arm: str = "printed") -> report.Html:
         caption = "Pre-trainings, controls, and students of teachers: scores in percent."
     printed = TABLES_3_AND_4 if arm == "printed" else {}
     if arm == "printed":
-        caption = f"T3 and T4. {caption} The report's encoder is ELECTRA-Large."
+        caption = f"Tables 3 and 4. {caption} The report's encoder is ELECTRA-Large."
     variants = list(PRETRAINED) if arm == "printed" else [*PRETRAINED, *CONTROLS, *TAUGHT]
     return pieces.table_grid(P, name, caption, variants, name_columns(P), printed, arm=arm)
 
@@ -235,10 +236,10 @@ def table_cited() -> report.Html:
     columns = ["inference", "parameters, millions", "F1", "EM"]
     shown = pd.DataFrame(TABLE_7, index=columns).T
     classes = pd.DataFrame("number printed", shown.index, shown.columns)
-    table = grids.format_html(shown, classes, 'aria-label="T7 as printed"')
+    table = grids.format_html(shown, classes, 'aria-label="Table 7 as printed"')
     words = (
-        "T7 as printed: SQuAD 2.0, cost of inference in plain encoders. DeBERTa's EM stands above "
-        "its F1, which cannot be."
+        "Table 7 as printed: SQuAD 2.0, cost of inference in plain encoders. DeBERTa's EM stands "
+        "above its F1, which cannot be."
     )
     return report.Html(
         f'<figure class="grid"><figcaption>{words}</figcaption>'

@@ -94,8 +94,8 @@ def table_soft_pretraining(P) -> report.Html:
     if "soft-pretraining" not in P.experiments:
         return report.note_absent("soft-pretraining")
     caption = (
-        "T5. Soft targets of one teacher for each dataset in the pre-training: scores in percent. "
-        "T4 prints another NewsQA baseline than T5 does."
+        "Table 5: soft targets of one teacher for each dataset in the pre-training, scores in "
+        "percent. Table 4 prints another NewsQA baseline than Table 5 does."
     )
     variants, printed = list(TABLE_5), name_scores(TABLE_5)
     return pieces.table_grid(P, "table5", caption, variants, name_columns(P), printed)
@@ -106,7 +106,9 @@ def table_distillation(P) -> report.Html:
     if "distillation" not in P.experiments:
         return report.note_absent("distillation")
     number = len(P.teacher_seeds)
-    caption = f"T6. {number} teachers together, their students, and controls: scores in percent."
+    caption = (
+        f"Table 6: {number} teachers together, their students, and controls: scores in percent."
+    )
     variants, columns = list(STUDENTS), name_target_columns(P)
     return pieces.table_grid(P, "table6", caption, variants, columns, name_scores(TABLE_6))
 
@@ -116,7 +118,7 @@ def table_final(P) -> report.Html:
     if not {"distillation", "ensemble"} & set(P.experiments):
         return report.note_absent("ensemble")
     caption = (
-        "T7. The final model beside ensembles, which read a question as often as they have "
+        "Table 7: the final model beside ensembles, which read a question as often as they have "
         "members: scores in percent."
     )
     variants, printed = list(FINAL), name_scores(TABLE_7)

@@ -129,8 +129,8 @@ def lay_out_grid(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return a grid as text, and the class of each of its cells.
 
-    Rows are models, columns are sets; the best of ours in a column, over the seeds that all models
-    have, is bold. What the report prints stands above ours, a row for each model, where all rows
+    Rows are models, columns are sets. Bold is the best of ours in a column, where it is best both
+    over each model's seeds, as is shown, and over those that all models have. What the report prints stands above ours, a row for each model, where all rows
     are at most ten. Else it stands beside ours, a column for each.
 
     cells: of `average_cells`. printed: model → column → value. lower: the columns in which a lower
@@ -138,14 +138,18 @@ def lay_out_grid(
     """
     models = list(cells["model"].unique())
     columns = list(cells["column"].unique())
-    values = cells.pivot(index="model", columns="column", values="value_shared").loc[
-        models, columns
-    ]
+    shown = cells.pivot(index="model", columns="column", values="value")
+    shared = cells.pivot(index="model", columns="column", values="value_shared")
     ours, best = [], []
     for model in models:
         of_model = cells[cells["model"] == model].set_index("column")
         ours.append([format_cell(of_model, column) for column in columns])
-        best.append([is_best(values[c], model, is_lower=c in lower) for c in columns])
+        best_of_model = []
+        for column in columns:
+            is_lower = column in lower
+            is_best_shown = is_best(shown[column], model, is_lower)
+            best_of_model.append(is_best_shown and is_best(shared[column], model, is_lower))
+        best.append(best_of_model)
     ours = pd.DataFrame(ours, models, columns)
     classes = pd.DataFrame(best, models, columns).map(
         lambda is_it: "number best" if is_it else "number"
@@ -221,7 +225,7 @@ def describe_bold(cells: pd.DataFrame) -> str:
         return ""
     if np.allclose(cells["value_shared"], cells["value"], equal_nan=True):
         return " Bold: the best of ours."
-    return " Bold: the best over shared seeds."
+    return " Bold: the best, over shared seeds too."
 
 
 def describe_seeds(cells: pd.DataFrame) -> str:

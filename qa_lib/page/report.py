@@ -222,7 +222,7 @@ EQUAL_TUNING = "equal tuning"  # as a note calls it where it was not run
 
 def note_absent(part: str) -> Html:
     """Return the note in place of a table or figure whose runs are not part of this page."""
-    return Html(f"{ABSENT}Not part of the study at this profile and size: “{escape(part)}”.</p>")
+    return Html(f"{ABSENT}Not run here: “{escape(part)}”.</p>")
 
 
 def name_parts_not_run(P) -> list[str]:

@@ -54,7 +54,7 @@ MODELS = {
     "joint-head": ("Plain, joint head", "#5f8fb4"),
     "mt-dnn": ("MT-DNN", "#b87a00"),
     "mtl": ("ROaD", "#d55e00"),
-    "target-only": ("Target alone, twice", "#009e73"),
+    "target-only": ("Target alone, as many updates", "#009e73"),
     "mtl-one-draw": ("ROaD, one draw a step", "#9a6a4a"),
     "mtl-own-heads": ("ROaD, a head a dataset", "#b5578c"),
     "mtl-passes": ("ROaD, other draws a step", "#94762a"),
@@ -104,7 +104,6 @@ MODELS = {
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
     "mtl": "its pre-training, no teachers",
-    "target-only": "as many updates",
     "mtl-own-heads": "each dataset its own",
 }
 # What a page leads with.
