@@ -59,7 +59,8 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     trained.to_csv(folder / "results.csv", index=False)
     frame = overview.select_claims(overview.collect_verdicts("real"))
     frame = frame[frame["report"] == "moe"]
-    count = overview.count_by_report(frame).iloc[0]
+    count = overview.count_by_stance(frame).groupby("report").sum().loc["moe"]
+    results = [claim for claim in listed if claim.stance == "result"]
     assert count[["reproduced", "not tested", "claims"]].tolist() == [
         1,
         len(listed) - 1,
@@ -67,7 +68,9 @@ def test_what_a_report_found_stands_on_the_board(tmp_path, monkeypatch):
     ]
     text = readme.describe_verdicts()
     assert "Profile real, [page](../figures/moe/real/report.html). The variance" in text
-    assert "| moe | 41 | 1 | 0 | 0 | 0 | 40 |" in text
+    number = len(results)
+    assert f"| moe | results | {number} | 1 | 0 | 0 | 0 | {number - 1} |" in text
+    assert "| moe | hopes | " in text
     assert text.count("Not yet run on real data.") == 3
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     every = [claim.says for s in params.list_claimed_reports() for claim in claims.read_claims(s)]
@@ -159,7 +162,7 @@ def test_a_page_at_paper_does_not_take_the_readme_s_place(page_at_paper):
     _, table, _ = readme.split_part(readme.README.read_text(encoding="utf-8"), "reports")
     assert readme.describe_reports() == table
     _, findings, _ = readme.split_part(readme.README.read_text(encoding="utf-8"), "findings")
-    assert "\nClaims reproduced" in findings
+    assert "\nResults reproduced" in findings
     assert "/paper/" not in table + findings
     assert "Profile paper, [page](../figures/moe/paper/report.html)" in readme.describe_verdicts()
 

@@ -288,12 +288,13 @@ def test_tags_say_where_a_cell_stands(plant, tmp_path):
     folder = plant(
         new_markdown_cell("## Data"),
         code("'unseen'", "notebook"),
+        code("'what was run'", "top"),
         code("'foremost'", "top", "output"),
         new_markdown_cell("### Folded *title*\n\n- a **rest**", metadata={"tags": ["fold"]}),
     )
     text = (folder / "report.html").read_text()
     assert "unseen" not in text
-    assert text.index("foremost") < text.index('id="data"')
+    assert text.index("foremost") < text.index("what was run") < text.index('id="data"')
     assert text.count("foremost") == 1  # what comes out, and no code
     more = bs4.BeautifulSoup(text, "html.parser").find("details", class_="more")
     assert more.summary.text == "Folded *title*"

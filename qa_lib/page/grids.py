@@ -130,8 +130,9 @@ def lay_out_grid(
     """Return a grid as text, and the class of each of its cells.
 
     Rows are models, columns are sets. Bold is the best of ours in a column, where it is best both
-    over each model's seeds, as is shown, and over those that all models have. What the report prints stands above ours, a row for each model, where all rows
-    are at most ten. Else it stands beside ours, a column for each.
+    over each model's seeds, as is shown, and over those that all models have. What the report
+    prints stands above ours, a row for each model, where all rows are at most ten. Else it stands
+    beside ours, a column for each.
 
     cells: of `average_cells`. printed: model → column → value. lower: the columns in which a lower
     value is better. benchmark: a source and its values, rows above those that are printed.

@@ -328,17 +328,21 @@ def select_boards(board: pd.DataFrame, profile: str) -> dict[str, tuple[str, pd.
     return {slug: (profile, table) for slug, table in by_report}
 
 
-def count_by_report(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return how many claims of each report got which verdict, a row a report."""
+def count_by_stance(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return how many claims got which verdict, a row for each report and stance that it has."""
     counts = []
     for slug, of_report in rows.groupby("report"):
-        number = of_report["verdict"].value_counts()
         behind = dict.fromkeys(run for names in of_report["run"] for run in names)
-        counts.append(
-            {"report": slug}
-            | {str(verdict): int(number.get(verdict, 0)) for verdict in Verdict}
-            | {"claims": len(of_report), "run": tuple(behind)}
-        )
+        for stance in claims.STANCES:
+            of_stance = of_report[of_report["stance"] == stance]
+            if of_stance.empty:
+                continue
+            number = of_stance["verdict"].value_counts()
+            counts.append(
+                {"report": slug, "stance": stance}
+                | {str(verdict): int(number.get(verdict, 0)) for verdict in Verdict}
+                | {"claims": len(of_stance), "run": tuple(behind)}
+            )
     return pd.DataFrame(counts)
 
 

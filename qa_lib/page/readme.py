@@ -72,7 +72,8 @@ def draw_figure() -> bytes:
 def describe_findings() -> str:
     """Return what was found as Markdown: of each report that was run the answer of its page.
 
-    The last line counts the verdicts on each report's claims, and effects larger than printed.
+    The last line counts the verdicts on each report's results, its claims but for hopes and
+    explanations, and effects larger than printed.
     """
     lines, verdicts, larger = [], {}, 0
     for slug, (profile, table) in readme_boards().items():
@@ -80,6 +81,7 @@ def describe_findings() -> str:
         page = f"figures/{slug}/{profile}/report.html"
         lines.append(f"- **[{title}]({page})**: {overview.describe_answer(slug, profile)}\n")
         judged = verify.select(table)
+        judged = judged[judged["stance"] == "result"]
         verdicts[slug] = judged["verdict"]
         larger += (judged["reason"] == Meaning.LARGER).sum()
     seen = set().union(*verdicts.values())
@@ -89,7 +91,7 @@ def describe_findings() -> str:
         numbers = [f"{(of_report == word).sum()}" for word in words]
         counts.append(f"{'/'.join(numbers)} (`{slug}`)")
     more = f" {larger} of those not reproduced are larger than printed." if larger else ""
-    return "".join([*lines, f"\nClaims {'/'.join(words)}: {', '.join(counts)}.{more}\n"])
+    return "".join([*lines, f"\nResults {'/'.join(words)}: {', '.join(counts)}.{more}\n"])
 
 
 def describe_reports() -> str:
@@ -175,9 +177,10 @@ def describe_verdicts() -> str:
         if not tables:
             tables[""] = overview.list_untested(slug).assign(report=slug)
         for profile, table in tables.items():
-            number = overview.count_by_report(overview.select_claims(table)).iloc[0]
-            cells = [slug, f"{number['claims']}", *(f"{number[verdict]}" for verdict in Verdict)]
-            counts.append(f"| {' | '.join(cells)} |\n")
+            for row in overview.count_by_stance(overview.select_claims(table)).to_dict("records"):
+                numbers = [f"{row[verdict]}" for verdict in Verdict]
+                cells = [slug, f"{row['stance']}s", f"{row['claims']}", *numbers]
+                counts.append(f"| {' | '.join(cells)} |\n")
             told = "Not yet run on real data."
             if profile:
                 page = f"../figures/{slug}/{profile}/report.html"
@@ -186,7 +189,7 @@ def describe_verdicts() -> str:
             parts.append(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n")
             parts += list_verdicts(slug, table)
     return (
-        f"| report | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 2)}\n"
+        f"| report | stance | claims | {' | '.join(Verdict)} |\n|{'---|' * (len(Verdict) + 3)}\n"
         + "".join(counts)
         + "\nPositive is as the claim says, so a claim of a loss has a positive number. MoE's "
         "scores are by SQuAD's scoring here; its page and the README's figure also have the "

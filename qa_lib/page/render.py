@@ -98,12 +98,15 @@ class Page(HTMLExporter):
 def page(nb, p) -> str:
     """Return an executed notebook as HTML; its first cell is the title block.
 
-    Cells tagged `top` stand at the top, and those tagged `notebook` are not on the page.
+    Cells tagged `top` stand at the top, those first whose output alone is shown. Cells tagged
+    `notebook` are not on the page.
     """
     nb = copy.deepcopy(nb)
     title = nb.cells.pop(0).source
     shown = [cell for cell in nb.cells if "notebook" not in tags(cell)]
-    nb.cells = sorted(shown, key=lambda cell: "top" not in tags(cell))
+    at_top = [cell for cell in shown if "top" in tags(cell)]
+    at_top = sorted(at_top, key=lambda cell: "output" not in tags(cell))
+    nb.cells = at_top + [cell for cell in shown if "top" not in tags(cell)]
     nb = drop_listed_notes(nb, report.name_parts_not_run(p))
     nb = merge_absent_notes(nb)
     if p.profile == "own":

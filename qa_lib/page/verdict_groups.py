@@ -112,14 +112,22 @@ def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
 
 
 def show_group(P, heading: str, rows: list, tables: dict[str, pd.DataFrame]) -> str:
-    """Return the claims about the same models: one is shown, if any a primary one."""
-    first, *others = sorted(rows, key=lambda row: not row.primary)
+    """Return the claims about the same models, of which one is shown.
+
+    It is a primary one, if any, or else what the page's first figure leads with.
+    """
+    first, *others = sorted(rows, key=lambda r: (not r.primary, not is_of_first_figure(P, r)))
     text = f"<h4>{escape(heading)}</h4><ul>{show_claim(P, first, tables)}</ul>"
     if not others:
         return text
     folded = "".join(show_claim(P, row, tables) for row in others)
     summary = f"{len(others)} more of the same models: {count_each_verdict(others)}"
     return f"{text}{fold_items(summary, folded)}"
+
+
+def is_of_first_figure(P, row) -> bool:
+    """Return whether a claim is what the page's first figure leads with."""
+    return row.claim == plans.find_report(P.report).COMPARISONS[0].claim
 
 
 def count_each_verdict(rows: list) -> str:
@@ -129,7 +137,10 @@ def count_each_verdict(rows: list) -> str:
 
 
 def show_stance(P, name: str, of_stance: dict[str, list], tables: dict[str, pd.DataFrame]) -> str:
-    """Return the groups of one stance. Those without a primary claim are folded together.
+    """Return the groups of one stance.
+
+    Those that have neither a primary claim nor what the page's first figure leads with are folded
+    together.
 
     name: what the stance is called. of_stance: heading → the claims below it. Where all are folded
     the name stands in the summary, since paper shows no fold.
@@ -139,7 +150,7 @@ def show_stance(P, name: str, of_stance: dict[str, list], tables: dict[str, pd.D
     rows_folded = []
     for heading, rows in of_stance.items():
         group = show_group(P, heading, rows, tables)
-        if any(row.primary for row in rows):
+        if any(row.primary or is_of_first_figure(P, row) for row in rows):
             shown.append(group)
         else:
             folded.append(group)
