@@ -46,7 +46,7 @@ MODELS = {
     "moe": ("MoE", "#d55e00"),
     "moe-probabilities": ("MoE, probabilities", "#b8722c"),
     "reinit": ("Reinit", "#009e73"),
-    "reload": ("Reload", "#3c8c6a"),
+    "reload": ("Reload", "#5b6f86"),
     "moe-reinit": ("MoE + Reinit", "#b5578c"),
     "uniform-weights": ("Equal weights", "#7a6a00"),
     "best-single": ("Best expert on validation", "#8c5a00"),

@@ -271,16 +271,9 @@ class Parameters(Study):
 
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
-        names = {}  # number of seeds → the models that have so many
-        for model in self.further_seeds:
-            number = len(self.list_seeds(model))
-            if number > len(self.seeds):
-                names.setdefault(number, []).append(MODELS[model][0])
-        if names and len(self.seeds) == 1:
-            text = "one seed"
-        for number, of_models in names.items():
-            quoted = [f"“{name}”" for name in of_models]  # some names have a comma
-            text += f"; {number} of {', '.join(quoted)}"
+        most = max([len(self.list_seeds(model)) for model in self.further_seeds], default=0)
+        if most > len(self.seeds):  # the table of models says how many each has
+            text = f"{len(self.seeds)} to {most} seeds of each model"
         if self.sweep_seeds and len(self.sweep_seeds) != len(self.seeds):
             text += f", {len(self.sweep_seeds)} in sweeps"
         return text
