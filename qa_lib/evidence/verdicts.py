@@ -176,10 +176,16 @@ def count_seeds_needed(claim: Claim, estimate: Estimate, factor: float, parts: i
 
 
 def explain_doubt(claim: Claim, undecided: list[Estimate], factor: float, parts: int) -> str:
-    """Return what keeps a claim undecided: seeds, or test questions where no seeds suffice."""
+    """Return what keeps a claim undecided: seeds, or test questions where no seeds suffice.
+
+    With one seed v holds that seed's own noise, which more seeds would average out, so that it
+    cannot say that none suffice.
+    """
     if not all(estimate.nu for estimate in undecided):
         return "seeds (one gives no interval)"
     needed = max(count_seeds_needed(claim, estimate, factor, parts) for estimate in undecided)
+    if np.isinf(needed) and any(estimate.n == 1 for estimate in undecided):
+        return "seeds (one does not tell how many)"
     if np.isinf(needed):
         return "test questions (no n suffices)"
     if needed > MOST:

@@ -75,7 +75,7 @@ def describe_findings() -> str:
     The last line counts the verdicts on each report's results, its claims but for hopes and
     explanations, and effects larger than printed.
     """
-    lines, verdicts, larger = [], {}, 0
+    lines, verdicts, larger = [], {}, []
     for slug, (profile, table) in readme_boards().items():
         title = plans.find_report(slug).TITLE
         page = f"figures/{slug}/{profile}/report.html"
@@ -83,14 +83,16 @@ def describe_findings() -> str:
         judged = verify.select(table)
         judged = judged[judged["stance"] == "result"]
         verdicts[slug] = judged["verdict"]
-        larger += (judged["reason"] == Meaning.LARGER).sum()
+        number = (judged["reason"] == Meaning.LARGER).sum()
+        if number:
+            larger.append(f"{number} (`{slug}`)")
     seen = set().union(*verdicts.values())
     words = [word for word in Verdict if word in seen]
     counts = []
     for slug, of_report in verdicts.items():
         numbers = [f"{(of_report == word).sum()}" for word in words]
         counts.append(f"{'/'.join(numbers)} (`{slug}`)")
-    more = f" {larger} of those not reproduced are larger than printed." if larger else ""
+    more = f" Not reproduced, as larger than printed: {', '.join(larger)}." if larger else ""
     return "".join([*lines, f"\nResults {'/'.join(words)}: {', '.join(counts)}.{more}\n"])
 
 
