@@ -679,6 +679,27 @@ def test_a_page_of_other_runs_shows_numbers_and_one_line(write):
     assert pieces.UNWRITTEN in pieces.show_answer(P, (EIGHT,))
 
 
+FALSE = "<!-- holds: 1 > 2 -->"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("<!-- holds: claims.squad_plus_8.report.low > 0", "<!-- holds: 1 > 2"),
+        ("- **{{ claims.squad_plus_8.equal", FALSE + "\n- **{{ claims.squad_plus_8.equal"),
+        ("Not shown", FALSE + "\nNot shown"),
+    ],
+)
+def test_an_answer_that_does_not_hold_gives_way_to_numbers_and_one_line(write, change):
+    """The records of the same runs may be made anew, with other scores."""
+    P = write(ANSWER.replace(*change))
+    box = bs4.BeautifulSoup(pieces.show_answer(P, (EIGHT,)), "html.parser").section
+    assert box["aria-label"] == "Numbers"
+    assert box.p.text == pieces.UNTRUE
+    assert [item.strong.text for item in box.find_all("li")][0] == "8 EM"
+    assert len(box.find_all("p")) == 1
+
+
 @pytest.mark.parametrize(
     "text, head, says",
     [

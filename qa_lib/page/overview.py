@@ -158,8 +158,10 @@ def describe_answer(slug: str, profile: str) -> str:
     found = written.read_findings(slug)
     if not written.is_written_of(P, found):
         return "the findings of these runs are not written yet; the page has the numbers."
-    finding = written.fill_section(P, found, written.ANSWER)[0]
-    return " ".join(finding.split())
+    answer = written.fill_answer(P, found)
+    if answer is None:
+        return "the findings do not hold any more for these records; the page has the numbers."
+    return " ".join(answer.finding.split())
 
 
 def answer_question(rows: pd.DataFrame) -> tuple[str, pd.Series | None]:

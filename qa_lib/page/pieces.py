@@ -25,6 +25,7 @@ from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 UNWRITTEN = "No findings are written for these runs; the numbers are theirs."
+UNTRUE = "The findings do not hold any more for these records; the numbers are theirs."
 NOTHING_COMMITTED = report.Html("<p>No results on real data are committed yet.</p>")
 ARMS = {"printed": "the report's settings", "tuned": "equal tuning"}
 # What is measured after each epoch → how it is called above its panel.
@@ -62,23 +63,25 @@ def show_setting(P) -> report.Html:
 def show_answer(P, comparisons: tuple[Comparison, ...]) -> report.Html:
     """Return the answer box: the finding, three numbers, and what it does not show.
 
-    On a page of other runs than those that findings were written of: the numbers of the first
-    comparison, and one line that says so.
+    On a page of other runs than those that findings were written of, and where the records do not
+    bear the answer out: the numbers of the first comparison, and one line that says so.
     """
     found = written.read_findings(P.report)
+    notice = UNWRITTEN
+    answer = None
     if written.is_written_of(P, found):
-        texts = written.fill_section(P, found, written.ANSWER)
-        answer = written.split_answer(found, texts)
-        opening, numbers, end = answer.finding, answer.numbers, answer.limit
-        paragraphs = [markup.markdown(opening), markup.markdown(end)]
-    else:
+        answer = written.fill_answer(P, found)
+        notice = UNTRUE
+    if answer is None:
         numbers = list_numbers(compare.collect_comparisons(P, comparisons[:1]))
-        paragraphs = [f"<p>{UNWRITTEN}</p>", ""]
+        first, last = f"<p>{notice}</p>", ""
+    else:
+        numbers = answer.numbers
+        first, last = markup.markdown(answer.finding), markup.markdown(answer.limit)
     items = []
     for number, label in numbers:
         items.append(f"<li><strong>{escape(number)}</strong> {show_inline(label)}</li>")
     listed = f"<ul>{''.join(items)}</ul>" if items else ""
-    first, last = paragraphs
     kind = "Answer" if last else "Numbers"
     return report.Html(
         f'<section class="answer" aria-label="{kind}">{first}{listed}{last}</section>'

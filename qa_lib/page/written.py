@@ -482,6 +482,18 @@ class Answer:
     limit: str
 
 
+def fill_answer(P, found: Findings) -> Answer | None:
+    """Return the answer of a page; None where the records do not bear a paragraph of it out.
+
+    Raises UserError where the findings have no answer or one of another form, and for a wrong name.
+    """
+    names = collect_names(P)
+    texts = fill_paragraphs(found, ANSWER, names)
+    if not all(is_borne_out(found, paragraph, names) for paragraph in found.sections[ANSWER]):
+        return None
+    return split_answer(found, texts)
+
+
 def split_answer(found: Findings, texts: list[str]) -> Answer:
     """Return the answer from the paragraphs of its section.
 
