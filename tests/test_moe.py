@@ -521,6 +521,44 @@ def test_the_estimate_counts_what_experts_say_once():
     assert first > plain / 3 > plain / 9 > second > 0
 
 
+def plant_records(monkeypatch, specs):
+    """Let runs be recorded on their test sets, without weights, as committed ones are."""
+    recorded = {spec.hash for spec in specs}
+    monkeypatch.setattr(
+        runs, "find_record", lambda spec, fresh=False: {} if spec.hash in recorded else None
+    )
+
+
+def test_a_combination_of_experts_reads_their_records_and_no_weights(monkeypatch):
+    specs = plans.plan(load_tiny(experiments=["mixture", "controls"]))
+    oracle, others = find_variant(specs, "oracle"), find_variant(specs, "other-experts")
+    plant_records(monkeypatch, [s for s in specs if s.hash not in (oracle.hash, others.hash)])
+    assert study.list_missing(specs) == [others, oracle]
+    # an expert without a record is trained before them
+    first, *further = oracle.experts
+    plant_records(monkeypatch, further)
+    assert [s.hash for s in study.list_missing([others, oracle])] == [
+        first.hash,
+        others.hash,
+        oracle.hash,
+    ]
+    # a mixture asks the experts themselves
+    uniform = find_variant(specs, "uniform-weights")
+    plant_records(monkeypatch, oracle.experts)
+    assert study.list_missing([uniform]) == [*uniform.experts, uniform]
+
+
+def test_a_combination_of_experts_costs_no_pass(monkeypatch, capsys):
+    specs = {s.variant: s for s in plan_moe(experiments=["mixture", "controls"])}
+    assert study.estimate_tokens(specs["uniform-weights"], {}) > 0
+    todo = [specs["oracle"], specs["other-experts"]]
+    tokens = {spec.hash: study.estimate_tokens(spec, {}) for spec in todo}
+    assert set(tokens.values()) == {0.0}
+    monkeypatch.setattr(study, "_train_one", lambda spec, keep, live: None)
+    study._train(todo, tokens, 1, set(), False)
+    assert capsys.readouterr().out == "1/2 runs\n2/2 runs\n"
+
+
 def test_profile_paper_has_the_report_s_settings():
     p = plans.load_params("moe", "paper")
     settings = {

@@ -563,13 +563,18 @@ def collect_examples(specs: list[Spec]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def list_scored_experts(mixture: Spec) -> list[Spec]:
+    """Return a mixture's experts, each with the mixture's own test sets."""
+    tested = {"tests": mixture.tests, "test_fingerprints": mixture.test_fingerprints}
+    return [expert.model_copy(update=tested) for expert in mixture.experts]
+
+
 def collect_expert_examples(mixture: Spec) -> pd.DataFrame:
     """Return the examples of a mixture's experts on the mixture's own test sets.
 
     The column `expert` names the dataset that each expert was trained on.
     """
-    tested = {"tests": mixture.tests, "test_fingerprints": mixture.test_fingerprints}
-    experts = [parent.model_copy(update=tested) for parent in mixture.experts]
+    experts = list_scored_experts(mixture)
     examples = collect_examples(experts)  # says which expert has no record
     datasets = {find_record(expert)["run"]: expert.domains[0] for expert in experts}
     return examples.assign(expert=examples["run"].map(datasets))

@@ -31,7 +31,7 @@ from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.tasks import get_task, span
-from qa_lib.training import multitask, pool
+from qa_lib.training import evaluate, multitask, pool
 
 HOURS = 12  # a longer study stops unless it is told YES=1
 CHARACTERS = 4.4  # characters of English text per word piece, for the estimate
@@ -64,7 +64,8 @@ def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
     """Return the runs to train, as this machine trains them, parents before children.
 
     These are the runs without a complete record, and the parents whose weights a missing child
-    needs and nobody kept. fresh: committed records do not count.
+    needs and nobody kept. A combination of experts needs no weights but the experts' records.
+    fresh: committed records do not count.
     On a GPU trials are scored on the test sets at once: there the best trial, trained again for
     its scores, would not be the same to the last digit, and might no longer be the best.
     """
@@ -74,9 +75,14 @@ def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
         tests_of_trials = max((spec.tests for spec in specs), key=len)
 
     def visit(spec: Spec):
-        """Add a run, and before it the parents whose weights it needs."""
-        for parent in spec.parents:
-            if not runs.has_weights(parent):
+        """Add a run, and before it the parents without what it needs of them."""
+        if evaluate.is_combined(spec):
+            scored = runs.list_scored_experts(spec)
+            is_there = [runs.find_record(expert, fresh) is not None for expert in scored]
+        else:
+            is_there = [runs.has_weights(parent) for parent in spec.parents]
+        for parent, serves in zip(spec.parents, is_there, strict=True):
+            if not serves:
                 visit(parent)
         missing.setdefault(spec.hash, spec)
 
@@ -100,8 +106,9 @@ def list_parents(specs: list[Spec]) -> set[str]:
 def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
     """Estimate the tokens that a run has to process, each counted by what it costs.
 
-    1 is a token in a plain training step. A token that is only scored counts a third. Loads the
-    run's data, and so checks them, and its heads and teachers too.
+    1 is a token in a plain training step. A token that is only scored counts a third. A combination
+    of experts, which averages their scores, counts nothing. Loads the run's data, and so checks
+    them, and its heads and teachers too.
     known: counts of other runs on as many rows of the same sets, extended here. Another seed draws
     other rows, of like length.
     """
@@ -114,6 +121,8 @@ def estimate_tokens(spec: Spec, known: dict[tuple, tuple]) -> float:
 
         teachers.check_teachers(spec)
     tokens = count_run_tokens(spec, known)
+    if evaluate.is_combined(spec):
+        return 0.0
     train, validation = tokens.epoch, tokens.validation
     if spec.gate and spec.gate.rule != "learned":
         return len(spec.experts) * (validation + tokens.scored) / 3
@@ -641,8 +650,11 @@ def _train(
         left = [other for other in todo if other not in done]
         tokens_left = sum(tokens[other.hash] for other in left)
         tokens_done = sum(tokens[other.hash] for other in done)
-        seconds = (time.monotonic() - began) * tokens_left / tokens_done
-        print(f"{len(done)}/{len(todo)} runs, about {seconds / 60:.0f} min left", flush=True)
+        time_left = ""
+        if tokens_done:  # combinations of experts have none
+            seconds = (time.monotonic() - began) * tokens_left / tokens_done
+            time_left = f", about {seconds / 60:.0f} min left"
+        print(f"{len(done)}/{len(todo)} runs{time_left}", flush=True)
         needed = list_parents(left)
         for parent in spec.parents:
             stays = parent.variant == "start" and parent.trains_stale
