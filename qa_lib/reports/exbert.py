@@ -203,7 +203,7 @@ class Arm:
     shared: dict  # fields of every run
     models: dict[str, dict]  # model → the fields in which it differs
 
-    def train_mixtures(
+    def list_mixture_runs(
         self, variant: str, ratios: list[float], seeds: list[int], rows: int | None = None, **fields
     ) -> list[Spec]:
         """Return a run for each mixture and seed; rows: by default all training rows."""
@@ -221,7 +221,7 @@ class Arm:
                 specs.append(Spec(**self.shared | own | fields))
         return specs
 
-    def train_model(
+    def list_model_runs(
         self,
         model: str,
         ratios: list[float],
@@ -235,9 +235,9 @@ class Arm:
         variant: by default the model's name; rows: by default all training rows.
         """
         fields = self.models[model] | fields
-        return self.train_mixtures(variant or model, ratios, seeds, rows, **fields)
+        return self.list_mixture_runs(variant or model, ratios, seeds, rows, **fields)
 
-    def train_curve(
+    def list_curve_runs(
         self, blocks: int | None = None, rate: float | None = None, **layer
     ) -> list[Spec]:
         """Return ExBERT at one point of a sweep, with losses after each epoch.
@@ -251,7 +251,7 @@ class Arm:
             fields["blocks"] = blocks
         if rate is not None:
             fields["learning_rate"] = rate
-        return self.train_mixtures(
+        return self.list_mixture_runs(
             "exbert-curve",
             [self.params.centre],
             self.params.side_seeds,
@@ -277,8 +277,8 @@ def plan_headline(arm: Arm) -> list[Spec]:
         ratios = others
         if model == "plain-tuned":
             ratios = [ratio for ratio in others if ratio in params.control_ratios]
-        specs += arm.train_model(model, [params.centre], params.seeds)
-        specs += arm.train_model(model, ratios, params.side_seeds)
+        specs += arm.list_model_runs(model, [params.centre], params.seeds)
+        specs += arm.list_model_runs(model, ratios, params.side_seeds)
     return specs
 
 
@@ -288,20 +288,20 @@ def plan_dense(arm: Arm) -> list[Spec]:
     seeds = params.dense_seeds or params.side_seeds
     specs = []
     for model in DENSE:
-        specs += arm.train_model(model, params.control_ratios, seeds)
+        specs += arm.list_model_runs(model, params.control_ratios, seeds)
     return specs
 
 
 def plan_ratios(arm: Arm) -> list[Spec]:
     """V-DB over the mixtures (Table 3, Fig. 3)."""
-    return arm.train_model("v-db", arm.params.ratios, arm.params.side_seeds)
+    return arm.list_model_runs("v-db", arm.params.ratios, arm.params.side_seeds)
 
 
 def plan_untuned(arm: Arm) -> list[Spec]:
     """V-DB and ExBERT with all blocks and V-DB's rate, over the mixtures."""
     specs = []
     for model in ("v-db", "exbert"):
-        specs += arm.train_model(model, arm.params.ratios, arm.params.side_seeds)
+        specs += arm.list_model_runs(model, arm.params.ratios, arm.params.side_seeds)
     return specs
 
 
@@ -312,7 +312,7 @@ def plan_order(arm: Arm) -> list[Spec]:
     specs = []
     for model in ("v-db", "exbert"):
         for name in ["trainer", *params.orders]:
-            specs += arm.train_model(model, mixtures, params.side_seeds, order=name)
+            specs += arm.list_model_runs(model, mixtures, params.side_seeds, order=name)
     return specs
 
 
@@ -322,11 +322,11 @@ def plan_single(arm: Arm) -> list[Spec]:
     specs = []
     for model in ("v-db", "exbert"):
         for ratio, rows in zip((1.0, 0.0), params.full_rows, strict=True):
-            specs += arm.train_mixtures(
+            specs += arm.list_mixture_runs(
                 f"{model}-full", [ratio], params.side_seeds, rows, **arm.models[model]
             )
     for rows in params.sizes:
-        specs += arm.train_mixtures("v-db-size", [1.0], params.side_seeds, rows)
+        specs += arm.list_mixture_runs("v-db-size", [1.0], params.side_seeds, rows)
     return specs
 
 
@@ -334,7 +334,7 @@ def plan_blocks(arm: Arm) -> list[Spec]:
     """Sweep of the encoder's blocks (Fig. 4)."""
     specs = []
     for number in arm.params.sweep_blocks:
-        specs += arm.train_curve(blocks=number)
+        specs += arm.list_curve_runs(blocks=number)
     return specs
 
 
@@ -342,25 +342,25 @@ def plan_experts(arm: Arm) -> list[Spec]:
     """Sweep of the number of experts."""
     specs = []
     for number in arm.params.sweep_experts:
-        specs += arm.train_curve(experts=number)
+        specs += arm.list_curve_runs(experts=number)
     return specs
 
 
-def sweep_rates(arm: Arm, plain_rate: float) -> list[Spec]:
+def list_rate_runs(arm: Arm, plain_rate: float) -> list[Spec]:
     """Return ExBERT at multiples of the plain model's learning rate."""
     specs = []
     for multiple in arm.params.sweep_rates:
         rate = round_rate(multiple * plain_rate)
-        specs += arm.train_curve(arm.params.tuned_blocks, rate)
+        specs += arm.list_curve_runs(arm.params.tuned_blocks, rate)
     return specs
 
 
 def plan_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate (Fig. 5), and V-DB at its own rate and at ExBERT's."""
     params = arm.params
-    specs = sweep_rates(arm, params.learning_rate)
+    specs = list_rate_runs(arm, params.learning_rate)
     for rate in (params.learning_rate, params.tuned_rate):
-        specs += arm.train_mixtures(
+        specs += arm.list_mixture_runs(
             "v-db-curve",
             [params.centre],
             params.side_seeds,
@@ -377,12 +377,12 @@ def plan_dropout(arm: Arm) -> list[Spec]:
     rate = params.tuned_rate
     specs = []
     for place in params.sweep_dropout:
-        specs += arm.train_curve(blocks, rate, dropout_at=place)
+        specs += arm.list_curve_runs(blocks, rate, dropout_at=place)
     for share in params.sweep_dropout_rates:
         place = params.tuned_dropout
-        specs += arm.train_curve(blocks, rate, dropout_at=place, layer_dropout=share)
+        specs += arm.list_curve_runs(blocks, rate, dropout_at=place, layer_dropout=share)
     slow = round_rate(params.learning_rate / 2)
-    return specs + arm.train_curve(blocks, slow, dropout_at="both", layer_dropout=0.3)
+    return specs + arm.list_curve_runs(blocks, slow, dropout_at="both", layer_dropout=0.3)
 
 
 def plan_balance(arm: Arm) -> list[Spec]:
@@ -390,7 +390,7 @@ def plan_balance(arm: Arm) -> list[Spec]:
     params = arm.params
     specs = []
     for coefficient in params.sweep_balance:
-        specs += arm.train_curve(
+        specs += arm.list_curve_runs(
             params.tuned_blocks,
             params.tuned_rate,
             dropout_at=params.tuned_dropout,
@@ -399,30 +399,30 @@ def plan_balance(arm: Arm) -> list[Spec]:
     return specs
 
 
-def train_more_rows(arm: Arm, models: tuple[str, ...]) -> list[Spec]:
+def list_runs_with_more_rows(arm: Arm, models: tuple[str, ...]) -> list[Spec]:
     """Return the runs of models at the centre with `more_rows` training rows."""
     params = arm.params
     seeds = params.more_seeds or params.side_seeds
     specs = []
     for model in models:
         variant = f"{model}-more"
-        specs += arm.train_model(model, [params.centre], seeds, variant, params.more_rows)
+        specs += arm.list_model_runs(model, [params.centre], seeds, variant, params.more_rows)
     return specs
 
 
 def plan_more_rows(arm: Arm) -> list[Spec]:
     """V-DB at the report's rate with more training rows: what equal tuning gives it."""
-    return train_more_rows(arm, ("v-db",))
+    return list_runs_with_more_rows(arm, ("v-db",))
 
 
 def plan_tuned_more_rows(arm: Arm) -> list[Spec]:
     """V-DB, ExBERT (final) and controls (a) and (b) with more training rows."""
-    return train_more_rows(arm, (*HEADLINE, *DENSE))
+    return list_runs_with_more_rows(arm, (*HEADLINE, *DENSE))
 
 
 def plan_tuned_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate in multiples of the rate that V-DB's trials chose."""
-    return sweep_rates(arm, arm.models["v-db"]["learning_rate"])
+    return list_rate_runs(arm, arm.models["v-db"]["learning_rate"])
 
 
 # The experiments that parameter `experiments` names, in the order of their runs; and those of them
@@ -448,7 +448,9 @@ WITH_EQUAL_TUNING = {
 }
 
 
-def run_experiments(arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]]) -> list[Spec]:
+def list_runs_of_experiments(
+    arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]]
+) -> list[Spec]:
     """Return the runs of those experiments that the parameters name."""
     specs = []
     for name, list_runs in experiments.items():
@@ -481,7 +483,7 @@ def choose_settings(
         if params.halving and epochs == params.trial_epochs[-1]:
             fields["tests"] = params.domains
         centre, seed = [params.centre], params.seeds[:1]
-        return arm.train_model(model, centre, seed, variant.format(model), rows, **fields)[0]
+        return arm.list_model_runs(model, centre, seed, variant.format(model), rows, **fields)[0]
 
     tried, best = choose(models, trial, params.trial_rates, params.trial_epochs, score)
     if not best:
@@ -501,7 +503,7 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
     specs, chosen = choose_settings(arm, models, score)
     if chosen:
-        specs += run_experiments(chosen, WITH_EQUAL_TUNING)
+        specs += list_runs_of_experiments(chosen, WITH_EQUAL_TUNING)
     if "more-rows" in params.experiments:
         models = [*HEADLINE, *DENSE]
         tried, chosen = choose_settings(arm, models, score, "{}-more-trial", params.more_rows)
@@ -532,7 +534,7 @@ def plan(
     for name in params.arms:
         arm = Arm(params, shared | {"arm": name}, models)
         if name == "printed":
-            specs += run_experiments(arm, EXPERIMENTS)
+            specs += list_runs_of_experiments(arm, EXPERIMENTS)
         else:
             specs += plan_tuned_arm(arm, score)
     return start + common.drop_repeats(specs)

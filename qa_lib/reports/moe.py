@@ -194,7 +194,7 @@ class Arm:
     shared: dict  # fields of every run
     chosen: dict[str, dict] = field(default_factory=dict)  # model → the fields its trials chose
 
-    def train_domains(self, variant: str, rows: dict[str, int] | None = None, **fields) -> Spec:
+    def make_run(self, variant: str, rows: dict[str, int] | None = None, **fields) -> Spec:
         """Return a run on so many rows of each domain; by default on all in-domain ones.
 
         Alone or together, a domain gives the same rows.
@@ -212,7 +212,7 @@ class Arm:
         }
         return Spec(**self.shared | own | fields)
 
-    def mix_experts(
+    def make_mixture_run(
         self,
         variant: str,
         experts: list[Spec],
@@ -237,21 +237,19 @@ class Arm:
             "batch_size": params.gate_batch,
             "checkpoint": params.checkpoint if gate.rule == "learned" else "last",
         }
-        return self.train_domains(
-            variant, rows, gate=gate, start=None, experts=experts, **own | fields
-        )
+        return self.make_run(variant, rows, gate=gate, start=None, experts=experts, **own | fields)
 
-    def train_experts(self, model: str, **fields) -> list[Spec]:
+    def list_expert_runs(self, model: str, **fields) -> list[Spec]:
         """Return the experts of a mixture, one for each in-domain dataset."""
         fields = self.chosen.get(model, {}) | fields
         name = model.replace("moe", "expert")
         experts = []
         for domain in self.params.domains:
             rows = {domain: self.params.train_rows}
-            experts.append(self.train_domains(f"{name}-{domain}", rows, **fields))
+            experts.append(self.make_run(f"{name}-{domain}", rows, **fields))
         return experts
 
-    def train_model(self, model: str, **fields) -> list[Spec]:
+    def list_model_runs(self, model: str, **fields) -> list[Spec]:
         """Return one of the report's four models, last in the list, after its experts.
 
         fields: those of what is fine-tuned.
@@ -259,11 +257,11 @@ class Arm:
         reinit = {"reinit": self.params.reinit_blocks} if "reinit" in model else {}
         fields = self.chosen.get(model, {}) | fields
         if "moe" not in model:
-            return [self.train_domains(model, **reinit | fields)]
+            return [self.make_run(model, **reinit | fields)]
         if reinit:
             fields = {"epochs": self.params.reinit_epochs} | reinit | fields
-        experts = self.train_experts(model, **fields)
-        return [*experts, self.mix_experts(model, experts)]
+        experts = self.list_expert_runs(model, **fields)
+        return [*experts, self.make_mixture_run(model, experts)]
 
     def few_rows(self) -> dict[str, int]:
         """Return out-of-domain dataset → its few training rows."""
@@ -271,7 +269,7 @@ class Arm:
 
     def few_shot_fields(self) -> dict:
         """Return the fields of a run that goes on from the baseline on few rows."""
-        (baseline,) = self.train_model("baseline")
+        (baseline,) = self.list_model_runs("baseline")
         return {"epochs": self.params.few_epochs, "start": baseline} | FEW
 
 
@@ -280,7 +278,7 @@ class Arm:
 
 def plan_mixture(arm: Arm) -> list[Spec]:
     """The experts and their mixture (Tables 1 and 2)."""
-    return arm.train_model("moe")
+    return arm.list_model_runs("moe")
 
 
 def plan_reinit(arm: Arm) -> list[Spec]:
@@ -288,9 +286,9 @@ def plan_reinit(arm: Arm) -> list[Spec]:
     top = arm.params.reinit_blocks
     specs = []
     for number in reversed(arm.params.sweep_reinit):
-        specs.append(arm.train_domains(f"reinit-{number}", reinit=number))
-    specs.append(arm.train_domains(f"reload-{top}", reinit=top, reinit_from="lower"))
-    return specs + arm.train_model(f"moe-reinit-{top}")
+        specs.append(arm.make_run(f"reinit-{number}", reinit=number))
+    specs.append(arm.make_run(f"reload-{top}", reinit=top, reinit_from="lower"))
+    return specs + arm.list_model_runs(f"moe-reinit-{top}")
 
 
 def plan_longer(arm: Arm) -> list[Spec]:
@@ -298,38 +296,38 @@ def plan_longer(arm: Arm) -> list[Spec]:
     seeds = arm.params.longer_seeds
     if seeds and arm.shared["seed"] not in seeds:
         return []
-    return [arm.train_domains(f"baseline-{n}", epochs=n) for n in arm.params.longer]
+    return [arm.make_run(f"baseline-{n}", epochs=n) for n in arm.params.longer]
 
 
 def plan_last(arm: Arm) -> list[Spec]:
     """The baseline with its last checkpoint in place of the best."""
-    specs = [arm.train_domains("baseline-last", checkpoint="last")]
+    specs = [arm.make_run("baseline-last", checkpoint="last")]
     for n in arm.params.longer:
-        specs.append(arm.train_domains(f"baseline-{n}-last", epochs=n, checkpoint="last"))
+        specs.append(arm.make_run(f"baseline-{n}-last", epochs=n, checkpoint="last"))
     return specs
 
 
 def plan_controls(arm: Arm) -> list[Spec]:
     """What a learned gate is compared with: fixed weights, one expert, an oracle."""
-    experts = arm.train_experts("moe")
+    experts = arm.list_expert_runs("moe")
     specs = []
     for name, rule in RULES.items():
         # A new domain has no expert of its own.
         fields = {"tests": arm.params.domains} if rule in ("own", "others") else {}
-        specs.append(arm.mix_experts(name, experts, {"rule": rule, "layers": 1}, **fields))
+        specs.append(arm.make_mixture_run(name, experts, {"rule": rule, "layers": 1}, **fields))
     gate = {"input": "dataset", "layers": 1}
-    told = arm.mix_experts("told-dataset", experts, gate, arm.few_rows(), **FEW | TOLD)
+    told = arm.make_mixture_run("told-dataset", experts, gate, arm.few_rows(), **FEW | TOLD)
     return [*specs, told]
 
 
 def plan_gates(arm: Arm) -> list[Spec]:
     """Other gates: probabilities in place of scores, other depths, other inputs."""
-    experts = arm.train_experts("moe")
-    specs = [arm.mix_experts("moe-probabilities", experts, {"mixed": "probabilities"})]
+    experts = arm.list_expert_runs("moe")
+    specs = [arm.make_mixture_run("moe-probabilities", experts, {"mixed": "probabilities"})]
     for number in arm.params.sweep_layers:
-        specs.append(arm.mix_experts(f"moe-layers-{number}", experts, {"layers": number}))
+        specs.append(arm.make_mixture_run(f"moe-layers-{number}", experts, {"layers": number}))
     for name in arm.params.sweep_inputs:
-        specs.append(arm.mix_experts(f"moe-input-{name}", experts, {"input": name}))
+        specs.append(arm.make_mixture_run(f"moe-input-{name}", experts, {"input": name}))
     return specs
 
 
@@ -339,21 +337,21 @@ def plan_few_shot(arm: Arm) -> list[Spec]:
     copies = arm.params.augment_copies
     augmented = fields | {"augment": copies, "epochs": arm.params.few_epochs / (1 + copies)}
     return [
-        arm.train_domains("few-shot", arm.few_rows(), **fields),
-        arm.train_domains("few-shot-augmented", arm.few_rows(), **augmented),
+        arm.make_run("few-shot", arm.few_rows(), **fields),
+        arm.make_run("few-shot-augmented", arm.few_rows(), **augmented),
     ]
 
 
 def plan_outside(arm: Arm) -> list[Spec]:
     """A mixture with an expert for each out-of-domain dataset too."""
     params = arm.params
-    experts = arm.train_experts("moe")
+    experts = arm.list_expert_runs("moe")
     more = []
     for name in params.few_shot:
         rows = {name: params.few_rows}
-        more.append(arm.train_domains(f"outside-{name}", rows, **arm.few_shot_fields()))
+        more.append(arm.make_run(f"outside-{name}", rows, **arm.few_shot_fields()))
     rows = dict.fromkeys(params.domains, params.train_rows) | arm.few_rows()
-    mixed = arm.mix_experts("moe-outside", [*experts, *more], rows=rows, **FEW)
+    mixed = arm.make_mixture_run("moe-outside", [*experts, *more], rows=rows, **FEW)
     return [*experts, *more, mixed]
 
 
@@ -362,8 +360,8 @@ def plan_clusters(arm: Arm) -> list[Spec]:
     number = arm.params.clusters
     experts = []
     for k in range(number):
-        experts.append(arm.train_domains(f"expert-cluster-{k + 1}", cluster=[k, number]))
-    return [*experts, arm.mix_experts("moe-clusters", experts)]
+        experts.append(arm.make_run(f"expert-cluster-{k + 1}", cluster=[k, number]))
+    return [*experts, arm.make_mixture_run("moe-clusters", experts)]
 
 
 # The experiments that parameter `experiments` names, in the order of their weight for the report:
@@ -389,7 +387,7 @@ def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
     specs = []
     for seed in params.seeds:
         arm = Arm(params, shared | {"seed": seed})
-        specs += arm.train_model("baseline")
+        specs += arm.list_model_runs("baseline")
         for name, list_runs in EXPERIMENTS.items():
             if name in params.experiments:
                 specs += list_runs(arm)
@@ -397,8 +395,8 @@ def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
     # would have other seeds than those beside them.
     for seed in params.curve_seeds:
         arm = Arm(params, shared | {"seed": seed, "tests": []})
-        specs += arm.train_model("baseline")
-        specs += arm.train_model(f"moe-reinit-{params.reinit_blocks}")
+        specs += arm.list_model_runs("baseline")
+        specs += arm.list_model_runs(f"moe-reinit-{params.reinit_blocks}")
     return specs
 
 
@@ -429,7 +427,7 @@ def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
         return spec.model_copy(update={"variant": f"{spec.variant}-trial"})
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
-        *own_experts, run = of_trials.train_model(model, learning_rate=rate, epochs=epochs)
+        *own_experts, run = of_trials.list_model_runs(model, learning_rate=rate, epochs=epochs)
         experts.extend(name_trial(expert) for expert in own_experts)
         return name_trial(run)
 
@@ -443,7 +441,7 @@ def plan_tuned_arm(params: Parameters, shared: dict) -> list[Spec]:
     for seed in params.tuned_seeds or params.seeds:
         arm = Arm(params, shared | {"seed": seed}, chosen)
         for model in models:
-            specs += arm.train_model(model)
+            specs += arm.list_model_runs(model)
         if "controls" in params.experiments and "moe" in models:
             specs += plan_controls(arm)
     return specs

@@ -392,7 +392,9 @@ class Arm:
     # Model → what its trials chose: fields of fine-tuning, and under "pretraining" those of that.
     chosen: dict[str, dict] = field(default_factory=dict)
 
-    def pretrain(self, variant: str, seed: int, pretraining: Pretraining, **fields) -> Spec:
+    def make_pretraining_run(
+        self, variant: str, seed: int, pretraining: Pretraining, **fields
+    ) -> Spec:
         """Return the run of a second pre-training. It has no test set of its own."""
         params = self.params
         own = {
@@ -439,7 +441,7 @@ class Arm:
         """Return the heads of a run. one_for: what has a head of its own."""
         return Heads(pooling=self.params.pooling, one_for=one_for, pairs="joined", **options)
 
-    def train_model(
+    def list_model_runs(
         self,
         model: str,
         variant: str | None = None,
@@ -478,7 +480,9 @@ class Arm:
             start = self.shared["start"]
             if pretraining:
                 of_pretraining = chosen.get("pretraining", {}) | (everywhere or {}) | (before or {})
-                start = self.pretrain(variant or model, seed, pretraining, **of_pretraining)
+                start = self.make_pretraining_run(
+                    variant or model, seed, pretraining, **of_pretraining
+                )
                 specs.append(start)
             of_run = {"seed": seed, "start": start} | of_fine_tuning | (everywhere or {}) | fields
             specs.append(Spec(**self.shared | own | of_run))
@@ -499,13 +503,13 @@ class Arm:
         further = self.params.sentences if "sentences" in self.params.experiments else []
         return [None, *further]
 
-    def train_team(
+    def list_teacher_runs(
         self, model: str, seed: int, size: int | None = None, variant: str | None = None, **how
     ) -> tuple[list[Spec], list[Spec]]:
         """Return the teachers of a seed, with the runs behind them, and the teachers alone.
 
         They are one model at several seeds. One beyond the study's seeds is named as a teacher and
-        has no test set, so that it enters no comparison. size: how many; how: of train_model.
+        has no test set, so that it enters no comparison. size: how many; how: of list_model_runs.
         """
         variant = variant or model
         specs, teachers = [], []
@@ -514,7 +518,7 @@ class Arm:
             if seed + added not in self.params.seeds:
                 own |= {"variant": f"{variant}-teacher", "tests": []}
                 own["everywhere"] = how.get("everywhere", {}) | {"probes": 0}
-            specs += self.train_model(model, **own)
+            specs += self.list_model_runs(model, **own)
             teachers.append(specs[-1])
         return specs, teachers
 
@@ -525,11 +529,11 @@ class Arm:
 
         The student is not taught yet. size: how many teachers.
         """
-        own = self.train_model("mtl", seeds=[seed])
-        behind, teachers = self.train_team("mtl", seed, size)
+        own = self.list_model_runs("mtl", seeds=[seed])
+        behind, teachers = self.list_teacher_runs("mtl", seed, size)
         return own + behind, own[-1], teachers
 
-    def train_dataset_teachers(self, seed: int) -> list[Spec]:
+    def list_dataset_teacher_runs(self, seed: int) -> list[Spec]:
         """Return a plain model for each dataset of pre-training, trained on its rows there."""
         params = self.params
         teachers = []
@@ -563,7 +567,9 @@ class Arm:
             own |= {"correct": params.correct, "all_wrong": params.all_wrong}
         return Distillation(**own | options)
 
-    def teach(self, variant: str, student: Spec, taught_by: list[Spec], **options) -> Spec:
+    def make_student_run(
+        self, variant: str, student: Spec, taught_by: list[Spec], **options
+    ) -> Spec:
         """Return the run of a student that learns from teachers while it is fine-tuned.
 
         student: the same run without teachers; options: of Distillation.
@@ -572,7 +578,7 @@ class Arm:
         taught = {"variant": variant, "teachers": taught_by, "distillation": distillation}
         return student.model_copy(update=taught)
 
-    def average(self, variant: str, seed: int, members: list[Spec]) -> Spec:
+    def make_ensemble_run(self, variant: str, seed: int, members: list[Spec]) -> Spec:
         """Return the run that answers by the mean of its members' logits and trains nothing."""
         params = self.params
         target = params.domains[0]
@@ -595,16 +601,16 @@ class Arm:
 
 def plan_heads(arm: Arm) -> list[Spec]:
     """Independent start and end, and ELECTRA's joint head (T1)."""
-    specs = arm.train_model("baseline")
+    specs = arm.list_model_runs("baseline")
     seeds = arm.list_side_seeds()
-    return specs + arm.train_model("joint-head", seeds=seeds, heads={"span": "joint"})
+    return specs + arm.list_model_runs("joint-head", seeds=seeds, heads={"span": "joint"})
 
 
 def plan_pretraining(arm: Arm) -> list[Spec]:
     """No second pre-training, MT-DNN's, and ROaD's (T3, T4)."""
     specs = []
     for model in ("baseline", "mt-dnn", "mtl"):
-        specs += arm.train_model(model)
+        specs += arm.list_model_runs(model)
     return specs
 
 
@@ -616,7 +622,7 @@ def plan_controls(arm: Arm) -> list[Spec]:
     specs = []
     for model in FOLLOWERS:
         seeds = arm.params.seeds if model == "target-only" else arm.list_side_seeds()
-        specs += arm.train_model(model, seeds=seeds)
+        specs += arm.list_model_runs(model, seeds=seeds)
     return specs
 
 
@@ -627,19 +633,19 @@ def plan_passes(arm: Arm) -> list[Spec]:
     for number in params.sweep_passes:
         draws = Pretraining(params.pretraining, number, params.sampling, "task", params.steps)
         variant = f"mtl-passes-{number}"
-        specs += arm.train_model("mtl", variant, arm.list_sweep_seeds(), pretraining=draws)
+        specs += arm.list_model_runs("mtl", variant, arm.list_sweep_seeds(), pretraining=draws)
     return specs
 
 
 def plan_unanswerable(arm: Arm) -> list[Spec]:
     """Fine-tuning on questions that may have no answer, with both heads and after pre-training."""
     target = arm.params.unanswerable
-    specs = arm.train_model("baseline", "baseline-unanswerable", target=target)
-    specs += arm.train_model(
+    specs = arm.list_model_runs("baseline", "baseline-unanswerable", target=target)
+    specs += arm.list_model_runs(
         "joint-head", "joint-head-unanswerable", target=target, heads={"span": "joint"}
     )
     for model in ("mt-dnn", "mtl"):
-        specs += arm.train_model(model, f"{model}-unanswerable", target=target)
+        specs += arm.list_model_runs(model, f"{model}-unanswerable", target=target)
     return specs
 
 
@@ -648,7 +654,7 @@ def plan_sentences(arm: Arm) -> list[Spec]:
     specs = []
     for target in arm.params.sentences:
         for model in ("baseline", "mt-dnn", "mtl"):
-            specs += arm.train_model(model, target=target, seeds=arm.list_sweep_seeds())
+            specs += arm.list_model_runs(model, target=target, seeds=arm.list_sweep_seeds())
     return specs
 
 
@@ -657,7 +663,7 @@ def plan_blocks(arm: Arm) -> list[Spec]:
     specs = []
     for blocks in arm.params.sweep_blocks:
         for model in ("baseline", "mt-dnn", "mtl"):
-            specs += arm.train_model(
+            specs += arm.list_model_runs(
                 model,
                 f"{model}-blocks",
                 arm.list_sweep_seeds(),
@@ -674,7 +680,7 @@ def plan_encoders(arm: Arm) -> list[Spec]:
         of_encoder = {"encoder": encoder, "weights": weights}
         for target in [None, *arm.params.sentences]:
             for model in ("baseline", "mt-dnn", "mtl"):
-                specs += arm.train_model(
+                specs += arm.list_model_runs(
                     model, f"{model}-{name}", target=target, everywhere=of_encoder
                 )
     return specs
@@ -687,13 +693,13 @@ def plan_soft_pretraining(arm: Arm) -> list[Spec]:
     """ROaD's pre-training with the soft targets of one teacher for each dataset (T5)."""
     specs = []
     for seed in arm.list_side_seeds():
-        teachers = arm.train_dataset_teachers(seed)
+        teachers = arm.list_dataset_teacher_runs(seed)
         specs += teachers
         distillation = arm.make_distillation(by_dataset=True)
         before = {"teachers": teachers, "distillation": distillation, "probes": 0}
         targets = arm.list_targets() if seed in arm.list_sweep_seeds() else [None]
         for target in targets:
-            specs += arm.train_model("mtl", "mtl-kd", [seed], target=target, before=before)
+            specs += arm.list_model_runs("mtl", "mtl-kd", [seed], target=target, before=before)
     return specs
 
 
@@ -707,11 +713,11 @@ def plan_distillation(arm: Arm) -> list[Spec]:
         behind, student, teachers = arm.gather_teachers(seed)
         specs += behind
         specs += [
-            arm.average("mtl-ensemble", seed, teachers),
-            arm.teach("kd", student, teachers),
-            arm.teach("weighted-kd", student, teachers, teachers="weighted"),
-            arm.teach("annealed-kd", student, teachers, annealing=True),
-            arm.teach("shuffled-kd", student, teachers, teachers="shuffled"),
+            arm.make_ensemble_run("mtl-ensemble", seed, teachers),
+            arm.make_student_run("kd", student, teachers),
+            arm.make_student_run("weighted-kd", student, teachers, teachers="weighted"),
+            arm.make_student_run("annealed-kd", student, teachers, annealing=True),
+            arm.make_student_run("shuffled-kd", student, teachers, teachers="shuffled"),
         ]
     return specs
 
@@ -722,11 +728,11 @@ def plan_born_again(arm: Arm) -> list[Spec]:
     for seed in arm.list_side_seeds():
         behind, student, (teacher,) = arm.gather_teachers(seed, size=1)
         specs += behind
-        specs.append(arm.teach("kd-one", student, [teacher]))
+        specs.append(arm.make_student_run("kd-one", student, [teacher]))
         last = arm.params.generations
         for generation in range(1, last + 1):
             variant = "born-again" if generation == last else f"born-again-{generation}"
-            teacher = arm.teach(variant, student, [teacher])
+            teacher = arm.make_student_run(variant, student, [teacher])
             specs.append(teacher)
     return specs
 
@@ -737,7 +743,7 @@ def plan_smoothing(arm: Arm) -> list[Spec]:
     for seed in arm.list_side_seeds():
         behind, student, teachers = arm.gather_teachers(seed)
         specs += behind
-        specs.append(arm.teach("smoothed-labels", student, teachers, targets="smoothed"))
+        specs.append(arm.make_student_run("smoothed-labels", student, teachers, targets="smoothed"))
     return specs
 
 
@@ -750,7 +756,7 @@ def plan_wrong_weights(arm: Arm) -> list[Spec]:
         for weight in arm.params.sweep_wrong_weights:
             options = {"teachers": "weighted", "wrong_weight": weight}
             variant = "weighted-kd-sweep"
-            specs.append(arm.teach(variant, student, teachers, **options))
+            specs.append(arm.make_student_run(variant, student, teachers, **options))
     return specs
 
 
@@ -758,8 +764,8 @@ def plan_ensemble(arm: Arm) -> list[Spec]:
     """Plain models together, which T7 compares with one final model."""
     specs = []
     for seed in arm.list_side_seeds():
-        team, members = arm.train_team("baseline", seed)
-        specs += [*team, arm.average("ensemble", seed, members)]
+        team, members = arm.list_teacher_runs("baseline", seed)
+        specs += [*team, arm.make_ensemble_run("ensemble", seed, members)]
     return specs
 
 
@@ -767,16 +773,16 @@ def plan_teacher_sizes(arm: Arm) -> list[Spec]:
     """Teachers with more blocks than their student, with fewer, and with as few."""
     specs = []
     for seed in arm.list_sweep_seeds():
-        *pretraining, large = arm.train_model("mtl", seeds=[seed])
+        *pretraining, large = arm.list_model_runs("mtl", seeds=[seed])
         specs += [*pretraining, large]
         for blocks in arm.params.sweep_blocks:
             few = {"blocks": blocks}
-            *pretraining, small = arm.train_model("mtl", "mtl-small", [seed], everywhere=few)
+            *pretraining, small = arm.list_model_runs("mtl", "mtl-small", [seed], everywhere=few)
             specs += [*pretraining, small]
             specs += [
-                arm.teach("kd-from-larger", small, [large]),
-                arm.teach("kd-from-smaller", large, [small]),
-                arm.teach("kd-small", small, [small]),
+                arm.make_student_run("kd-from-larger", small, [large]),
+                arm.make_student_run("kd-from-smaller", large, [small]),
+                arm.make_student_run("kd-small", small, [small]),
             ]
     return specs
 
@@ -785,7 +791,7 @@ def plan_teacher_sizes(arm: Arm) -> list[Spec]:
 
 
 def describe_base(params: Parameters) -> dict:
-    """Return in what the students of ROaD-Base differ, as arguments of Arm.train_model."""
+    """Return in what the students of ROaD-Base differ, as arguments of Arm.list_model_runs."""
     differing = {"everywhere": {}}
     if params.base_encoder:
         weights = encoder_files.identify_weights(params.base_encoder)
@@ -803,15 +809,15 @@ def plan_base(arm: Arm) -> list[Spec]:
     base = describe_base(arm.params)
     for seed in arm.list_sweep_seeds():
         for target in arm.list_targets():
-            specs += arm.train_model("baseline", "base-student", [seed], target=target, **base)
-        *_, student = arm.train_model("baseline", "base-student", [seed], **base)
-        of_road, (road,) = arm.train_team("mtl", seed, size=1)
-        of_plain, plain = arm.train_team("baseline", seed, variant="base-student", **base)
+            specs += arm.list_model_runs("baseline", "base-student", [seed], target=target, **base)
+        *_, student = arm.list_model_runs("baseline", "base-student", [seed], **base)
+        of_road, (road,) = arm.list_teacher_runs("mtl", seed, size=1)
+        of_plain, plain = arm.list_teacher_runs("baseline", seed, variant="base-student", **base)
         specs += [*of_road, *of_plain]
         specs += [
-            arm.teach("base-none", student, [road]),
-            arm.teach("base-from-base-1", student, plain[:1]),
-            arm.teach("base-from-base-3", student, plain),
+            arm.make_student_run("base-none", student, [road]),
+            arm.make_student_run("base-from-base-1", student, plain[:1]),
+            arm.make_student_run("base-from-base-3", student, plain),
         ]
         if arm.params.base_encoder:
             specs += plan_larger_teachers(arm, seed, student)
@@ -820,17 +826,17 @@ def plan_base(arm: Arm) -> list[Spec]:
 
 def plan_larger_teachers(arm: Arm, seed: int, student: Spec) -> list[Spec]:
     """Return the runs of a student whose teachers are larger, or were distilled themselves."""
-    of_plain, plain = arm.train_team("baseline", seed)
+    of_plain, plain = arm.list_teacher_runs("baseline", seed)
     of_road, single, road = arm.gather_teachers(seed)
-    distilled = arm.teach("weighted-kd", single, road, teachers="weighted")
+    distilled = arm.make_student_run("weighted-kd", single, road, teachers="weighted")
     return [
         *of_plain,
         *of_road,
         distilled,
-        arm.teach("base-from-electra-1", student, plain[:1]),
-        arm.teach("base-from-electra-3", student, plain),
-        arm.teach("base-from-road-3", student, road),
-        arm.teach("base-from-distilled", student, [distilled]),
+        arm.make_student_run("base-from-electra-1", student, plain[:1]),
+        arm.make_student_run("base-from-electra-3", student, plain),
+        arm.make_student_run("base-from-road-3", student, road),
+        arm.make_student_run("base-from-distilled", student, [distilled]),
     ]
 
 
@@ -841,17 +847,17 @@ def plan_base_passes(arm: Arm) -> list[Spec]:
     base = describe_base(params)
     steps = params.base_steps or params.steps
     for seed in arm.list_sweep_seeds():
-        of_road, (road,) = arm.train_team("mtl", seed, size=1)
+        of_road, (road,) = arm.list_teacher_runs("mtl", seed, size=1)
         specs += of_road
         for number in params.sweep_passes:
             draws = Pretraining(params.pretraining, number, params.sampling, "task", steps)
             how = {"seeds": [seed], "pretraining": draws} | base
             variant = f"base-{number}"
-            pretraining, student = arm.train_model("mtl", variant, **how)
-            specs += [pretraining, arm.teach(variant, student, [road])]
+            pretraining, student = arm.list_model_runs("mtl", variant, **how)
+            specs += [pretraining, arm.make_student_run(variant, student, [road])]
             if number == params.passes:
                 for target in arm.list_targets():
-                    specs += arm.train_model("mtl", f"{variant}-untaught", target=target, **how)
+                    specs += arm.list_model_runs("mtl", f"{variant}-untaught", target=target, **how)
     return specs
 
 
@@ -860,13 +866,13 @@ def plan_base_hidden(arm: Arm) -> list[Spec]:
     specs = []
     base = describe_base(arm.params)
     for seed in arm.list_sweep_seeds():
-        *_, student = arm.train_model("baseline", "base-student", [seed], **base)
-        of_road, (road,) = arm.train_team("mtl", seed, size=1)
+        *_, student = arm.list_model_runs("baseline", "base-student", [seed], **base)
+        of_road, (road,) = arm.list_teacher_runs("mtl", seed, size=1)
         specs += of_road
         specs += [
-            arm.teach("base-hidden", student, [road], hidden="all", targets="none"),
-            arm.teach("base-both", student, [road], hidden="all"),
-            arm.teach("base-last-hidden", student, [road], hidden="last"),
+            arm.make_student_run("base-hidden", student, [road], hidden="all", targets="none"),
+            arm.make_student_run("base-both", student, [road], hidden="all"),
+            arm.make_student_run("base-last-hidden", student, [road], hidden="last"),
         ]
     return specs
 
@@ -928,7 +934,7 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     def trial(model: str, setting: dict) -> Spec:
         tried = Arm(params, arm.shared, arm.pretrainings, {model: setting})
         variant, seeds = f"{model}-trial", params.seeds[:1]
-        *before, tuned = tried.train_model(model, variant, seeds, tests=[], trial_score="f1")
+        *before, tuned = tried.list_model_runs(model, variant, seeds, tests=[], trial_score="f1")
         specs.extend(before)
         return tuned
 

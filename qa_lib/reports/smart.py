@@ -418,7 +418,7 @@ class Arm:
     models: dict[str, dict]  # model → the fields of its runs
     chosen: dict[str, dict] = field(default_factory=dict)  # model → those that its trials chose
 
-    def train_model(
+    def list_model_runs(
         self, model: str, variant: str | None = None, seeds: list[int] | None = None, **fields
     ) -> list[Spec]:
         """Return a run of a model for each seed.
@@ -432,13 +432,13 @@ class Arm:
             specs.append(Spec(**self.shared | of_model | own | fields))
         return specs
 
-    def sweep_model(self, model: str, word: str, **fields) -> list[Spec]:
+    def list_sweep_runs(self, model: str, word: str, **fields) -> list[Spec]:
         """Return the runs of one point of a sweep on the first dataset, by `word` in their names.
 
         They are scored on that dataset alone.
         """
         fields = {"tests": self.params.domains[:1]} | fields
-        return self.train_model(model, f"{model}-{word}", self.params.sweep_seeds, **fields)
+        return self.list_model_runs(model, f"{model}-{word}", self.params.sweep_seeds, **fields)
 
 
 # ---- the experiments ----
@@ -453,7 +453,7 @@ def plan_single(arm: Arm) -> list[Spec]:
     """One task: frozen encoder, fine-tuned, with SMART (Table 2, rows 1 to 3)."""
     specs = []
     for model in ("pretrain", "finetune", "smart"):
-        specs += arm.train_model(model, tests=list_tests(arm.params))
+        specs += arm.list_model_runs(model, tests=list_tests(arm.params))
     return specs
 
 
@@ -464,7 +464,7 @@ def plan_reviews(arm: Arm) -> list[Spec]:
     specs = []
     for model in params.review_models or ("pretrain", "finetune", "smart"):
         variant = f"{model}-{params.reviews}"
-        specs += arm.train_model(model, variant, **rows, tests=[params.reviews])
+        specs += arm.list_model_runs(model, variant, **rows, tests=[params.reviews])
     return specs
 
 
@@ -475,24 +475,24 @@ def plan_rrobin(arm: Arm) -> list[Spec]:
     """
     tests = list_tests(arm.params)
     return (
-        arm.train_model("rrobin", tests=tests)
-        + arm.train_model("rrobin-smart", tests=tests)
-        + arm.train_model("rrobin-16", tests=arm.params.domains)
+        arm.list_model_runs("rrobin", tests=tests)
+        + arm.list_model_runs("rrobin-smart", tests=tests)
+        + arm.list_model_runs("rrobin-16", tests=arm.params.domains)
     )
 
 
 def plan_full(arm: Arm) -> list[Spec]:
     """All of the rich dataset, without and with the relational layer (rows 7 and 9)."""
-    return arm.train_model("rrobin-full") + arm.train_model("rrobin-full-layer")
+    return arm.list_model_runs("rrobin-full") + arm.list_model_runs("rrobin-full-layer")
 
 
 def plan_full_smart(arm: Arm) -> list[Spec]:
     """SMART with the rich dataset: that alone first, and all in turn (rows 6 and 8)."""
     specs = []
-    for start in arm.train_model("pre", tests=[]):
+    for start in arm.list_model_runs("pre", tests=[]):
         specs.append(start)
-        specs += arm.train_model("rrobin-pre-smart", seeds=[start.seed], start=start)
-    return specs + arm.train_model("rrobin-full-smart")
+        specs += arm.list_model_runs("rrobin-pre-smart", seeds=[start.seed], start=start)
+    return specs + arm.list_model_runs("rrobin-full-smart")
 
 
 def plan_controls(arm: Arm) -> list[Spec]:
@@ -500,28 +500,28 @@ def plan_controls(arm: Arm) -> list[Spec]:
     specs = []
     for model in ("rrobin-full-scaled", "rrobin-full-no-quora", "layer-unshared"):
         tests = arm.models[model]["domains"]  # a head that nothing trained has no score here
-        specs += arm.train_model(model, tests=tests)
+        specs += arm.list_model_runs(model, tests=tests)
     return specs
 
 
 def plan_heads(arm: Arm) -> list[Spec]:
     """Heads of the pairs alone, on the encoder that was fine-tuned on one task."""
     specs = []
-    for start in arm.train_model("finetune", tests=list_tests(arm.params)):
+    for start in arm.list_model_runs("finetune", tests=list_tests(arm.params)):
         tests = arm.models["heads-only"]["domains"]
         specs.append(start)
-        specs += arm.train_model("heads-only", seeds=[start.seed], start=start, tests=tests)
+        specs += arm.list_model_runs("heads-only", seeds=[start.seed], start=start, tests=tests)
     return specs
 
 
 def plan_steps(arm: Arm) -> list[Spec]:
     """Equal batches for as many steps as with all of the rich dataset; and that in small ones."""
-    return arm.train_model("rrobin-long") + arm.train_model("rrobin-full-16")
+    return arm.list_model_runs("rrobin-long") + arm.list_model_runs("rrobin-full-16")
 
 
 def plan_dropout(arm: Arm) -> list[Spec]:
     """SMART with dropout in its adversarial term."""
-    return arm.train_model("smart-dropout", tests=arm.params.domains[:1])
+    return arm.list_model_runs("smart-dropout", tests=arm.params.domains[:1])
 
 
 def plan_weights(arm: Arm) -> list[Spec]:
@@ -529,7 +529,7 @@ def plan_weights(arm: Arm) -> list[Spec]:
     specs = []
     for weight in arm.params.sweep_weights:
         smart = make_smart(arm.params, adversarial=weight)
-        specs += arm.sweep_model("smart", "weight", smart=smart)
+        specs += arm.list_sweep_runs("smart", "weight", smart=smart)
     return specs
 
 
@@ -538,7 +538,7 @@ def plan_radius(arm: Arm) -> list[Spec]:
     specs = []
     for radius in arm.params.sweep_radii:
         smart = make_smart(arm.params, radius=radius)
-        specs += arm.sweep_model("smart", "radius", smart=smart)
+        specs += arm.list_sweep_runs("smart", "radius", smart=smart)
     return specs
 
 
@@ -547,25 +547,25 @@ def plan_bregman(arm: Arm) -> list[Spec]:
     specs = []
     for weight in arm.params.sweep_bregman:
         smart = make_smart(arm.params, bregman=weight)
-        specs += arm.sweep_model("smart", "bregman", smart=smart)
+        specs += arm.list_sweep_runs("smart", "bregman", smart=smart)
     return specs
 
 
 def plan_codes(arm: Arm) -> list[Spec]:
     """SMART as the report's code has it, where it is 0 on pairs, and as public codes have it."""
-    one_task = arm.train_model("smart-unit-norm", tests=arm.params.domains[:1])
-    return arm.train_model("rrobin-smart-softmax") + one_task
+    one_task = arm.list_model_runs("smart-unit-norm", tests=arm.params.domains[:1])
+    return arm.list_model_runs("rrobin-smart-softmax") + one_task
 
 
 def plan_noise(arm: Arm) -> list[Spec]:
     """Noise in the adversary's place, at its cost: R3F, and plain Gaussian noise."""
     params = arm.params
     tests = params.domains[:1]
-    specs = arm.train_model("smart-r3f", seeds=params.sweep_seeds, tests=tests)
+    specs = arm.list_model_runs("smart-r3f", seeds=params.sweep_seeds, tests=tests)
     gaussian = {"variant": "gaussian", "adversarial": params.gaussian_weight}
     for sd in params.sweep_noise:
         smart = make_smart(params, **gaussian, start_sd=sd, bregman=0.0, draws=3)
-        specs += arm.sweep_model("smart", "gaussian", smart=smart)
+        specs += arm.list_sweep_runs("smart", "gaussian", smart=smart)
     return specs
 
 
@@ -576,7 +576,7 @@ def plan_sizes(arm: Arm) -> list[Spec]:
     for rows in params.sweep_rows:
         fields = describe_rows(params, {params.domains[0]: rows})
         for model in ("finetune", "smart"):
-            specs += arm.sweep_model(model, "size", **fields)
+            specs += arm.list_sweep_runs(model, "size", **fields)
     return specs
 
 
@@ -588,7 +588,7 @@ def plan_imbalance(arm: Arm) -> list[Spec]:
     for ratio in params.sweep_imbalance:
         for model in ("finetune", "smart"):
             skewed = {"imbalance": Imbalance(ratio=ratio)}
-            specs += arm.sweep_model(model, "imbalance", **fields | skewed)
+            specs += arm.list_sweep_runs(model, "imbalance", **fields | skewed)
     return specs
 
 
@@ -605,13 +605,13 @@ def plan_quora(arm: Arm) -> list[Spec]:
             rounds = {"rounds": count_rounds(params)}
             fields["multitask"] = options.model_copy(update=rounds)
         variant = "rrobin-full-size"
-        specs += arm.train_model("rrobin-full", variant, params.sweep_seeds, **fields)
+        specs += arm.list_model_runs("rrobin-full", variant, params.sweep_seeds, **fields)
     return specs
 
 
 def plan_distribution(arm: Arm) -> list[Spec]:
     """A distribution over scores in place of a cosine: the report's future work."""
-    return arm.train_model("rrobin-distribution")
+    return arm.list_model_runs("rrobin-distribution")
 
 
 # The experiments that parameter `experiments` names, in the order of their runs.
@@ -664,7 +664,7 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
 
     def trial(model: str, setting: dict) -> Spec:
         variant, seeds = f"{model}-trial", params.seeds[:1]
-        return arm.train_model(model, variant, seeds, **setting, tests=[])[0]
+        return arm.list_model_runs(model, variant, seeds, **setting, tests=[])[0]
 
     settings = {model: list_settings(params, model) for model in TUNED}
     specs, best = trials.choose_from_settings(settings, trial, score)
@@ -677,9 +677,9 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     chosen = best | dict.fromkeys(followers, best["rrobin"])
     tuned = Arm(params, arm.shared, arm.models, chosen)
     for model in TUNED:
-        specs += tuned.train_model(model, tests=list_tests(params))
+        specs += tuned.list_model_runs(model, tests=list_tests(params))
     for model in followers:
-        specs += tuned.train_model(model)
+        specs += tuned.list_model_runs(model)
     return specs
 
 
