@@ -121,7 +121,7 @@ class Parameters(Layer, Study):
     halving: bool = False
 
     @model_validator(mode="after")
-    def _ratios(self):
+    def _check_ratios(self):
         for name, ratios in (("ratios", self.ratios), ("control_ratios", self.control_ratios)):
             for ratio in ratios:
                 if not 0 <= ratio <= 1:
@@ -129,14 +129,14 @@ class Parameters(Layer, Study):
         return self
 
     @model_validator(mode="after")
-    def _sweep(self):
+    def _check_sweep_experts(self):
         for experts in self.sweep_experts:
             if experts < self.top_n:
                 raise ValueError(f"sweep_experts: {experts} is fewer than top_n {self.top_n}")
         return self
 
     @model_validator(mode="after")
-    def _more_rows(self):
+    def _check_more_rows(self):
         if "more-rows" in self.experiments and not self.more_rows:
             raise ValueError(
                 "more_rows: the part more-rows of experiments needs a number of training rows"
@@ -144,7 +144,7 @@ class Parameters(Layer, Study):
         return self
 
     @model_validator(mode="after")
-    def _rounds(self):
+    def _check_trial_epochs(self):
         if self.halving and sorted(self.trial_epochs) != self.trial_epochs:
             raise ValueError(
                 "trial_epochs: with halving each round has more epochs than the one before it; "

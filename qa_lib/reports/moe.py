@@ -134,7 +134,7 @@ class Parameters(Study):
     tuned_seeds: Seeds | None = None  # of what the trials chose; by default `seeds`
 
     @model_validator(mode="after")
-    def _look(self):
+    def _check_looks(self):
         """A curve and a best checkpoint need a look at validation before training ends."""
         shortest = {
             "epochs": self.epochs,
@@ -151,7 +151,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _pools(self):
+    def _check_pools(self):
         for name in self.pools:
             if name in self.domains:
                 raise ValueError(
@@ -161,7 +161,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _apart(self):
+    def _check_curve_seeds(self):
         if both := set(self.curve_seeds) & set(self.seeds):
             raise ValueError(
                 f"curve_seeds: {min(both)} is among seeds {self.seeds} already; leave it away"

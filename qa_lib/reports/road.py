@@ -234,7 +234,7 @@ class Parameters(Study):
     trial_plain_epochs: list[WholeEpochs] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _held_out(self):
+    def _check_held_out(self):
         for name in self.domains:
             if name in self.pretraining:
                 raise ValueError(
@@ -244,7 +244,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _passes(self):
+    def _check_passes(self):
         sweep = self.sweep_passes if "passes" in self.experiments else []
         for number in [self.passes, *sweep]:
             if self.pretraining_batch % number:
@@ -255,7 +255,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _targets(self):
+    def _check_targets(self):
         if "unanswerable" in self.experiments and not self.unanswerable:
             raise ValueError(
                 "unanswerable: the part unanswerable of experiments needs a dataset; name one, or "
@@ -269,7 +269,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _teachers(self):
+    def _check_teachers(self):
         for part in TAUGHT:
             if part in self.experiments and not self.teacher_seeds:
                 raise ValueError(

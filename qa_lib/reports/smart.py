@@ -194,7 +194,7 @@ class Parameters(Study):
     trial_epochs: list[WholeEpochs] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _reviews(self):
+    def _check_reviews(self):
         if "reviews" in self.experiments and not self.reviews:
             raise ValueError(
                 "reviews: the part reviews of experiments needs a dataset; name one, or leave the "
@@ -203,7 +203,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _models(self):
+    def _check_further_seeds(self):
         for model, seeds in self.further_seeds.items():
             if model not in MODELS:
                 raise ValueError(
@@ -221,7 +221,7 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _rows(self):
+    def _check_rows(self):
         if self.full_rows < self.pair_rows:
             raise ValueError(
                 f"full_rows: {self.full_rows} is fewer than the {self.pair_rows} of pair_rows, "

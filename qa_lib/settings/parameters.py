@@ -116,14 +116,14 @@ class Dataset(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _units(cls, values):
+    def _set_unit_of_sentences(cls, values):
         """A sentence has no title and no context: its unit and its cluster are its text."""
         if isinstance(values, dict) and values.get("task", "span") != "span":
             return {"unit": "text", "cluster": "text"} | values
         return values
 
     @model_validator(mode="after")
-    def _splits(self):
+    def _check_train_rows(self):
         if not (self.test or self.pool) and self.train_rows is None:
             raise ValueError(
                 "a dataset without a test source needs train_rows; write how many rows train, or "
@@ -132,7 +132,7 @@ class Dataset(Strict):
         return self
 
     @model_validator(mode="after")
-    def _task(self):
+    def _check_task(self):
         for field in ("unit", "cluster"):
             if (getattr(self, field) == "text") != (self.task != "span"):
                 raise ValueError(
@@ -160,7 +160,7 @@ class Dataset(Strict):
         return self
 
     @model_validator(mode="after")
-    def _labels(self):
+    def _check_labels(self):
         if self.task == "classes" and self.classes is None:
             raise ValueError(
                 "task: classes needs the names of its classes; write classes: [negative, positive]"
@@ -252,7 +252,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def _lengths(self):
+    def _check_source(self):
         if "own" in (self.profile, self.source) and not (self.profile == self.source and self.data):
             raise ValueError(
                 "profile: own goes with source own and the file that `make own` writes; start it "
@@ -264,6 +264,10 @@ class Study(Strict):
                 f"PROFILE={self.profile} has other "
                 "parameters"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stride(self):
         if self.stride >= self.max_length // 2:
             raise ValueError(
                 f"stride: {self.stride} must be below half of max_length {self.max_length}"
@@ -271,7 +275,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def _names(self):
+    def _check_names(self):
         for field, names in self.named_datasets().items():
             for name in names:
                 if name in TAKEN_NAMES or TAKEN_PATTERN.fullmatch(name):
@@ -282,7 +286,7 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
-    def _once(self):
+    def _check_repeats(self):
         for name, values in self:
             if not isinstance(values, list) or name == "full_rows":
                 continue
@@ -356,7 +360,7 @@ class Layer(Strict):
     layer_dropout: Share = 0.1  # at the places of dropout_at
 
     @model_validator(mode="after")
-    def _top(self):
+    def _check_top_n(self):
         if self.top_n > self.experts:
             raise ValueError(
                 f"top_n: {self.top_n} is more than the {self.experts} experts there are; lower it "
@@ -404,7 +408,7 @@ class Heads(Strict):
     score: Literal["cosine", "distribution"] = "cosine"
 
     @model_validator(mode="after")
-    def _relational(self):
+    def _check_relational(self):
         if self.pairs == "joined" and self.relational != "none":
             raise ValueError(
                 "relational: the relational layer reads two texts apart, and pairs: joined makes "
@@ -437,7 +441,7 @@ class Multitask(Strict):
     judged_on: Literal["validation", "dev"] = "validation"
 
     @model_validator(mode="after")
-    def _draws(self):
+    def _check_schedule(self):
         if self.schedule == "draws" and self.rounds is None:
             raise ValueError("rounds: the schedule draws needs the updates of an epoch; name them")
         if self.schedule != "draws" and (self.passes, self.sampling) != (1, "uniform"):
@@ -531,7 +535,7 @@ class Distillation(Strict):
     by_dataset: bool = False  # a dataset has those teachers alone that were trained on it
 
     @model_validator(mode="after")
-    def _targets(self):
+    def _check_targets(self):
         if self.targets == "none" and self.hidden == "none":
             raise ValueError(
                 "targets: without soft targets and without hidden states there is nothing to "
