@@ -216,7 +216,7 @@ def run_power(args: argparse.Namespace) -> int:
     for report in args.reports or known:
         if report not in known:
             raise UserError(f"there is no report {report}; known: {', '.join(known)}")
-        print(power.describe(report))
+        print(power.describe_power(report))
     return 0
 
 

@@ -55,7 +55,7 @@ def plant(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "FIGURES", tmp_path / "figures")
     monkeypatch.setattr(plans, "plan", lambda P: [])
     monkeypatch.setattr(runs, "collect_histories", lambda specs: pd.DataFrame())
-    monkeypatch.setattr(stats, "curves", lambda histories: pd.DataFrame())
+    monkeypatch.setattr(stats, "collect_curve_rows", lambda histories: pd.DataFrame())
 
     listed = read_few_claims()
     monkeypatch.setattr(claims, "read_claims", lambda slug, ratios=(): listed)

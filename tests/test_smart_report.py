@@ -373,7 +373,7 @@ def test_a_set_s_own_score_stands_in_the_ledger_and_in_the_bootstrap(load):
     own = of_sets["accuracy"].fillna(of_sets["pearson"])
     tested = own.notna()
     assert of_sets.loc[tested, "score"].tolist() == own[tested].tolist()
-    histories = stats.curves(runs.collect_histories(specs))
+    histories = stats.collect_curve_rows(runs.collect_histories(specs))
     assert not [c for c in histories if c.startswith("validation_") and c != "validation_rows"]
     whole = pd.concat([ledger, histories], ignore_index=True)
     table = stats.judge_claims(

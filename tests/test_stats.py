@@ -237,7 +237,7 @@ def test_every_contrast_finds_its_planned_runs_and_no_others(planned, monkeypatc
         lambda specs: [(s, {"run": s.run} | records[s.hash][0]) for s in specs],
     )
     scores = runs.collect_ledger(specs)
-    losses = stats.curves(runs.collect_histories(specs))
+    losses = stats.collect_curve_rows(runs.collect_histories(specs))
     ledger = pd.concat([scores, losses], ignore_index=True)
     examples = pd.concat([records[s.hash][1].assign(run=s.run) for s in specs])
     table = stats.judge_claims("exbert", ledger, examples, "paper", p.domains, times=50)
@@ -864,7 +864,7 @@ def loss_histories(best_epochs: dict) -> pd.DataFrame:
 
 def test_curves_and_whole_epochs_are_scores_of_a_run():
     histories = loss_histories({"v-db": 3, "exbert-tuned": 2})
-    ledger = stats.curves(histories)
+    ledger = stats.collect_curve_rows(histories)
     one = ledger[ledger["run"] == "v-db-s0"].set_index("metric")["value"]
     assert one["best_epoch"] == 3
     assert one["validation_loss"] == 2
@@ -890,7 +890,7 @@ def test_curves_and_whole_epochs_are_scores_of_a_run():
     assert three["verdict"] == Verdict.UNDECIDED
     assert three["reason"].startswith("seeds (needs n=")
     with pytest.raises(UserError, match="not a number"):
-        stats.curves(histories.assign(validation_loss=np.nan))
+        stats.collect_curve_rows(histories.assign(validation_loss=np.nan))
 
 
 def test_the_end_of_a_rise_is_known_to_an_evaluation():
@@ -911,9 +911,10 @@ def test_the_end_of_a_rise_is_known_to_an_evaluation():
 
 def test_one_score_of_one_run_has_the_binomial_error():
     """With the moe report's 382 questions a score of 33 EM has a standard error of 2.4 EM."""
-    own, common = power.spread(make_claim(contrast={"against": None}), {"first": (382, 33)})
+    alone = make_claim(contrast={"against": None})
+    own, common = power.effect_variance(alone, {"first": (382, 33)})
     assert np.sqrt(own + common) == pytest.approx(2.4, abs=0.01)
-    own, common = power.spread(
+    own, common = power.effect_variance(
         make_claim(contrast={"against": None, "set": "sts"}), {"sts": (863, 70)}
     )
     assert np.sqrt(own + common) == pytest.approx(100 * (1 - 0.7**2) / np.sqrt(863))
@@ -929,8 +930,8 @@ def test_power_is_that_of_simulated_studies():
     n = 4
     studies = 4000
     c = make_claim()
-    own, common = power.spread(c, {"first": (Q, 50)})
-    effect = power.smallest(c, own, common, n)
+    own, common = power.effect_variance(c, {"first": (Q, 50)})
+    effect = power.smallest_visible_effect(c, own, common, n)
     sides = []
     for _ in range(2):  # variances as `spread` splits them
         theirs = rng.normal(0, np.sqrt(common / 2), (studies, 1))
@@ -944,16 +945,17 @@ def test_power_is_that_of_simulated_studies():
 def count_seeds(questions: int, **fields) -> float:
     """Return the seeds that a claim needs with as many test questions and scores near 50 EM."""
     c = make_claim(**fields)
-    return power.seeds(c, *power.spread(c, {"first": (questions, 50)}))
+    return power.count_needed_seeds(c, *power.effect_variance(c, {"first": (questions, 50)}))
 
 
 def test_power_says_what_more_seeds_and_more_questions_can_do():
     c = make_claim()
-    own, common = power.spread(c, {"first": (10_000, 50)})
+    own, common = power.effect_variance(c, {"first": (10_000, 50)})
     n = count_seeds(10_000)
     assert 400 < n < 500
     # n seeds are the fewest, not a number near it
-    assert power.smallest(c, own, common, n) <= 1 < power.smallest(c, own, common, n - 1)
+    assert power.smallest_visible_effect(c, own, common, n) <= 1
+    assert power.smallest_visible_effect(c, own, common, n - 1) > 1
     assert count_seeds(382) == np.inf
     assert 3 <= count_seeds(40_000) < np.inf
     assert count_seeds(10**8) <= count_seeds(40_000)
@@ -964,12 +966,13 @@ def test_power_says_what_more_seeds_and_more_questions_can_do():
 
 
 def test_spread_is_that_of_a_claim_s_sets_sides_and_parts():
-    assert power.spread(make_claim(contrast={"metric": "best_epoch"}), {"first": (9, 50)}) is None
-    assert power.spread(make_claim(), {"first": (None, 50)}) is None
-    one = power.spread(make_claim(), {"first": (100, 50)})
+    of_epochs = make_claim(contrast={"metric": "best_epoch"})
+    assert power.effect_variance(of_epochs, {"first": (9, 50)}) is None
+    assert power.effect_variance(make_claim(), {"first": (None, 50)}) is None
+    one = power.effect_variance(make_claim(), {"first": (100, 50)})
 
     mean = make_claim(contrast={"set": ["first", "second"]})
-    over_two = power.spread(mean, {"first": (100, 50), "second": (100, 50)})
+    over_two = power.effect_variance(mean, {"first": (100, 50), "second": (100, 50)})
     assert over_two == pytest.approx(np.divide(one, 2))
 
     apart = {
@@ -980,13 +983,14 @@ def test_spread_is_that_of_a_claim_s_sets_sides_and_parts():
     sides = []
     for name, n in (("first", 100), ("second", 400)):
         side = make_claim(contrast={"against": None, "set": name})
-        sides.append(power.spread(side, {name: (n, 50)}))
-    both = power.spread(make_claim(contrast=apart), {"first": (100, 50), "second": (400, 50)})
+        sides.append(power.effect_variance(side, {name: (n, 50)}))
+    both_sets = {"first": (100, 50), "second": (400, 50)}
+    both = power.effect_variance(make_claim(contrast=apart), both_sets)
     assert both == pytest.approx(np.sum(sides, 0))
 
     # the smaller of two parts decides
     parts = make_claim(contrast={"set": ["first", "second"], "each": ["set"]})
-    worse = power.spread(parts, {"first": (100, 50), "second": (50, 50)})
+    worse = power.effect_variance(parts, {"first": (100, 50), "second": (50, 50)})
     assert worse == pytest.approx(np.multiply(one, 2))
 
 

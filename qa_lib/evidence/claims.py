@@ -223,10 +223,11 @@ def control_claim(claim: Claim) -> Claim:
 
 
 def match_claims(one: Claim, other: Claim) -> int:
-    """Return whether two claims compare the same two sides by the same scores.
+    """Return the sign by which the values of two claims agree: 1, −1, or 0 where none does.
 
-    It is 1 where they have the same value, −1 where the one has the other's with its sign turned,
-    and 0 where they compare something else.
+    It is 1 where they compare the same two sides by the same scores, so that their values are the
+    same; −1 where the one has the other's value with its sign turned; and 0 where they compare
+    something else.
     """
     for claim in (one, other):
         contrast = claim.contrast

@@ -58,7 +58,7 @@ def score_variance(test_set: str, n: int, level: float) -> float:
 
 
 def part_variance(sides: list[dict], questions: Questions) -> tuple[float, float] | None:
-    """Variances of an effect over test questions, as `spread` returns them, for a claim's part.
+    """Variances of the effect of a claim's part over test questions, as in `effect_variance`.
 
     sides: as of `Contrast.sides`. None: the size of a test set is unknown.
     """
@@ -80,7 +80,7 @@ def part_variance(sides: list[dict], questions: Questions) -> tuple[float, float
     return own, common
 
 
-def spread(claim: Claim, questions: Questions) -> tuple[float, float] | None:
+def effect_variance(claim: Claim, questions: Questions) -> tuple[float, float] | None:
     """Variance of a claim's effect over test questions, in points².
 
     Returns (own, common): more seeds average out `own`, and leave `common` as it is. Of several
@@ -100,10 +100,10 @@ def spread(claim: Claim, questions: Questions) -> tuple[float, float] | None:
     return max(variances)
 
 
-def smallest(claim: Claim, own: float, common: float, n):
+def smallest_visible_effect(claim: Claim, own: float, common: float, n):
     """Smallest effect that n seeds can see, or smallest margin of an equivalence, in points.
 
-    own, common: from `spread`. n: a number, or an array of numbers.
+    own, common: from `effect_variance`. n: a number, or an array of numbers.
 
     As in `verdicts.interval`, each variance has the quantile of its own degrees of freedom. A
     single seed shows nothing of σ, so that σ counts from two seeds on.
@@ -116,15 +116,15 @@ def smallest(claim: Claim, own: float, common: float, n):
     return np.sqrt(of_seeds + normal * common)
 
 
-def seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float:
+def count_needed_seeds(claim: Claim, own: float, common: float, points: float = 1.0) -> float:
     """Fewest seeds, at least three, that decide a claim; inf where no number of seeds does.
 
-    own, common: from `spread`. points: how many points one unit of the claim is.
+    own, common: from `effect_variance`. points: how many points one unit of the claim is.
     """
     # the middle of the range, less half of its low end, is half of its high end
     effect = claim.range[1] / 2 if claim.kind == "magnitude" else claim.effect
     numbers = np.arange(ENOUGH, MOST + 1)
-    decided = smallest(claim, own, common, numbers) <= points * effect
+    decided = smallest_visible_effect(claim, own, common, numbers) <= points * effect
     if not decided.any():
         return inf
     return float(numbers[decided.argmax()])
@@ -144,7 +144,7 @@ def power_table(report: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -
     tests = {"the report's questions": theirs, "endless questions": endless}
     rows = []
     for claim in read_claims(report, ratios):
-        if spread(claim, endless) is None:
+        if effect_variance(claim, endless) is None:
             continue
         levels = [theirs[name][1] for name in np.ravel(claim.contrast.sides()[0]["set"])]
         points = np.mean(levels) / 100 if claim.contrast.scale == "relative" else 1.0
@@ -155,15 +155,15 @@ def power_table(report: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -
             "one run sees": np.nan,
             "could see it": "–",
         }
-        variances = spread(claim, theirs)
+        variances = effect_variance(claim, theirs)
         if variances is not None:
-            row["one run sees"] = float(smallest(claim, *variances, 1))
+            row["one run sees"] = float(smallest_visible_effect(claim, *variances, 1))
             row["could see it"] = "yes" if row["one run sees"] <= row["effect"] else "no"
         for name, questions in tests.items():
-            variances = spread(claim, questions)
+            variances = effect_variance(claim, questions)
             row[f"seeds, {name}"] = np.nan
             if variances is not None:
-                row[f"seeds, {name}"] = seeds(claim, *variances, points)
+                row[f"seeds, {name}"] = count_needed_seeds(claim, *variances, points)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -183,7 +183,7 @@ def format_table(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**columns)
 
 
-def describe(report: str) -> str:
+def describe_power(report: str) -> str:
     """Return a report's power table as text, with a sentence above it that counts the claims."""
     frame = power_table(report)
     seen = (frame["could see it"] == "yes").sum()

@@ -1,7 +1,7 @@
 r"""Claims of a report, estimated from what the ledger holds, and judged.
 
 judge_claims(claims, ledger, examples, …)    a row for each claim: difference, p, verdict, runs
-curves(histories)                            ledger rows of losses and of the best epoch
+collect_curve_rows(histories)                ledger rows of losses and of the best epoch
 
 Seeds s = 1 … n are paired: $d_s$ is the contrast of the runs with seed s, in the direction that the
 claim says. Two things make its mean uncertain, and both are in its interval: other seeds ($s^2/n$)
@@ -32,7 +32,7 @@ QUICK = "generated text shows that the study works; no number of it is a result"
 SIGNS = (1, -1, -1, 1)  # of the sides of a contrast: ours, against, and both of `beyond`
 
 
-def curves(histories: pd.DataFrame) -> pd.DataFrame:
+def collect_curve_rows(histories: pd.DataFrame) -> pd.DataFrame:
     """Return ledger rows (set `validation`) of training curves, from runs.collect_histories.
 
     The metrics are the lowest validation_loss and its best_epoch, validation_loss_<epoch>, and of
@@ -90,7 +90,7 @@ class Lacking(Exception):
     """A contrast cannot be estimated. Its arguments say why: cells without a run, or a sentence."""
 
 
-def statistic(contrast: Contrast, sides: list[np.ndarray]) -> np.ndarray:
+def compute_contrast(contrast: Contrast, sides: list[np.ndarray]) -> np.ndarray:
     r"""Return the contrast of its sides, one array a side, in the claim's direction.
 
     $\pm(g(y_1, y_2) - g(y_3, y_4) - \text{target})$ with $g(a, b) = a - b$, or, relative,
@@ -255,8 +255,8 @@ def estimate_part(
         recorded.append(np.array([[value[key] for key in cell] for cell in side]).mean(0))
         drawn.append(np.array([[redraw(key) for key in cell] for cell in side]).mean(0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        d = statistic(contrast, recorded)  # (n,)
-        cov = np.atleast_2d(np.cov(statistic(contrast, drawn)))  # (n, n)
+        d = compute_contrast(contrast, recorded)  # (n,)
+        cov = np.atleast_2d(np.cov(compute_contrast(contrast, drawn)))  # (n, n)
     if not (np.isfinite(d).all() and np.isfinite(cov).all()):
         raise Lacking("it is a percentage of a score that is 0")
     has_questions = any(key[2] in PER_EXAMPLE for side in used for key in side)
@@ -616,8 +616,8 @@ def judge_claims(
 ) -> pd.DataFrame:
     """Return `judge_sample` of a report's claims on the runs of a ledger.
 
-    report: its slug, or claims. ledger: runs.collect_ledger, with `curves` below it. domains: the
-    first and the second. arm: rows of another arm are left out. times: resamples.
+    report: its slug, or claims. ledger: runs.collect_ledger, with `collect_curve_rows` below it.
+    domains: the first and the second. arm: rows of another arm are left out. times: resamples.
     """
     listed = read_claims(report) if isinstance(report, str) else report
     sample = draw_sample(listed, ledger, examples, domains, arm, times)

@@ -163,7 +163,7 @@ def collect_scores(specs: list[Spec]) -> tuple[pd.DataFrame, pd.DataFrame]:
     key = tuple(f"{spec.variant} {spec.arm} {spec.hash}" for spec in specs)
     key += tuple(runs.list_checksums(specs))
     if key not in _scores:
-        curves = stats.curves(runs.collect_histories(specs))
+        curves = stats.collect_curve_rows(runs.collect_histories(specs))
         ledger = pd.concat([runs.collect_ledger(specs), curves], ignore_index=True)
         _scores.clear()
         _scores[key] = (ledger, runs.collect_examples(specs))
