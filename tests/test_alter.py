@@ -16,7 +16,7 @@ from qa_lib.settings.params import UserError
 
 def content_words(text: str) -> set[str]:
     """Return the words of a text in lower case, without stop words."""
-    return set(re.findall(r"[a-z0-9]+", text.lower())) - corpora._load()["stop"]
+    return set(re.findall(r"[a-z0-9]+", text.lower())) - corpora.load_words()["stop"]
 
 
 TEXT = "A quiet harbour town keeps its oldest secrets under seven grey stone bridges ."
@@ -143,11 +143,11 @@ def test_a_reworded_question_has_other_words_and_the_same_answer(register):
         assert rows == getattr(selection.load_splits(register, "embedded"), part)
 
 
-@pytest.mark.parametrize("kind", corpora._load_rewordings())
+@pytest.mark.parametrize("kind", corpora.load_rewordings())
 def test_every_relation_has_two_wordings_that_no_generated_question_has(kind):
-    relations = corpora._load()["kinds"][kind]
-    wordings = corpora._load_rewordings()[kind]
-    assert list(wordings) == corpora._load()["relations"][kind]
+    relations = corpora.load_words()["kinds"][kind]
+    wordings = corpora.load_rewordings()[kind]
+    assert list(wordings) == corpora.load_words()["relations"][kind]
     asked = {form.lower() for relation in wordings for form in relations[relation]["ask"]}
     forms = [form for relation in wordings for form in wordings[relation]]
     assert asked.isdisjoint(form.lower() for form in forms)
@@ -161,7 +161,7 @@ def test_every_relation_has_two_wordings_that_no_generated_question_has(kind):
 def test_a_reworded_question_shares_no_more_words_with_its_sentence(register):
     """Else its answer would be easier to find."""
     shares = {"plain": [], "reworded": []}
-    for row in corpora.qa(register, 1200):
+    for row in corpora.draw_questions(register, 1200):
         question = generated_question(row)
         sentence = content_words(question["sentence"])
         for name, text in (

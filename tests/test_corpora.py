@@ -23,7 +23,7 @@ PROSE = [r for r in corpora.REGISTERS if r != "relations"]
 
 def content_words(text):
     """Return the words of a text in lower case, without stop words."""
-    return set(re.findall(r"[a-z0-9]+", text.lower())) - corpora._load()["stop"]
+    return set(re.findall(r"[a-z0-9]+", text.lower())) - corpora.load_words()["stop"]
 
 
 def question_difficulty(passage, question) -> dict:
@@ -33,7 +33,7 @@ def question_difficulty(passage, question) -> dict:
     content words in the sentence that answers; answer_words; several: whether it has several
     answers.
     """
-    spec = corpora._load()["kinds"][passage["kind"]]
+    spec = corpora.load_words()["kinds"][passage["kind"]]
     kind = spec[question["relation"]]["of"]
     distractors = -1  # the answer itself is none
     for entity in passage["entities"]:
@@ -104,12 +104,12 @@ def vocabulary_overlap(rows_a, rows_b) -> float:
 @pytest.fixture(scope="module")
 def rows():
     """Return generated rows of each register."""
-    return {register: corpora.qa(register, ROWS) for register in corpora.REGISTERS}
+    return {register: corpora.draw_questions(register, ROWS) for register in corpora.REGISTERS}
 
 
 @pytest.mark.parametrize("register", GOLDEN)
 def test_text_is_frozen_under_its_version(register):
-    text = json.dumps(corpora.qa(register, 50), sort_keys=True)
+    text = json.dumps(corpora.draw_questions(register, 50), sort_keys=True)
     assert corpora.VERSION == "1"
     assert hashlib.sha256(text.encode()).hexdigest() == GOLDEN[register]
 
@@ -134,8 +134,8 @@ def test_rows_are_unique_and_have_the_schema_and_right_offsets(rows, register):
 @pytest.mark.parametrize("register", corpora.REGISTERS)
 def test_rows_depend_on_seed_but_not_on_how_many(rows, register):
     corpora._passage.cache_clear()
-    assert corpora.qa(register, 100) == rows[register][:100]
-    assert corpora.qa(register, 100, seed=1) != rows[register][:100]
+    assert corpora.draw_questions(register, 100) == rows[register][:100]
+    assert corpora.draw_questions(register, 100, seed=1) != rows[register][:100]
 
 
 @pytest.mark.parametrize("register", corpora.REGISTERS)
@@ -200,7 +200,7 @@ def test_only_the_dialogue_has_unanswerable_and_yes_no_questions(rows):
 
 def test_unknown_register_is_the_users_mistake():
     with pytest.raises(UserError, match="poetry"):
-        corpora.qa("poetry", 1)
+        corpora.draw_questions("poetry", 1)
 
 
 @pytest.mark.parametrize("task, labels", [("nli", 3), ("paraphrase", 2), ("sentiment", 5)])

@@ -273,7 +273,7 @@ def domains(tmp_path):
     """Make files of two domains with short generated rows. Yield DOMAIN_A and DOMAIN_B."""
     pairs = []
     for name, register in (("harbour", "encyclopaedia"), ("clinic", "biomedicine")):
-        rows = corpora.qa(register, 80)
+        rows = corpora.draw_questions(register, 80)
         half = next(i for i in range(50, 80) if rows[i]["context"] != rows[i - 1]["context"])
         train = tmp_path / name / "train.jsonl"
         test = tmp_path / name / "test.jsonl"
@@ -312,7 +312,7 @@ def start_own(monkeypatch, name, texts, tiny=True, **changes):
     tiny: with tiny parameters, else with those of the profile.
     """
     # each start stands for a process of its own
-    for cached in (params.read_datasets, selection.load_splits, hub.sha256):
+    for cached in (params.read_datasets, selection.load_splits, hub.digest_data_file):
         cached.cache_clear()
     command = ["own", name, *texts]
     changes = (TINY if tiny else {}) | changes
@@ -525,7 +525,7 @@ def test_a_run_is_known_by_what_its_files_hold(domains, tmp_path, monkeypatch):
     (tmp_path / "harbour").rename(tmp_path / "port")
     moved = start_own(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
     assert [s.hash for s in plans.plan(moved)] == hashes
-    write_rows(tmp_path / "port" / "test.jsonl", corpora.qa("news", 9))
+    write_rows(tmp_path / "port" / "test.jsonl", corpora.draw_questions("news", 9))
     start_own(monkeypatch, "yours", [domains[0].replace("harbour", "port"), domains[1]])
     assert not set(hashes) & {s.hash for s in plans.plan(moved)}
 
@@ -579,7 +579,7 @@ def test_a_mistake_replaces_no_definition(domains, tmp_path, monkeypatch):
     p = start_own(monkeypatch, "mine", domains)
     content = Path(p.data).read_bytes()
     short = tmp_path / "clinic" / "short.jsonl"
-    write_rows(short, corpora.qa("biomedicine", 3))
+    write_rows(short, corpora.draw_questions("biomedicine", 3))
     train, test = domains[1].split(":")
     with pytest.raises(UserError, match="mine-b cannot be split: one context holds 3 of"):
         start_own(monkeypatch, "mine", [domains[0], f"{short}:{test}"])

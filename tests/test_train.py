@@ -487,7 +487,7 @@ def test_a_test_set_is_known_by_its_files(store, monkeypatch):
     first = selection.fingerprint_test_sets(known, "folder", str(store))
     assert list(first) == ["manuals"]
     (store / "b.jsonl").write_text("three\n")
-    selection.sha256.cache_clear()  # a process reads a file once
+    selection.digest_data_file.cache_clear()  # a process reads a file once
     second = selection.fingerprint_test_sets(known, "folder", str(store))
     assert second["manuals"] != first["manuals"]
 
@@ -507,7 +507,7 @@ def test_data_that_change_while_a_study_runs_are_not_trained_on(tiny, store, mon
     }
     spec = spec.model_copy(update=place | planned)
     (store / file).write_text("other rows\n", encoding="utf-8")
-    selection.sha256.cache_clear()  # as in another process
+    selection.digest_data_file.cache_clear()  # as in another process
     words = f"{spec.run}: mills differs here from what the study planned .its files, its definition"
     with pytest.raises(UserError, match=words):
         train.train(spec, progress=show_nothing)

@@ -1,9 +1,9 @@
 """The embedded corpora: generated question answering data; no network is needed.
 
-`qa` returns question rows in eight registers, and `reword_question` a question in other words. A
-passage states facts about a main entity and about rivals of the same kind. tests/test_corpora.py
-states, without any model, how hard the questions are. sentences.py draws its sentence tasks from
-the same world.
+`draw_questions` returns question rows in eight registers, and `reword_question` a question in other
+words. A passage states facts about a main entity and about rivals of the same kind.
+tests/test_corpora.py states, without any model, how hard the questions are. sentences.py draws its
+sentence tasks from the same world.
 
 Names, facts and sentences are invented; corpora.yaml holds the words and templates. No number made
 with them is a result. They show that a study works. Every passage has facts of its own, and it is a
@@ -52,7 +52,7 @@ def _split_alternatives(node):
 
 
 @cache
-def _load() -> dict:
+def load_words() -> dict:
     """Return corpora.yaml with every `a | b | c` as a list and every part of a name split."""
     text = Path(__file__).with_name("corpora.yaml").read_text(encoding="utf-8")
     book = _split_alternatives(yaml.safe_load(text))
@@ -70,15 +70,15 @@ def _load() -> dict:
 
 
 @cache
-def _load_rewordings() -> dict:
+def load_rewordings() -> dict:
     """Return rewordings.yaml with every `a | b | c` as a list."""
     text = Path(__file__).with_name("rewordings.yaml").read_text(encoding="utf-8")
     return _split_alternatives(yaml.safe_load(text))
 
 
-def _name(kind: str, number: int) -> str:
+def make_name(kind: str, number: int) -> str:
     """Return the number-th name of a kind; the number counts its parts in mixed radix."""
-    parts = _load()["names"][kind]
+    parts = load_words()["names"][kind]
     number = number * MANY % math.prod(map(len, parts))
     name = ""
     for part in parts:
@@ -87,17 +87,17 @@ def _name(kind: str, number: int) -> str:
     return name.replace("_", " ")
 
 
-def _expand(text: str, rng: random.Random) -> str:
+def fill_template(text: str, rng: random.Random) -> str:
     """Fill {type} and [low-high] in a template; braces that are no type stay."""
-    book = _load()
+    book = load_words()
 
     def word(match):
         kind = match[1].lower() if match[1] == "PLACE" else match[1]
         if kind in book["names"]:
-            name = _name(kind, rng.randrange(MANY))
+            name = make_name(kind, rng.randrange(MANY))
             return name if kind == match[1] else name.upper()
         if kind in book["words"]:
-            return _expand(rng.choice(book["words"][kind]), rng)
+            return fill_template(rng.choice(book["words"][kind]), rng)
         return match[0]
 
     def number(match):
@@ -112,12 +112,12 @@ def _expand(text: str, rng: random.Random) -> str:
     return re.sub(r"\b([Aa]) (?=[aeiouAEIO])(?!one)", r"\1n ", text)
 
 
-def _upper(text: str) -> str:
+def capitalise(text: str) -> str:
     """Return a sentence with a capital at its start, also behind a quotation mark."""
     return re.sub(r'^("?)([a-z])', lambda match: match[1] + match[2].upper(), text)
 
 
-def _entity(kind: str, name: str, relations: list, rng: random.Random, used: set[str]) -> dict:
+def make_entity(kind: str, name: str, relations: list, rng: random.Random, used: set[str]) -> dict:
     """Return an entity with its facts: {kind, name, facts: {relation: value}}.
 
     used: the names and values of the passage; it grows. No value contains another of them or is
@@ -125,9 +125,9 @@ def _entity(kind: str, name: str, relations: list, rng: random.Random, used: set
     """
     facts = {}
     for relation in relations:
-        value_type = _load()["kinds"][kind][relation]["of"][0]
+        value_type = load_words()["kinds"][kind][relation]["of"][0]
         for _ in range(40):
-            value = _expand(f"{{{value_type}}}", rng)
+            value = fill_template(f"{{{value_type}}}", rng)
             if not any(value in other or other in value for other in used):
                 used.add(value)
                 facts[relation] = value
@@ -135,17 +135,19 @@ def _entity(kind: str, name: str, relations: list, rng: random.Random, used: set
     return {"kind": kind, "name": name, "facts": facts}
 
 
-def _say(spec: dict, relation: str, value: str, rng: random.Random) -> str:
+def state_fact(spec: dict, relation: str, value: str, rng: random.Random) -> str:
     """Return a verb phrase that states a fact."""
     return rng.choice(spec[relation]["say"]).replace("{v}", value)
 
 
-def _sentence(style: dict, entity: dict, relations: list, rng: random.Random, full=True) -> str:
+def write_sentence(
+    style: dict, entity: dict, relations: list, rng: random.Random, full=True
+) -> str:
     """Return a sentence with one or two facts of an entity.
 
     full: call the entity by its whole name; without it often by its kind or a pronoun.
     """
-    spec = _load()["kinds"][entity["kind"]]
+    spec = load_words()["kinds"][entity["kind"]]
     facts = entity["facts"]
     name = entity["name"]
     first = relations[0]
@@ -155,17 +157,17 @@ def _sentence(style: dict, entity: dict, relations: list, rng: random.Random, fu
     if whole:
         form = rng.choice(spec[first]["full"])
     else:
-        form = _expand(rng.choice(style["one" if one else "two"]), rng)
+        form = fill_template(rng.choice(style["one" if one else "two"]), rng)
     noun = "the " + spec["noun"][0]
     pronoun = "it"
     if spec["name"][0] == "person":
         noun = name.split()[0 if "short" in spec else 1]
-        pronoun = "she" if name.split()[0] in _load()["women"] else "he"
+        pronoun = "she" if name.split()[0] in load_words()["women"] else "he"
     if not full and rng.random() < 0.7:
         by_pronoun = not whole and "{who}" not in form and rng.random() < 0.6
         name = pronoun if by_pronoun else noun
     words = {
-        "S": _upper(name),
+        "S": capitalise(name),
         "s": name,
         "ref": pronoun,
         "who": "which" if pronoun == "it" else "who",
@@ -173,9 +175,9 @@ def _sentence(style: dict, entity: dict, relations: list, rng: random.Random, fu
     }
     if not whole:
         for slot, relation in zip("ab", relations, strict=False):
-            words[slot] = _say(spec, relation, facts[relation], rng)
+            words[slot] = state_fact(spec, relation, facts[relation], rng)
     form = re.sub(r"\{(\w+)\}", lambda match: words[match[1]], form)
-    return form if "single" in style else _upper(form)
+    return form if "single" in style else capitalise(form)
 
 
 def _statements(style: dict, entities: list[dict], rng: random.Random) -> list[tuple]:
@@ -199,11 +201,12 @@ def _statements(style: dict, entities: list[dict], rng: random.Random) -> list[t
     last = None
     for entity, relations in groups:
         if "list" in style:
-            spec = _load()["kinds"][entity["kind"]]
-            items = [_say(spec, relation, entity["facts"][relation], rng) for relation in relations]
+            spec = load_words()["kinds"][entity["kind"]]
+            facts = entity["facts"]
+            items = [state_fact(spec, relation, facts[relation], rng) for relation in relations]
             text = f"{entity['name']} - " + " | ".join(items)
         else:
-            text = _sentence(style, entity, relations, rng, entity is not last)
+            text = write_sentence(style, entity, relations, rng, entity is not last)
         statements.append((text, [(entity, relation) for relation in relations]))
         last = entity
     return statements
@@ -215,7 +218,7 @@ def _speakers(entities: list[dict], rng: random.Random) -> list[str]:
     for entity in entities:
         words += [entity["name"], *entity["facts"].values()]
     taken = " ".join(words)
-    return rng.sample([name for name in _load()["names"]["first"][0] if name not in taken], 2)
+    return rng.sample([name for name in load_words()["names"]["first"][0] if name not in taken], 2)
 
 
 def _write(style: dict, entities: list[dict], rng: random.Random, opens: bool) -> tuple:
@@ -224,8 +227,8 @@ def _write(style: dict, entities: list[dict], rng: random.Random, opens: bool) -
     opens: the passage begins with an opening of the register.
     """
     statements = _statements(style, entities, rng)
-    opening = _expand(rng.choice(style.get("open", [""])), rng) if opens else ""
-    close = _expand(rng.choice(style.get("close", [""])), rng)
+    opening = fill_template(rng.choice(style.get("open", [""])), rng) if opens else ""
+    close = fill_template(rng.choice(style.get("close", [""])), rng)
     gap = " "
     if "list" in style:
         gap = "\n"
@@ -256,20 +259,20 @@ def _group(kind: str, number: int, rng: random.Random, used: set[str]) -> list[d
     number: number of the main entity's name in the first group of a passage, where `used` is empty.
     In further groups that name is drawn too.
     """
-    relations = rng.sample(_load()["relations"][kind], FACTS)
+    relations = rng.sample(load_words()["relations"][kind], FACTS)
     rivals = rng.choice(RIVALS)
-    name_type = _load()["kinds"][kind]["name"][0]
+    name_type = load_words()["kinds"][kind]["name"][0]
     names = []
     while len(names) <= rivals:
-        name = _name(name_type, rng.randrange(MANY) if used else number)
+        name = make_name(name_type, rng.randrange(MANY) if used else number)
         shares_word = set(name.split()) & set(" ".join(names).split())
         if name not in used and not shares_word:
             names.append(name)
             used.add(name)
-    group = [_entity(kind, names[0], relations, rng, used)]
+    group = [make_entity(kind, names[0], relations, rng, used)]
     for name in names[1:]:
         shared = rng.sample(relations, rng.choice(SHARED))
-        group.append(_entity(kind, name, shared, rng, used))
+        group.append(make_entity(kind, name, shared, rng, used))
     return group
 
 
@@ -277,7 +280,7 @@ def _group(kind: str, number: int, rng: random.Random, used: set[str]) -> list[d
 def _passage(register: str, seed: int, number: int) -> dict:
     """Return passage `number` of a register: kind, text, title, entities and questions."""
     rng = random.Random(f"{VERSION}/{register}/{seed}/{number}")
-    style = _load()["registers"][register]
+    style = load_words()["registers"][register]
     kind = rng.choice(style["kinds"])
     long = "single" not in style and rng.random() < LONG
     # The number gives the title too: those of a register repeat only when its names are used up.
@@ -296,7 +299,7 @@ def _passage(register: str, seed: int, number: int) -> dict:
     return {
         "kind": kind,
         "text": text,
-        "title": _upper(entities[0]["name"]),
+        "title": capitalise(entities[0]["name"]),
         "entities": entities,
         "questions": _questions(style, kind, text, spans, entities, rng),
     }
@@ -335,7 +338,7 @@ def _questions(
 
     name: as the question names its entity. A question that the passage leaves open has no answers.
     """
-    spec = _load()["kinds"][kind]
+    spec = load_words()["kinds"][kind]
     stated = []
     for start, end, facts in spans:
         stated += [(entity, relation, start, end) for entity, relation in facts]
@@ -347,7 +350,7 @@ def _questions(
         form = rng.choice(spec[relation]["ask"])
         answers = _answers(text, facts[relation], start, spec[relation]["of"][0], rng)
         if "speakers" in style and draw < 0.15:  # a question that the passage leaves open
-            absent = rng.choice([r for r in _load()["relations"][kind] if r not in facts])
+            absent = rng.choice([r for r in load_words()["relations"][kind] if r not in facts])
             form = rng.choice(spec[absent]["ask"])
             answers = []
         elif "speakers" in style and draw < 0.35:  # a question to be answered with yes or no
@@ -362,7 +365,7 @@ def _questions(
             that = rng.choice(spec[other]["that"]).replace("{v}", facts[other])
             name = f"the {spec['noun'][0]} {that}"
         question = form.replace("{s}", name)
-        question = question.lower() if "list" in style else _upper(question)
+        question = question.lower() if "list" in style else capitalise(question)
         entry = {
             "question": question,
             "name": name,
@@ -374,7 +377,7 @@ def _questions(
     return list(questions.values())
 
 
-def qa(register: str, rows: int, seed: int = 0) -> list[dict]:
+def draw_questions(register: str, rows: int, seed: int = 0) -> list[dict]:
     """Return rows of one register: id, title, context, question, answers, is_impossible, domain.
 
     The first rows do not depend on `rows`. Raises UserError for an unknown register.
@@ -411,12 +414,13 @@ def reword_question(identity: str) -> str:
     """Return the question of a row in words in which no question is generated.
 
     It asks for the same fact of the same entity, which it names as the row does. The same row
-    always gets the same words. identity: the row's id. Raises UserError for a row that `qa` does
-    not return, or of a register whose questions have no other wording.
+    always gets the same words. identity: the row's id. Raises UserError for a row that
+    `draw_questions` does not return, or of a register whose questions have no other wording.
     """
     register, *numbers = identity.split("-")
-    kinds = _load_rewordings()
-    worded = {name: set(_load()["registers"][name]["kinds"]) <= set(kinds) for name in REGISTERS}
+    kinds = load_rewordings()
+    registers = load_words()["registers"]
+    worded = {name: set(registers[name]["kinds"]) <= set(kinds) for name in REGISTERS}
     if not worded.get(register) or len(numbers) != 3:
         known = ", ".join(name for name in REGISTERS if worded[name])
         raise UserError(
@@ -428,4 +432,4 @@ def reword_question(identity: str) -> str:
     question = passage["questions"][k]
     forms = kinds[passage["kind"]][question["relation"]]
     form = random.Random(f"reworded/{identity}").choice(forms)
-    return _upper(form.replace("{s}", question["name"]))
+    return capitalise(form.replace("{s}", question["name"]))

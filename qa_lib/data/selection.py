@@ -29,7 +29,7 @@ from qa_lib.data.sources import (
     read_sentences,
 )
 from qa_lib.settings import params
-from qa_lib.settings.hub import resolve_revision, sha256
+from qa_lib.settings.hub import digest_data_file, resolve_revision
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec, canonical
@@ -99,7 +99,13 @@ def forget_data():
 
     A notebook's kernel may be older than an edit of its data.
     """
-    for known in (params.read_datasets, sha256, load_splits, list_part_texts, list_training_texts):
+    for known in (
+        params.read_datasets,
+        digest_data_file,
+        load_splits,
+        list_part_texts,
+        list_training_texts,
+    ):
         known.cache_clear()
 
 
@@ -145,7 +151,7 @@ def identify_content(d: Dataset, source: str, folder: str | None, tested: bool) 
             _, listed_sha = known_files()[file]
             content.append(listed_sha)
         elif os.path.isfile(path):
-            content.append(sha256(path.resolve()))
+            content.append(digest_data_file(path.resolve()))
         elif os.path.isdir(path):
             raise UserError(
                 f"{path} is a folder, and a file is read; name a file in it, or make one of them"
@@ -237,7 +243,7 @@ def read_questions(
 ) -> list[dict]:
     """Return the rows of one place of a dataset of the task span. label: their domain."""
     if source == "embedded":
-        return [{**row, "domain": label} for row in corpora.qa(place, d.rows)]
+        return [{**row, "domain": label} for row in corpora.draw_questions(place, d.rows)]
     if source == "hub":
         return read_hub_questions(place, d, label, bad_rows, counts)
     return read_rows(Path(folder) / place, label, bad_rows, counts, d.leave_out)
@@ -268,7 +274,7 @@ def check_listed_file(folder: str, file: str):
     if not path.exists() or file not in known_files():
         return
     _, listed_sha = known_files()[file]
-    if sha256(path.resolve()) != listed_sha:
+    if digest_data_file(path.resolve()) != listed_sha:
         raise UserError(
             f"{path} is not the file DATA.md lists (its sha256 differs); fetch that file, or give "
             "your own data another name"

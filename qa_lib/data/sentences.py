@@ -17,13 +17,13 @@ from typing import NamedTuple
 from qa_lib.data.corpora import (
     MANY,
     VERSION,
-    _entity,
-    _expand,
-    _load,
-    _name,
-    _say,
-    _sentence,
-    _upper,
+    capitalise,
+    fill_template,
+    load_words,
+    make_entity,
+    make_name,
+    state_fact,
+    write_sentence,
 )
 from qa_lib.settings.params import UserError
 
@@ -44,7 +44,7 @@ class Draw(NamedTuple):
 
 def _draw_pairs(task: str, rows: int, seed: int) -> Iterator[Draw]:
     """Draw what the sentences of each row are written from."""
-    book = _load()
+    book = load_words()
     for n in range(rows):
         rng = random.Random(f"{VERSION}/{task}/{seed}/{n}")
         kind, other_kind = rng.sample(KINDS, 2)
@@ -57,8 +57,8 @@ def _draw_pairs(task: str, rows: int, seed: int) -> Iterator[Draw]:
             (kind, relations),
             (other_kind, other_relations),
         ):
-            name = _name(book["kinds"][k]["name"][0], rng.randrange(MANY))
-            entities.append(_entity(k, name, chosen, rng, used))
+            name = make_name(book["kinds"][k]["name"][0], rng.randrange(MANY))
+            entities.append(make_entity(k, name, chosen, rng, used))
         yield Draw(n, rng, kind, relations, *entities)
 
 
@@ -68,14 +68,14 @@ def _row(task: str, seed: int, n: int, one: str, two: str, label: float) -> dict
 
 def nli(rows: int, seed: int = 0) -> list[dict]:
     """Return pairs of premise and hypothesis; label 0 entailment, 1 neutral, 2 contradiction."""
-    style = _load()["registers"]["sentences"]
+    style = load_words()["registers"]["sentences"]
     made = []
     for n, rng, _, (a, b, c), one, two, _ in _draw_pairs("nli", rows, seed):
         label = n % 3
-        premise = _sentence(style, one, [a, b], rng)
+        premise = write_sentence(style, one, [a, b], rng)
         # A contradiction gives the premise's entity a fact of another entity.
         about = {**one, "facts": {a: two["facts"][a]}} if label == 2 else one
-        hypothesis = _sentence(style, about, [c if label == 1 else a], rng)
+        hypothesis = write_sentence(style, about, [c if label == 1 else a], rng)
         made.append(_row("nli", seed, n, premise, hypothesis, label))
     return made
 
@@ -87,7 +87,7 @@ def paraphrase(rows: int, seed: int = 0) -> list[dict]:
     """
     made = []
     for n, rng, kind, (a, b, _), one, two, _ in _draw_pairs("paraphrase", rows, seed):
-        spec = _load()["kinds"][kind]
+        spec = load_words()["kinds"][kind]
         label = n % 2
         other_entity = label == 0 and rng.random() < 0.5
         first, second = rng.sample(spec[a]["ask"], 2)
@@ -104,7 +104,7 @@ def similarity(rows: int, seed: int = 0) -> list[dict]:
 
     The second statement is one of six, from the least like the first to the most like it.
     """
-    style = _load()["registers"]["sentences"]
+    style = load_words()["registers"]["sentences"]
     made = []
     for n, rng, _, (a, b, c), one, two, unlike in _draw_pairs("similarity", rows, seed):
         changed = {**one, "facts": {a: two["facts"][a]}}
@@ -118,8 +118,8 @@ def similarity(rows: int, seed: int = 0) -> list[dict]:
             (one, [a]),
         ][level]
         score = round(min(5.0, max(0.0, level + rng.uniform(-0.4, 0.4))), 1)
-        first = _sentence(style, one, [a], rng)
-        second = _sentence(style, about, relations, rng)
+        first = write_sentence(style, one, [a], rng)
+        second = write_sentence(style, about, relations, rng)
         made.append(_row("similarity", seed, n, first, second, score))
     return made
 
@@ -130,7 +130,7 @@ def sentiment(rows: int, seed: int = 0) -> list[dict]:
     for n in range(rows):
         label = n % 5
         rng = random.Random(f"{VERSION}/sentiment/{seed}/{n}")
-        text = _expand(rng.choice(_load()["reviews"][label]), rng)
+        text = fill_template(rng.choice(load_words()["reviews"][label]), rng)
         made.append({"id": f"sentiment-{seed}-{n}", "sentence": text, "label": label})
     return made
 
@@ -141,14 +141,14 @@ def yesno(rows: int, seed: int = 0) -> list[dict]:
     The text says of two entities how it is. A question with the answer no gives one of them what is
     said of the other, so that text and question share as many words as with the answer yes.
     """
-    style = _load()["registers"]["sentences"]
+    style = load_words()["registers"]["sentences"]
     made = []
     for n, rng, kind, (a, b, _), one, two, _ in _draw_pairs("yesno", rows, seed):
         label = n % 2
-        said = [_sentence(style, one, [a, b], rng), _sentence(style, two, [a], rng)]
+        said = [write_sentence(style, one, [a, b], rng), write_sentence(style, two, [a], rng)]
         rng.shuffle(said)
         value = (one if label else two)["facts"][a]
-        claim = _say(_load()["kinds"][kind], a, value, rng)
+        claim = state_fact(load_words()["kinds"][kind], a, value, rng)
         question = f"Is it so that {one['name']} {claim}?"
         made.append(_row("yesno", seed, n, " ".join(said), question, label))
     return made
@@ -163,7 +163,7 @@ def continuing(rows: int, seed: int = 0) -> list[dict]:
     made = []
     for n, rng, kind, (a, b, _), one, two, unlike in _draw_pairs("continuing", rows, seed):
         label = n % 2
-        kinds = _load()["kinds"]
+        kinds = load_words()["kinds"]
         first = rng.choice(kinds[kind][a]["ask"]).replace("{s}", one["name"])
         by_name = rng.random() < 0.5
         spec = kinds[kind]
@@ -175,7 +175,7 @@ def continuing(rows: int, seed: int = 0) -> list[dict]:
                 (relation,) = unlike["facts"]
             about = "the " + spec["noun"][0]
         following = rng.choice(spec[relation]["ask"]).replace("{s}", about)
-        answered = f"{first} {_upper(one['facts'][a])}."
+        answered = f"{first} {capitalise(one['facts'][a])}."
         made.append(_row("continuing", seed, n, answered, following, label))
     return made
 

@@ -677,7 +677,7 @@ def check_files(folder: str) -> int:
         path = Path(folder) / file
         if not path.exists():
             state = "absent"
-        elif hub.sha256(path) != sha:
+        elif hub.digest_data_file(path) != sha:
             state = "DIFFERS from DATA.md"
             wrong += 1
         else:

@@ -95,7 +95,7 @@ def refuse_repeated_files(files: dict[str, list[Path]]):
     seen = {}
     for option, paths in files.items():
         for part, path in zip(("training", "test"), paths, strict=True):
-            sha = hub.sha256(path.resolve())
+            sha = hub.digest_data_file(path.resolve())
             if sha in seen:
                 other_option, other_part = seen[sha]
                 raise UserError(

@@ -145,4 +145,4 @@ def fetch_files(repo: str, kind: str, patterns: list[str]) -> Path:
 
 
 # Cached: data files are large. A kernel may outlive an edit of one (selection.forget_data).
-sha256 = cache(digest_file)
+digest_data_file = cache(digest_file)

@@ -123,7 +123,8 @@ def measure(folder: Path):
     """Print how long steps take, with a folder for windows and logits."""
     evaluate.CACHE = folder
     tokenizer = encoders.load_encoder("minilm", 1)[1]
-    windows = features.load_windows(corpora.qa(DATASET, ROWS), tokenizer, 384, 128, folder)
+    rows = corpora.draw_questions(DATASET, ROWS)
+    windows = features.load_windows(rows, tokenizer, 384, 128, folder)
     began = time.monotonic()
     logits = []
     for number in range(max(KINDS.values())):

@@ -95,7 +95,7 @@ def measure(folder: Path) -> None:
     evaluate.CACHE = folder
     rows = []
     for name in ("encyclopaedia", "news", "search"):
-        rows += corpora.qa(name, 64)
+        rows += corpora.draw_questions(name, 64)
     models = [load_model() for _ in range(3)]
     plain = load_model()
     tokenizer = encoders.load_encoder("minilm")[1]
