@@ -133,6 +133,6 @@ def make_page(slug: str, folder: Path) -> Path:
         nb.cells.insert(1, new_code_cell(STAND_IN, metadata={"tags": ["notebook"]}))
         nb = render.execute(nb, slug, render.choose_values(nb, P))
         page = runs.page_folder(P) / "report.html"
-        page.write_text(render.page(nb, P), encoding="utf-8")
+        page.write_text(render.export_page(nb, P), encoding="utf-8")
     runs.read_committed.cache_clear()
     return page

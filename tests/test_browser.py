@@ -190,7 +190,8 @@ PLANTED = """# A title
 
 def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
     nb = new_notebook(cells=[new_markdown_cell("# Title"), new_markdown_cell(PLANTED)])
-    (tmp_path / "page.html").write_text(render.page(nb, plans.load_params("exbert", "quick")))
+    html = render.export_page(nb, plans.load_params("exbert", "quick"))
+    (tmp_path / "page.html").write_text(html)
     tab.open((tmp_path / "page.html").as_uri(), 1400, "light")
     sort = """(i => { const t = document.querySelector("table");
               t.querySelectorAll("button")[i].click();
@@ -205,7 +206,7 @@ def test_numbers_sort_as_numbers_and_words_as_words(tab, tmp_path):
 def test_a_script_of_the_text_does_not_run(tab, tmp_path):
     """The policy names one script by its hash. It refuses any other that escaping might miss."""
     nb = new_notebook(cells=[new_markdown_cell("# Title")])
-    text = render.page(nb, plans.load_params("exbert", "quick"))
+    text = render.export_page(nb, plans.load_params("exbert", "quick"))
     evil = (
         "<script>document.title = 'run'</script>"
         "<img src='data:,' onerror=\"document.title = 'run'\"></main>"

@@ -305,7 +305,7 @@ def test_run_all_makes_a_short_page(places, small_encoder, slug, monkeypatch):
     nb = repeat_first_cells(render.read_notebook(slug))
     nb = render.execute(nb, slug, render.choose_values(nb, p))
     del nb.cells[-2:]
-    html = render.page(nb, p)
+    html = render.export_page(nb, p)
     check_page(html)
     assert IN_NOTEBOOK[slug] not in html
     names = re.findall(r'<figure [^>]*id="(\w+)"', html)

@@ -114,7 +114,7 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     """The whole notebook, where nothing was run."""
     monkeypatch.setenv("QA_FIGURES", str(store / "figures"))
     nb = nbformat.read(ROOT / "notebooks" / "00_overview.ipynb", nbformat.NO_CONVERT)
-    text = render.page(
+    text = render.export_page(
         render.execute(nb, "00_overview", {"profile": "paper"}), overview.Page("paper")
     )
     assert "make reproduce-moe PROFILE=paper" in text

@@ -63,7 +63,7 @@ def cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "local")
     yield
     if pool.connect.cache_info().currsize:
-        pool.Cluster(pool.cluster()).stop()
+        pool.Cluster(pool.connect_to_cluster()).stop()
 
 
 def test_a_cluster_gives_the_same_numbers_as_this_process(tiny, store, cluster):
@@ -88,7 +88,7 @@ def test_a_mistake_on_a_cluster_is_one_sentence_too(tiny, cluster, monkeypatch):
 
 
 def test_a_cluster_that_is_not_there_is_refused_before_any_training(tiny, monkeypatch):
-    assert pool.cluster() is None
+    assert pool.connect_to_cluster() is None
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match="the package ray is not installed"):
@@ -112,4 +112,4 @@ def test_a_cluster_that_is_not_there_is_refused_before_any_training(tiny, monkey
 @pytest.mark.parametrize("threads, size", [(1, 24), (4, 6), (32, 1), ("cuda", 3)])
 def test_a_cluster_takes_as_many_runs_as_its_machines_hold(threads, size):
     ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 24.0, "GPU": 3.0})
-    assert pool.size(ray, SimpleNamespace(threads=threads)) == size
+    assert pool.count_runs_at_once(ray, SimpleNamespace(threads=threads)) == size

@@ -381,5 +381,5 @@ def write_page(profile: str) -> Path:
     nb = render.load_notebook_node(str(ROOT / "notebooks" / name))
     nb = render.execute(nb, name, {"profile": p.profile})
     page = runs.FIGURES / name_page(p.profile)
-    runs.write(page, render.page(nb, p))
+    runs.write(page, render.export_page(nb, p))
     return page

@@ -86,7 +86,7 @@ def clean_settings():
 
 
 class Page(HTMLExporter):
-    """nbconvert's exporter with our template; resources["page"] holds what `page` puts there."""
+    """nbconvert's exporter with our template; `export_page` fills resources["page"]."""
 
     @pass_context
     def markdown2html(self, context, source):
@@ -95,7 +95,7 @@ class Page(HTMLExporter):
 
 
 @clean_settings()
-def page(nb, p) -> str:
+def export_page(nb, p) -> str:
     """Return an executed notebook as HTML; its first cell is the title block.
 
     Cells tagged `top` stand at the top, those first whose output alone is shown. Cells tagged
@@ -361,7 +361,7 @@ def render(p, name: str | None = None):
         nb = keep_only(nb, name)
     nb = execute(nb, find_notebook(p.report, p.profile).name, choose_values(nb, p))
     if not name:
-        html = page(nb, p)
+        html = export_page(nb, p)
         runs.write(folder / "report.ipynb", nbformat.writes(nb))
         runs.write(folder / "report.html", html)
     path = folder / (name or "report.html")

@@ -190,7 +190,7 @@ def describe_code(spec: Spec) -> dict | None:
     """
     code = code_hashes.describe_code(spec)
     for parent in spec.parents:
-        record = find_own(parent)
+        record = find_in_store(parent)
         if record:
             code = code_hashes.join_codes(code, record.get("code"))
     return code
@@ -252,7 +252,7 @@ def read_stored(folder: Path) -> dict | None:
     return {**record, "folder": folder}
 
 
-def find_own(spec: Spec) -> dict | None:
+def find_in_store(spec: Spec) -> dict | None:
     """Return the record in a run's own folder, or None where there is none of this training.
 
     A folder has the first eight digits of a hash in its name, and so may be that of another run.
@@ -318,7 +318,7 @@ def look_up(spec: Spec, fresh: bool = False) -> tuple[dict | None, dict | None]:
     """
     stale_record = None
     for candidate in spec.machine_variants():
-        records = [find_own(candidate)]
+        records = [find_in_store(candidate)]
         if not fresh:
             records.append(read_committed(candidate.report).get(candidate.hash))
         for record in records:
@@ -359,7 +359,7 @@ def list_recorded_tests(spec: Spec) -> list[str]:
     tests = []
     for candidate in spec.machine_variants():
         committed = read_committed(candidate.report).get(candidate.hash)
-        for record in (find_own(candidate), committed):
+        for record in (find_in_store(candidate), committed):
             if record:
                 tests += record["spec"]["tests"]
     return list(dict.fromkeys(tests))
@@ -374,7 +374,7 @@ def is_stale(spec: Spec, record: dict) -> bool:
 
 def is_stored_stale(spec: Spec) -> bool:
     """Return whether the record in a run's own folder is stale."""
-    record = find_own(spec)
+    record = find_in_store(spec)
     return record is not None and is_stale(spec, record)
 
 
@@ -690,7 +690,7 @@ def find_stored(candidates: list[Spec]) -> dict | None:
     A stale one is left out where stale runs are trained again.
     """
     for candidate in candidates:
-        record = find_own(candidate)
+        record = find_in_store(candidate)
         if record and not (candidate.trains_stale and is_stale(candidate, record)):
             return record
     return None
@@ -776,7 +776,7 @@ def read_example_file(file: Path) -> pd.DataFrame:
         raise UserError(f"{file} cannot be read ({reason}); restore the file from git") from None
 
 
-def replace(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
+def replace_rescored(report: str, changed: dict[str, tuple[dict, pd.DataFrame, int]]):
     """Write rescored records where they were read from, the store or the committed ones.
 
     changed: for each hash the record, its examples, and how many examples differ. Examples that do

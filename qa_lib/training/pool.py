@@ -116,7 +116,7 @@ def _return_user_error(function: Callable, *args):
         return e
 
 
-def cluster():
+def connect_to_cluster():
     """Return ray, connected to the cluster that RAY_ADDRESS names; None where it names none."""
     address = os.environ.get("RAY_ADDRESS")
     return connect(address) if address else None
@@ -193,7 +193,7 @@ def _sees(mark: Path) -> bool:
     return mark.exists()
 
 
-def size(ray, spec: Spec) -> int:
+def count_runs_at_once(ray, spec: Spec) -> int:
     """Return how many runs like this one a cluster takes at once."""
     resources = ray.cluster_resources()
     if spec.threads == "cuda":

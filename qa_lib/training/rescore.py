@@ -128,4 +128,4 @@ def rescore(report: str, specs: list[Spec]):
             moved = count_differences(runs.read_examples(record), frame)
             print(f"{record['run']}: {moved} of {len(frame)} answers scored otherwise", flush=True)
             changed[record["hash"]] = (new, frame, moved)
-        runs.replace(report, changed)
+        runs.replace_rescored(report, changed)

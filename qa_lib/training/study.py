@@ -436,9 +436,9 @@ def default_workers(specs: list[Spec]) -> int:
     """
     if not specs:
         return 1
-    ray = pool.cluster()
+    ray = pool.connect_to_cluster()
     if ray:
-        return pool.size(ray, specs[0])
+        return pool.count_runs_at_once(ray, specs[0])
     if torch.cuda.is_available():
         return min(torch.cuda.device_count(), len(specs))
     cores = os.cpu_count() // min(spec.threads for spec in specs)
@@ -661,7 +661,7 @@ def _train(
             if parent.hash not in needed and not stays:
                 runs.discard(parent, "model.safetensors")
 
-    ray = pool.cluster()
+    ray = pool.connect_to_cluster()
     if workers == 1 and not ray:
         for spec in todo:
             _train_one(spec, spec.hash in keep, live)
