@@ -47,6 +47,6 @@ def score_answers(texts: list[str], rows: list[dict]) -> float:
     """Return the EM of answers, one for each row."""
     scores = []
     for text, row in zip(texts, rows, strict=True):
-        golds = row["answers"]["text"] or [""]
-        scores.append(max(metrics.exact_match(text, gold) for gold in golds))
+        em, _ = metrics.score_answer(text, row["answers"]["text"])
+        scores.append(em)
     return float(np.mean(scores))

@@ -2,7 +2,7 @@
 
 Both follow the official rules of SQuAD v1.1 (Rajpurkar et al. 2016). Texts are compared in lower
 case, without punctuation and articles, and with single spaces. Of several gold answers the one with
-the best score counts; callers take that maximum.
+the best score counts: `score_answer` takes it.
 """
 
 import re
@@ -50,6 +50,17 @@ def f1(answer: str, gold: str) -> float:
         return 100.0 * (words == gold_words)
     common = sum((Counter(words) & Counter(gold_words)).values())
     return 200.0 * common / (len(words) + len(gold_words))
+
+
+def score_answer(answer: str, golds: list[str]) -> tuple[float, float]:
+    """Return EM and F1 of an answer, each against the gold answer that gives the most.
+
+    golds: empty where the question has no answer, which the empty answer hits.
+    """
+    golds = golds or [""]
+    best_em = max(exact_match(answer, gold) for gold in golds)
+    best_f1 = max(f1(answer, gold) for gold in golds)
+    return best_em, best_f1
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:

@@ -31,9 +31,9 @@ class SpanScore(LocalMetric):
         em_rows = []
         f1_rows = []
         for answer, golds in zip(predictions, references, strict=True):
-            golds = golds or [""]
-            em_rows.append(max(metrics.exact_match(answer, gold) for gold in golds))
-            f1_rows.append(max(metrics.f1(answer, gold) for gold in golds))
+            em, f1 = metrics.score_answer(answer, golds)
+            em_rows.append(em)
+            f1_rows.append(f1)
         em_rows = np.array(em_rows)
         f1_rows = np.array(f1_rows)
         return {

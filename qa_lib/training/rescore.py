@@ -32,10 +32,9 @@ def rescore_answers(frame: pd.DataFrame, rows: dict[str, dict]) -> pd.DataFrame:
         row = rows[example.id]
         start, end = widen_to_characters(row["context"], int(example.start), int(example.end))
         answer = row["context"][start:end]
-        golds = row["answers"]["text"] or [""]
-        em = max(metrics.exact_match(answer, gold) for gold in golds)
-        f1 = max(metrics.f1(answer, gold) for gold in golds)
-        contains = 100.0 * metrics.contains(answer, row["answers"]["text"])
+        golds = row["answers"]["text"]
+        em, f1 = metrics.score_answer(answer, golds)
+        contains = 100.0 * metrics.contains(answer, golds)
         changed.append({"start": start, "end": end, "em": em, "f1": f1, "contains": contains})
     return frame.assign(**pd.DataFrame(changed, index=frame.index))
 
