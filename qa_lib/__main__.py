@@ -370,7 +370,7 @@ def run_pin(args: argparse.Namespace) -> int:
 
     repos = set()
     for dataset in params.read_datasets("hub").values():
-        for place in dataset.train + dataset.test + dataset.apart_from:
+        for place in dataset.list_sources():
             repos.add(parse_place(place).repo)
     for repo in sorted(repos):
         hub.resolve_revision(repo)

@@ -29,7 +29,7 @@ def list_repositories(P: Study) -> dict[str, str]:
         while names:
             d = selection.find_dataset(names.pop(), "hub", None)
             names += d.pool
-            for place in d.train + d.test + d.apart_from:
+            for place in d.list_sources():
                 repositories[parse_place(place).repo] = "dataset"
     for encoder in P.named_encoders():
         if find_folder(encoder) is None:

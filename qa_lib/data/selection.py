@@ -142,10 +142,9 @@ def identify_content(d: Dataset, source: str, folder: str | None, tested: bool) 
     if source == "embedded":
         return [corpora.VERSION]  # of generated questions and sentences alike
     if source == "hub":
-        places = d.train + d.test + d.apart_from
-        return [resolve_revision(parse_place(place).repo) for place in places]
+        return [resolve_revision(parse_place(place).repo) for place in d.list_sources()]
     content = []
-    for file in d.train + d.test + d.apart_from:
+    for file in d.list_sources():
         path = Path(folder or "") / file
         if file in known_files():
             _, listed_sha = known_files()[file]

@@ -185,6 +185,10 @@ class Dataset(Strict):
             raise ValueError("average: a correlation is over rows; leave it out")
         return self
 
+    def list_sources(self) -> list[str]:
+        """Return every source that is read: of training rows, test rows, and rows apart."""
+        return self.train + self.test + self.apart_from
+
 
 class Study(Strict):
     """Parameters that every report has; a notebook's parameters cell lists them too.
