@@ -19,7 +19,6 @@ M teachers, B batch, N tokens, L blocks, D width. `mask`: true at what may be ch
 false at padding; it broadcasts to (B, K, C).
 """
 
-from collections import defaultdict
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qa_lib.losses.extra import ExtraLoss
+from qa_lib.losses.extra import LoggingLoss
 from qa_lib.settings.parameters import Distillation
 from qa_lib.settings.params import UserError
 
@@ -234,7 +233,7 @@ def read_choices(logits: Tensor, batch: dict) -> Choices:
     return Choices(logits.unsqueeze(1), teachers.unsqueeze(2), gold, mask.unsqueeze(1))
 
 
-class DistillationLoss(ExtraLoss):
+class DistillationLoss(LoggingLoss):
     r"""Distillation as an extra loss of a training.
 
     The trainer adds it to the task's loss, so it is what changes that loss into
@@ -271,10 +270,10 @@ class DistillationLoss(ExtraLoss):
 
     def __init__(self, options: Distillation, model: nn.Module, seed: int, updates: int):
         """Set up the loss. updates: all updates of the training."""
+        super().__init__()
         self.options = options
         self.seed = seed
         self.updates = updates
-        self.logged: dict[str, list[Tensor]] = defaultdict(list)
         model.keeps_states = options.hidden != "none"
 
     def loss(self, model: nn.Module, batch: dict, outputs, step: int) -> Tensor:
@@ -349,13 +348,6 @@ class DistillationLoss(ExtraLoss):
 
     # ---- the log ----
 
-    def log(self, batch: dict, name: str, values: Tensor):
-        """Keep the mean of a batch's values until the log is read, with a dataset also by it."""
-        value = values.detach().mean()
-        self.logged[name].append(value)
-        if batch.get("dataset") is not None:
-            self.logged[f"{name}_{batch['dataset']}"].append(value)
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return what is not logged yet."""
         return {name: torch.stack(values) for name, values in self.logged.items()}
@@ -365,9 +357,3 @@ class DistillationLoss(ExtraLoss):
         self.logged.clear()
         for name, values in state.items():
             self.logged[name] = list(values)
-
-    def read_log(self) -> dict[str, float]:
-        """Return the means of what was logged since the last call, and forget it."""
-        means = {name: float(torch.stack(values).mean()) for name, values in self.logged.items()}
-        self.logged.clear()
-        return means

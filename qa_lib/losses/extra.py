@@ -5,7 +5,11 @@ loss one after the other, tells each of them that an optimizer step is done, wri
 into every checkpoint, and logs what they report. It knows none of them by name.
 """
 
+from collections import defaultdict
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 class ExtraLoss:
@@ -37,3 +41,27 @@ class ExtraLoss:
     def read_log(self) -> dict[str, float]:
         """Return values to log, as means over the steps since this was last called."""
         return {}
+
+
+class LoggingLoss(ExtraLoss):
+    """An extra loss that keeps values of its batches, and reports their means."""
+
+    def __init__(self):
+        self.logged: dict[str, list[Tensor]] = defaultdict(list)  # name → a scalar of each batch
+
+    def log(self, batch: dict, name: str, values: Tensor):
+        """Keep the mean of a batch's values until the log is read.
+
+        values: a scalar, or a value of each row. Those of a batch of one dataset are kept under the
+        dataset's name too.
+        """
+        value = values.detach().mean()
+        self.logged[name].append(value)
+        if batch.get("dataset") is not None:
+            self.logged[f"{name}_{batch['dataset']}"].append(value)
+
+    def read_log(self) -> dict[str, float]:
+        """Return the means of what was logged since the last call, and forget it."""
+        means = {name: float(torch.stack(values).mean()) for name, values in self.logged.items()}
+        self.logged.clear()
+        return means

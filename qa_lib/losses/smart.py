@@ -23,7 +23,6 @@ B batch, T tokens, D width, C classes.
 """
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qa_lib.losses.extra import ExtraLoss
+from qa_lib.losses.extra import LoggingLoss
 from qa_lib.settings.parameters import Smart
 
 # ---- divergences: two outputs (B, …) → (B,), 0 where they are equal ----
@@ -310,7 +309,7 @@ def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
 GRADIENTS_EVERY = 50
 
 
-class SmartLoss(ExtraLoss):
+class SmartLoss(LoggingLoss):
     r"""SMART as an extra loss of a training.
 
     $$\lambda\,\mathcal{R}_s(\theta) + \mu\,\mathcal{D}_\text{Breg}(\theta, \tilde\theta)$$
@@ -341,6 +340,7 @@ class SmartLoss(ExtraLoss):
 
         model: at its start; updates: all updates of the training; precision: of its passes.
         """
+        super().__init__()
         self.smart = smart
         # Whether the training pass is the clean pass. Autocast cannot be asked for its precision:
         # the trainer has it around the model's forward pass alone.
@@ -348,7 +348,6 @@ class SmartLoss(ExtraLoss):
         self.seed = seed
         self.updates = updates
         self.done = 0  # updates so far
-        self.logged: dict[str, list[Tensor]] = defaultdict(list)
         self.averaged: nn.Module | None = None
         if smart.bregman > 0:
             self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
@@ -485,12 +484,6 @@ class SmartLoss(ExtraLoss):
 
     # ---- the log ----
 
-    def log(self, batch: dict, name: str, value: Tensor):
-        """Keep a value of a batch until the log is read; of a batch with a dataset also by it."""
-        self.logged[name].append(value.detach())
-        if batch.get("dataset") is not None:
-            self.logged[f"{name}_{batch['dataset']}"].append(value.detach())
-
     def log_term(self, model: nn.Module, batch: dict, outputs, term: Term, step: int):
         r"""Log the adversarial term of a batch, and whether it could matter.
 
@@ -511,9 +504,3 @@ class SmartLoss(ExtraLoss):
             of_term = gradient_norm(smart.adversarial * term.value, parameters)
             of_loss = gradient_norm(outputs.loss, parameters)
             self.log(batch, "gradient_ratio", divide_safely(of_term, of_loss))
-
-    def read_log(self) -> dict[str, float]:
-        """Return the means of what was logged since the last call, and forget it."""
-        means = {name: float(torch.stack(values).mean()) for name, values in self.logged.items()}
-        self.logged.clear()
-        return means
