@@ -26,6 +26,7 @@ from scipy import stats as distributions
 from qa_lib.evidence.claims import Claim, Contrast, read_claims
 from qa_lib.evidence.resample import PER_EXAMPLE, resample
 from qa_lib.evidence.verdicts import ENOUGH, Estimate, Judgement, Verdict, interval, judge, p_value
+from qa_lib.reports.plans import name_mixture
 from qa_lib.settings.params import UserError
 
 QUICK = "generated text shows that the study works; no number of it is a result"
@@ -290,7 +291,7 @@ def describe_lack(lacks: list) -> str:
             continue
         columns = cells.setdefault((want.get("variant"), want.get("order")), {})
         ratio = want.get("ratio")
-        mixture = None if ratio is None else f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"
+        mixture = None if ratio is None else name_mixture(ratio)
         for column, value in (want | {"ratio": mixture}).items():
             columns.setdefault(column, {})[value] = True
     for columns in cells.values():

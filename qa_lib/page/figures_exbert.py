@@ -19,6 +19,7 @@ from qa_lib.data import selection
 from qa_lib.page import grids, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import exbert, plans
+from qa_lib.reports.plans import name_mixture
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -52,11 +53,6 @@ METRICS = {
 # Below so many bits of mutual information a sentence of the page says that domains share experts;
 # the number is chosen.
 FEW_BITS = 0.1
-
-
-def name_mixture(ratio: float) -> str:
-    """Return a mixture as the report writes it: 80:20."""
-    return f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"
 
 
 def name_columns(P, metric: str = "em") -> dict[str, tuple]:

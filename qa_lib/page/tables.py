@@ -39,7 +39,7 @@ def add_display_names(frame: pd.DataFrame) -> pd.DataFrame:
     for report in frame["report"].unique():
         known += [name for name in plans.display_names(report) if name in set(names)]
     ratios = sorted(frame["ratio"].dropna().unique())
-    mixtures = {ratio: f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}" for ratio in ratios}
+    mixtures = {ratio: plans.name_mixture(ratio) for ratio in ratios}
     named = frame.assign(
         model=pd.Categorical(names, known, ordered=True),
         mixture=pd.Categorical(frame["ratio"].map(mixtures), mixtures.values(), ordered=True),

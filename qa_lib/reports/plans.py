@@ -89,6 +89,11 @@ def colours(report: str) -> dict[str, str]:
     return dict(find_report(report).MODELS.values())
 
 
+def name_mixture(ratio: float) -> str:
+    """Return a mixture of two domains as pages and claims write it: 80:20."""
+    return f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"
+
+
 # ---- parameters ----
 
 
