@@ -16,6 +16,7 @@ effective ν in its place in 92 to 96 %; this one in 94.8 to 97.7 % (tests/test_
 -s).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -213,6 +214,20 @@ def weigh_runs(keys: list[list[list[tuple]]], seeds: list[int]) -> pd.DataFrame:
     )
 
 
+def average_cells(
+    side: list[list[tuple]], find: Callable[[tuple], float | np.ndarray]
+) -> np.ndarray:
+    """Return what `find` gives for each seed, as a mean over the cells of a side: (n, …).
+
+    side: of each cell, of each seed (run, set, metric). find: returns the score, or the scores in
+    all resamples, of such a key.
+    """
+    of_cells = []
+    for cell in side:
+        of_cells.append([find(key) for key in cell])
+    return np.array(of_cells).mean(0)
+
+
 def estimate_part(
     contrast: Contrast,
     label: str,
@@ -225,8 +240,7 @@ def estimate_part(
 
     $v = \frac{1}{n(n-1)} \sum_{s \ne s'} \operatorname{cov}(d_s^*, d_{s'}^*)$ over the resamples:
     what seeds do not average out (Obuchowski and Rockette 1995; their seeds are readers). A seed's
-    own
-    noise over questions is in $s^2$ already.
+    own noise over questions is in $s^2$ already.
 
     draws: of `resample`. clusters: set → number of clusters of questions.
     Raises Lacking where a side has no runs, or no seed can be compared.
@@ -236,9 +250,12 @@ def estimate_part(
     every = [cell for side in cells for cell in side]
     seeds = find_seeds(every, ledger)
     n = len(seeds)
-    # side → cell → seed → (run, set, metric)
-    keys = [[[cell[seed] for seed in seeds] for cell in side] for side in cells]
-    used = [sorted({key for cell in side for key in cell}) for side in keys]
+    keys = []  # side → cell → seed → (run, set, metric)
+    used = []  # side → its keys, each once
+    for side in cells:
+        keys_of_cells = [[cell[seed] for seed in seeds] for cell in side]
+        keys.append(keys_of_cells)
+        used.append(sorted(set().union(*keys_of_cells)))
     if len(used) > 1 and used[0] == used[1]:
         raise Lacking("its two sides are the same runs at these sizes")
     weights = weigh_runs(keys, seeds)
@@ -251,10 +268,8 @@ def estimate_part(
         """Return the score in each resample, (B,); without questions it is always the same."""
         return draws.get(key, np.full(times, value[key]))
 
-    recorded, drawn = [], []
-    for side in keys:  # the mean over cells: (cells, n) → (n,), and (cells, n, B) → (n, B)
-        recorded.append(np.array([[value[key] for key in cell] for cell in side]).mean(0))
-        drawn.append(np.array([[redraw(key) for key in cell] for cell in side]).mean(0))
+    recorded = [average_cells(side, value.get) for side in keys]  # side → (n,)
+    drawn = [average_cells(side, redraw) for side in keys]  # side → (n, B)
     with np.errstate(divide="ignore", invalid="ignore"):
         d = compute_contrast(contrast, recorded)  # (n,)
         cov = np.atleast_2d(np.cov(compute_contrast(contrast, drawn)))  # (n, n)

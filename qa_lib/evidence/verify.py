@@ -401,11 +401,13 @@ def describe_pooling(frame: pd.DataFrame) -> str:
     for row in frame[frame["unpooled"] != frame["verdict"]].itertuples():
         arm = "equal tuning: " if row.arm == "tuned" else ""
         told.append(f"{row.claim} ({arm}{row.unpooled} instead of {row.verdict})")
-    others = f"these would be judged otherwise: {'; '.join(told)}."
+    outcome = "every verdict would be the same."
+    if told:
+        outcome = f"these would be judged otherwise: {'; '.join(told)}."
     return (
         "The variance between seeds is pooled over comparisons of one kind, but where Levene's "
         "test finds them unlike, which with three seeds it hardly can. With the variance of each "
-        "comparison's own seeds " + (others if told else "every verdict would be the same.")
+        f"comparison's own seeds {outcome}"
     )
 
 

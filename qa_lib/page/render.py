@@ -163,10 +163,12 @@ def keep_only(nb, name: str):
         names = [node for node in tree if isinstance(node, ast.Name)]
         assigned = {node.id for node in names if isinstance(node.ctx, ast.Store)}
         used = {node.id for node in names} - assigned
-        tagged = {"parameters", "setup", name} & set(tags(cell))
-        if tagged or assigned & needed:
+        is_tagged = not {"parameters", "setup", name}.isdisjoint(tags(cell))
+        is_needed = not needed.isdisjoint(assigned)
+        if is_tagged or is_needed:
             cells.insert(0, cell)
-            needed = needed - assigned | used
+            needed -= assigned
+            needed |= used
     nb.cells = cells
     return nb
 

@@ -237,10 +237,12 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
             continue
         heading = name_sides(P, listed[row.claim])
         groups[row.stance].setdefault(heading, []).append(row)
+    tested = []
     for stance, of_stance in groups.items():
         if of_stance:
             parts.append(show_stance(P, STANCES[stance], of_stance, tables))
-    tested = [row for of_stance in groups.values() for rows in of_stance.values() for row in rows]
+        for rows in of_stance.values():
+            tested += rows
     legend = escape(f"{LEGEND} {describe_mark(verify.select(table))}".strip())
     counts = f"{verify.count_verdicts(table)} {verify.describe_changes(P.report)}".strip()
     text = (

@@ -71,17 +71,18 @@ def choose_by_trials(
     """
     rates = sorted(rates)
     for wider in range(WIDER + 1):
-        trials = {
-            model: {setting: trial(model, *setting) for setting in product(rates, epochs)}
-            for model in models
-        }
-        every = [spec for of_model in trials.values() for spec in of_model.values()]
+        trials = {}  # model → (rate, epochs) → its trial
+        every = []
+        for model in models:
+            trials[model] = {at: trial(model, *at) for at in product(rates, epochs)}
+            every += trials[model].values()
         scores = score_trials(every, score)
         if scores is None:
             return every, {}
         best = {}
         for model, of_model in trials.items():
-            best[model] = max(of_model, key=lambda at, tried=of_model: scores[tried[at].hash])
+            score_at = {at: scores[spec.hash] for at, spec in of_model.items()}
+            best[model] = max(score_at, key=score_at.get)
         best_rates = {rate for rate, _ in best.values()}
         lowest, highest = rates[0], rates[-1]
         if wider == WIDER or not {lowest, highest} & best_rates:
@@ -113,16 +114,16 @@ def choose_by_halving(
     left = {model: sorted(rates) for model in models}
     every = []
     for number in epochs:
-        of_round = {
-            model: {rate: trial(model, rate, number) for rate in left[model]} for model in models
-        }
-        for of_model in of_round.values():
-            every += of_model.values()
+        of_round = {}  # model → rate → its trial
+        for model in models:
+            of_round[model] = {rate: trial(model, rate, number) for rate in left[model]}
+            every += of_round[model].values()
         scores = score_trials(every, score)
         if scores is None:
             return every, {}
         for model, of_model in of_round.items():
-            ranked = sorted(of_model, key=lambda rate, tried=of_model: scores[tried[rate].hash])
+            score_at = {rate: scores[spec.hash] for rate, spec in of_model.items()}
+            ranked = sorted(score_at, key=score_at.get)
             half = (len(ranked) + 1) // 2
             left[model] = ranked[::-1][:half]
     return every, {model: (ranked[0], epochs[-1]) for model, ranked in left.items()}

@@ -337,7 +337,8 @@ def best_beam_span(
     valid = inside & (length >= shortest) & (length <= MAX_TOKENS)
     valid[valid] = context[first[valid]] & context[last[valid]]
     best = int(np.where(valid, scores, -np.inf).argmax())
-    return int(first[best]), int(last[best]), float(scores[best]) if valid[best] else -np.inf
+    best_score = float(scores[best]) if valid[best] else -np.inf
+    return int(first[best]), int(last[best]), best_score
 
 
 def pad_logits(logits: list[np.ndarray]) -> np.ndarray:

@@ -923,7 +923,8 @@ def score_test_sets(
         frames.append(examples.assign(set=name))
         if torch.is_tensor(model.tally):
             load[name] = model.tally.tolist()
-    return scores, load, pd.concat(frames, ignore_index=True) if frames else NO_EXAMPLES
+    examples = pd.concat(frames, ignore_index=True) if frames else NO_EXAMPLES
+    return scores, load, examples
 
 
 def save_weights(spec: Spec, model: torch.nn.Module):
