@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 
@@ -17,7 +18,7 @@ from qa_lib.__main__ import run_verb
 from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.page import charts, grids, looks, pieces, report, verdict_groups, written
-from qa_lib.reports import plans
+from qa_lib.reports import exbert, plans
 from qa_lib.reports.comparisons import Comparison, Step
 from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
@@ -522,10 +523,18 @@ def test_verdicts_are_grouped_by_the_models_that_are_compared(plant):
     assert (runs.page_folder(P) / "claims.csv").exists()
 
 
-def test_groups_without_a_primary_claim_are_folded_together(plant):
+def test_groups_without_a_primary_claim_are_folded_together(plant, monkeypatch):
+    """But for what the page's first figure leads with."""
     P = plant(printed=MODELS)
     table = verify.claims_table(P)
-    for primary, opened in (("squad-plus-8", True), ("", False)):
+    of_group, *others = exbert.COMPARISONS
+    assert of_group.claim == "headline"
+    for primary, comparisons, opened in (
+        ("squad-plus-8", others, True),
+        ("", exbert.COMPARISONS, True),
+        ("", [replace(of_group, claim="light-weight")], False),
+    ):
+        monkeypatch.setattr(exbert, "COMPARISONS", comparisons)
         table["primary"] = table["claim"] == primary
         page = bs4.BeautifulSoup(verdict_groups.show_groups(P, table), "html.parser")
         heading = page.find("h4", string="ExBERT (final) against V-DB")

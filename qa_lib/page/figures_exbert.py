@@ -443,8 +443,8 @@ def describe_information(P, information: pd.DataFrame, arm: str) -> str:
     value = low if low == high else f"{low} to {high}"
     shared = " So both domains share their experts." if bits.max() < FEW_BITS else ""
     return (
-        f"At {name_mixture(P.centre)} it is {value} bits here; with experts of its own for each "
-        f"domain it would be 1.{shared}"
+        f"At {name_mixture(P.centre)} it is {value} bits; with separate experts it would be "
+        f"1.{shared}"
     )
 
 

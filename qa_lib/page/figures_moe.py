@@ -377,8 +377,7 @@ def figure_trust(P) -> report.Html:
     caption = (
         f"Each expert by dataset, in percent, {spread}. First panel: the gate's weight. Second: "
         "the questions that the expert answers right. The experts' own datasets stand above the "
-        "line, the new ones below it, dev and test together. Bold: the highest of a row. Each "
-        "panel has its own shades."
+        "line, the new ones below it, dev and test together. Bold: the highest of a row."
     )
     told = []
     for dataset in datasets:

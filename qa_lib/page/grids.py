@@ -181,21 +181,6 @@ def list_values(of_models: dict[str, dict[str, float]], columns: list[str]) -> p
     return pd.DataFrame(rows, columns).T
 
 
-def list_epoch_seconds(P, specs: list[Spec], column: str) -> pd.DataFrame:
-    """Return a row of a grid for each run: the seconds of training in an epoch."""
-    rows = []
-    for spec, record in runs.require_records(specs):
-        row = {
-            "variant": spec.variant,
-            "model": plans.display_name(P.report, spec.variant),
-            "column": column,
-            "seed": spec.seed,
-            "value": record["training_seconds"] / list_trained(spec)[0].epochs,
-        }
-        rows.append(row | {"run": record["run"]})
-    return pd.DataFrame(rows)
-
-
 def interleave(printed: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     """Return two frames side by side, the printed column of each set before ours."""
     columns = {}

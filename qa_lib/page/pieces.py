@@ -458,7 +458,6 @@ def table_grid(
     arm: str = "printed",
     lower: tuple[str, ...] = (),
     benchmark: tuple[str, dict[str, dict[str, float]]] | None = None,
-    seconds: str | None = None,
     has_best: bool = True,
     **which,
 ) -> report.Html:
@@ -466,7 +465,7 @@ def table_grid(
 
     columns: of `collect_columns`. printed: variant → heading → value. lower: the headings under
     which a lower value is better. benchmark: whose values stand beside the printed ones, and these
-    values. seconds: the heading of a last column with the seconds of training in an epoch.
+    values.
     has_best: whether a higher or lower value is an achievement, so that the best of ours is bold.
     which: further columns of the ledger that rows must have, e.g. ratio=0.6.
     """
@@ -481,8 +480,6 @@ def table_grid(
         return report.note_absent(name)
     names = [plans.display_name(P.report, variant) for variant in ledger["variant"]]
     ledger = ledger.assign(model=names)
-    if seconds:
-        ledger = pd.concat([ledger, grids.list_epoch_seconds(P, specs, seconds)])
     known = set(ledger["variant"])
     models = list(dict.fromkeys(plans.display_name(P.report, v) for v in variants if v in known))
     cells = grids.average_cells(ledger, models)
@@ -492,10 +489,6 @@ def table_grid(
         source, values = benchmark
         further = source, {plans.display_name(P.report, v): values[v] for v in values}
     shown, classes = grids.lay_out_grid(cells, theirs, lower, further)
-    if seconds:  # how long a run took is no achievement
-        classes = classes.replace(
-            {at: {"number best": "number"} for at in classes if seconds in at}
-        )
     caption = f"{caption} {grids.describe_seeds(cells)}"
     if has_best:
         caption += grids.describe_bold(cells)
