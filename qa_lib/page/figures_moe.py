@@ -188,7 +188,7 @@ def table_controls(P) -> report.Html:
         return report.note_absent("controls")
     caption = (
         "Has the gate learnt anything? In percent, by SQuAD's scoring. Best expert: the one that "
-        "is best on validation rows. The oracle is no model: it takes, of each question, the best "
+        "is best on validation rows. The oracle takes, of each question, the best "
         "expert's answer."
     )
     variants = ["baseline", "moe", "moe-probabilities", *WITHOUT_GATE]

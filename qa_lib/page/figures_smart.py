@@ -72,6 +72,7 @@ PARTS = {
     "rrobin-smart": "three heads, SMART's terms",
     "rrobin-pre-smart": "three heads, SMART's terms",
     "rrobin-full": "three heads",
+    "rrobin-full-scaled": "three heads",
     "rrobin-full-smart": "three heads, SMART's terms",
     "rrobin-full-layer": "three heads, relational layer",
 }
