@@ -1,6 +1,7 @@
-"""What all plans share: the fields of every run, and the run that others go on from."""
+"""What all plans share: fields of runs, the run to go on from, and the experiments asked for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from qa_lib.data import selection
 from qa_lib.settings import encoder_files
@@ -43,6 +44,21 @@ def plan_start(params: Study, shared: dict, **fields) -> list[Spec]:
         "threads": params.start_threads,
     }
     return [Spec(**shared | start | fields)]
+
+
+def list_runs_of_experiments(
+    arm: Any, experiments: dict[str, Callable[[Any], list[Spec]]]
+) -> list[Spec]:
+    """Return the runs of those experiments that the parameters name, in the order of the dict.
+
+    arm: a report's Arm, which has the parameters; experiments: by name the function that returns
+    its runs.
+    """
+    specs = []
+    for name, list_runs in experiments.items():
+        if name in arm.params.experiments:
+            specs += list_runs(arm)
+    return specs
 
 
 def drop_repeats(specs: list[Spec]) -> list[Spec]:

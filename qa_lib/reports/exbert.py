@@ -448,17 +448,6 @@ WITH_EQUAL_TUNING = {
 }
 
 
-def list_runs_of_experiments(
-    arm: Arm, experiments: dict[str, Callable[[Arm], list[Spec]]]
-) -> list[Spec]:
-    """Return the runs of those experiments that the parameters name."""
-    specs = []
-    for name, list_runs in experiments.items():
-        if name in arm.params.experiments:
-            specs += list_runs(arm)
-    return specs
-
-
 # ---- the list of runs ----
 
 
@@ -503,7 +492,7 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
     specs, chosen = choose_settings(arm, models, score)
     if chosen:
-        specs += list_runs_of_experiments(chosen, WITH_EQUAL_TUNING)
+        specs += common.list_runs_of_experiments(chosen, WITH_EQUAL_TUNING)
     if "more-rows" in params.experiments:
         models = [*HEADLINE, *DENSE]
         tried, chosen = choose_settings(arm, models, score, "{}-more-trial", params.more_rows)
@@ -534,7 +523,7 @@ def plan(
     for name in params.arms:
         arm = Arm(params, shared | {"arm": name}, models)
         if name == "printed":
-            specs += list_runs_of_experiments(arm, EXPERIMENTS)
+            specs += common.list_runs_of_experiments(arm, EXPERIMENTS)
         else:
             specs += plan_tuned_arm(arm, score)
     return start + common.drop_repeats(specs)

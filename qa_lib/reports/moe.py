@@ -388,9 +388,7 @@ def plan_printed_arm(params: Parameters, shared: dict) -> list[Spec]:
     for seed in params.seeds:
         arm = Arm(params, shared | {"seed": seed})
         specs += arm.list_model_runs("baseline")
-        for name, list_runs in EXPERIMENTS.items():
-            if name in params.experiments:
-                specs += list_runs(arm)
+        specs += common.list_runs_of_experiments(arm, EXPERIMENTS)
     # Further seeds of what Fig. 2 compares, for its curves alone: with test scores these two models
     # would have other seeds than those beside them.
     for seed in params.curve_seeds:

@@ -699,12 +699,10 @@ def plan(
     specs = []
     for name in params.arms:
         arm = Arm(params, shared | {"arm": name}, models)
-        if name == "tuned":
+        if name == "printed":
+            specs += common.list_runs_of_experiments(arm, EXPERIMENTS)
+        else:
             specs += plan_tuned_arm(arm, score)
-            continue
-        for experiment, list_runs in EXPERIMENTS.items():
-            if experiment in params.experiments:
-                specs += list_runs(arm)
     return start + common.drop_repeats(specs)
 
 
