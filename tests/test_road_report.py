@@ -226,6 +226,24 @@ def test_a_teacher_of_the_study_s_own_seeds_is_no_further_teacher(load):
     assert seeds["mtl-teacher"] == {200}
 
 
+def test_the_costs_name_the_runs_of_the_teachers(load, monkeypatch):
+    def read_records(specs):
+        values = {"parameters": 1, "training_seconds": 6.0}
+        return [(spec, values | {"run": spec.run}) for spec in specs]
+
+    monkeypatch.setattr(figures_road.runs, "require_records", read_records)
+    monkeypatch.setattr(figures_road.report, "save_table", lambda P, name, frame, caption: frame)
+    params = load(size="small", experiments=["distillation"], seeds=[0])
+    [student] = [spec for spec in plans.plan(params) if spec.variant == "kd"]
+    frame = figures_road.table_cost(params)
+    of_student = frame["model"] == plans.display_name("road", "kd")
+    [row] = frame[of_student].to_dict("records")
+    behind = [run for teacher in student.teachers for run in (teacher, teacher.start)]
+    assert set(row["run"]) == {spec.run for spec in [student, student.start, *behind]}
+    others = {spec.hash for spec in behind} - {student.start.hash}
+    assert row["seconds of its teachers"] == f"{6 * len(others)}"
+
+
 def test_the_central_comparison_may_have_more_seeds(load):
     parts = ["heads", "pretraining", "controls", "passes", "distillation"]
     params = load(size="small", experiments=parts, seeds=[0, 1, 2], side_seeds=[0])

@@ -316,7 +316,7 @@ def table_cost(P) -> report.Html:
             "seconds of fine-tuning": average_seconds(records, len(own)),
             "seconds of its teachers": average_seconds(others, len(own)),
         }
-        rows.append(row | {"run": tuple(record["run"] for record in records + before)})
+        rows.append(row | {"run": tuple(record["run"] for record in records + before + others)})
     if not rows:
         return report.note_absent("models")
     caption = (
