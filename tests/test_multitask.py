@@ -467,6 +467,25 @@ def test_the_training_loss_is_the_task_s_without_extra_terms(limit, small_encode
         assert row["extra_loss"] == pytest.approx(64.0, abs=1e-4)
 
 
+class Logged(Constant):
+    """A constant term that the training loss has too, as a router's."""
+
+    in_train_loss = True
+
+
+def test_the_training_loss_leaves_out_those_terms_alone_that_say_so(small_encoder, monkeypatch):
+    spec = make_spec(small_encoder, epochs=1.0)
+    first = []
+    for losses in ([Logged()], [Logged(), Constant()]):
+        monkeypatch.setattr(build, "make_losses", lambda spec, model, steps, made=losses: made)
+        first.append(train.train(spec, progress=show_nothing))
+    alone, both = first
+    assert both["history"][0] == pytest.approx(alone["history"][0], abs=1e-4)
+    assert all("extra_loss" not in row for row in alone["load"]["training"])
+    for row in both["load"]["training"]:
+        assert row["extra_loss"] == pytest.approx(64.0, abs=1e-4)
+
+
 FROZEN = Heads(frozen=True, pooling="mean", score="distribution")
 
 

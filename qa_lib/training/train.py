@@ -76,8 +76,8 @@ class RunTrainer(Trainer):
         self.tokenizer = tokenizer
         self.sampler = sampler
         self.losses = losses
-        # What the extra losses added at each step since the last log, so that the training loss can
-        # be logged without it.
+        # What the extra losses without `in_train_loss` added at each step since the last log, so
+        # that the training loss can be logged without it.
         self.added: list[torch.Tensor] = []
         self.pass_limit = multitask.limit_pass(spec)  # tokens
         self.share = 1.0  # of the batch's rows that are in the pass that is computed
@@ -117,9 +117,12 @@ class RunTrainer(Trainer):
         out = model(**inputs)
         whole = self.accelerator.unwrap_model(model)
         step = self.state.global_step
-        loss = build.add_losses(self.losses, whole, inputs, out, out.loss, step)
-        if not all(extra.in_train_loss for extra in self.losses):
-            self.added.append(self.share * (loss - out.loss).detach())
+        logged = [extra for extra in self.losses if extra.in_train_loss]
+        left_out = [extra for extra in self.losses if not extra.in_train_loss]
+        train_loss = build.add_losses(logged, whole, inputs, out, out.loss, step)
+        loss = build.add_losses(left_out, whole, inputs, out, train_loss, step)
+        if left_out:
+            self.added.append(self.share * (loss - train_loss).detach())
         loss = self.share * loss
         return (loss, out) if return_outputs else loss
 
