@@ -181,6 +181,21 @@ def test_every_column_of_the_ledger_is_a_taken_name():
 
 
 @pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"dense": 2.0},
+            "dense: it is the width .* there is no layer; name a layer, or leave dense",
+        ),
+        ({"layer": Layer(), "heads": Heads()}, "layer: it stands in a model of one span head, and"),
+    ],
+)
+def test_a_layer_that_no_model_has_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        make_spec(**changes)
+
+
+@pytest.mark.parametrize(
     "text, words",
     [
         ("seeds=[0", "-p seeds=.0: not a value of YAML"),
@@ -543,6 +558,20 @@ def test_a_wrong_value_in_yaml_names_file_and_line(tmp_path, monkeypatch):
     words = rf"params/quick/exbert.yaml, line {number}: learning_rate: '1e-5' is read as text"
     with pytest.raises(UserError, match=words):
         plans.load_params("exbert", "quick")
+
+
+def test_a_file_that_is_gone_is_no_missing_profile(tmp_path, monkeypatch):
+    monkeypatch.setattr(params, "ROOT", tmp_path)
+    words = "params/datasets.yaml does not exist, and .*; git restore params/datasets.yaml brings"
+    with pytest.raises(UserError, match=words):
+        params.read_yaml(tmp_path / "params" / "datasets.yaml")
+
+
+def test_a_profile_that_a_report_lacks_is_one_sentence():
+    """Each of the profile's files is there or not; own data are for one report alone."""
+    words = "^params/own/moe.yaml does not exist: this report has no such profile yet; name another"
+    with pytest.raises(UserError, match=words):
+        plans.load_params("moe", "own")
 
 
 def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):

@@ -118,7 +118,12 @@ def load_params(
     values, places = {}, {}
     for folder in ("", profile):
         file = params.ROOT / "params" / folder / f"{slug}.yaml"
-        place = f"{file.relative_to(params.ROOT)}, line "
+        shown = file.relative_to(params.ROOT)
+        if folder and not file.exists():
+            raise params.UserError(
+                f"{shown} does not exist: this report has no such profile yet; name another PROFILE"
+            )
+        place = f"{shown}, line "
         of_file, lines = params.read_yaml(file)
         of_small = of_file.pop("small", None) or {}  # every line of it may be a comment
         if not isinstance(of_small, dict):

@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         value, lines = parse_yaml(text)
     except FileNotFoundError:
         raise UserError(
-            f"{shown} does not exist: this report has no such profile yet; name another PROFILE"
+            f"{shown} does not exist, and the study needs it; git restore {shown} brings it back"
         ) from None
     except OSError as e:
         raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
