@@ -158,6 +158,20 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
+    def _layer(self):
+        if self.dense is not None and not self.layer:
+            raise ValueError(
+                "dense: it is the width of what stands in place of the layer's experts, and there "
+                "is no layer; name a layer, or leave dense out"
+            )
+        if self.layer and self.heads:
+            raise ValueError(
+                "layer: it stands in a model of one span head, and the run has heads by dataset; "
+                "leave layer or heads out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _distillation(self):
         if self.distillation and not self.teachers:
             raise ValueError(
