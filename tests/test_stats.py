@@ -165,6 +165,15 @@ def test_claims_validate_and_their_columns_exist(file):
     assert ids == [c.id for c in claims], "an id stands twice"
 
 
+def test_a_control_keeps_the_target_of_a_difference_alone():
+    """The other side may differ in what both sides name, and has no columns of its own then."""
+    contrast = {"ours": {"variant": "v-db"}, "both": {"ratio": 0.8}, "target": 2.0}
+    difference = make_claim(contrast=contrast | {"against": {}}, control="plain-tuned")
+    assert control_claim(difference).contrast.target == 2.0
+    value = make_claim(contrast=contrast | {"against": None}, control="plain-tuned")
+    assert control_claim(value).contrast.target == 0.0
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
 def test_every_claim_has_a_stance(file):
     stances = claims_module.read_stances(file.stem)

@@ -203,9 +203,13 @@ def read_claims(slug: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -> 
 def control_claim(claim: Claim) -> Claim:
     """Return the claim against its control, as a superiority that is never primary."""
     contrast = claim.contrast
-    other_side = contrast.ours if contrast.against is None else contrast.against
+    if contrast.against is None:
+        other_side = contrast.ours
+        target = 0.0
+    else:
+        other_side = contrast.against
+        target = contrast.target
     against = {**other_side, "variant": claim.control}
-    target = contrast.target if contrast.against else 0.0
     contrast = contrast.model_copy(update={"against": against, "target": target})
     each = []
     for column in contrast.each:
