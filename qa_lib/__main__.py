@@ -234,6 +234,11 @@ def run_overview(args: argparse.Namespace) -> int:
     """Draw the page about all reports, or write the README's parts."""
     from qa_lib.page import overview, readme
 
+    if args.readme and args.profile not in (None, readme.PROFILE):
+        raise UserError(
+            f"--profile {args.profile} does not go with --readme, which writes what was found at "
+            f"profile {readme.PROFILE}; leave one of them out"
+        )
     if args.readme:
         readme.write_readme()
     else:
@@ -268,7 +273,9 @@ def run_land(args: argparse.Namespace) -> int:
     for p in choices:
         specs += plans.plan(p)
     print_stale(specs)
-    print(f"{runs.land(args.report, specs)} new records in records/{args.report}")
+    folder = runs.RECORDS / args.report  # QA_RECORDS may name another place than records/
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    print(f"{runs.land(args.report, specs)} new records in {shown}")
     return 0
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from test_house import make
 
+from qa_lib.__main__ import run_verb
 from qa_lib.evidence import claims, verify
 from qa_lib.page import overview, readme, render, report, written
 from qa_lib.reports import plans
@@ -180,6 +181,13 @@ def test_the_readme_tells_of_landed_runs_alone(page_at_paper, monkeypatch):
 # ---- the committed page ----
 
 LOCAL = re.compile(r"^(?!#|https?:)")  # the address of a file beside the page
+
+
+def test_the_readme_is_of_no_profile_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(readme, "write_readme", lambda: None)
+    with pytest.raises(UserError, match="^--profile paper does not go with --readme, which writes"):
+        run_verb(["overview", "--readme", "--profile", "paper"])
+    assert run_verb(["overview", "--readme", "--profile", "real"]) == 0
 
 
 def load_committed(monkeypatch) -> dict[str, tuple[str, pd.DataFrame]]:

@@ -129,6 +129,17 @@ def test_a_landed_record_is_read_without_the_run(tiny, store):
             runs.find_record(spec)
 
 
+def test_land_names_the_folder_that_it_writes_to(store, monkeypatch, capsys):
+    monkeypatch.setattr(plans, "load_from_args", lambda args, size: SimpleNamespace(profile="real"))
+    monkeypatch.setattr(plans, "plan", lambda p: [])
+    run_verb(["land", "exbert", "--profile", "real", "--data", "data"])
+    assert capsys.readouterr().out.endswith(f"new records in {store / 'records' / 'exbert'}\n")
+    monkeypatch.setattr(runs, "RECORDS", ROOT / "records")
+    monkeypatch.setattr(runs, "land", lambda report, specs: 3)
+    run_verb(["land", "exbert", "--profile", "real", "--data", "data"])
+    assert capsys.readouterr().out.endswith("3 new records in records/exbert\n")
+
+
 def test_runs_of_either_size_are_landed_where_none_is_named(monkeypatch):
     seen = []
     monkeypatch.setattr(runs, "land", lambda report, specs: seen.append({s.size for s in specs}))
