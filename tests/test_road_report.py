@@ -11,7 +11,7 @@ from test_teachers import clear_texts, plant_rows
 from qa_lib.data import selection
 from qa_lib.evidence import claims, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import figures_road
+from qa_lib.page import figures_road, figures_teachers, report
 from qa_lib.reports import comparisons, plans, road
 from qa_lib.settings import encoder_files, params
 from qa_lib.settings.parameters import Distillation
@@ -224,6 +224,21 @@ def test_a_teacher_of_the_study_s_own_seeds_is_no_further_teacher(load):
         seeds[s.variant].add(s.seed)
     assert seeds["mtl"] == {0, 100}
     assert seeds["mtl-teacher"] == {200}
+
+
+def test_a_table_that_was_not_run_is_called_as_parameters_call_it(load):
+    """A note by another name would not be dropped where the page lists the parts that it lacks."""
+    params = load(size="small", experiments=["heads"], arms=["printed"])
+    for draw, part in (
+        (figures_road.table_controls, "controls"),
+        (figures_teachers.table_soft_pretraining, "soft-pretraining"),
+    ):
+        assert draw(params) == report.note_absent(part)
+        assert part in report.name_parts_not_run(params)
+    tuned = load(size="small", experiments=["pretraining"], arms=["tuned"], seeds=[0])
+    [absent] = {figures_road.table_heads(tuned), figures_road.table_pretraining(tuned)}
+    assert absent == report.note_absent("the report's settings")
+    assert figures_road.table_pretraining(params, "tuned") == report.note_absent("equal tuning")
 
 
 def test_the_costs_name_the_runs_of_the_teachers(load, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from qa_lib.data import selection
 from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import figures_smart, pieces, tables
+from qa_lib.page import figures_smart, pieces, report, tables
 from qa_lib.reports import comparisons, plans, smart
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
@@ -83,6 +83,20 @@ def test_the_first_runs_on_real_data_are_the_rows_and_controls_that_they_are_nam
     assert {s.precision for s in specs} == {"fp32"}
     assert {s.threads for s in specs} == {1}
     assert {s.epochs for s in specs} == {4}
+
+
+def test_a_part_that_was_not_run_is_called_as_parameters_call_it(load):
+    params = load(size="small", experiments=["reviews"], arms=["printed"])
+    parts = {
+        "single": figures_smart.table_altered,
+        "controls": figures_smart.table_controls,
+        "weights": figures_smart.figure_weights,
+        "imbalance": figures_smart.figure_imbalance,
+        "quora": figures_smart.figure_quora,
+    }
+    for part, draw in parts.items():
+        assert draw(params) == report.note_absent(part)
+    assert set(parts) <= set(report.name_parts_not_run(params))
 
 
 def test_a_model_may_have_further_seeds(load):

@@ -208,7 +208,7 @@ def table_heads(P) -> report.Html:
         "tables have a lower one for the same models."
     )
     variants, columns = ["baseline", "joint-head"], name_target_columns(P)
-    return pieces.table_grid(P, "table1", caption, variants, columns, TABLE_1)
+    return pieces.table_grid(P, "table1", caption, variants, columns, TABLE_1, part="heads")
 
 
 def table_pretraining(P, arm: str = "printed") -> report.Html:
@@ -221,14 +221,16 @@ def table_pretraining(P, arm: str = "printed") -> report.Html:
     if arm == "printed":
         caption = f"Tables 3 and 4. {caption} The report's encoder is ELECTRA-Large."
     variants = list(PRETRAINED) if arm == "printed" else [*PRETRAINED, *CONTROLS, *TAUGHT]
-    return pieces.table_grid(P, name, caption, variants, name_columns(P), printed, arm=arm)
+    columns, part = name_columns(P), "pretraining"
+    return pieces.table_grid(P, name, caption, variants, columns, printed, arm=arm, part=part)
 
 
 def table_controls(P) -> report.Html:
     """Return the scores of the controls beside ROaD."""
     caption = "ROaD and what could explain it, at the report's settings."
     variants = ["mtl", *CONTROLS]
-    return pieces.table_grid(P, "table_controls", caption, variants, name_columns(P), {})
+    name, part = "table_controls", "controls"
+    return pieces.table_grid(P, name, caption, variants, name_columns(P), {}, part=part)
 
 
 def table_cited() -> report.Html:

@@ -509,32 +509,33 @@ def tell_batches(P) -> str:
 
 
 def draw_sentiment(
-    P, name: str, caption: str, variants: tuple[str, ...], by: str, label: str, **more
+    P, part: str, caption: str, variants: tuple[str, ...], by: str, label: str, **more
 ) -> report.Html:
-    """Return accuracy on sentiment over the values of one setting."""
+    """Return accuracy on sentiment over the values of one setting. part: the sweep's experiment."""
     columns = {SCORES[0]: (P.domains[0], "accuracy")}
-    return pieces.figure_sweep(P, name, caption, variants, by, label, columns, **more)
+    name = f"fig_{part}"
+    return pieces.figure_sweep(P, name, caption, variants, by, label, columns, part=part, **more)
 
 
 def figure_weights(P) -> report.Html:
     """Return accuracy by λ."""
     caption = f"Accuracy on sentiment by the weight λ of the adversarial term. {tell_batches(P)}"
     variants, by = ("smart-weight",), "smart_adversarial"
-    return draw_sentiment(P, "fig_weights", caption, variants, by, "λ", baseline="finetune")
+    return draw_sentiment(P, "weights", caption, variants, by, "λ", baseline="finetune")
 
 
 def figure_radius(P) -> report.Html:
     """Return accuracy by ε."""
     caption = f"Accuracy on sentiment by the radius ε of the ball. {tell_batches(P)}"
     variants, by = ("smart-radius",), "smart_radius"
-    return draw_sentiment(P, "fig_radius", caption, variants, by, "ε", baseline="finetune")
+    return draw_sentiment(P, "radius", caption, variants, by, "ε", baseline="finetune")
 
 
 def figure_bregman(P) -> report.Html:
     """Return accuracy by μ."""
     caption = f"Accuracy on sentiment by the weight μ of the Bregman term. {tell_batches(P)}"
     variants, by = ("smart-bregman",), "smart_bregman"
-    return draw_sentiment(P, "fig_bregman", caption, variants, by, "μ", baseline="finetune")
+    return draw_sentiment(P, "bregman", caption, variants, by, "μ", baseline="finetune")
 
 
 def figure_sizes(P) -> report.Html:
@@ -543,7 +544,7 @@ def figure_sizes(P) -> report.Html:
         P
     )
     variants = ("finetune-size", "smart-size")
-    return draw_sentiment(P, "fig_sizes", caption, variants, "rows", "training rows")
+    return draw_sentiment(P, "sizes", caption, variants, "rows", "training rows")
 
 
 def figure_imbalance(P) -> report.Html:
@@ -556,7 +557,7 @@ def figure_imbalance(P) -> report.Html:
         ("finetune-imbalance", "smart-imbalance"),
         "rows of the first class to the last",
     )
-    return draw_sentiment(P, "fig_imbalance", caption, variants, "imbalance_ratio", label)
+    return draw_sentiment(P, "imbalance", caption, variants, "imbalance_ratio", label)
 
 
 def figure_quora(P) -> report.Html:
@@ -566,7 +567,7 @@ def figure_quora(P) -> report.Html:
         "same number of steps."
     )
     variants, label = ("rrobin-full-size",), "training rows of all tasks"
-    return draw_sentiment(P, "fig_quora", caption, variants, "rows", label)
+    return draw_sentiment(P, "quora", caption, variants, "rows", label)
 
 
 # ---- full tables ----
@@ -605,7 +606,8 @@ def table_altered(P) -> report.Html:
         "word of a sentence is changed."
     )
     columns = name_altered_columns(P)
-    return pieces.table_grid(P, "table_altered", caption, list(ALTERED), columns, {})
+    name, part = "table_altered", "single"
+    return pieces.table_grid(P, name, caption, list(ALTERED), columns, {}, part=part)
 
 
 def table_classes(P) -> report.Html:
@@ -615,8 +617,10 @@ def table_classes(P) -> report.Html:
         "calibration error (ECE), of which less is better; all in percent."
     )
     columns = name_class_columns(P)
-    variants, lower = list(TABLE_2), (CALIBRATION,)
-    return pieces.table_grid(P, "table_classes", caption, variants, columns, CLASSES, lower=lower)
+    variants, lower, part = list(TABLE_2), (CALIBRATION,), "single"
+    return pieces.table_grid(
+        P, "table_classes", caption, variants, columns, CLASSES, lower=lower, part=part
+    )
 
 
 def table_single(P) -> report.Html:
@@ -663,7 +667,8 @@ def table_controls(P) -> report.Html:
     caption = (
         "The controls, at the report's settings: accuracy, and of similarity Pearson's r × 100."
     )
-    return pieces.table_grid(P, "table_controls", caption, list(CONTROLS), name_columns(P), {})
+    name, part = "table_controls", "controls"
+    return pieces.table_grid(P, name, caption, list(CONTROLS), name_columns(P), {}, part=part)
 
 
 def table_examples(P) -> report.Html:

@@ -171,6 +171,17 @@ def list_parts_not_run(P) -> report.Html:
     return fold("Parts of the study that were not run here", ", ".join(missing) + ".")
 
 
+def note_not_run(P, arm: str, part: str | None) -> report.Html:
+    """Return the note in place of a table or figure that no run of an arm is for.
+
+    It names the arm where that was not run, and equal tuning in any case. Else it names the part:
+    an experiment by the name that parameters have for it. None: the models are not run.
+    """
+    if arm == "tuned" or arm not in P.arms:
+        return report.note_absent(ARMS[arm])
+    return report.note_absent(part or "models")
+
+
 # ---- figures ----
 
 
@@ -348,24 +359,25 @@ def figure_sweep(
     columns: dict[str, tuple],
     baseline: str | None = None,
     arm: str = "printed",
+    part: str | None = None,
     **which,
 ) -> report.Html:
     """Return scores over the values of one setting, a panel for each set.
 
     variants: those of the sweep. by: the column of the ledger that varies; label: how the axis
     calls it. columns: of `collect_columns`. baseline: a variant without the setting, whose mean is
-    a dashed line. which: further columns of the ledger that rows must have.
+    a dashed line. part: the experiment that runs the variants. which: further columns of the
+    ledger that rows must have.
     """
-    part = name.removeprefix("fig_")
     of_arm = [spec for spec in plans.plan(P) if spec.arm == arm]
     specs = [spec for spec in of_arm if spec.variant in variants]
     if not specs:
-        return report.note_absent(part)
+        return note_not_run(P, arm, part)
     rows = collect_columns(runs.collect_ledger(specs), columns)
     for column, value in which.items():
         rows = rows[rows[column] == value]
     if rows.empty:
-        return report.note_absent(part)
+        return note_not_run(P, arm, part)
     swept = set(rows["seed"])
     beside = [spec for spec in of_arm if spec.variant == baseline and spec.seed in swept]
     lines = collect_columns(runs.collect_ledger(beside), columns) if beside else rows[:0]
@@ -459,6 +471,7 @@ def table_grid(
     lower: tuple[str, ...] = (),
     benchmark: tuple[str, dict[str, dict[str, float]]] | None = None,
     has_best: bool = True,
+    part: str | None = None,
     **which,
 ) -> report.Html:
     """Return a grid of results, model × set, with what the report prints.
@@ -467,17 +480,18 @@ def table_grid(
     which a lower value is better. benchmark: whose values stand beside the printed ones, and these
     values.
     has_best: whether a higher or lower value is an achievement, so that the best of ours is bold.
-    which: further columns of the ledger that rows must have, e.g. ratio=0.6.
+    part: the experiment that runs the variants. which: further columns of the ledger that rows must
+    have, e.g. ratio=0.6.
     """
     specs = [spec for spec in plans.plan(P) if spec.arm == arm and spec.variant in variants]
     if not specs:
-        return report.note_absent(ARMS[arm] if arm == "tuned" else name)
+        return note_not_run(P, arm, part)
     ledger = runs.collect_ledger(specs)
     for column, value in which.items():
         ledger = ledger[ledger[column] == value]
     ledger = collect_columns(ledger, columns)
     if ledger.empty:
-        return report.note_absent(name)
+        return note_not_run(P, arm, part)
     names = [plans.display_name(P.report, variant) for variant in ledger["variant"]]
     ledger = ledger.assign(model=names)
     known = set(ledger["variant"])
@@ -497,13 +511,16 @@ def table_grid(
     return grids.save_frame(P, name, shown, classes, caption, cells)
 
 
-def save_grid(P, name: str, caption: str, rows: pd.DataFrame) -> report.Html:
+def save_grid(
+    P, name: str, caption: str, rows: pd.DataFrame, part: str | None = None
+) -> report.Html:
     """Return a grid of results whose rows have names of their own.
 
-    rows: of a ledger, with `model`, a row's name, and `column`, in the order of the table.
+    rows: of a ledger, with `model`, a row's name, and `column`, in the order of the table. part:
+    the experiment that runs them.
     """
     if rows.empty:
-        return report.note_absent(name)
+        return note_not_run(P, "printed", part)
     cells = grids.average_cells(rows, list(dict.fromkeys(rows["model"])))
     shown, classes = grids.lay_out_grid(cells, {})
     caption = f"{caption} {grids.describe_seeds(cells)}{grids.describe_bold(cells)}"
