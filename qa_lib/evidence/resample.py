@@ -32,19 +32,6 @@ def mean(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return S / m
 
 
-def correlation(moments: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    r"""Return 100 times Pearson's r, (B, R), likewise.
-
-    $r = (\overline{xy} - \bar x \bar y) / (s_x s_y)$
-
-    moments (6, K, R): of each cluster its rows and the sums of x, y, x², y² and xy.
-    """
-    n, *sums = weights @ moments  # (6, B, R)
-    x, y, xx, yy, xy = (s / n for s in sums)
-    with np.errstate(invalid="ignore"):  # one cluster drawn each time
-        return 100 * (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y))
-
-
 def count_rows(name: str, rows: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of each cluster (index) that each run (columns) was tested on.
 
@@ -70,19 +57,15 @@ def count_rows(name: str, rows: pd.DataFrame, recorded: pd.DataFrame) -> pd.Data
     return count
 
 
-def choose_columns(metric: str, rows: pd.DataFrame) -> list[str]:
-    """Return the columns of examples that a metric is computed from.
+def choose_column(metric: str, rows: pd.DataFrame) -> str:
+    """Return the column of examples whose mean a metric is.
 
-    A correlation has two where the examples hold what was predicted and what is right. Else it has
-    one, of values whose mean it is (tasks/sentence.py).
+    That of a correlation has the influence of each example on it (tasks/sentence.py).
     """
-    has_pairs = "gold" in rows and rows["gold"].notna().all()
-    if has_pairs and metric in ("pearson", "score"):
-        return ["predicted", "gold"]
-    if metric == "score":
-        is_scored = "pearson" in rows and rows["pearson"].notna().all()
-        return ["pearson"] if is_scored else ["accuracy"]
-    return [metric]
+    if metric != "score":
+        return metric
+    is_scored = "pearson" in rows and rows["pearson"].notna().all()
+    return "pearson" if is_scored else "accuracy"
 
 
 def redraw_metric(
@@ -100,35 +83,27 @@ def redraw_metric(
     the mean over rows nor the mean over clusters is what the ledger has.
     """
     scored = rows[rows["run"].isin(recorded["run"])]  # not every run has every metric
-    columns = choose_columns(metric, rows)
-    x = scored[columns].astype(float)
-    bad = x.isna().any(axis=1)
+    x = scored[choose_column(metric, rows)].astype(float)
+    bad = x.isna()
     if bad.any():
         raise UserError(
             f"{scored['run'][bad].iloc[0]}: {metric} of an example of {name} is not a number; "
             "train it again"
         )
-    is_pair = len(columns) == 2
-    if is_pair:
-        x = pd.concat([x, x**2, x.prod(axis=1)], axis=1)
-    by = [scored["cluster"], scored["run"]]
-    sums = [column.groupby(by, observed=True).sum().unstack() for _, column in x.items()]
-    names = list(sums[0])
-    S = np.stack([count[names], *sums]).astype(float)  # (2 or 6, K, R)
-    if is_pair:
-        ways = [(correlation, S)]
-    else:  # the mean over rows, and the mean of cluster means
-        ways = [(mean, S), (mean, np.stack([np.ones_like(S[0]), S[1] / S[0]]))]
+    sums = x.groupby([scored["cluster"], scored["run"]], observed=True).sum().unstack()
+    names = list(sums)
+    over_rows = np.stack([count[names], sums]).astype(float)  # (2, K, R)
+    of_clusters = np.stack([np.ones_like(over_rows[0]), over_rows[1] / over_rows[0]])
+    ways = [over_rows, of_clusters]  # the mean over rows, and the mean of cluster means
     value = recorded.drop_duplicates("run").set_index("run")["value"][names].to_numpy()
     once = np.ones((1, len(count)))
-    off = [np.abs(way(moments, once)[0] - value) for way, moments in ways]  # (R,) each
+    off = [np.abs(mean(moments, once)[0] - value) for moments in ways]  # (R,) each
     best = min(range(len(ways)), key=lambda i: off[i].max())
     if not off[best].max() < 0.01:
         raise UserError(
             f"{names[off[best].argmax()]}: ledger and examples disagree about {metric} on {name}"
         )
-    way, moments = ways[best]
-    drawn = way(moments, weights).T  # (R, B)
+    drawn = mean(ways[best], weights).T  # (R, B)
     return {(run, name, metric): scores for run, scores in zip(names, drawn, strict=True)}
 
 
@@ -140,10 +115,9 @@ def resample(
     A set's resamples are the same for all runs, so that pairs stay pairs. K − 1 of K clusters are
     drawn, so that the variance of a mean is not too small by 1/K (Rao and Wu 1988).
 
-    examples: run, set, cluster, and of each row its score in a column of the metric's name; of a
-    set that is scored by a correlation also `predicted` and `gold` in its place. `score` is a set's
-    own metric: that correlation, else accuracy. Raises UserError where ledger and examples do not
-    fit.
+    examples: run, set, cluster, and of each row its score in a column of the metric's name.
+    `score` is a set's own metric: a correlation, else accuracy. Raises UserError where ledger and
+    examples do not fit.
     """
     rng = np.random.default_rng(seed)
     draws = {}
