@@ -271,7 +271,6 @@ def test_the_central_comparison_may_have_more_seeds(load):
     assert teachers == {100, 200}
     assert {"joint-head", "mtl-own-heads", "mtl-passes-1", "kd", "mtl-ensemble"} <= set(seeds)
     assert all(own == {0} for own in seeds.values())
-    assert params.fewest_seeds == 1
     text = "3 seeds of the plain model, the target alone, MT-DNN and ROaD, 1 of the others"
     assert text in params.describe_training()
 

@@ -109,7 +109,6 @@ def test_a_model_may_have_further_seeds(load):
     assert seeds.pop("finetune") == seeds.pop("smart") == [0, 1, 2]
     assert {"pretrain", "rrobin", "rrobin-smart"} <= set(seeds)
     assert all(own == [0] for own in seeds.values())
-    assert params.fewest_seeds == 1
     assert params.describe_training().endswith("; 1 to 3 seeds of each model")
     # with other seeds a model's own come to them
     params = load(seeds=[1, 3], experiments=["single"], further_seeds=further)

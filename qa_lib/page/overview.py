@@ -34,7 +34,6 @@ class Page:
     profile: str
     report: str = "overview"
     size: str = ""
-    fewest_seeds: int = 0
 
     @property
     def beside(self) -> str:

@@ -93,7 +93,7 @@ def save_table(
     caption = f"{caption} {describe_seeds(frame)}".strip()
     evidence = [" ".join(_tuple(run)) for run in frame["run"]]
     _write_file(P, f"{name}.csv", runs.format_csv(frame.assign(run=evidence)))
-    shown = _format_frame(P, frame, digits)
+    shown = _format_frame(frame, digits)
     if "seeds" in shown and shown["seeds"].nunique() == 1 and shown["seeds"].iloc[0].isdigit():
         shown = shown.drop(columns="seeds")  # the caption says it
     _write_file(P, f"{name}.md", _format_markdown(shown, profile_tag(P), caption))
@@ -398,18 +398,17 @@ def describe_seeds(frame: pd.DataFrame) -> str:
     return f"{text}."
 
 
-def _format_frame(P, frame: pd.DataFrame, digits: int) -> pd.DataFrame:
+def _format_frame(frame: pd.DataFrame, digits: int) -> pd.DataFrame:
     """Return the frame as text, one line a cell.
 
-    Means are "mean ± sd", missing seeds are counted, and runs stand by the digits of their hash.
+    Means are "mean ± sd", one seed is marked, and runs stand by the digits of their hash.
     """
 
     def text(column, values) -> str:
         value, sd = values[column], values.get(f"{column}_sd")
         value = value.item() if hasattr(value, "item") else value
         if column == "seeds":
-            least = P.fewest_seeds
-            return f"{value}" + f" of {least}" * (value < least) + " (no sd)" * (value == 1)
+            return "1 (no sd)" if value == 1 else f"{value}"
         if isinstance(value, float):
             spread = "" if sd is None or pd.isna(sd) else f" ± {sd:.{digits}f}"
             return "–" if pd.isna(value) else f"{value:,.{digits}f}{spread}"

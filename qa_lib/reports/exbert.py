@@ -156,11 +156,6 @@ class Parameters(Layer, Study):
     def mixtures(self) -> tuple[float, ...]:
         return tuple(self.ratios)
 
-    @property
-    def fewest_seeds(self) -> int:
-        dense_seeds = self.dense_seeds or self.seeds
-        return min(len(self.seeds), len(self.side_seeds), len(dense_seeds))
-
     def describe_training(self) -> str:
         return f"{self.train_rows:,} training examples a mixture; {self.describe_seeds()}"
 

@@ -296,12 +296,6 @@ class Parameters(Study):
             names.append(self.base_encoder)
         return names
 
-    @property
-    def fewest_seeds(self) -> int:
-        side_seeds = self.side_seeds or self.seeds
-        sweep_seeds = self.sweep_seeds or side_seeds
-        return min(len(self.seeds), len(side_seeds), len(sweep_seeds))
-
     def describe_seeds(self) -> str:
         text = super().describe_seeds()
         if self.side_seeds and len(self.side_seeds) != len(self.seeds):

@@ -253,10 +253,6 @@ class Parameters(Study):
             places[self.reviews] = REVIEWS
         return places
 
-    @property
-    def fewest_seeds(self) -> int:
-        return min(len(self.seeds), len(self.sweep_seeds or self.seeds))
-
     def list_seeds(self, model: str) -> list[int]:
         """Return the seeds of a model's runs."""
         return list(dict.fromkeys([*self.seeds, *self.further_seeds.get(model, [])]))

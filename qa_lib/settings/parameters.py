@@ -322,11 +322,6 @@ class Study(Strict):
         """Generated dataset → the dataset in whose place it stands, as the claims call that."""
         return {}
 
-    @property
-    def fewest_seeds(self) -> int:
-        """The seeds of the comparison that has the fewest."""
-        return len(self.seeds)
-
     def describe_training(self) -> str:
         """Return the training rows and the seeds, as a page's head says them."""
         return f"{self.train_rows:,} training examples of each domain; {self.describe_seeds()}"
