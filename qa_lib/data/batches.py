@@ -180,11 +180,14 @@ class RoundRobin(BatchesByDataset):
         while len(batches) < self.rounds:
             rng = random.Random(f"{self.seed}/{self.epoch}/{dataset}/{len(batches)}")
             left = self.rounds - len(batches)
-            of_pass = self.pass_over_all if self.is_full else self.pass_over_subset
-            batches += of_pass(dataset, left, rng)[:left]
+            if self.is_full:
+                of_pass = self.pass_over_all(dataset, left, rng)
+            else:
+                of_pass = self.pass_over_subset(dataset, rng)
+            batches += of_pass[:left]
         return batches
 
-    def pass_over_subset(self, dataset: str, left: int, rng: random.Random) -> list[list[int]]:
+    def pass_over_subset(self, dataset: str, rng: random.Random) -> list[list[int]]:
         """Return full batches of the dataset's rows of every epoch.
 
         A dataset with less than a batch to spare gives all its rows in turn.
