@@ -443,11 +443,25 @@ def test_a_mixture_leaves_out_what_another_of_its_sets_holds_out(monkeypatch):
     train = [make_row(i) for i in range(30)]
     whole = {
         "a": selection.Splits(train[:9], [], [], selection.Counter()),
-        "b": selection.Splits(train[9:], train[3:4], [], selection.Counter()),
+        "b": selection.Splits(train[9:], train[3:4], []),
     }
+    whole["b"].held_out = {selection.row_key(train[3])}
     mixed, _, counts = selection.draw_mixture(make_run(monkeypatch, whole, []))
     assert "r3" not in {r["id"] for r in mixed}
     assert counts["copies of other sets' rows dropped"] == 1
+
+
+@pytest.mark.parametrize("tested", [{}, {"test_rows": 1}])
+def test_what_trains_does_not_depend_on_how_many_rows_test(tested, monkeypatch):
+    """A run's hash has not the number of test rows, so that its training rows must not have it."""
+    rows = [make_row(i) for i in range(30)]
+    d = Dataset(train=["train.jsonl"], test=["test.jsonl"], unit="title", **tested)
+    splits = selection.split_rows(d, rows[:9], rows[20:26], [], selection.Counter())
+    assert len(splits.test) < 6 or not tested
+    whole = {"a": splits, "b": selection.Splits(rows[9:], [], [])}
+    mixed, _, counts = selection.draw_mixture(make_run(monkeypatch, whole, []))
+    assert {row["id"] for row in rows[20:26]}.isdisjoint(row["id"] for row in mixed)
+    assert counts["copies of other sets' rows dropped"] == 6
 
 
 def test_a_row_without_an_answer_that_has_one_is_refused(tmp_path):

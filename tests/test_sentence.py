@@ -386,6 +386,8 @@ def test_a_mixture_of_two_tasks_knows_its_copies(monkeypatch):
         "reviews": selection.Splits(reviews, [], [make_row("Mill 4?")], Counter(), "classes"),
         "pairs": selection.Splits(pairs, [], [make_row("B 2", "A 2")], Counter(), "score"),
     }
+    for splits in whole.values():
+        splits.held_out = {selection.row_key(row, splits.task) for row in splits.test}
     spec = SimpleNamespace(
         domains=["reviews", "pairs"],
         rows=[8, 8],

@@ -417,7 +417,11 @@ def plant_rows(monkeypatch, name: str, part: str, rows: list[dict]):
             return splits
         parts = {p: list(getattr(splits, p)) for p in ("train", "validation", "test")}
         parts[part] += rows
-        return selection.Splits(**parts, counts=splits.counts, task=splits.task)
+        planted = selection.Splits(**parts, counts=splits.counts, task=splits.task)
+        planted.held_out = set(splits.held_out)
+        if part != "train":
+            planted.held_out |= {selection.row_key(row, splits.task) for row in rows}
+        return planted
 
     monkeypatch.setattr(selection, "load_splits", load_planted)
     clear_texts()

@@ -47,6 +47,9 @@ class Splits:
     test: list[dict]
     counts: Counter = field(default_factory=Counter)
     task: str = "span"
+    # Keys of all validation rows, and of all test rows before they are sampled and altered: what no
+    # run trains on may not depend on what testing alone reads.
+    held_out: set[tuple[str, ...]] = field(default_factory=set)
 
 
 def row_key(row: dict, task: str = "span") -> tuple[str, ...]:
@@ -58,7 +61,7 @@ def held_out_keys(parts: list[Splits]) -> set[tuple[str, ...]]:
     """Return the keys of all test and validation rows of several datasets."""
     keys = set()
     for part in parts:
-        keys |= {row_key(row, part.task) for row in part.test + part.validation}
+        keys |= part.held_out
     return keys
 
 
@@ -318,7 +321,7 @@ def split_rows(
         test = select_units(test, names, units[:n])
     if d.altered:
         test = alter.alter_rows(test, d.altered)
-    return Splits(clean_train, clean_validation, test, counts, d.task)
+    return Splits(clean_train, clean_validation, test, counts, d.task, held)
 
 
 def keep_apart(rows: list[dict], apart: list[dict], d: Dataset) -> list[dict]:
