@@ -257,6 +257,20 @@ def test_a_full_expert_drops_the_later_tokens():
         torch.testing.assert_close(moe.routing.balance_loss, E * share * p)
 
 
+def test_the_load_counts_the_picks_that_found_room_alone():
+    """Of each sequence 30 tokens want expert 0, which takes fewer, and the others expert 1."""
+    moe = make_layer(threshold=1e9, capacity_train=1.25)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+        moe.router.weight[0] = 1.0
+        moe.router.weight[1] = -1.0
+    x = draw_tokens().abs()
+    x[:, 30:] *= -1
+    moe(x, full_mask())
+    kept = torch.tensor([int(T * 1.25 / E), T - 30, 0, 0])
+    torch.testing.assert_close(moe.routing.load, kept / kept.sum())
+
+
 def test_evaluation_is_deterministic_unless_the_report_s_routing_is_asked_for():
     ours = make_layer().eval()
     assert torch.equal(ours(draw_tokens(), full_mask()), ours(draw_tokens(), full_mask()))
