@@ -271,6 +271,14 @@ def test_the_load_counts_the_picks_that_found_room_alone():
     torch.testing.assert_close(moe.routing.load, kept / kept.sum())
 
 
+def test_an_expert_has_dropout_in_training_alone():
+    expert = make_layer(expert_dropout=0.5).experts[0]
+    x = draw_tokens()
+    assert not torch.equal(expert(x), expert(x))
+    expert.eval()
+    assert torch.equal(expert(x), expert(x))
+
+
 def test_evaluation_is_deterministic_unless_the_report_s_routing_is_asked_for():
     ours = make_layer().eval()
     assert torch.equal(ours(draw_tokens(), full_mask()), ours(draw_tokens(), full_mask()))
