@@ -112,6 +112,26 @@ def test_every_encoder_takes_the_experts_in_both_places(kind, place):
     assert torch.equal(other.eval()(**inputs).end_logits, out.end_logits)
 
 
+@pytest.mark.parametrize(
+    "place, before, after",
+    [
+        ("none", False, False),
+        ("before", True, False),
+        ("after", False, True),
+        ("both", True, True),
+    ],
+)
+def test_dropout_stands_where_it_is_asked_for(place, before, after):
+    """In front of all else in the block, and behind it."""
+    block = Block(16, Layer(experts=4, dropout_at=place, layer_dropout=0.5))
+    block.mask = torch.ones(3, 24)
+    read = []
+    block.norm.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    states = block(torch.ones(3, 24, 16))
+    assert (read[0] == 0).any() == before
+    assert (states == 0).any() == after
+
+
 def test_auxiliary_losses_are_for_training_only():
     m = make_model(balance=0.5, router_z=0.25, dropout_at="none")
     plain = make_model(balance=0.0, router_z=0.0)
