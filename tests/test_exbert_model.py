@@ -132,6 +132,11 @@ def test_dropout_stands_where_it_is_asked_for(place, before, after):
     assert (states == 0).any() == after
 
 
+def test_a_dense_layer_has_the_dropout_of_the_experts():
+    p = Layer(experts=4, expert_dropout=0.5)
+    assert Block(16, p, dense=2.0).experts.dropout.p == 0.5
+
+
 def test_auxiliary_losses_are_for_training_only():
     m = make_model(balance=0.5, router_z=0.25, dropout_at="none")
     plain = make_model(balance=0.0, router_z=0.0)
