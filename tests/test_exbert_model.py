@@ -202,6 +202,18 @@ def test_a_record_has_the_routing_of_training_and_of_each_test_set(tiny):
     assert record["active_parameters"] < record["parameters"]
 
 
+def test_each_test_set_has_the_load_of_its_own_tokens(tiny, monkeypatch):
+    def count_picks(model, *rest):
+        model.tally = model.tally + torch.tensor([1, 2])
+        return {}, pd.DataFrame({"id": ["a"]})
+
+    monkeypatch.setattr(evaluate, "evaluate_test_set", count_picks)
+    spec = plans.plan(tiny())[0]
+    model = torch.nn.Linear(1, 1)
+    _, load, _ = train.score_test_sets(spec, model, None, lambda line: None, False, {})
+    assert load == dict.fromkeys(spec.tests, [1, 2])
+
+
 def test_scores_of_a_router_that_draws_do_not_depend_on_what_was_scored_before(tiny):
     """Nor do the draws of a training on its evaluations."""
     params = tiny(experiments=["untuned"], eval_routing="random", threshold=1.0)
