@@ -214,6 +214,39 @@ def test_quora_and_sts_share_the_layer_or_have_their_own():
         assert (before - after).abs().max().item() > 1e-6 if moves else torch.equal(before, after)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "span",
+        "joint_span",
+        "classes",
+        "pair",
+        "distribution",
+        "relational_pair",
+        "relational_score",
+        "relational layer",
+    ],
+)
+def test_a_head_has_dropout_in_training_alone(name):
+    torch.manual_seed(0)
+    states = torch.randn(3, 5, D)
+    inputs = (states[:, 0],)
+    if "span" in name:
+        inputs = (states, torch.ones(3, 5))
+    elif name in ("pair", "distribution", "relational layer"):
+        inputs = (states[:, 0], states[:, 1])
+    is_layer = name == "relational layer"
+    head = heads.RelationalLayer(D, 0.5) if is_layer else make_head(name, D, 0.5)
+
+    def read() -> torch.Tensor:
+        output = head(*inputs)
+        return output.start_logits if name == "joint_span" else output
+
+    assert not torch.equal(read(), read())
+    head.eval()
+    assert torch.equal(read(), read())
+
+
 # ---- the shared encoder ----
 
 
