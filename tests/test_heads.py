@@ -247,6 +247,15 @@ def test_a_head_has_dropout_in_training_alone(name):
     assert torch.equal(read(), read())
 
 
+def test_the_span_model_has_dropout_between_encoder_and_head():
+    model = heads.SpanModel(make_encoder(), head_dropout=0.5)
+    model.encoder.eval()
+    text = draw_text(1, 12)
+    assert not torch.equal(model(**text).start_logits, model(**text).start_logits)
+    model.eval()
+    assert torch.equal(model(**text).start_logits, model(**text).start_logits)
+
+
 # ---- the shared encoder ----
 
 
