@@ -40,6 +40,9 @@ def test_altered_copies_keep_their_answers():
     assert len({r["id"] for r in rows + copies}) == 4 * len(rows)
     assert copies == augment.make_copies(few_shot_rows(), 3, seed=0)
     assert copies != augment.make_copies(few_shot_rows(), 3, seed=1)
+    # the copies of a row differ, too
+    texts = {(copy["context"], copy["question"]) for copy in copies}
+    assert len(texts) > 0.9 * len(copies)
     moved = 0
     for i, new in enumerate(copies):
         old = rows[i // 3]
