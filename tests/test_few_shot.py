@@ -14,7 +14,7 @@ from qa_lib.data import augment, selection
 from qa_lib.reports import plans
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
-from qa_lib.training import clusters
+from qa_lib.training import clusters, train
 from tests.test_moe import plan_moe
 
 
@@ -59,6 +59,18 @@ def test_altered_copies_keep_their_answers():
         assert len(new_words) < len(old_words)
         moved += old["context"] != new["context"]
     assert moved > len(copies) / 2
+
+
+def test_altered_copies_follow_from_the_seed_of_the_run(monkeypatch):
+    rows = few_shot_rows()[:6]
+    monkeypatch.setattr(selection, "draw_mixture", lambda spec: (rows, [], Counter()))
+    spec = next(s for s in plan_moe(experiments=["few-shot"]) if s.augment)
+    drawn = []
+    for seed in (0, 0, 1):
+        drawn.append(train.draw_rows(spec.model_copy(update={"seed": seed}))[0])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][:6] == drawn[2][:6] == rows
+    assert drawn[0][6:] != drawn[2][6:]
 
 
 def test_answers_that_cross_or_repeat_stay():
