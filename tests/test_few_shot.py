@@ -113,6 +113,13 @@ def test_clusters_share_out_the_rows():
         assert clusters.select_cluster(specs[0], rows, few)[1] == few
 
 
+def test_padding_has_no_part_in_a_question_s_state():
+    questions = ["Who built it?", "Who built the old mill that stands behind the church?"]
+    both = clusters.pool_states("minilm", questions)
+    alone = clusters.pool_states("minilm", questions[:1])
+    assert np.allclose(both[0], alone[0], atol=1e-5)
+
+
 def test_questions_belong_to_the_nearest_cluster():
     """A question is nearest to the mean of its own cluster, as in k-means."""
     specs = [s for s in plan_moe(experiments=["clusters"]) if s.cluster]
