@@ -120,6 +120,19 @@ def test_padding_has_no_part_in_a_question_s_state():
     assert np.allclose(both[0], alone[0], atol=1e-5)
 
 
+def test_clusters_follow_from_the_seed(monkeypatch):
+    rows = [{"question": str(i)} for i in range(60)]
+    states = np.random.default_rng(0).normal(size=(60, 4))
+    monkeypatch.setattr(clusters, "pool_states", lambda encoder, questions: states)
+    spec = next(s for s in plan_moe(experiments=["clusters"]) if s.cluster)
+    drawn = []
+    for seed in (0, 0, 1):
+        own, _ = clusters.select_cluster(spec.model_copy(update={"seed": seed}), rows, [])
+        drawn.append(own)
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
 def test_questions_belong_to_the_nearest_cluster():
     """A question is nearest to the mean of its own cluster, as in k-means."""
     specs = [s for s in plan_moe(experiments=["clusters"]) if s.cluster]
