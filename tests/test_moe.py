@@ -136,6 +136,16 @@ def test_one_expert_is_that_expert():
         torch.testing.assert_close(start.softmax(-1), alone.softmax(-1))
 
 
+@pytest.mark.parametrize("mixed", ["logits", "probabilities"])
+def test_an_expert_of_weight_0_has_no_say(mixed):
+    trusted = [0, 1, 2, 0]
+    b = draw_batch() | {"weights": torch.eye(3)[trusted]}
+    start = gated_mixture.Mixture(None, mixed, None)(**b).start_logits
+    alone = b["starts"][torch.arange(4), trusted]
+    alone = alone.masked_fill(b["attention_mask"] == 0, gated_mixture.LOWEST)
+    torch.testing.assert_close(start.softmax(-1), alone.softmax(-1))
+
+
 def test_a_mixture_says_what_its_experts_say(experts):
     """With weight 1 on one expert the logits are its own, stored in half precision.
 
