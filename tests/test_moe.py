@@ -389,6 +389,20 @@ def test_a_gate_sees_the_input_that_it_names(experts):
     assert (seen["dataset"].sum(1) == 1).all()
 
 
+def test_a_stored_mean_leaves_padding_out(experts):
+    _, models, _, windows, tokenizer = experts
+    model = models[0]
+    outputs, _ = frozen.compute_outputs(model, windows, tokenizer, "fp32")
+    shortest = min(range(len(windows)), key=lambda i: len(windows[i]["input_ids"]))
+    window = windows[shortest]
+    ids = torch.tensor([window["input_ids"]])
+    types = torch.tensor([window["type_ids"]])
+    with torch.inference_mode():
+        states = model.encoder(input_ids=ids, token_type_ids=types).last_hidden_state
+    mean = torch.from_numpy(outputs["mean"][shortest])
+    torch.testing.assert_close(mean, states[0].mean(0), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_a_gate_reads_an_encoder_with_the_run_s_blocks(blocks, experts):
     spec, _, rows, windows, tokenizer = experts
