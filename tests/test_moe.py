@@ -403,6 +403,15 @@ def test_a_stored_mean_leaves_padding_out(experts):
     torch.testing.assert_close(mean, states[0].mean(0), atol=1e-4, rtol=1e-3)
 
 
+def test_a_gate_that_reads_no_encoder_counts_none():
+    spec = find_variant(plans.plan(load_tiny()), "moe")
+    told = spec.model_copy(update={"gate": Gate(input="dataset", layers=1)})
+    mixture, _ = build.build_model(told)
+    own = sum(p.numel() for p in mixture.parameters())
+    alone = told.model_copy(update={"experts": []})
+    assert build.count_parameters(mixture, alone) == (own, own)
+
+
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_a_gate_reads_an_encoder_with_the_run_s_blocks(blocks, experts):
     spec, _, rows, windows, tokenizer = experts
