@@ -475,6 +475,16 @@ def test_reinitialisation_leaves_head_and_draws_alone():
     assert torch.equal(*after)
 
 
+def test_reinitialised_weights_follow_from_the_seed():
+    drawn = []
+    for seed in (0, 0, 1):
+        encoder, _ = encoders.load_encoder("minilm", 2)
+        encoders.reinitialise(encoder, 1, seed)
+        drawn.append(hash_weights(encoders.blocks_of(encoder)[-1]))
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+
+
 # ---- evaluation ----
 
 
