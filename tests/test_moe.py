@@ -485,6 +485,19 @@ def test_reinitialised_weights_follow_from_the_seed():
     assert drawn[0] != drawn[2]
 
 
+def test_top_blocks_of_a_start_are_reinitialised_too(monkeypatch):
+    plain = find_variant(plans.plan(load_tiny()), "baseline").model_copy(update={"blocks": 2})
+    model, _ = build.build_model(plain)
+    trained = {name: weight + 1 for name, weight in model.state_dict().items()}
+    monkeypatch.setattr(build, "load_weights", lambda spec: trained)
+    start = plain.model_copy(update={"seed": 5})
+    model, _ = build.build_model(plain.model_copy(update={"start": start, "reinit": 1}))
+    lower, upper = encoders.blocks_of(model.encoder)
+    bias = trained["encoder.encoder.layer.0.output.dense.bias"]
+    assert torch.equal(lower.output.dense.bias, bias)
+    assert not upper.output.dense.bias.any()
+
+
 # ---- evaluation ----
 
 
