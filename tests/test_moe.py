@@ -841,3 +841,18 @@ def test_a_curve_has_its_early_score_and_its_plateau(em, early, flat):
     past = [{"step": 2 * i, "train_em": float(x), "train_f1": 0.0} for i, x in enumerate(em)]
     curve = train.describe_curve(past, "em")
     assert (curve["train_em_early"], curve["plateau"]) == pytest.approx((early, flat))
+
+
+def test_an_expert_that_is_best_in_its_last_epoch_still_learns(monkeypatch):
+    """Of four epochs the first run is best at the end of the third, the second run after it."""
+    history = pd.DataFrame(
+        {
+            "run": ["a", "a", "b", "b"],
+            "epoch": [3.0, 4.0, 3.5, 4.0],
+            "epochs": 4.0,
+            "validation_f1": [60.0, 50.0, 60.0, 50.0],
+        }
+    )
+    monkeypatch.setattr(runs, "collect_histories", lambda specs: history)
+    values = moe.collect_values(load_tiny())
+    assert (values["experts"], values["experts_still_learning"]) == (2, 1)
