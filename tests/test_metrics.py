@@ -177,6 +177,21 @@ def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains):
     assert examples["em"].tolist() == [100, 0, 100]
 
 
+def test_what_a_model_says_of_a_window_stands_beside_the_answer_from_it():
+    """Of two windows of a row the second has the better answer."""
+    row = {"context": "ice snow", "is_impossible": False, "answers": {"text": ["ice"]}}
+    rows = [row | {"id": str(i), "question": str(i)} for i in range(2)]
+    logits = [np.array(x, np.float32) for x in ([0, 1, 0], [0, 9, 0])] * 2
+    predicted = (make_windows([0, 0, 1, 1]), {"start": logits, "end": logits}, 0.0)
+    model = SimpleNamespace(window_details=lambda *_: {"gate_1": np.arange(4.0)})
+    spec = SimpleNamespace(starter=False, layer=None)
+    dataset = parameters.Dataset(train=["x"], test=["y"], cluster="question")
+    _, examples = evaluate.evaluate_test_set(
+        model, None, spec, "x", dataset, rows, lambda *_: predicted
+    )
+    assert examples["gate_1"].tolist() == [1, 3]
+
+
 @pytest.mark.parametrize("null_answers, texts", [(True, ["ice", ""]), (False, ["ice", "snow"])])
 def test_no_answer_wins_where_every_window_says_so(null_answers, texts):
     """The lowest score of [CLS] in a question's windows counts (SQuAD 2.0), and the best span."""
