@@ -426,6 +426,16 @@ def test_rows_that_may_not_train_are_left_out(own, tmp_path):
     assert splits.counts["contexts of other test sets dropped"] == 1
 
 
+def test_rows_that_may_not_train_do_not_validate_either(own):
+    train = [make_row(i) for i in range(30)]
+    for row in train[:15]:
+        row["offset"] = "guess"
+    fields = {"leave_out": {"offset": "guess"}, "validation_rows": 15}
+    splits = selection.load_splits("own", "folder", own(train, [make_row(30)], **fields))
+    assert splits.validation
+    assert {r["id"] for r in splits.validation} <= {f"r{i}" for i in range(15, 30)}
+
+
 def test_a_text_within_one_of_another_test_set_can_be_left_out_too(own, tmp_path):
     train = [make_row(i) for i in range(30)]
     longer = f"Before it. {train[9]['context'].upper()} After it."
