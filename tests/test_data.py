@@ -909,6 +909,14 @@ def test_a_mixture_is_nested_within_a_seed_and_the_same_for_every_model(tiny):
     assert domains == sorted(domains, reverse=half[0] > half[-1])
 
 
+def test_validation_rows_are_the_same_for_every_seed(tiny):
+    drawn = []
+    for seed in (0, 1):
+        spec = plans.plan(tiny(seeds=[seed]))[0]
+        drawn.append(selection.draw_mixture(spec)[1])
+    assert drawn[0] == drawn[1]
+
+
 def test_too_few_rows_say_which_set_and_how_many(tiny):
     spec = plans.plan(tiny(train_rows=100_000))[0]
     words = r"needs 50000 training rows of encyclopaedia, which has \d+: \d+ short"
