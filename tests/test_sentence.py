@@ -593,6 +593,13 @@ def test_features_are_made_anew_for_another_label(tokenizer):
     assert features.cache_key([rows[0] | {"domain": "b"}], tokenizer, 32, 8, CLASSES) == key
 
 
+def test_features_of_joined_pairs_are_apart_from_those_of_others(tokenizer):
+    rows = [make_row("a mill", "a barn")]
+    key = features.cache_key(rows, tokenizer, 32, 8, CLASSES)
+    joined = get_task("classes", joined=True)
+    assert features.cache_key(rows, tokenizer, 32, 8, joined) != key
+
+
 # ---- predictions and scores ----
 
 
