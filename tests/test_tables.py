@@ -141,6 +141,17 @@ def test_a_last_look_soon_after_another_has_its_training_loss(monkeypatch):
     assert runs.collect_histories([spec]).empty
 
 
+def test_a_training_loss_is_never_that_of_another_seed(monkeypatch):
+    spec = next(s for s in plans.plan(P) if s.validation_rows)
+    records = []
+    for run, losses in (("r0", [1.5, 1.2]), ("r1", [None, 1.4])):
+        past = [{"epoch": e, "train_loss": x} for e, x in enumerate(losses, 1)]
+        records.append((spec, {"run": run, "history": past, "environment": MADE}))
+    monkeypatch.setattr(runs, "require_records", lambda specs: records)
+    losses = runs.collect_histories([spec, spec])["train_loss"]
+    assert losses.isna().tolist() == [False, False, True, False]
+
+
 def test_shared_figures_have_a_panel_for_each_value_and_a_line_for_each_model():
     ledger = tables.add_display_names(
         pd.DataFrame(
