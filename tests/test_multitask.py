@@ -694,6 +694,16 @@ def test_the_head_that_a_start_lacks_is_the_seed_s(small_encoder):
     assert other.hash != child.hash
 
 
+def test_heads_and_pooler_follow_from_the_seed(small_encoder):
+    drawn = []
+    for seed in (0, 0, 1):
+        spec = make_spec(small_encoder, seed=seed, heads=Heads(pooling="pooler"))
+        drawn.append(build.build_model(spec)[0].state_dict())
+    for name in ("heads.sentiment.linear.weight", "pooler.linear.weight"):
+        assert torch.equal(drawn[0][name], drawn[1][name])
+        assert not torch.equal(drawn[0][name], drawn[2][name])
+
+
 def test_only_the_start_is_loaded_into_the_model(small_encoder):
     """A teacher counts as a parent that has to be trained, and its weights stay its own."""
     teacher = make_spec(small_encoder, domains=["sentiment"], multitask=None, seed=3, epochs=1.0)
