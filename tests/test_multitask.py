@@ -322,6 +322,14 @@ def test_the_time_to_a_checkpoint_is_that_since_the_last_one(tmp_path, monkeypat
     assert not is_asked()
 
 
+def test_the_trainer_has_the_seed_and_the_warmup_of_the_run(small_encoder):
+    """Its seed decides on dropout. The warmup is a share of the steps of all epochs."""
+    spec = make_spec(small_encoder, seed=3, epochs=2.0, warmup=0.1)
+    arguments = train.training_arguments(spec, steps_per_epoch=10, resume=False)
+    assert arguments.seed == 3
+    assert arguments.warmup_steps == 2
+
+
 def test_watched_rows_without_validation_rows_are_refused(small_encoder):
     """Their curve would have no point behind the first, whose step is 0."""
     with pytest.raises(ValueError, match="watched: training rows are scored where validation row"):
