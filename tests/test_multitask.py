@@ -330,6 +330,23 @@ def test_the_trainer_has_the_seed_and_the_warmup_of_the_run(small_encoder):
     assert arguments.warmup_steps == 2
 
 
+def test_watched_rows_are_spread_over_all_rows(small_encoder):
+    """They are at most as many as asked for, and of every dataset that the run trains on."""
+    spec = make_spec(small_encoder, watched=4)
+    trainer = train.RunTrainer(
+        spec,
+        list(range(22)),
+        None,
+        None,
+        [],
+        model=torch.nn.Linear(1, 1),
+        args=train.training_arguments(spec, steps_per_epoch=4, resume=False),
+        train_dataset=[0],
+        eval_dataset=[0],
+    )
+    assert trainer.further_rows["train"] == [0, 6, 12, 18]
+
+
 def test_watched_rows_without_validation_rows_are_refused(small_encoder):
     """Their curve would have no point behind the first, whose step is 0."""
     with pytest.raises(ValueError, match="watched: training rows are scored where validation row"):
