@@ -668,6 +668,11 @@ def test_a_single_dataset_of_sentences_trains_and_is_scored_on_all(small_encoder
     assert [set(row) for row in alone["history"]] == [
         {"epoch", "step", "train_loss", "validation_loss", "validation_accuracy"}
     ] * 2
+    # of two epochs
+    rows = selection.draw_mixture(one)[0]
+    _, tokenizer = encoders.load_encoder(small_encoder)
+    ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=48)["input_ids"]
+    assert alone["tokens"] == 2 * sum(len(of_row) for of_row in ids)
     on_all = one.model_copy(update={"tests": SENTENCES})
     assert on_all.hash == one.hash
     of_all = train.train(on_all, progress=show_nothing, keep_weights=True)
