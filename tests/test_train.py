@@ -824,6 +824,17 @@ def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, mon
         assert files.read_seal(tmp_path / f"checkpoint-{step}")["seconds"] == seconds
 
 
+def test_a_run_that_goes_on_has_the_seconds_before_it(tiny, tmp_path):
+    spec = plans.plan(tiny())[0]
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+    files.seal(checkpoint, seconds=90.0, code=runs.describe_code(spec))
+    resume, seconds, _ = train.find_resume(spec, tmp_path)
+    assert resume == checkpoint
+    assert seconds == 90.0
+
+
 def plan_child(tiny):
     """Return two runs, of which the second starts from the weights of the first."""
     parent = plans.plan(tiny(ratios=[1.0]))[0]
