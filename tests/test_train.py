@@ -554,6 +554,16 @@ def test_landing_loses_no_score(tiny):
     assert runs.find_record(other)
 
 
+def test_a_landed_trial_that_was_scored_later_is_landed_again(tiny):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    trial = spec.model_copy(update={"tests": []})
+    save_record(trial)
+    assert runs.land("exbert", [trial]) == 1
+    save_record(spec)
+    assert runs.land("exbert", [trial]) == 1
+    assert runs.land("exbert", [trial]) == 0
+
+
 @pytest.mark.parametrize("again", [{"test_fingerprints": {"news": "b"}}, {"starter": True}])
 def test_a_record_that_serves_replaces_the_landed_one_that_does_not(tiny, again):
     spec = plans.plan(tiny(ratios=[1.0]))[0]
