@@ -564,6 +564,14 @@ def test_a_landed_trial_that_was_scored_later_is_landed_again(tiny):
     assert runs.land("exbert", [trial]) == 0
 
 
+def test_examples_are_of_the_test_sets_that_are_asked_for(tiny):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    examples = pd.DataFrame({"set": ["encyclopaedia", "news"], "id": ["a", "b"]})
+    save_record(spec.model_copy(update={"tests": ["encyclopaedia", "news"]}), examples)
+    asked = spec.model_copy(update={"tests": ["news"]})
+    assert runs.collect_examples([asked])["set"].tolist() == ["news"]
+
+
 @pytest.mark.parametrize("again", [{"test_fingerprints": {"news": "b"}}, {"starter": True}])
 def test_a_record_that_serves_replaces_the_landed_one_that_does_not(tiny, again):
     spec = plans.plan(tiny(ratios=[1.0]))[0]
