@@ -94,6 +94,13 @@ def test_the_parts_with_and_without_an_answer_are_scored_again():
     assert rescore.average_parts(scored, by_id, dataset) == dict.fromkeys(names, 100.0)
 
 
+def test_an_answer_that_holds_the_right_one_and_more_contains_it_again():
+    frame = pd.DataFrame({"id": ["a", "b"], "start": [9, 0], "end": [13, 10]})
+    scored = rescore.rescore_answers(frame, {row["id"]: row for row in ROWS})
+    assert scored["em"].tolist() == [100.0, 0.0]
+    assert scored["contains"].tolist() == [0.0, 100.0]
+
+
 def test_answers_to_rows_that_are_gone_are_one_sentence(old_run, monkeypatch):
     dataset = parameters.Dataset(train=["x"], test=["y"])
     monkeypatch.setattr(
