@@ -101,6 +101,15 @@ def test_an_answer_that_holds_the_right_one_and_more_contains_it_again():
     assert scored["contains"].tolist() == [0.0, 100.0]
 
 
+def test_scores_are_averaged_within_clusters_again():
+    values = {"em": [100.0, 0.0, 100.0], "f1": [100.0, 50.0, 0.0], "contains": [0.0, 0.0, 100.0]}
+    frame = pd.DataFrame(values | {"cluster": ["q", "q", "r"]})
+    dataset = parameters.Dataset(train=["x"], test=["y"], cluster="question", average="clusters")
+    scores = rescore.average_test_set(frame, dataset)
+    assert (scores["em"], scores["f1"], scores["contains"]) == (75.0, 37.5, 50.0)
+    assert (scores["em_rows"], scores["f1_rows"]) == pytest.approx((200 / 3, 50.0))
+
+
 def test_answers_to_rows_that_are_gone_are_one_sentence(old_run, monkeypatch):
     dataset = parameters.Dataset(train=["x"], test=["y"])
     monkeypatch.setattr(
