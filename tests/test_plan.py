@@ -1,12 +1,13 @@
 """The plan of ExBERT's runs: what is listed, what is shared, what trials decide."""
 
 import itertools
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 from qa_lib.data import selection
-from qa_lib.reports import exbert, plans
+from qa_lib.reports import exbert, plans, trials
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
@@ -224,6 +225,23 @@ def test_the_better_half_of_the_rates_goes_on_alike_for_all(plant_trials, halved
     assert {s.seed for s in final if s.hash in trained} == {0}
     assert len({s.hash for s in final} - trained) == 3 * 2
     assert {s.variant for s in specs if is_trial(s) and s.tests} == set(rates)
+
+
+def test_the_larger_half_of_an_odd_number_of_rates_goes_on(monkeypatch):
+    """Of those that are left after the last round the best one is chosen."""
+    monkeypatch.setattr(runs, "find_record", lambda spec: None)
+
+    def trial(model, rate, epochs):
+        return SimpleNamespace(rate=rate, epochs=epochs, hash=f"{model}/{rate}/{epochs}")
+
+    def score(spec):
+        return spec.rate, 0.0
+
+    every, best = trials.choose_by_halving(["v-db"], trial, [1e-4, 2e-4, 3e-4], [1, 2], score)
+    assert [(spec.rate, spec.epochs) for spec in every[3:]] == [(3e-4, 2), (2e-4, 2)]
+    assert best == {"v-db": (3e-4, 2)}
+    _, best = trials.choose_by_halving(["v-db"], trial, [1e-4, 2e-4, 3e-4], [1], score)
+    assert best == {"v-db": (3e-4, 1)}
 
 
 def test_rounds_of_fewer_epochs_than_before_are_refused():
