@@ -1,5 +1,7 @@
 """Soft targets of a run's teachers: computed once, stored, and read window by window."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +155,18 @@ def test_a_run_learns_from_hidden_states(small_encoder, loads):
     assert loads == [teacher.hash] * 2
     train.train(make_student(small_encoder, [teacher], **alone), progress=show_nothing)
     assert loads == [teacher.hash] * 2
+
+
+def test_what_is_computed_in_another_precision_is_stored_apart(small_encoder):
+    teacher = make_run(small_encoder, variant="teacher", seed=5)
+    student = make_student(small_encoder, [teacher])
+    windows = SimpleNamespace(cache_files=[{"filename": "cache/key/data.arrow"}])
+    names = set()
+    for precision in ("fp32", "bf16"):
+        asking = student.model_copy(update={"precision": precision})
+        for kind in ("logits", "last", "all"):
+            names.add(teachers.name_outputs(teacher, "nli", windows, asking, kind))
+    assert len(names) == 6
 
 
 def test_states_of_another_shape_are_refused(small_encoder):
