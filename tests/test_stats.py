@@ -303,10 +303,13 @@ def test_a_wrong_entry_names_file_and_id(tmp_path, monkeypatch, change, says):
         (0.0, {}, "not reproduced"),  # a true null
         (-5.0, {}, "not reproduced"),
         (2.0, {"delta": 8}, "reproduced, smaller"),
+        (6.0, {"delta": 8}, "reproduced"),
         (11.0, {"kind": "magnitude", "printed": [9, 13]}, "reproduced"),
         (6.5, {"kind": "magnitude", "printed": [9, 13]}, "reproduced, smaller"),
         (2.0, {"kind": "magnitude", "printed": [9, 13]}, "not reproduced"),
         (40.0, {"kind": "magnitude", "printed": 8}, "not reproduced"),
+        (18.0, {"kind": "magnitude", "printed": [9, 13]}, "reproduced"),
+        (30.0, {"kind": "magnitude", "printed": [9, 13]}, "not reproduced"),
         (0.3, {"kind": "equivalence"}, "reproduced"),
         (6.0, {"kind": "equivalence"}, "not reproduced"),
         (-6.0, {"kind": "equivalence"}, "not reproduced"),
