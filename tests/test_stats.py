@@ -398,6 +398,15 @@ def test_a_verdict_may_need_more_seeds_than_anyone_runs():
     assert judge(c, [needs_questions]).reason == "test questions (no n suffices)"
 
 
+def test_an_effect_that_may_be_twice_what_is_printed_is_too_large():
+    """The interval lies above what is printed, and on both sides of twice that."""
+    c = make_claim("magnitude", printed=8)
+    judgement = judge(c, [Estimate(16.0, 0.05, 4, 0.01, 5, 500)])
+    assert judgement.low < 16 < judgement.high
+    assert judgement.verdict == Verdict.NOT_REPRODUCED
+    assert judgement.reason is Meaning.LARGER
+
+
 def test_examples_of_one_cluster_count_once():
     ledger, examples = plant_scores(
         pair_gains(0.0), clusters=20, rows=50, cluster_sd=8.0, seed_sd=0.1
