@@ -407,6 +407,14 @@ def test_an_effect_that_may_be_twice_what_is_printed_is_too_large():
     assert judgement.reason is Meaning.LARGER
 
 
+def test_of_parts_that_are_equally_sure_the_one_with_the_smallest_effect_is_shown():
+    gains = pair_gains(6.0, 0.2) | pair_gains(2.0, 0.8)
+    over = {"both": {"ratio": [0.2, 0.8]}, "each": ["ratio"]}
+    # one seed gives no p
+    row = judge_claim(make_claim(contrast=over), plant_scores(gains, seeds=1, seed_sd=0.1))
+    assert row["part"] == "ratio 0.8"
+
+
 def test_examples_of_one_cluster_count_once():
     ledger, examples = plant_scores(
         pair_gains(0.0), clusters=20, rows=50, cluster_sd=8.0, seed_sd=0.1
