@@ -415,6 +415,13 @@ def test_of_parts_that_are_equally_sure_the_one_with_the_smallest_effect_is_show
     assert row["part"] == "ratio 0.8"
 
 
+def test_a_control_has_the_target_of_a_difference_and_none_of_a_score():
+    gain = make_claim(contrast={"target": 1.0}, control="plain-tuned")
+    assert control_claim(gain).contrast.target == 1.0
+    score = make_claim("equivalence", {"against": None, "target": 40.0}, control="plain-tuned")
+    assert control_claim(score).contrast.target == 0.0
+
+
 def test_examples_of_one_cluster_count_once():
     ledger, examples = plant_scores(
         pair_gains(0.0), clusters=20, rows=50, cluster_sd=8.0, seed_sd=0.1
