@@ -694,6 +694,13 @@ def test_the_verdicts_that_hang_on_the_pooling_are_listed():
     assert verify.describe_pooling(none).endswith("every verdict would be the same.")
 
 
+def test_a_comparison_that_shares_with_no_other_has_its_own_variance():
+    c = make_claim()
+    sample = stats.draw_sample([c], *plant_scores(pair_gains(5.0)), DOMAINS, "printed")
+    (part,), _ = stats.estimate_claims([c], sample)["planted"]
+    assert list(part.estimate_unpooled()) == pytest.approx(list(part.estimate()))
+
+
 def test_variances_are_pooled_unless_levene_objects():
     claims = [
         make_claim(id="loud"),
