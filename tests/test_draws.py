@@ -97,6 +97,10 @@ def test_draws_follow_from_seed_and_epoch():
     assert list_epoch(make_draws(SIZES, 8, rounds=20, passes=2), 3) == third
     assert list_epoch(draws, 2) != third
     assert list_epoch(make_draws(SIZES, 8, seed=1, rounds=20, passes=2), 3) != third
+    # the order of rows within a dataset does, too
+    alone = make_draws({"nli": 300}, 8, rounds=20)
+    assert list_epoch(alone, 2) != list_epoch(alone, 3)
+    assert list_epoch(make_draws({"nli": 300}, 8, seed=1, rounds=20), 3) != list_epoch(alone, 3)
 
 
 @pytest.mark.parametrize(
