@@ -122,8 +122,10 @@ def test_a_profile_without_any_report_says_so(store, monkeypatch):
     assert "make reproduce-road PROFILE=paper" in text
     assert "No run so far" in text
     assert "Not run here: “what was learnt" in text
-    with pytest.raises(UserError, match="profile: 'papper' is not one; known: quick, real, paper"):
-        overview.choose_page({"profile": "papper"})
+    for profile in ("papper", "own"):
+        words = f"profile: '{profile}' has no page of all reports; known: quick, real, paper$"
+        with pytest.raises(UserError, match=words):
+            overview.choose_page({"profile": profile})
     assert params.list_reports()
 
 

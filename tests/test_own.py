@@ -430,6 +430,8 @@ def test_the_default_gives_its_advice_in_two_hours(tmp_path, monkeypatch):
 def test_long_texts_are_told_what_takes_two_hours(planted):
     p = planted(0.0, size="small")
     assert own.describe_cost(p, 1.9).endswith("take about 1.9 hours on this machine")
+    few = p.model_copy(update={"seeds": [0, 1]})
+    assert own.describe_cost(few, 1.9).endswith("no advice, which takes at least 3 seeds")
     text = own.describe_cost(p, 4.0)
     assert 'about 4.0 hours on this machine; PARAMS="train_rows=320" takes about 2' in text
     assert "PARAMS" not in own.describe_cost(planted(0.0, size="full"), 9.0)

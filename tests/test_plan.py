@@ -115,6 +115,23 @@ def real(monkeypatch):
     return load_exbert("real", "full", arms=["tuned"], experiments=["headline"])
 
 
+@pytest.mark.parametrize("slug", ["exbert", "moe"])
+def test_a_domain_has_questions(slug):
+    """Else this would show as a KeyError in training."""
+    P = plans.load_params(slug, "quick", {"domains": ["encyclopaedia", "sentiment"]})
+    words = "^domains: sentiment is of the task classes where the report needs questions"
+    with pytest.raises(UserError, match=words):
+        plans.plan(P)
+
+
+@pytest.mark.parametrize("slug", ["exbert", "moe", "road"])
+def test_a_domain_is_no_altered_copy_of_another(slug):
+    P = plans.load_params(slug, "quick", {"domains": ["encyclopaedia", "encyclopaedia-reworded"]})
+    words = "^domains: encyclopaedia-reworded is a test set of encyclopaedia, which is a domain"
+    with pytest.raises(UserError, match=words):
+        plans.plan(P)
+
+
 def is_trial(spec) -> bool:
     """Return whether a run is a trial."""
     return spec.variant.endswith("-trial")

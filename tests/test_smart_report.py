@@ -310,6 +310,11 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
             "domains: news has single texts of the task span where the report needs pairs of the "
             "task score",
         ),
+        (
+            {"domains": ["sentiment-typos", "paraphrase", "similarity"]},
+            "altered_tests: sentiment-typos is no test set of sentiment-typos, the first of "
+            "domains",
+        ),
     ],
 )
 def test_wrong_parameters_are_one_sentence(load, changes, words):

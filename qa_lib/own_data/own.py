@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from qa_lib.data import selection, sources
+from qa_lib.evidence.verdicts import ENOUGH
 from qa_lib.reports import exbert, trials
 from qa_lib.settings import hub
 from qa_lib.settings.params import UserError, describe_folder
@@ -223,10 +224,12 @@ def describe_cost(p: exbert.Parameters, hours: float) -> str:
     """Return how long all rounds of a study take together.
 
     A small study of more than HOURS, as one of long texts is, is told how many rows would take that
-    long.
+    long, and one of few seeds that it will give no advice.
     """
     needed = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     text = f"all rounds together take about {needed} on this machine"
+    if len(p.seeds) < ENOUGH:
+        text += f"; there will be no advice, which takes at least {ENOUGH} seeds"
     if p.size == "full" or hours <= HOURS:
         return text
     fewer = max(FEWEST, int(p.train_rows * HOURS / hours) // 10 * 10)

@@ -42,10 +42,14 @@ class Page:
 
 
 def choose_page(names: dict) -> Page:
-    """The page of a notebook's names. Raises UserError for a profile that does not exist."""
-    if names["profile"] not in params.PROFILES:
+    """Return the page of a notebook's names.
+
+    Raises UserError for a profile that does not exist, or that has no claims.
+    """
+    known = [profile for profile in params.PROFILES if profile != "own"]
+    if names["profile"] not in known:
         raise UserError(
-            f"profile: '{names['profile']}' is not one; known: {', '.join(params.PROFILES)}"
+            f"profile: '{names['profile']}' has no page of all reports; known: {', '.join(known)}"
         )
     return Page(names["profile"])
 

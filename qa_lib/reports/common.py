@@ -6,6 +6,7 @@ from typing import Any
 from qa_lib.data import selection
 from qa_lib.settings import encoder_files
 from qa_lib.settings.parameters import Study
+from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 
 
@@ -22,6 +23,32 @@ def shared_fields(params: Study) -> dict:
 def fingerprint_domains(params: Study, names: Iterable[str]) -> list[str]:
     """Return the fingerprint of each dataset: its definition and its files."""
     return [selection.fingerprint(name, params.source, params.data) for name in names]
+
+
+def check_domains(params: Study):
+    """Raise UserError where two domains are one dataset, the one an altered copy of the other."""
+    for name in params.domains:
+        d = selection.find_dataset(name, params.source, params.data)
+        if d.part_of in params.domains:
+            raise UserError(
+                f"domains: {name} is a test set of {d.part_of}, which is a domain itself; name "
+                "another dataset in its place"
+            )
+
+
+def check_questions(params: Study, asked: dict[str, list[str]]):
+    """Raise UserError where a dataset has no questions that a span of a text answers.
+
+    asked: parameter → the datasets that it names.
+    """
+    for parameter, names in asked.items():
+        for name in names:
+            d = selection.find_dataset(name, params.source, params.data)
+            if d.task != "span":
+                raise UserError(
+                    f"{parameter}: {name} is of the task {d.task} where the report needs questions "
+                    "that spans answer (task span); name another dataset there"
+                )
 
 
 def plan_start(params: Study, shared: dict, **fields) -> list[Spec]:

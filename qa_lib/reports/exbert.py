@@ -505,6 +505,8 @@ def plan(
     With arm `tuned` its trials, and what follows from them once they are recorded. score: of a
     trial; by default the one in its record.
     """
+    common.check_domains(params)
+    common.check_questions(params, {"domains": params.domains})
     shared = common.shared_fields(params)
     start = common.plan_start(params, shared)
     shared |= {

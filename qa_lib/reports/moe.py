@@ -486,6 +486,9 @@ def plan(params: Parameters) -> list[Spec]:
 
     With arm `tuned` its trials, and what follows from them once they are recorded.
     """
+    common.check_domains(params)
+    asked = {"domains": params.domains, "few_shot": params.few_shot, "pools": params.pools}
+    common.check_questions(params, asked)
     shared = common.shared_fields(params)
     shared |= {"tests": [*params.domains, *params.pools], "starter": True}
     # Short and on generated text alone: none of the report's settings.

@@ -315,14 +315,8 @@ def check_datasets(params: Parameters):
     asked = {"domains": params.domains, "altered_tests": params.altered_tests}
     if "unanswerable" in params.experiments:
         asked["unanswerable"] = [params.unanswerable]
-    for parameter, names in asked.items():
-        for name in names:
-            d = selection.find_dataset(name, params.source, params.data)
-            if d.task != "span":
-                raise UserError(
-                    f"{parameter}: {name} is of the task {d.task} where the report needs questions "
-                    "that spans answer (task span); name another dataset there"
-                )
+    common.check_domains(params)
+    common.check_questions(params, asked)
     first_of = {}  # head → the first dataset that has it
     for name in params.pretraining:
         d = selection.find_dataset(name, params.source, params.data)

@@ -280,7 +280,8 @@ WANTED = (("classes", "single texts"), ("classes", "pairs"), ("score", "pairs"))
 
 
 def check_datasets(params: Parameters):
-    """Raise UserError where the report cannot use a dataset's task."""
+    """Raise UserError where the report cannot use a dataset's task, or its test rows."""
+    common.check_domains(params)
     asked = []
     for name, wanted in zip(params.domains, WANTED, strict=True):
         asked.append(("domains", name, wanted))
@@ -295,6 +296,14 @@ def check_datasets(params: Parameters):
             raise UserError(
                 f"{parameter}: {name} has {texts} of the task {d.task} where the report needs "
                 f"{wanted[1]} of the task {wanted[0]}; name another dataset there"
+            )
+    first = params.domains[0]
+    for name in params.altered_tests:
+        d = selection.find_dataset(name, params.source, params.data)
+        if d.part_of != first:
+            raise UserError(
+                f"altered_tests: {name} is no test set of {first}, the first of domains; name one "
+                "that is part_of it, or write altered_tests=[]"
             )
 
 
