@@ -924,6 +924,16 @@ def test_too_few_rows_say_which_set_and_how_many(tiny):
         selection.draw_mixture(spec)
 
 
+def test_too_few_rows_of_a_report_without_mixtures_are_told_of_no_ratios():
+    """Which parameter asks for the rows differs between the reports: here it is few_rows."""
+    specs = plans.plan(plans.load_params("moe", "quick", {"few_rows": 100}))
+    run = next(spec for spec in specs if spec.domains[0] == "plots")
+    with pytest.raises(UserError, match="^a run needs 100 .* short, .*") as error:
+        selection.draw_mixture(run)
+    assert "; ask for fewer rows of it, or, where rows lack a title, " in str(error.value)
+    assert "ratios" not in str(error.value)
+
+
 def test_rows_without_titles_are_told_of_another_unit(monkeypatch):
     """Without titles all rows are one unit, and validation takes it whole."""
     d = Dataset(train=["a"], test=["b"], unit="title", validation_rows=4)
@@ -932,8 +942,8 @@ def test_rows_without_titles_are_told_of_another_unit(monkeypatch):
     splits = selection.split_rows(d, rows, [make_row(30)], [], selection.Counter())
     spec = make_run(monkeypatch, {"own": splits}, [])
     words = (
-        "needs 8 training rows of own, which has 0: 8 short, after 30 for validation by whole "
-        "titles; .* where rows lack a title, write unit: context in its definition"
+        "a run needs 8 training rows of own, which has 0: 8 short, after 30 for validation by "
+        "whole titles; .* where rows lack a title, write unit: context in its definition"
     )
     with pytest.raises(UserError, match=words):
         selection.draw_mixture(spec)

@@ -253,7 +253,7 @@ TEXTS = {
     "training/train.py": ("is damaged or of other code; ", "is broken or of other code; "),
     "training/build.py": ("# Few examples have to move", "# Only few examples move"),
     "data/selection.py": (
-        "the mixture needs {need} training",
+        "a run needs {need} training",
         "this mixture needs {need} training",
     ),
 }

@@ -447,10 +447,10 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
         check_held_out(spec, name, part.task, rows)
         if len(rows) < need:
             raise UserError(
-                f"the mixture needs {need} training rows of {name}, which has {len(rows)}: "
+                f"a run needs {need} training rows of {name}, which has {len(rows)}: "
                 f"{need - len(rows)} short, after {len(part.validation)} for validation by whole "
-                f"{find_dataset(name, spec.source, spec.folder).unit}s; lower train_rows or change "
-                "ratios, or, where rows lack a title, write unit: context in its definition"
+                f"{find_dataset(name, spec.source, spec.folder).unit}s; ask for fewer rows of it, "
+                "or, where rows lack a title, write unit: context in its definition"
             )
         permuted = permute_rows(rows, f"{spec.seed}/{place}")
         if spec.imbalance:
