@@ -244,8 +244,8 @@ def load_encoder(name: str, blocks: int | None = None):
         known = model.config.num_hidden_layers
         if blocks > known:
             raise UserError(
-                f"blocks: {blocks} asked for, but encoder {name} has {known}; "
-                f"ask for at most {known}"
+                f"a run asks for {blocks} blocks of encoder {name}, which has {known}; ask for at "
+                f"most {known} (blocks, tuned_blocks or sweep_blocks, whichever says {blocks})"
             )
         del blocks_of(model)[blocks:]
         model.config.num_hidden_layers = blocks
@@ -320,8 +320,9 @@ def reinitialise(encoder: nn.Module, top: int, seed: int, source: str = "random"
     stack = blocks_of(encoder)
     if top >= len(stack):
         raise UserError(
-            f"reinit: {top} of {len(stack)} blocks would leave nothing of it; "
-            f"ask for at most {len(stack) - 1}"
+            f"a run is to re-initialise {top} blocks of an encoder of {len(stack)}, which would "
+            "leave nothing of it; ask for fewer (reinit_blocks or sweep_reinit, whichever says "
+            f"{top}), or keep more blocks of the encoder (blocks)"
         )
     kept = len(stack) - top
     draws = torch.Generator().manual_seed(seed)
