@@ -335,6 +335,7 @@ def run_own(args: argparse.Namespace) -> int:
     runs.check_page(p)
     own.check_domains(p)
     own.check_parts(p)
+    own.check_validation_rows(p)
     encoders.load_encoder(p.encoder)  # first: reading the data may take long
     texts = dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True))
     definition = own.define_domains(texts, p)

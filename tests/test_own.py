@@ -689,6 +689,26 @@ def test_parts_that_give_no_advice_are_refused(domains, monkeypatch, changes):
     assert not list(runs.RUNS.glob("own/*"))
 
 
+@pytest.mark.parametrize(
+    "changes, fewest",
+    [({"validation_rows": 1}, 2), ({"validation_rows": 2, "control_ratios": [0.8]}, 3)],
+)
+def test_too_few_validation_rows_are_refused_before_the_plan_is_told(
+    domains, monkeypatch, capsys, changes, fewest
+):
+    words = (
+        f"PARAMS: validation_rows={fewest - 1} leaves a mixture without a validation row of each "
+        f"domain; write validation_rows={fewest} or more"
+    )
+    with pytest.raises(UserError, match=f"^{words}$"):
+        start_own(monkeypatch, "mine", domains, **changes)
+    assert not capsys.readouterr().out
+    p = start_own(monkeypatch, "mine", domains, **changes | {"validation_rows": fewest})
+    for spec in plans.plan(p):
+        _, validation, _ = selection.draw_mixture(spec)
+        assert {row["domain"] for row in validation} == set(p.domains)
+
+
 def test_too_few_rows_say_what_would_do(domains, monkeypatch):
     words = r"mine-a has \d+ training rows; after \d+ for validation \d+ are left"
     with pytest.raises(UserError, match=words) as error:
@@ -722,7 +742,7 @@ def make_crowded_rows(name: str, sizes: list[int]) -> list[dict]:
     "changes",
     [
         {"train_rows": 2500, "validation_rows": 200},
-        {"train_rows": 2501, "validation_rows": 1},
+        {"train_rows": 2501, "validation_rows": 2},
         {"train_rows": 1999, "validation_rows": 900, "ratios": [0.1, 0.9], "centre": 0.1},
     ],
 )

@@ -59,6 +59,16 @@ def check_parts(p: exbert.Parameters):
         )
 
 
+def check_validation_rows(p: exbert.Parameters):
+    """Raise UserError where a mixture would have no validation row of one of its domains."""
+    fewest = fewest_validation_rows(p)
+    if p.validation_rows < fewest:
+        raise UserError(
+            f"PARAMS: validation_rows={p.validation_rows} leaves a mixture without a validation "
+            f"row of each domain; write validation_rows={fewest} or more"
+        )
+
+
 def find_files(option: str, text: str) -> list[Path]:
     """Return the training file and the test file that an option of the command line names.
 
@@ -253,6 +263,14 @@ def largest_share(p: exbert.Parameters, validation_rows: int) -> int:
     return round(share * validation_rows)
 
 
+def fewest_validation_rows(p: exbert.Parameters) -> int:
+    """Return the fewest validation rows of which every mixture has one of each of its domains."""
+    ratios = all_ratios(p)
+    shares = ratios | {1 - ratio for ratio in ratios}
+    smallest = min(shares - {0})
+    return int(0.5 / smallest) + 1  # half a row is rounded to none
+
+
 def needed_rows(p: exbert.Parameters, train_rows: int) -> list[int]:
     """Return the most training rows that any mixture takes of each domain (exbert.plan)."""
     first = [round(train_rows * ratio) for ratio in all_ratios(p)]
@@ -293,8 +311,9 @@ def fitting_rows(p: exbert.Parameters, files: list[tuple]) -> tuple[int, int] | 
 
     files: for each domain what selection.read_parts returns.
     """
-    validation_rows = max(p.validation_rows, 2)  # half of one row may be none
-    while validation_rows >= 2:
+    validation_rows = p.validation_rows
+    fewest = fewest_validation_rows(p)
+    while validation_rows >= fewest:
         parts = split_files(p, files, validation_rows)
         available = count_rows(parts)
         train_rows = min(p.train_rows, sum(available))
@@ -397,7 +416,7 @@ def explain_unusable_domain(
 
     It is the domain with the fewest training rows when validation takes as few as it can.
     """
-    counts = count_rows(split_files(p, files, 2))
+    counts = count_rows(split_files(p, files, fewest_validation_rows(p)))
     i = counts.index(min(counts))
     hint = context_hint(files[i][0])
     if hint:
