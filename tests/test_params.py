@@ -616,6 +616,11 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
         ("folder:\n  tickets:\n", "line 1: folder: tickets holds no mapping; write the fields"),
         ("folder:\n  tickets: [a]\n", "line 1: folder: tickets holds no mapping"),
         ("folder:\n  7: {}\n", "line 1: folder: the name 7 is not text; write it in quotes"),
+        (
+            "hub: {}\nfolder: {tickets: {train: [a.jsonl]}}\n",
+            "^params/datasets.yaml, line 2: folder: tickets: train_rows: a dataset without a test "
+            "source needs them; write how many rows train, or name its test files in test$",
+        ),
         ("hub: {}\nfolder:\n", "line 2: folder: there is no mapping of datasets"),
         ("hub: {}\n", "params/datasets.yaml has no line folder: of the datasets; add it"),
         (

@@ -126,8 +126,8 @@ class Dataset(Strict):
     def _check_train_rows(self):
         if not (self.test or self.pool) and self.train_rows is None:
             raise ValueError(
-                "a dataset without a test source needs train_rows; write how many rows train, or "
-                "name its test files in test"
+                "train_rows: a dataset without a test source needs them; write how many rows "
+                "train, or name its test files in test"
             )
         return self
 

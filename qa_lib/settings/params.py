@@ -351,7 +351,9 @@ def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dat
                 raise UserError(
                     f"{place}{name}: the field {show_value(field)} is not text; leave it out"
                 )
-        datasets[name] = validate(Dataset, fields, dict.fromkeys(fields, f"{place}{name}: "))
+        # An error may begin with a field that the definition lacks.
+        where = dict.fromkeys([*Dataset.model_fields, *fields], f"{place}{name}: ")
+        datasets[name] = validate(Dataset, fields, where)
     for name, dataset in datasets.items():
         for member in dataset.pool:
             if member in datasets and datasets[member].pool:
