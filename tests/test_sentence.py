@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from datasets import Dataset as Table
 from scipy import stats
 from sklearn import metrics as reference
@@ -85,7 +86,11 @@ def test_a_definition_of_sentences_has_texts_as_units():
         ({"task": "classes"}, "task: classes needs the names of its classes; write"),
         ({"task": "classes", "classes": ["one"]}, "classes: .* has too few values; write at least"),
         ({"task": "classes", "classes": ["a", "a"]}, "classes: a name stands there twice"),
-        ({"task": "classes", "classes": [False, True]}, "classes: false is not read as text"),
+        (
+            {"task": "classes", "classes": yaml.safe_load("[no, yes]")},
+            r"classes: false is not read as text \(YAML reads no and off as false, yes and on as "
+            r'true\); write the word in quotes, as "no" or "yes"$',
+        ),
         (
             {"task": "score", "text_pair": "two"},
             "task: score needs the lowest and the highest score",

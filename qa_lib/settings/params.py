@@ -281,6 +281,11 @@ def ask_for_value(error: dict) -> str:
         limits[name] = int(limit) if whole else limit
     value = error["input"]
     shown = show_value(value)
+    if error["type"] == "string_type" and isinstance(value, bool):
+        return (
+            f"{shown} is not read as text (YAML reads no and off as false, yes and on as true); "
+            'write the word in quotes, as "no" or "yes"'
+        )
     if error["type"] == "string_type" and isinstance(value, (int, float, datetime.date)):
         return f'{shown} is not read as text; write "{shown}", its quotes included'
     return f"{shown} {ASKED[error['type']].format(**limits)}"
