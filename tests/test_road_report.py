@@ -547,7 +547,10 @@ def test_datasets_that_share_a_head_have_the_same_classes(load, monkeypatch):
         ({"sweep_wrong_weights": [0.5, 2.0]}, "2.0 is too large"),
         ({"hard": 1.1}, "hard: 1.1 is too large"),
         ({"generations": 0}, "generations: 0 is too small"),
-        ({"teacher_seeds": []}, "teacher_seeds: the part distillation of experiments needs teach"),
+        (
+            {"teacher_seeds": []},
+            "teacher_seeds: the part distillation of experiments needs teachers; write [0,100] ",
+        ),
         ({"teacher_seeds": [0, 0]}, "teacher_seeds: 0 stands there twice"),
     ],
 )

@@ -273,7 +273,7 @@ class Parameters(Study):
         for part in TAUGHT:
             if part in self.experiments and not self.teacher_seeds:
                 raise ValueError(
-                    f"teacher_seeds: the part {part} of experiments needs teachers; write [0, 100] "
+                    f"teacher_seeds: the part {part} of experiments needs teachers; write [0,100] "
                     "for two of them, or leave the part out"
                 )
         return self
