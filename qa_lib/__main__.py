@@ -380,11 +380,12 @@ def run_pin(args: argparse.Namespace) -> int:
     for dataset in params.read_datasets("hub").values():
         for place in dataset.list_sources():
             repos.add(parse_place(place).repo)
+    cure = "give the same command with network"
     for repo in sorted(repos):
-        hub.resolve_revision(repo)
+        hub.resolve_revision(repo, cure=cure)
     for slug in params.list_reports():
         for encoder in plans.load_params(slug, "paper").named_encoders():
-            hub.resolve_revision(encoder, "model")
+            hub.resolve_revision(encoder, "model", cure)
     return 0
 
 

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from qa_lib.__main__ import make_parser
+from qa_lib.__main__ import make_parser, run_verb
+from qa_lib.data.hub_tables import parse_place
 from qa_lib.reports import exbert, plans
 from qa_lib.settings import command_line, hub, params
 from qa_lib.settings.parameters import (
@@ -659,6 +661,22 @@ def test_revisions_that_git_could_not_merge_are_one_sentence(tmp_path, monkeypat
     with pytest.raises(UserError, match="pins.yaml is not valid YAML: .*; mend it there") as error:
         hub.resolve_revision("some/data")
     assert "\n" not in str(error.value)
+
+
+def test_pin_without_network_proposes_nothing_that_it_lacks(tmp_path, monkeypatch):
+    """It has no --fetch, and no profile."""
+    monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")
+    words = r"^dataset \S+ cannot be had from the hub \(\w+\); give the same command with network$"
+    with pytest.raises(UserError, match=words):
+        run_verb(["pin"])
+    pins = {}
+    for dataset in params.read_datasets("hub").values():
+        for place in dataset.list_sources():
+            pins[parse_place(place).repo] = "0" * 40
+    (tmp_path / "pins.yaml").write_text(yaml.safe_dump(pins))
+    words = r"^model \S+ cannot be had from the hub \(\w+\); give the same command with network$"
+    with pytest.raises(UserError, match=words):
+        run_verb(["pin"])
 
 
 @pytest.mark.parametrize(

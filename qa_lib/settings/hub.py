@@ -15,10 +15,11 @@ from qa_lib.settings.spec import digest_file
 PINS = ROOT / "params" / "pins.yaml"
 
 
-def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
+def describe_offline(kind: str, repo: str, error: Exception, cure: str | None = None) -> UserError:
     """Return an error about a hub repository that cannot be had, with the cures that apply.
 
     kind: "dataset" or "model", which is an encoder; repo: may also be a folder's name, mistyped.
+    cure: of a hub that is out of reach; None stands for those that a study has.
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -35,6 +36,9 @@ def describe_offline(kind: str, repo: str, error: Exception) -> UserError:
             f"{kind} {repo}: a file came from the hub cut short; give the same command again, "
             "which fetches what is missing"
         )
+    elif cure:
+        why = type(error.__cause__ or error).__name__
+        return UserError(f"{kind} {repo} cannot be had from the hub ({why}); {cure}")
     else:
         why = type(error.__cause__ or error).__name__
     if kind == "model":
@@ -99,11 +103,11 @@ def limit_request(request: Any):
             limits[step] = constants.HF_HUB_DOWNLOAD_TIMEOUT
 
 
-def resolve_revision(repo: str, kind: str = "dataset") -> str:
+def resolve_revision(repo: str, kind: str = "dataset", cure: str | None = None) -> str:
     """Return the pinned commit of a hub repository.
 
     repo: its id, or "id@branch" for another branch than the main one. At first use the commit is
-    resolved, printed and written to params/pins.yaml.
+    resolved, printed and written to params/pins.yaml. kind, cure: as of describe_offline.
     """
     pins = {}
     if PINS.exists():
@@ -117,7 +121,7 @@ def resolve_revision(repo: str, kind: str = "dataset") -> str:
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=branch or None)
     except Exception as e:  # the library raises many kinds; the user needs one sentence
-        raise describe_offline(kind, repo, e) from None
+        raise describe_offline(kind, repo, e, cure) from None
     pins[repo] = info.sha
     comment = "# Commits of hub repositories, written by `make pin` or at first use.\n"
     write(PINS, comment + yaml.safe_dump(pins))
