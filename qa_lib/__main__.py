@@ -114,12 +114,18 @@ def run_train(args: argparse.Namespace) -> int:
     from qa_lib.reports import plans
     from qa_lib.training import train
 
-    specs = [spec.for_this_machine() for spec in plans.plan(plans.load_from_args(args))]
-    # Trials may choose the report's own settings: that run stands in both arms.
-    chosen = list({s.hash: s for s in specs if s.run.startswith(args.run)}.values())
+    specs = {}  # trials may choose the report's own settings: that run stands in both arms
+    for spec in plans.plan(plans.load_from_args(args)):
+        on_machine = spec.for_this_machine()
+        specs[on_machine.hash] = on_machine
+    chosen = [spec for spec in specs.values() if spec.run.startswith(args.run)]
     if len(chosen) != 1:
-        names = ", ".join(spec.run for spec in (chosen or specs)[:6])
-        raise UserError(f"--run {args.run} fits {len(chosen)} runs of the plan: {names}")
+        names = [spec.run for spec in chosen or specs.values()]
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        raise UserError(
+            f"--run {args.run} fits {len(chosen)} of the {len(specs)} runs of the plan; write a "
+            f"name, or a beginning of it that no other run has: {', '.join(names[:6])}{more}"
+        )
     spec = chosen[0]
     record = train.train(spec, keep_weights=True)
     if record:  # of the processes of a distributed training, one writes the record

@@ -902,6 +902,20 @@ def test_a_parent_without_weights_is_trained_again_for_its_child(tiny):
     assert set(parent.tests) <= set(runs.find_record(parent)["metrics"])
 
 
+@pytest.mark.parametrize("name", ["nope", "moe-", "expert-"])
+def test_a_name_that_fits_no_run_or_several_is_told_how_many_there_are(name):
+    names = [spec.run for spec in plans.plan(plans.load_params("moe", "quick"))]
+    fitting = [run for run in names if run.startswith(name)]
+    with pytest.raises(UserError) as error:
+        run_verb(["train", "moe", "--profile", "quick", "--run", name])
+    says, _, listed = str(error.value).partition(", or a beginning of it that no other run has: ")
+    runs_told = f"{len(fitting)} of the {len(names)} runs of the plan"
+    assert says == f"--run {name} fits {runs_told}; write a name"
+    shown, _, more = listed.partition(" and ")
+    left_out = len(fitting or names) - len(shown.split(", "))
+    assert more == (f"{left_out} more" if left_out else "")
+
+
 def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny):
     """Windows may be too long and blocks too few, also in the last run of a list."""
     words = "max_length: the encoder reads 512 tokens, and windows of 513 are asked for"
