@@ -98,7 +98,7 @@ def test_the_caption_says_how_many_picks_find_no_place():
 def test_the_caption_says_what_an_expert_tells_about_the_domain():
     rows = {"arm": ["tuned", "tuned", "printed"], "ratio": P.centre, "bits": [0.014, 0.032, 0.9]}
     told = own.describe_information(P, pd.DataFrame(rows), "tuned")
-    assert told.startswith("It is 0.01 to 0.03 bits;")
+    assert told.startswith("At 60:40 it is 0.01 to 0.03 bits;")
 
 
 @pytest.mark.parametrize("look", [looks.WIDE, looks.NARROW])

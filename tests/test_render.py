@@ -314,7 +314,7 @@ def test_neighbours_that_are_not_drawn_share_a_sentence(plant):
         code(lack.format("order"), "fig_c"),
     )
     page = (folder / "report.html").read_text()
-    assert re.findall("size: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
+    assert re.findall("Not run here: (“.*?”)", page) == ["“rates, tuned”", "“order”"]
 
 
 def shows(html: str):
