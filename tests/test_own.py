@@ -427,6 +427,22 @@ def test_the_default_gives_its_advice_in_two_hours(tmp_path, monkeypatch):
     assert count_foreseen_tokens(thorough) / SLOW / 3600 > 5
 
 
+@pytest.mark.parametrize(
+    "rates, epochs, plan, page",
+    [
+        ([1e-4], [1, 2], "1 rate for every model, 1 and then 2 epochs, the better half", "1, then"),
+        ([1e-4, 2e-4], [2], r"2 rates for every model, 2 epochs\)", r"2 epochs\. The best"),
+        ([1e-4, 2e-4], [1], r"2 rates for every model, 1 epoch\)", r"1 epoch\. The best"),
+    ],
+)
+def test_halving_is_told_by_its_numbers_of_rates_and_rounds(monkeypatch, rates, epochs, plan, page):
+    monkeypatch.setattr(own, "foresee_plan", lambda p: [])
+    changes = {"data": "x.yaml", "domains": ["a", "b"]}
+    p = plans.load_params("exbert", "own", changes | {"trial_rates": rates, "trial_epochs": epochs})
+    assert re.search(rf"\({plan}", own.describe_plan(p))
+    assert re.search(rf"is tried with {page}", own.describe_trials(p))
+
+
 def test_long_texts_are_told_what_takes_two_hours(planted):
     p = planted(0.0, size="small")
     assert own.describe_cost(p, 1.9).endswith("take about 1.9 hours on this machine")

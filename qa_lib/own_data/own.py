@@ -174,10 +174,13 @@ def describe_plan(p: exbert.Parameters) -> str:
     if p.halving:
         then -= tried  # the best trial of a model is the first of its runs
         shown = " and then ".join(f"{number:g}" for number in p.trial_epochs)
+        rates = "1 rate" if len(p.trial_rates) == 1 else f"{len(p.trial_rates)} rates"
+        epochs = "1 epoch" if p.trial_epochs == [1] else f"{shown} epochs"
+        goes_on = ", the better half goes on" if len(p.trial_epochs) > 1 else ""
         return (
-            f"{len(tried)} trials by successive halving ({len(p.trial_rates)} rates for every "
-            f"model, {shown} epochs, the better half goes on); then {len(then)} runs with the "
-            "rates they chose; SIZE=full is the thorough version"
+            f"{len(tried)} trials by successive halving ({rates} for every model, "
+            f"{epochs}{goes_on}); then {len(then)} runs with the rates they chose; SIZE=full is "
+            "the thorough version"
         )
     return (
         f"{len(tried)} trials, more where the best rate is the lowest or the highest tried; then "
@@ -206,11 +209,14 @@ def describe_trials(p: exbert.Parameters) -> str:
     if not p.halving:
         return "A best rate at the edge widens the rates for all; the epochs are the budget."
     shown = ", then ".join(f"{number:g}" for number in p.trial_epochs)
+    epochs = "1 epoch" if p.trial_epochs == [1] else f"{shown} epochs"
+    text = f"Successive halving, alike for all models: every rate is tried with {epochs}"
+    if len(p.trial_epochs) > 1:
+        text += ", and only the better half of a model's rates goes on to the next round"
     return (
-        f"Successive halving, alike for all models: every rate is tried with {shown} epochs, and "
-        "only the better half of a model's rates goes on to the next round. The best of the last "
-        "round is kept. SIZE=full is the thorough version: it trains every rate to the end, adds "
-        "rates beyond the edge, and compares the models on three mixtures."
+        f"{text}. The best of the last round is kept. SIZE=full is the thorough version: it trains "
+        "every rate to the end, adds rates beyond the edge, and compares the models on three "
+        "mixtures."
     )
 
 
