@@ -663,6 +663,12 @@ def test_revisions_that_git_could_not_merge_are_one_sentence(tmp_path, monkeypat
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("option", ["--profil=quick", "--dry", "--param=epochs=1"])
+def test_a_misspelt_option_is_not_taken_for_the_one_that_it_begins(option):
+    with pytest.raises(UserError, match=f"^unrecognized arguments: {option}; .* --help says what"):
+        make_parser().parse_args(["study", "exbert", option])
+
+
 def test_pin_without_network_proposes_nothing_that_it_lacks(tmp_path, monkeypatch):
     """It has no --fetch, and no profile."""
     monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")

@@ -143,7 +143,13 @@ def check_surroundings():
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser that reports a mistake in one sentence, without the usage."""
+    """A parser that reports a mistake in one sentence, without the usage.
+
+    An option is written in full: a misspelt one is not taken for the one that it begins.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str):
         """Raise UserError about a mistake."""
