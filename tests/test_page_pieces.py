@@ -304,7 +304,8 @@ def test_a_part_that_was_not_run_is_a_note(plant):
     assert grid.startswith(report.ABSENT)
     listed = pieces.list_parts_not_run(P)
     assert listed.startswith("<details")
-    assert "ratios" in listed and "equal tuning" in listed
+    assert "<li>ratios: V-DB over the mixtures (Table 3, Fig. 3).</li>" in listed
+    assert "<li>equal tuning: The same trials" in listed
 
 
 # ---- grids ----

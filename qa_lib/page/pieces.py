@@ -164,11 +164,22 @@ def show_provenance(P) -> report.Html:
 
 
 def list_parts_not_run(P) -> report.Html:
-    """Return the parts of the study that this page lacks, folded; empty where it has all."""
+    """Return the parts of the study that this page lacks, folded; empty where it has all.
+
+    What an experiment is stands in the first line of its function's docstring.
+    """
     missing = report.name_parts_not_run(P)
     if not missing:
         return report.Html("")
-    return fold("Parts of the study that were not run here", ", ".join(missing) + ".")
+    experiments = plans.find_report(P.report).EXPERIMENTS
+    items = []
+    for name in missing:
+        text = "The same trials of settings for every model."
+        if name in experiments:
+            text = experiments[name].__doc__.splitlines()[0]
+        items.append(f"<li>{escape(name)}: {escape(text)}</li>")
+    listed = report.Html(f"<ul>{''.join(items)}</ul>")
+    return fold("Parts of the study that were not run here", listed)
 
 
 def note_not_run(P, arm: str, part: str | None) -> report.Html:
