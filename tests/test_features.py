@@ -236,9 +236,13 @@ def test_every_order_has_all_examples_once_and_little_padding(order):
 
 
 def test_encoder_errors_are_sentences(tmp_path):
-    words = "^a run asks for 7 blocks of encoder minilm, which has 6; .* sweep_blocks, whichever"
-    with pytest.raises(UserError, match=words):
-        encoders.load_encoder("minilm", 7)
+    for blocks in (7, 0, -1, "2", 1.0):
+        words = (
+            f"^a run asks for {blocks!r} blocks of encoder minilm, which has 6; ask for a whole "
+            "number from 1 to 6 .* or sweep_blocks, whichever"
+        )
+        with pytest.raises(UserError, match=words):
+            encoders.load_encoder("minilm", blocks)
     with pytest.raises(UserError, match="encoder folder .* has no config.json"):
         encoder_files.identify_weights(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):

@@ -235,17 +235,18 @@ def check_tokenizer(tokenizer, model: nn.Module, place: str):
 def load_encoder(name: str, blocks: int | None = None):
     """Load a fresh copy of an encoder: (encoder, tokenizer). Files are read once per process.
 
-    blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where the encoder
-    has fewer.
+    blocks: how many of the lower blocks to keep; None keeps all. Raises UserError where that is not
+    a whole number from 1 to those that the encoder has.
     """
     model, tokenizer = read_encoder(name)
     model = copy.deepcopy(model)
     if blocks is not None:
         known = model.config.num_hidden_layers
-        if blocks > known:
+        if not isinstance(blocks, int) or not 1 <= blocks <= known:
             raise UserError(
-                f"a run asks for {blocks} blocks of encoder {name}, which has {known}; ask for at "
-                f"most {known} (blocks, tuned_blocks or sweep_blocks, whichever says {blocks})"
+                f"a run asks for {blocks!r} blocks of encoder {name}, which has {known}; ask for a "
+                f"whole number from 1 to {known} (blocks, tuned_blocks or sweep_blocks, whichever "
+                f"says {blocks!r})"
             )
         del blocks_of(model)[blocks:]
         model.config.num_hidden_layers = blocks
