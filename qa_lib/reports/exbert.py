@@ -146,9 +146,10 @@ class Parameters(Layer, Study):
     @model_validator(mode="after")
     def _check_trial_epochs(self):
         if self.halving and sorted(self.trial_epochs) != self.trial_epochs:
+            rising = ",".join(f"{epochs:g}" for epochs in sorted(self.trial_epochs))
             raise ValueError(
                 "trial_epochs: with halving each round has more epochs than the one before it; "
-                f"write {sorted(self.trial_epochs)}"
+                f"write [{rising}]"
             )
         return self
 
