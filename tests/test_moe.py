@@ -460,7 +460,7 @@ def test_reinitialised_blocks_differ_and_the_rest_is_byte_equal(top, source):
         assert not dense.bias.any()
         assert torch.equal(norm.weight, torch.ones_like(norm.weight))
         assert not norm.bias.any()
-    with pytest.raises(UserError, match="reinit: 6 of 6 blocks"):
+    with pytest.raises(UserError, match="a run is to re-initialise 6 blocks of an encoder of 6"):
         encoders.reinitialise(again, 6, 0)
 
 

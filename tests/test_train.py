@@ -1170,7 +1170,7 @@ def test_the_command_line_ends_with_one_sentence_and_code_2():
         (["exbert", "--profile", "real"], "DATA=path/to/data"),
         (["exbert", "--profile", "real", "--data", "nowhere"], "does not exist"),
         (["exbert", "--profile", "paper"], "cannot be had from the hub"),
-        (["exbert", "-p", "blocks=9"], "encoder minilm has 6"),
+        (["exbert", "-p", "blocks=9"], "encoder minilm, which has 6"),
         (["bert"], "is not a report of this study"),
     ],
 )
