@@ -40,8 +40,11 @@ return {
   ground: grey(look.backgroundColor), ink: grey(look.color),
   height: window.scrollHeight}; })()"""
 # The last table that stands open and has one row of headings, and its first column of numbers.
-TABLE = """(() => { const table = [...document.querySelectorAll("table:has(button)")]
-  .filter(t => t.checkVisibility() && t.tHead.rows.length == 1).at(-1);
+# Where none stands open, the last one is unfolded.
+TABLE = """(() => { const tables = [...document.querySelectorAll("table:has(button)")]
+  .filter(t => t.tHead.rows.length == 1 && t.tHead.rows[0].querySelector(".number"));
+const table = tables.filter(t => t.checkVisibility()).at(-1) ?? tables.at(-1);
+for (let e = table; e; e = e.parentElement) { if (e.tagName == "DETAILS") e.open = true; }
 const head = [...table.tHead.rows[0].cells].findIndex(h => h.classList.contains("number"));
 return {table, head: table.tHead.rows[0].cells[head],
         column: [...table.tBodies[0].rows].map(r => r.cells[head].textContent)}; })()"""
