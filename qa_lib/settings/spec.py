@@ -150,7 +150,7 @@ class Spec(Strict):
         return values
 
     @model_validator(mode="after")
-    def _roles(self):
+    def _check_roles(self):
         if self.experts and not self.gate:
             raise ValueError("experts: these are what a gate mixes, and there is no gate")
         if self.experts and self.start:
@@ -158,7 +158,7 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _layer(self):
+    def _check_layer(self):
         if self.dense is not None and not self.layer:
             raise ValueError(
                 "dense: it is the width of what stands in place of the layer's experts, and there "
@@ -172,7 +172,7 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _distillation(self):
+    def _check_distillation(self):
         if self.distillation and not self.teachers:
             raise ValueError(
                 "distillation: the run has no teachers to learn from; name them, or leave "
@@ -181,7 +181,7 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _watched(self):
+    def _check_watched(self):
         if self.watched and not self.validation_rows:
             raise ValueError(
                 "watched: training rows are scored where validation rows are, and there are none; "
@@ -190,7 +190,7 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _fixed_divisor(self):
+    def _check_fixed_divisor(self):
         divided = self.multitask.fixed_divisor if self.multitask else []
         for dataset in divided:
             if dataset not in self.domains:
@@ -206,7 +206,7 @@ class Spec(Strict):
         return self
 
     @model_validator(mode="after")
-    def _probes(self):
+    def _check_probes(self):
         if self.probes and not self.multitask:
             raise ValueError(
                 "probes: these compare the gradients of datasets that are trained in turn, and "
