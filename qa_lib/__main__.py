@@ -279,9 +279,9 @@ def run_land(args: argparse.Namespace) -> int:
     for p in choices:
         specs += plans.plan(p)
     print_stale(specs)
-    folder = runs.RECORDS / args.report  # QA_RECORDS may name another place than records/
-    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-    print(f"{runs.land(args.report, specs)} new records in {shown}")
+    # QA_RECORDS may name another place than records/
+    folder = params.shorten_path(runs.RECORDS / args.report)
+    print(f"{runs.land(args.report, specs)} new records in {folder}")
     return 0
 
 

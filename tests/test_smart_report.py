@@ -544,6 +544,25 @@ def test_reviews_are_of_all_models_or_of_the_named_ones(load):
     assert of_two == ["pretrain-cfimdb", "finetune-cfimdb"]
 
 
+def test_seconds_of_an_epoch_stand_beside_the_printed_ones(load, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+
+    def plant(spec: Spec) -> tuple[dict, pd.DataFrame]:
+        record, examples = plant_record(spec)
+        return record | {"training_seconds": 100.0 * (1 + spec.seed)}, examples
+
+    params = load(size="small", arms=["printed"], experiments=["single"], epochs=4)
+    save_missing(params, plant)
+    figures_smart.table_seconds(params)
+    table = pd.read_csv(runs.page_folder(params) / "table2_seconds.csv")
+    ours = table.loc[table["model"] == "Fine-tuned", "value"]
+    assert ours.tolist() == [50.0]  # of 100, 200 and 300 seconds, each of four epochs
+    text = (runs.page_folder(params) / "table2_seconds.md").read_text(encoding="utf-8")
+    assert "161" in text  # as printed of SMART
+    _, rows = text.split("|", 1)
+    assert "**" not in rows  # how long a run took is no achievement
+
+
 def test_trials_are_known_by_their_rate_and_weight_or_epochs(load):
     params = load(size="small", arms=["tuned"], experiments=["rrobin"])
     save_missing(params)

@@ -396,6 +396,9 @@ def test_a_verdict_may_need_more_seeds_than_anyone_runs():
     assert judge(c, [needs_seeds]).reason == "seeds (needs n>1000)"
     needs_questions = Estimate(1.68, 50.0, 3, 0.2, 4, 500)
     assert judge(c, [needs_questions]).reason == "test questions (no n suffices)"
+    # of one seed v holds that seed's own noise, which more seeds average out
+    of_one_seed = needs_questions._replace(n=1)
+    assert judge(c, [of_one_seed]).reason == "seeds (one does not tell how many)"
 
 
 def test_an_effect_that_may_be_twice_what_is_printed_is_too_large():

@@ -173,9 +173,8 @@ def describe_plan(p: exbert.Parameters) -> str:
     then = {spec.hash for spec in runs_of_plan if not spec.variant.endswith("-trial")}
     if p.halving:
         then -= tried  # the best trial of a model is the first of its runs
-        shown = " and then ".join(f"{number:g}" for number in p.trial_epochs)
         rates = "1 rate" if len(p.trial_rates) == 1 else f"{len(p.trial_rates)} rates"
-        epochs = "1 epoch" if p.trial_epochs == [1] else f"{shown} epochs"
+        epochs = name_epochs(p, " and then ")
         goes_on = ", the better half goes on" if len(p.trial_epochs) > 1 else ""
         return (
             f"{len(tried)} trials by successive halving ({rates} for every model, "
@@ -204,13 +203,22 @@ def describe_contexts(p: exbert.Parameters) -> str:
     )
 
 
+def name_epochs(p: exbert.Parameters, between: str) -> str:
+    """Return the epochs of the rounds of halving in words. between: what stands between rounds."""
+    if p.trial_epochs == [1]:
+        return "1 epoch"
+    numbers = between.join(f"{number:g}" for number in p.trial_epochs)
+    return f"{numbers} epochs"
+
+
 def describe_trials(p: exbert.Parameters) -> str:
     """Return how the trials choose, as a page says it."""
     if not p.halving:
         return "A best rate at the edge widens the rates for all; the epochs are the budget."
-    shown = ", then ".join(f"{number:g}" for number in p.trial_epochs)
-    epochs = "1 epoch" if p.trial_epochs == [1] else f"{shown} epochs"
-    text = f"Successive halving, alike for all models: every rate is tried with {epochs}"
+    text = (
+        "Successive halving, alike for all models: every rate is tried with "
+        f"{name_epochs(p, ', then ')}"
+    )
     if len(p.trial_epochs) > 1:
         text += ", and only the better half of a model's rates goes on to the next round"
     return (

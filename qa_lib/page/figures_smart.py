@@ -47,11 +47,13 @@ ROWS_OF_TABLE_2 = {
     "rrobin-full-smart": (48.5, 85.0, 71.4, 4549),
     "rrobin-full-layer": (50.1, 86.7, 80.2, 1550),
 }
-TABLE_2 = {}
-TABLE_2_SECONDS = {}
-for variant, (*scores, seconds) in ROWS_OF_TABLE_2.items():
-    TABLE_2[variant] = dict(zip(SCORES, scores, strict=True))
-    TABLE_2_SECONDS[variant] = {SECONDS: seconds}
+TABLE_2 = {
+    variant: dict(zip(SCORES, scores, strict=True))
+    for variant, (*scores, _) in ROWS_OF_TABLE_2.items()
+}
+TABLE_2_SECONDS = {
+    variant: {SECONDS: seconds} for variant, (*_, seconds) in ROWS_OF_TABLE_2.items()
+}
 
 # These models and two controls, each beside the one that it is of: as many steps as SMART takes,
 # and every loss a mean.
@@ -633,11 +635,11 @@ def table_single(P) -> report.Html:
 
 def table_seconds(P) -> report.Html:
     """Return the last column of Table 2: the seconds of training in an epoch."""
+    specs = [s for s in plans.plan(P) if s.arm == "printed" and s.variant in TABLE_2]
+    if not specs:
+        return report.note_absent("seconds of training")
     rows = []
-    for spec in plans.plan(P):
-        if spec.arm != "printed" or spec.variant not in TABLE_2:
-            continue
-        record = runs.find_record(spec)
+    for spec, record in runs.require_records(specs):
         rows.append(
             {
                 "model": plans.display_name(P.report, spec.variant),
@@ -647,8 +649,6 @@ def table_seconds(P) -> report.Html:
                 "run": record["run"],
             }
         )
-    if not rows:
-        return report.note_absent("seconds of training")
     cells = grids.average_cells(pd.DataFrame(rows), plans.display_names(P.report))
     printed = {}
     for variant, values in TABLE_2_SECONDS.items():

@@ -489,10 +489,9 @@ def table_grid(
 
     columns: of `collect_columns`. printed: variant → heading → value. lower: the headings under
     which a lower value is better. benchmark: whose values stand beside the printed ones, and these
-    values.
-    has_best: whether a higher or lower value is an achievement, so that the best of ours is bold.
-    part: the experiment that runs the variants. which: further columns of the ledger that rows must
-    have, e.g. ratio=0.6.
+    values. has_best: whether a higher or lower value is an achievement, so that the best of ours is
+    bold. part: the experiment that runs the variants. which: further columns of the ledger that
+    rows must have, e.g. ratio=0.6.
     """
     specs = [spec for spec in plans.plan(P) if spec.arm == arm and spec.variant in variants]
     if not specs:

@@ -55,7 +55,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 
 from qa_lib.evidence import claims, compare, stats, verify
 from qa_lib.reports import plans
-from qa_lib.settings.params import ROOT, UserError, suggest
+from qa_lib.settings.params import ROOT, UserError, shorten_path, suggest
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -93,8 +93,7 @@ class Findings:
 
     def place(self, line: int) -> str:
         """Return the place of a line, as an error names it."""
-        path = self.file.relative_to(ROOT) if self.file.is_relative_to(ROOT) else self.file
-        return f"{path}, line {line}"
+        return f"{shorten_path(self.file)}, line {line}"
 
 
 def read_findings(slug: str) -> Findings | None:

@@ -65,12 +65,17 @@ def describe_folder(path: Path) -> str:
     return f"the folder {folder} holds {', '.join(names[:LISTED])}{more}{hint}"
 
 
+def shorten_path(path: Path) -> Path:
+    """Return a path as messages show it: from the repository's root, where it is inside."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
     """Return a YAML mapping, and the line of each of its top-level keys.
 
     Raises UserError where the file cannot be read or holds no mapping with keys of text.
     """
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    shown = shorten_path(path)
     try:
         text = path.read_text(encoding="utf-8")
         value, lines = parse_yaml(text)
