@@ -8,6 +8,7 @@ import pytest
 from qa_lib.page import figures_exbert as own
 from qa_lib.page import looks, pieces, tables
 from qa_lib.reports import comparisons, exbert, plans
+from qa_lib.settings import params
 from qa_lib.store import runs
 
 P = plans.load_params("exbert", "quick")
@@ -48,8 +49,27 @@ def test_a_column_is_a_test_set_at_a_mixture_in_the_report_s_order():
     assert place == (P.domains[0], "f1", {"ratio": 0.6, "order": "trainer"})
     # values that are printed of mixtures that were not run stand nowhere
     assert own.keep_columns(own.MIXTURES, columns) == {}
-    squad = {"squad, 40:60": ("squad", "em")}
-    assert own.keep_columns(own.MIXTURES, squad) == {"exbert-tuned": {"squad, 40:60": 50}}
+    squad = {"SQuAD, 40:60": ("squad", "em")}
+    assert own.keep_columns(own.MIXTURES, squad) == {"exbert-tuned": {"SQuAD, 40:60": 50}}
+
+
+def test_on_real_data_a_column_bears_the_name_that_the_dataset_s_authors_gave_it():
+    real = plans.load_params("exbert", "real")
+    columns = own.name_columns(real)
+    assert columns["SQuAD, 40:60"][0] == "squad"
+    assert columns["BioASQ, 80:20"][0] == "bioasq"
+
+
+def test_what_is_printed_stands_under_headings_of_the_report_s_domains():
+    """A printed value whose heading no table can have would be left out without a word."""
+    paper = plans.load_params("exbert", "paper", {"ratios": [0.2, 0.4, 0.6, 0.8, 1.0]})
+    headings = set(own.name_columns(paper))
+    for values in own.MIXTURES.values():
+        assert set(values) <= headings
+    first, second = (params.name_dataset(paper, domain) for domain in paper.domains)
+    pairs = {f"{trained} → {tested}" for trained in (first, second) for tested in (first, second)}
+    for values in own.SINGLE.values():
+        assert set(values) <= pairs
 
 
 def test_columns_may_be_told_apart_by_further_columns_of_the_ledger():

@@ -157,9 +157,9 @@ def test_a_comparison_says_which_part_it_shows_and_whether_it_tests_the_claim(pl
     rows = compare.collect_comparisons(P, (EIGHT,))
     ours = rows[(rows["setting"] == "report") & (rows["control"] == "")].iloc[0]
     # 3.5 and 3.0 were planted: the smaller gain is the less certain
-    assert ours["part"] == "plain-tuned"
+    assert ours["part"] == "(a) without ST-MoE block"
     assert ours["value"] == pytest.approx(3.0, abs=0.5)
-    name = charts.name_value("exbert", ours)
+    name = charts.name_value(ours)
     assert name == "ours, report's settings, for (a) without ST-MoE block; no test: seen before"
     others = rows.drop(index=ours.name)
     assert (others["part"] == "").all()
@@ -800,10 +800,3 @@ def test_findings_need_no_notebook():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr.strip() == "set()", done.stderr
-
-
-def test_a_verdict_calls_models_as_readers_do():
-    table = pd.DataFrame({"part": ["moe", "moe, EM", ""], "rule_part": [np.nan, "squad", "reinit"]})
-    named = verdict_groups.name_models_in_parts("moe", table)
-    assert named["part"].tolist() == ["MoE", "MoE, EM", ""]
-    assert named["rule_part"].tolist() == ["", "squad", "Reinit"]

@@ -512,7 +512,8 @@ def test_real_sentences_have_fingerprints_without_data(name):
 def test_what_testing_alone_reads_is_no_part_of_a_fingerprint(monkeypatch):
     known = dict(params.read_datasets("folder"))
     before = selection.fingerprint("sts", "folder", None)
-    known["sts"] = known["sts"].model_copy(update={"test_rows": 100, "seen_by": {}})
+    changes = {"test_rows": 100, "seen_by": {}, "display_name": "another name"}
+    known["sts"] = known["sts"].model_copy(update=changes)
     monkeypatch.setattr(params, "read_datasets", lambda *source: known)
     assert selection.fingerprint("sts", "folder", None) == before
     known["sts"] = known["sts"].model_copy(update={"range": [0.0, 4.0]})

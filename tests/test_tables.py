@@ -317,10 +317,23 @@ def test_a_control_says_how_much_of_the_effect_is_left():
 
 
 def test_a_part_is_named_as_a_reader_names_it():
-    assert [
-        verify.name_part(x, ["squad", "bioasq"])
-        for x in ("metric f1", "set second, metric em", "variant reinit-2", "")
-    ] == ["F1", "bioasq, EM", "reinit-2", ""]
+    p = plans.load_params("moe", "real")
+    said = {
+        "metric f1": "F1",
+        "set second, metric em": "NewsQA, EM",
+        "set out-of-domain": "new domains, dev",
+        "variant reinit-2": "Reinit 2",
+        "variant moe": "MoE",
+        "variant expert-squad, metric em_starter": "Expert of SQuAD, EM",
+        "ratio 0.8": "ratio 0.8",
+        "": "",
+    }
+    assert {label: verify.name_part(p, label) for label in said} == said
+
+
+def test_a_dataset_that_stands_in_for_another_is_named_in_its_place():
+    p = plans.load_params("smart", "quick")
+    assert verify.name_part(p, "set sst") == p.domains[0] == "sentiment"
 
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):

@@ -66,7 +66,7 @@ def held_out_keys(parts: list[Splits]) -> set[tuple[str, ...]]:
 
 
 # Fields of a dataset that a page alone reads, and the name of its head, which is the model's.
-NOT_READ = {"seen_by", "instead_of", "head"}
+NOT_READ = {"display_name", "seen_by", "instead_of", "head"}
 # Those that testing alone reads.
 READ_IN_TESTS = {"test_rows", "cluster", "average", "altered"}
 

@@ -145,7 +145,7 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
             row |= {"value": at["d"], "low": at["low"], "high": at["high"]}
             row["part"] = ""
             if at["run"]:
-                row["part"] = verify.name_part(at["part"], P.domains, P.stand_ins)
+                row["part"] = verify.name_part(P, at["part"])
             rows.append(row | {"n": at["n"], "run": at["run"]})
     return pd.DataFrame(rows)
 
@@ -231,7 +231,7 @@ def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
         of_claim = table[(table["claim"] == row["claim"]) & (table["arm"] == row["arm"])]
         of_claim = of_claim[of_claim["comparison"] == "claim"]
         shown = of_claim["part"].iloc[0]
-        if shown and shown != verify.name_part(row["metric"], P.domains):
+        if shown and shown != verify.name_part(P, f"metric {row['metric']}"):
             continue
         sign = find_sign(find_claim(P, row["claim"]))
         low, high = sorted([sign * row["low"], sign * row["high"]])

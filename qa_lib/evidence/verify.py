@@ -6,14 +6,13 @@ Nothing is trained. Any verdict exits 0; 1 means that results.csv on disk is not
 say.
 """
 
-import re
-
 import numpy as np
 import pandas as pd
 
 from qa_lib.evidence import claims, stats, verdicts
 from qa_lib.evidence.verdicts import Verdict
 from qa_lib.reports import plans
+from qa_lib.settings.params import name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -58,17 +57,39 @@ def describe_claim(claim: claims.Claim) -> dict:
     }
 
 
-def name_part(label: str, domains: list[str], stand_ins: dict[str, str] | None = None) -> str:
-    """Return a part's label as a reader says it: "set first, metric em" is "squad, EM".
+def name_part(P, label: str) -> str:
+    """Return a part's label as a reader says it.
 
-    stand_ins: of the study; a set is called by the dataset that stands in for it.
+    "set first, metric em" is "SQuAD, EM" and "variant reinit-2" is "Reinit 2". A set is called by
+    the dataset that stands in for it (Study.stand_ins).
     """
-    words = {"em": "EM", "f1": "F1", "em_starter": "EM", "f1_starter": "F1"}
-    words |= dict(zip(("first", "second"), domains, strict=False))
-    for dataset, of_claims in (stand_ins or {}).items():
-        words[of_claims] = dataset
-    values = re.sub(r"\b(set|metric|variant) ", "", label)
-    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), values)
+    metrics = {"em": "EM", "f1": "F1", "em_starter": "EM", "f1_starter": "F1"}
+    sets = dict(zip(("first", "second"), P.domains, strict=False))
+    sets |= {of_claims: dataset for dataset, of_claims in P.stand_ins.items()}
+    words = []
+    for pair in label.split(", "):
+        column, _, value = pair.partition(" ")
+        if column == "metric":
+            words.append(metrics.get(value, value))
+        elif column == "set":
+            words.append(name_dataset(P, sets.get(value, value)))
+        elif column == "variant":
+            words.append(name_variant(P, value))
+        else:
+            words.append(pair)
+    return ", ".join(words)
+
+
+def name_variant(P, variant: str) -> str:
+    """Return a variant as readers know it: "reinit-2" is "Reinit 2", "expert-squad" is "Expert of
+    SQuAD".
+    """
+    model = plans.find_model(P.report, variant)
+    name = plans.display_name(P.report, variant)
+    rest = variant.removeprefix(model).removeprefix("-")
+    if rest in P.domains:
+        return f"{name} of {name_dataset(P, rest)}"
+    return f"{name} {rest}".strip()
 
 
 def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> list[float]:
@@ -88,7 +109,7 @@ def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> li
 def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
     """Return the columns of one row of stats.judge_sample: effect, seeds, runs."""
     effect = measure_effect(claim, judged["d"], judged["low"], judged["high"])
-    part = name_part(judged["part"], P.domains, P.stand_ins) if judged["run"] else ""
+    part = name_part(P, judged["part"]) if judged["run"] else ""
     return {
         **dict(zip(EFFECT, [*effect, part], strict=True)),
         "parts": judged["parts"] if judged["run"] else 0,
@@ -109,7 +130,7 @@ def describe_verdict(P, claim: claims.Claim, judged: pd.Series) -> dict:
     }
     if judged["verdict"] == Verdict.NOT_REPRODUCED:
         ends = (judged["rule_d"], judged["rule_low"], judged["rule_high"])
-        part = name_part(judged["rule_part"], P.domains, P.stand_ins)
+        part = name_part(P, judged["rule_part"])
         effect = [*measure_effect(claim, *ends), part]
         columns |= dict(zip(RULE_EFFECT, effect, strict=True))
         columns["more"] = int(judged["more"])

@@ -173,7 +173,7 @@ def name_comparison(rows: pd.DataFrame) -> str:
 
 def draw_comparison(board: Board, report: str, row):
     """Draw one value of a comparison, with its name and its number; one not run is said alone."""
-    name = name_value(report, row)
+    name = name_value(row)
     _, marker = SETTINGS[row.setting]
     look = board.look
     if row.setting == "printed":
@@ -200,11 +200,11 @@ def draw_comparison(board: Board, report: str, row):
     board.axes.plot(row.value, y, marker, color=colour, ms=size, mec=edge, mew=0.8, zorder=4)
 
 
-def name_value(report: str, row) -> str:
+def name_value(row) -> str:
     """Return how a value of a comparison came about, and of which part of the claim it is."""
     name, _ = SETTINGS[row.setting]
     if row.part:
-        name += f", for {plans.name_models_in_part(report, row.part)}"
+        name += f", for {row.part}"
     if row.untested:
         name += f"; no test: {row.untested}"
     return name

@@ -20,16 +20,17 @@ from qa_lib.page import grids, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import exbert, plans
 from qa_lib.reports.plans import name_mixture
+from qa_lib.settings.params import name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 # ---- what is printed (sections 3.1, 3.2 and 3.4) ----
 
 # EM by test set and mixture, and by the domain that a model is trained on alone.
-MIXTURES = {"v-db": {"squad, 100:0": 52}, "exbert-tuned": {"squad, 40:60": 50}}
+MIXTURES = {"v-db": {"SQuAD, 100:0": 52}, "exbert-tuned": {"SQuAD, 40:60": 50}}
 SINGLE = {
-    "v-db-full": {"squad → squad": 77, "squad → bioasq": 40, "bioasq → squad": 5},
-    "exbert-full": {"squad → bioasq": 40, "bioasq → squad": 5},
+    "v-db-full": {"SQuAD → SQuAD": 77, "SQuAD → BioASQ": 40, "BioASQ → SQuAD": 5},
+    "exbert-full": {"SQuAD → BioASQ": 40, "BioASQ → SQuAD": 5},
 }
 
 # ---- models of a part of the page ----
@@ -61,7 +62,7 @@ def name_columns(P, metric: str = "em") -> dict[str, tuple]:
     for test_set in P.domains:
         for ratio in P.ratios:
             place = (test_set, metric, {"ratio": ratio, "order": P.order})
-            columns[f"{test_set}, {name_mixture(ratio)}"] = place
+            columns[f"{name_dataset(P, test_set)}, {name_mixture(ratio)}"] = place
     return columns
 
 
@@ -218,7 +219,7 @@ def table_scores(P, name: str, metric: str, arm: str) -> report.Html:
         printed = keep_columns(MIXTURES, columns)
     if arm not in P.arms:
         return report.note_absent(pieces.ARMS[arm])
-    domains = " : ".join(P.domains)
+    domains = " : ".join(name_dataset(P, domain) for domain in P.domains)
     caption = f"With {pieces.ARMS[arm]}, by test set and mixture ({domains}): {METRICS[metric]}."
     has_best = metric in ("em", "f1")
     return pieces.table_grid(
@@ -240,8 +241,8 @@ def draw_mixtures(
     P, name: str, caption: str, variants: tuple[str, ...], arm: str = "printed"
 ) -> report.Html:
     """Return EM of models over the mixtures, a panel for each test set."""
-    columns = {f"tested on {test_set}": (test_set, "em") for test_set in P.domains}
-    label = f"share of {P.domains[0]} in the mixture"
+    columns = {f"tested on {name_dataset(P, domain)}": (domain, "em") for domain in P.domains}
+    label = f"share of {name_dataset(P, P.domains[0])} in the mixture"
     return pieces.figure_sweep(
         P, name, caption, variants, "ratio", label, columns, arm=arm, order=P.order
     )
@@ -276,7 +277,11 @@ def table_single(P) -> report.Html:
     columns = {}
     for ratio, trained in zip((1.0, 0.0), P.domains, strict=True):
         for tested in P.domains:
-            columns[f"{trained} → {tested}"] = (tested, "em", {"ratio": ratio})
+            columns[f"{name_dataset(P, trained)} → {name_dataset(P, tested)}"] = (
+                tested,
+                "em",
+                {"ratio": ratio},
+            )
     variants = list(SINGLE)
     rows = " and ".join(f"{number:,}" for number in P.full_rows)
     caption = (
@@ -291,8 +296,8 @@ def figure_sizes(P) -> report.Html:
     """Return EM of V-DB by the training rows of the first domain alone."""
     if not is_run(P, "single"):
         return report.note_absent("single")
-    columns = {f"tested on {test_set}": (test_set, "em") for test_set in P.domains}
-    caption = f"EM of V-DB by its training rows of {P.domains[0]} alone."
+    columns = {f"tested on {name_dataset(P, domain)}": (domain, "em") for domain in P.domains}
+    caption = f"EM of V-DB by its training rows of {name_dataset(P, P.domains[0])} alone."
     variants, label = ("v-db-size",), "training rows"
     return pieces.figure_sweep(P, "fig2_sizes", caption, variants, "rows", label, columns)
 
@@ -305,7 +310,7 @@ def table_order(P) -> report.Html:
     for test_set in P.domains:
         for order in ("trainer", *P.orders):
             place = (test_set, "em", {"ratio": P.centre, "order": order})
-            columns[f"{test_set}, {order}"] = place
+            columns[f"{name_dataset(P, test_set)}, {order}"] = place
     caption = (
         f"EM by the order of the training rows, mixture {name_mixture(P.centre)}. Trainer: mixed "
         "anew in each epoch; sequential: one domain after the other; shuffled: mixed once."
@@ -319,8 +324,8 @@ def table_more_rows(P, arm: str) -> report.Html:
         return report.note_absent("more-rows")
     columns = {}
     for test_set in P.domains:
-        columns[f"{test_set}, EM"] = (test_set, "em")
-        columns[f"{test_set}, F1"] = (test_set, "f1")
+        columns[f"{name_dataset(P, test_set)}, EM"] = (test_set, "em")
+        columns[f"{name_dataset(P, test_set)}, F1"] = (test_set, "f1")
     variants = [f"{model}-more" for model in COMPARED]
     caption = (
         f"With {pieces.ARMS[arm]} and {P.more_rows:,} training rows at {name_mixture(P.centre)}, "
@@ -400,13 +405,14 @@ def figure_routing(P) -> report.Html:
     steps = tables.collect_router_steps(specs)
     share = rank_experts(tables.collect_routing(specs), P.domains[0])
     information = collect_information(P)
+    first = name_dataset(P, P.domains[0])
     seeds = len(specs)
     number = "One seed." if seeds == 1 else f"Lines and points: {seeds} seeds."
     caption = (
         f"ExBERT (final) with {pieces.ARMS[arm]}, at {name_mixture(P.centre)}. {number} First: "
         f"picks that found their expert full in training. {describe_dropped(P, steps)} Second: "
-        f"picks of the test sets, experts sorted by their share of {P.domains[0]}; dotted: equal "
-        "shares. Third, all mixtures: what an expert tells about the domain. "
+        f"picks of the test sets, experts sorted by their share of {first}; "
+        "dotted: equal shares. Third, all mixtures: what an expert tells about the domain. "
         f"{describe_information(P, information, arm)}"
     )
     alt = "Three panels: dropped picks over training, shares of experts, mutual information."
@@ -479,7 +485,7 @@ def draw_shares(axes, P, share: pd.DataFrame, look: Look):
         axes.plot(of_set["rank"], 100 * of_set["share"], mark, color=pale, ms=2)
         axes.plot(means.index, means, line, color=shade, lw=1.4)
         at = {"xycoords": "axes fraction", "ha": "right", "va": "top", "color": shade}
-        axes.annotate(name, (0.98, 0.97 - 0.12 * place), weight="bold", **at)
+        axes.annotate(name_dataset(P, name), (0.98, 0.97 - 0.12 * place), weight="bold", **at)
     axes.axhline(100 / P.experts, color=look.colours["text"], lw=1, ls=":")
     axes.set(xlabel="expert, by rank", ylim=(0, 135 * share["share"].max()))
     for axis in (axes.xaxis, axes.yaxis):
@@ -583,7 +589,7 @@ def table_balance(P) -> report.Html:
     specs = find_sweep(P, "balance")
     if not specs:
         return report.note_absent("balance")
-    columns = {test_set: (test_set, "em") for test_set in P.domains}
+    columns = {name_dataset(P, test_set): (test_set, "em") for test_set in P.domains}
     rows = pieces.collect_columns(runs.collect_ledger(specs), columns)
     rows = rows.assign(model=rows["balance"].map("β = {:g}".format))
     rows = rows.sort_values("balance", kind="stable")
@@ -714,6 +720,7 @@ def table_mixtures(P) -> report.Html:
     _, record = runs.require_records(specs)[0]
     frame = tables.collect_costs(specs).fillna(0)
     frame = frame[["mixture", *P.domains, *record["data"], "run"]].sort_values(P.domains[0])
+    frame = frame.rename(columns={domain: name_dataset(P, domain) for domain in P.domains})
     caption = f"What V-DB is trained on with seed {P.seeds[0]}: rows, windows, rows left out."
     return report.save_table(P, "table_mixtures", frame, caption, digits=0)
 

@@ -18,6 +18,7 @@ from qa_lib.evidence import claims
 from qa_lib.page import charts, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import plans
+from qa_lib.settings.params import name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -71,6 +72,11 @@ def describe_parts(P) -> dict[str, str]:
         f"reload-{top}": f"top {top} blocks as lower ones",
         f"moe-reinit-{top}": f"{experts}, top {top} blocks random",
     }
+
+
+def name_experts(P) -> dict[str, str]:
+    """Return variant → name of the expert of each dataset."""
+    return {f"expert-{domain}": f"Expert of {name_dataset(P, domain)}" for domain in P.domains}
 
 
 def name_columns(P, by_starter: bool = False) -> dict[str, tuple[str, str]]:
@@ -230,10 +236,11 @@ def table_inside(P) -> report.Html:
         return report.note_absent("controls")
     names = {"baseline": "Baseline", "moe": "MoE", "uniform-weights": "Equal weights"}
     names |= {"own-expert": "Own expert", "other-experts": "Other experts, mean"}
-    names |= {f"expert-{domain}": f"Expert of {domain}" for domain in P.domains}
+    names |= name_experts(P)
     columns = {}
     for domain in P.domains:
-        columns |= {f"{domain}, EM": (domain, "em"), f"{domain}, F1": (domain, "f1")}
+        name = name_dataset(P, domain)
+        columns |= {f"{name}, EM": (domain, "em"), f"{name}, F1": (domain, "f1")}
     caption = (
         "The datasets that are trained on, in percent, by SQuAD's scoring. Own expert: that of "
         "the question's dataset."
@@ -249,7 +256,9 @@ def table_parts(P) -> report.Html:
         return report.note_absent(pieces.ARMS["printed"])
     rows = tables.scores_by_part(specs)
     titles = {P.pools[-1]: "Test", P.pools[0]: "Dev"}
-    headings = [f"{titles[s]}, {part}" for s, part in zip(rows["set"], rows["part"], strict=True)]
+    headings = []
+    for test_set, part in zip(rows["set"], rows["part"], strict=True):
+        headings.append(f"{titles[test_set]}, {name_dataset(P, part)}")
     rows = rows.assign(column=headings).astype({"model": str})
     order = list(dict.fromkeys(plans.display_name(P.report, variant) for variant in wanted))
     rows = rows.sort_values("column").sort_values(
@@ -300,7 +309,7 @@ def table_data(P) -> report.Html:
 def table_cost(P) -> report.Html:
     """Return parameters and training time of each model; of a mixture those of its gate alone."""
     names = {"baseline": "Baseline"}
-    names |= {f"expert-{domain}": f"Expert of {domain}" for domain in P.domains}
+    names |= name_experts(P)
     for variant in list_compared(P)[1:]:
         names[variant] = plans.display_name(P.report, variant)
     specs = [s for s in plans.plan(P) if s.variant in names and s.arm == "printed" and s.tests]
@@ -384,17 +393,17 @@ def figure_trust(P) -> report.Html:
         of_dataset = means[means["dataset"] == dataset].groupby("expert")[["weight", "right"]]
         average = of_dataset.mean()
         told.append(
-            f"{dataset}: trusts {average['weight'].idxmax()}, right most often "
-            f"{average['right'].idxmax()}"
+            f"{name_dataset(P, dataset)}: trusts {name_dataset(P, average['weight'].idxmax())}, "
+            f"right most often {name_dataset(P, average['right'].idxmax())}"
         )
 
     def draw(look: Look) -> Figure:
-        return draw_trust(means, datasets, P.domains, look)
+        return draw_trust(P, means, datasets, look)
 
     return looks.save_drawing(P, "fig_trust", draw, caption, "; ".join(told), means)
 
 
-def draw_trust(means: pd.DataFrame, datasets: list[str], experts: list[str], look: Look) -> Figure:
+def draw_trust(P, means: pd.DataFrame, datasets: list[str], look: Look) -> Figure:
     """Draw two heat maps, dataset × expert: the mean weight, and the share of right answers."""
     shape = (2, 1) if look.is_narrow else (1, 2)
     height = 0.3 * len(datasets) + 1.2
@@ -404,7 +413,7 @@ def draw_trust(means: pd.DataFrame, datasets: list[str], experts: list[str], loo
     titles = {"weight": "weight of the gate, %", "right": "right answers, %"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         average = 100 * means.pivot_table(index="dataset", columns="expert", values=column)
-        values = average.loc[datasets, experts].to_numpy()
+        values = average.loc[datasets, P.domains].to_numpy()
         most = 100 if column == "weight" else max(values.max(), 1)
         axes.pcolormesh(
             values, cmap=charts.HEAT, vmin=0, vmax=most, edgecolors=look.colours["page"], lw=2
@@ -416,12 +425,14 @@ def draw_trust(means: pd.DataFrame, datasets: list[str], experts: list[str], loo
             place = {"ha": "center", "va": "center", "color": colour, "weight": weight}
             axes.text(at + 0.5, row + 0.5, f"{value:.0f}", **place)
         slant = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+        experts = [name_dataset(P, name) for name in P.domains]
+        rows = [name_dataset(P, name) for name in datasets]
         axes.set_xticks(np.arange(len(experts)) + 0.5, experts, fontsize=9, **slant)
-        axes.set_yticks(np.arange(len(datasets)) + 0.5, datasets)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
         axes.set_ylim(len(datasets), 0)
         axes.set_xlabel("expert")
         axes.set_title(title, fontsize=10)
-        inside = len([name for name in datasets if name in experts])
+        inside = len([name for name in datasets if name in P.domains])
         axes.axhline(inside, color=look.colours["text"], lw=1.2)
         axes.tick_params(length=0)
         axes.grid(visible=False)
@@ -476,7 +487,7 @@ def figure_choice(P) -> report.Html:
         "expert that is right most often on the dataset."
     )
     alt = "; ".join(
-        f"{dataset}: {own['share'].mean():.0f} %"
+        f"{name_dataset(P, dataset)}: {own['share'].mean():.0f} %"
         for dataset, own in rows.groupby("dataset", sort=False)
     )
 
@@ -498,7 +509,8 @@ def draw_choice(P, rows: pd.DataFrame, chance: float, look: Look) -> Figure:
             if own.empty:
                 continue
             number = f"{own['share'].mean():.0f} %"
-            y = board.add_line(f"{name} ({own['questions'].mean():.0f})", number)
+            questions = f"{own['questions'].mean():.0f}"
+            y = board.add_line(f"{name_dataset(P, name)} ({questions})", number)
             hollow = {"color": look.colours["soft"], "mfc": look.colours["page"], "mew": 1.4}
             board.axes.plot(own["best"].mean(), y, "D", ms=6, zorder=3, **hollow)
             colour = look.model_colour(P.report, "moe")
@@ -576,9 +588,9 @@ def table_choice(P) -> report.Html:
         run = tuple(table["run"].iloc[0]) if len(table) else (examples["run"].iloc[0],)
         rows.append({"seed": mixture.seed} | counts | {"run": run})
     caption = (
-        f"Test set {P.pools[0]}, a row for each seed. Where one expert alone is right: how often "
-        "the gate trusts it most, how often it would by chance, and how often the mixture is "
-        "right if it does, and wrong if it does not."
+        f"Test set: {name_dataset(P, P.pools[0])}. A row for each seed. Where one expert alone is "
+        "right: how often the gate trusts it most, how often it would by chance, and how often the "
+        "mixture is right if it does, and wrong if it does not."
     )
     return report.save_table(P, "table_choice", pd.DataFrame(rows), caption, digits=0)
 

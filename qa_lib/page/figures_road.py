@@ -17,6 +17,7 @@ from qa_lib.page import charts, grids, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import plans
 from qa_lib.settings import params
+from qa_lib.settings.params import name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -186,6 +187,7 @@ def table_datasets(P) -> report.Html:
         row["in place of"] = d.instead_of or "–"
         row["seen by the encoder"] = d.seen_by.get(P.encoder, unknown)
         row["run"] = ids
+        row["dataset"] = name_dataset(P, row["dataset"])
     frame = pd.DataFrame(rows)
     heads = len({known[name].head for name in spec.domains})
     caption = (
@@ -279,7 +281,7 @@ def table_sentences(P) -> report.Html:
     """Return accuracy on targets that are among the datasets of pre-training."""
     if "sentences" not in P.experiments:
         return report.note_absent("sentences")
-    columns = {f"{name}, accuracy": (name, "accuracy") for name in P.sentences}
+    columns = {f"{name_dataset(P, s)}, accuracy": (s, "accuracy") for s in P.sentences}
     caption = "Targets that pre-training has seen, too: accuracy in percent."
     return pieces.table_grid(P, "table_sentences", caption, list(PRETRAINED), columns, {})
 
@@ -390,6 +392,8 @@ def figure_cosines(P) -> report.Html:
         return report.note_absent("gradients")
     of_mtl = rows[rows["variant"] == "mtl-pretraining"]
     square = make_square(of_mtl, list(P.pretraining))
+    names = [name_dataset(P, name) for name in square]
+    square = square.set_axis(names).set_axis(names, axis=1)
     caption = (
         "Cosines between gradients. First over pre-training, of datasets that share a task "
         f"(dashed) and that do not; then of each two datasets in ROaD. {describe_cosines(of_mtl)}"

@@ -18,6 +18,7 @@ from qa_lib.page import grids, looks, pieces, report, tables
 from qa_lib.page.looks import Look
 from qa_lib.reports import plans
 from qa_lib.settings import params
+from qa_lib.settings.params import name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -245,7 +246,7 @@ def describe_heads(spec: Spec) -> list[tuple[str, str, bool, str]]:
         batch = min(spec.batch_size, rows)
         if schedule and schedule.is_full:
             batch = min(batch, max(1, round(rows / schedule.rounds)))
-        described.append((dataset, head, reads, f"{batch} rows"))
+        described.append((d.display_name or dataset, head, reads, f"{batch} rows"))
     return described
 
 
@@ -462,7 +463,10 @@ def table_contamination(P) -> report.Html:
         scores = of_set.pivot(index="seed", columns="variant", values="value")
         frozen = "heads-only" if heading == SCORES[1] else "pretrain"
         d = params.read_datasets(P.source, P.data)[test_set]
-        row = {"dataset": test_set, "seen by the encoder": d.seen_by.get(P.encoder, unknown)}
+        row = {
+            "dataset": name_dataset(P, test_set),
+            "seen by the encoder": d.seen_by.get(P.encoder, unknown),
+        }
         if P.source == "hub":
             row["in place of"] = d.instead_of or "–"
         of_frozen = scores.get(frozen, pd.Series(np.nan, scores.index))

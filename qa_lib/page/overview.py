@@ -262,7 +262,7 @@ def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repo
         "simpler model that could do as well. Bars: 95 % intervals."
     )
     alt = "; ".join(
-        f"{row.ours} against {row.against}, {charts.name_value(row.report, row)}: "
+        f"{row.ours} against {row.against}, {charts.name_value(row)}: "
         f"{charts.format_difference(row)}"
         for row in made[made["control"] == ""].itertuples()
     )

@@ -224,7 +224,7 @@ def figure_comparisons(
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
         caption += f" Not run: {'; '.join(dict.fromkeys(names))}."
     alt = "A row for each comparison: " + "; ".join(
-        f"{row.ours} against {row.against}, {charts.name_value(P.report, row)}: "
+        f"{row.ours} against {row.against}, {charts.name_value(row)}: "
         f"{charts.format_difference(row, row.unit)}"
         for row in made[made["control"] == ""].itertuples()
     )

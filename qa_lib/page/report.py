@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from qa_lib.reports import plans
-from qa_lib.settings.params import UserError
+from qa_lib.settings.params import UserError, name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -201,11 +201,16 @@ def show_header(P, verdicts: str = "") -> Html:
     return Html(head + "".join(f"<p>{paragraph}</p>" for paragraph in paragraphs))
 
 
+def name_encoder(encoder: str) -> str:
+    """Return an encoder's name as a page says it."""
+    return "MiniLM" if encoder == "minilm" else runs.encoder_display_name(encoder)
+
+
 def describe_setting(P) -> list[str]:
     """Return encoder, data and seeds of a page as HTML, and that stale records are kept if so."""
-    *others, last = P.domains
+    *others, last = (name_dataset(P, domain) for domain in P.domains)
     text = (
-        f"Encoder {runs.encoder_display_name(P.encoder)}; domains {', '.join(others)} and {last}; "
+        f"Encoder {name_encoder(P.encoder)}; domains {', '.join(others)} and {last}; "
         f"{P.describe_training()}."
     )
     paragraphs = [escape(text)]

@@ -13,6 +13,7 @@ from scipy.special import rel_entr
 from qa_lib.reports import plans
 from qa_lib.reports.trials import selected_evaluation, validation_score
 from qa_lib.settings import params
+from qa_lib.settings.params import name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -98,7 +99,7 @@ def describe_datasets(P, specs: list[Spec]) -> pd.DataFrame:
     for name in specs[0].tests:
         dataset = params.read_datasets(P.source, P.data)[name]
         scores = records[0]["metrics"][name]
-        row = {"dataset": name}
+        row = {"dataset": name_dataset(P, name)}
         if P.source == "own":
             files = ["/".join(Path(file).parts[-2:]) for file in dataset.train + dataset.test]
             row["files"] = runs.readable_name(", ".join(files))
@@ -195,8 +196,9 @@ def answers_table(P, ours: Spec, theirs: Spec, load_test_sets) -> pd.DataFrame:
     run_names = [record["run"] for _, record in runs.require_records(pair)]
     answers = contrasting_answers(runs.collect_examples(pair), *run_names)
     if P.source not in ("embedded", "own"):
+        sets = [name_dataset(P, name) for name in answers["set"]]
         right = {"only ours": names["ours"], "only theirs": names["theirs"], "neither": "neither"}
-        columns = {"set": answers["set"], "id": answers["id"], "right": answers["case"].map(right)}
+        columns = {"set": sets, "id": answers["id"], "right": answers["case"].map(right)}
         for side, name in names.items():
             start, end = answers[f"start_{side}"], answers[f"end_{side}"]
             columns[name] = start.astype(str) + "–" + end.astype(str)
@@ -291,7 +293,7 @@ def calibration_bins(P, mixture: Spec) -> pd.DataFrame:
     inside = inside.assign(of="in domain, its own dataset", share=inside["set"] == inside["expert"])
     pool = P.pools[0]
     outside = pairs[pairs["set"] == pool]
-    outside = outside.assign(of=f"{pool}, right answer", share=outside["em"].gt(0))
+    outside = outside.assign(of=f"{name_dataset(P, pool)}, right answer", share=outside["em"].gt(0))
     both = pd.concat([inside, outside])
     both["bin"] = np.minimum((both["weight"] * 10).astype(int), 9)
     return both.groupby(["of", "bin"], as_index=False).agg(
@@ -335,12 +337,13 @@ def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, dict]:
     mixture_is_right = examples["em"].gt(0)
     overruled = ~trusted_is_right & right.any(axis=1) & examples["em"].eq(0)
     chosen = examples[overruled].groupby("part", sort=False).head(2).sort_values("part").index
-    table = pd.DataFrame({"dataset": examples.loc[chosen, "part"], "id": chosen})
+    datasets = [name_dataset(P, part) for part in examples.loc[chosen, "part"]]
+    table = pd.DataFrame({"dataset": datasets, "id": chosen})
     for domain in P.domains:
         verdict = right.loc[chosen, domain].map({True: ", right", False: ", wrong"})
         # Without a chosen question neither column would be text.
         weight = weights.loc[chosen, domain].map("{:.2f}".format).astype(str)
-        table[domain] = weight + verdict.astype(str)
+        table[name_dataset(P, domain)] = (weight + verdict.astype(str)).to_numpy()
     evidence = tuple(dict.fromkeys([*examples["run"], *experts["run"]]))
     table["run"] = [evidence] * len(chosen)
     one_is_right = right.sum(axis=1) == 1

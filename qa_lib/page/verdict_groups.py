@@ -201,22 +201,13 @@ def describe_mark(table: pd.DataFrame) -> str:
     )
 
 
-def name_models_in_parts(slug: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Return verdicts whose parts call models as readers do: "MoE", not "moe"."""
-    for column in ("part", "rule_part"):
-        parts = [plans.name_models_in_part(slug, part) for part in table[column].fillna("")]
-        table = table.assign(**{column: parts})
-    return table
-
-
 def show_groups(P, table: pd.DataFrame) -> report.Html:
     """Return the verdicts of a report: counts, groups of each stance, and what is not tested.
 
     table: of verify.claims_table.
     """
     listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
-    by_starter = name_models_in_parts(P.report, compare.measure_by_starter(P, table))
-    table = name_models_in_parts(P.report, table)
+    by_starter = compare.measure_by_starter(P, table)
     tables = {
         "tuned": verify.select(table, "tuned"),
         "starter": verify.select(by_starter, comparison="starter"),

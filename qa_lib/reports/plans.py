@@ -70,15 +70,6 @@ def display_name(report: str, variant: str) -> str:
     return find_report(report).MODELS[find_model(report, variant)][0]
 
 
-def name_models_in_part(report: str, part: str) -> str:
-    """Return a part of a claim, "rrobin-full, EM", with the names by which readers know models."""
-    models = find_report(report).MODELS
-    words = []
-    for word in part.split(", "):
-        words.append(display_name(report, word) if word in models else word)
-    return ", ".join(words)
-
-
 def display_names(report: str) -> list[str]:
     """Return the names of a report's models, in the order of every figure."""
     return [name for name, _ in find_report(report).MODELS.values()]

@@ -39,7 +39,7 @@ from qa_lib.settings.parameters import (
     Study,
     WholeEpochs,
 )
-from qa_lib.settings.params import UserError
+from qa_lib.settings.params import UserError, name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.tasks import have_same_answers
@@ -306,7 +306,8 @@ class Parameters(Study):
     def describe_training(self) -> str:
         return (
             f"pre-training of {self.steps:,} updates on {len(self.pretraining)} datasets; "
-            f"{self.train_rows:,} training examples of {self.domains[0]}; {self.describe_seeds()}"
+            f"{self.train_rows:,} training examples of {name_dataset(self, self.domains[0])}; "
+            f"{self.describe_seeds()}"
         )
 
 

@@ -34,7 +34,7 @@ from qa_lib.settings.parameters import (
     Study,
     WholeEpochs,
 )
-from qa_lib.settings.params import UserError
+from qa_lib.settings.params import UserError, name_dataset
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -258,10 +258,11 @@ class Parameters(Study):
         return list(dict.fromkeys([*self.seeds, *self.further_seeds.get(model, [])]))
 
     def describe_training(self) -> str:
+        sentiment, paraphrase, similarity = (name_dataset(self, name) for name in self.domains)
         rows = (
-            f"{self.train_rows:,} training examples of {self.domains[0]}, {self.pair_rows:,} of "
-            f"{self.domains[1]} ({self.full_rows:,} for models that take all), "
-            f"{self.pair_rows:,} of {self.domains[2]}"
+            f"{self.train_rows:,} training examples of {sentiment}, {self.pair_rows:,} of "
+            f"{paraphrase} ({self.full_rows:,} for models that take all), "
+            f"{self.pair_rows:,} of {similarity}"
         )
         return f"{rows}; {self.describe_seeds()}"
 

@@ -71,6 +71,7 @@ class Dataset(Strict):
     validate, and the rest is the test set.
     """
 
+    display_name: str | None = None  # as its authors write it; None: its id here
     task: Literal["span", "classes", "score"] = "span"  # what a row is (qa_lib/tasks)
     # Register or kind of sentences | files under DATA | hub "repo:split" or "repo:part:split", of
     # another branch than the main one "repo@branch:…" (data/hub_tables.py).

@@ -336,6 +336,15 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     return _validate_datasets(values[source], place, cure)
 
 
+def name_dataset(study, dataset: str) -> str:
+    """Return a dataset's name as its authors write it, or its id where its definition has none.
+
+    study: the parameters, whose source defines the dataset.
+    """
+    known = read_datasets(study.source, study.data if study.source == "own" else None)
+    return (known[dataset].display_name if dataset in known else None) or dataset
+
+
 def _read_own_datasets(file: str) -> dict[str, Dataset]:
     """Return the datasets that a user's file defines. Raises UserError where it is not whole."""
     path = Path(file)
