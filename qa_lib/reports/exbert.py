@@ -40,9 +40,12 @@ MODELS = {
     "plain-tuned": ("(a) without ST-MoE block", "#009e73"),
     "dense-compute": ("(b) dense, equal compute", "#b5578c"),
     "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
+    "v-db-fast": ("V-DB at ExBERT's rate", "#4a8fa8"),
+    "exbert-all-blocks": ("ExBERT (final), all blocks", "#9a4a1a"),
 }
 HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
 DENSE = ("dense-compute", "dense-parameters")
+ON_ALL_BLOCKS = ("v-db-fast", "exbert-all-blocks")
 
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
@@ -56,8 +59,7 @@ COMPARISONS = (
     Comparison("squad-plus-8", "ExBERT (final)", "V-DB", "EM on SQuAD at 80:20"),
     Comparison("bioasq-plus-13", "ExBERT (final)", "V-DB", "EM on BioASQ at 80:20"),
 )
-# From V-DB to ExBERT (final) at the report's settings, by the claim headline. V-DB at ExBERT's rate
-# and epochs was tried on validation rows alone.
+# From V-DB to ExBERT (final) at the report's settings, by the claim headline.
 STEPS = (
     Step("ExBERT's learning rate and epochs", "v-db", "v-db-fast"),
     Step("fewer encoder blocks", "v-db-fast", "plain-tuned"),
@@ -83,6 +85,7 @@ class Parameters(Layer, Study):
             "order",
             "single",
             "dense",
+            "steps",
             "blocks",
             "experts",
             "rates",
@@ -98,6 +101,7 @@ class Parameters(Layer, Study):
     centre: float = Field(ge=0, le=1)
     side_seeds: Seeds  # of all runs but V-DB, ExBERT (final) and (a) at the centre
     dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
+    step_seeds: Seeds | None = None  # of experiment steps; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
     full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
     sizes: list[Rows]  # training rows of the first domain alone
@@ -173,11 +177,8 @@ def list_models(params: Parameters) -> dict[str, dict]:
     """Return model → the fields in which its runs differ from V-DB's, at the report's settings."""
     layer = Layer(**params.model_dump(include=set(Layer.model_fields)))
     final_layer = layer.model_copy(update={"dropout_at": params.tuned_dropout})
-    final = {
-        "blocks": params.tuned_blocks,
-        "learning_rate": params.tuned_rate,
-        "epochs": params.tuned_epochs,
-    }
+    fast = {"learning_rate": params.tuned_rate, "epochs": params.tuned_epochs}
+    final = fast | {"blocks": params.tuned_blocks}
     return {
         "v-db": {},
         "exbert": {"layer": layer},
@@ -188,6 +189,9 @@ def list_models(params: Parameters) -> dict[str, dict]:
         # them.
         "dense-compute": final | {"layer": final_layer, "dense": float(layer.top_n)},
         "dense-parameters": final | {"layer": final_layer, "dense": float(layer.experts)},
+        # ExBERT's rate and epochs on all blocks, without and with the ST-MoE block.
+        "v-db-fast": fast,
+        "exbert-all-blocks": fast | {"layer": final_layer},
     }
 
 
@@ -285,6 +289,16 @@ def plan_dense(arm: Arm) -> list[Spec]:
     specs = []
     for model in DENSE:
         specs += arm.list_model_runs(model, params.control_ratios, seeds)
+    return specs
+
+
+def plan_steps(arm: Arm) -> list[Spec]:
+    """All encoder blocks at ExBERT's rate and epochs, without and with the ST-MoE block."""
+    params = arm.params
+    mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
+    specs = []
+    for model in ON_ALL_BLOCKS:
+        specs += arm.list_model_runs(model, mixtures, params.step_seeds or params.side_seeds)
     return specs
 
 
@@ -426,6 +440,7 @@ def plan_tuned_rates(arm: Arm) -> list[Spec]:
 EXPERIMENTS = {
     "headline": plan_headline,
     "dense": plan_dense,
+    "steps": plan_steps,
     "ratios": plan_ratios,
     "untuned": plan_untuned,
     "order": plan_order,
