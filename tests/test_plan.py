@@ -86,6 +86,39 @@ def test_the_dearest_controls_may_have_fewer_seeds(monkeypatch):
         assert {s.seed for s in specs if s.variant == "v-db" and s.ratio == 0.4} == {0, 1}
 
 
+def test_a_page_says_how_many_seeds_the_controls_have():
+    told = load_exbert("real", "small", step_seeds=[0]).describe_training()
+    assert told.endswith("6 seeds, 1 to 3 of some controls")
+    told = load_exbert("real", "small", step_seeds=[0, 1, 2]).describe_training()
+    assert told.endswith("6 seeds, 3 of some controls")
+    told = load_exbert("real", "small", dense_seeds=None, step_seeds=None).describe_training()
+    assert told.endswith("6 seeds")
+
+
+@pytest.mark.parametrize(("few", "seeds"), [(None, {0, 1}), ([1], {1})])
+def test_the_steps_to_exbert_are_its_rate_and_then_its_block_on_all_encoder_blocks(
+    monkeypatch, few, seeds
+):
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    changes = {"arms": ["printed"], "seeds": [0, 1], "side_seeds": [0, 1], "step_seeds": few}
+    params, specs = {}, {}
+    for parts in (["headline"], ["headline", "steps"]):
+        params = load_exbert("real", "small", experiments=parts, **changes)
+        specs[len(parts)] = plans.plan(params)
+    added = {s.hash for s in specs[2]} - {s.hash for s in specs[1]}
+    steps = [spec for spec in specs[2] if spec.variant in exbert.ON_ALL_BLOCKS]
+    assert {spec.hash for spec in steps} == added
+    final = next(spec for spec in specs[2] if spec.variant == "exbert-tuned")
+    for variant, layer in zip(exbert.ON_ALL_BLOCKS, (None, final.layer), strict=True):
+        own = [spec for spec in steps if spec.variant == variant]
+        assert {(spec.ratio, spec.seed) for spec in own} == {
+            (ratio, seed) for ratio in params.ratios for seed in seeds
+        }
+        for spec in own:
+            assert (spec.blocks, spec.layer) == (params.blocks, layer)
+            assert (spec.learning_rate, spec.epochs) == (params.tuned_rate, params.tuned_epochs)
+
+
 @pytest.fixture
 def plant_trials(monkeypatch):
     """Return a function that plants records of trials.

@@ -42,6 +42,7 @@ PARTS = {
     "exbert-tuned": "ST-MoE block",
     "dense-compute": "dense layer, as wide as a token's experts",
     "dense-parameters": "dense layer, as wide as all experts",
+    "exbert-all-blocks": "ST-MoE block",
 }
 METRICS = {
     "em": "EM, in percent",
@@ -253,6 +254,19 @@ def figure_mixtures(P, name: str, caption: str, arm: str) -> report.Html:
     if not is_run(P, "headline", arm):
         return report.note_absent(pieces.ARMS[arm])
     return draw_mixtures(P, name, caption, exbert.HEADLINE, arm)
+
+
+def table_steps(P) -> report.Html:
+    """Return EM with ExBERT's rate and epochs on all encoder blocks, beside V-DB and ExBERT."""
+    if not is_run(P, "steps"):
+        return report.note_absent("steps")
+    caption = (
+        "ExBERT's rate and epochs on all encoder blocks, without and with the ST-MoE block, beside "
+        "V-DB, control (a) and ExBERT (final): EM, in percent."
+    )
+    variants = ["v-db", *exbert.ON_ALL_BLOCKS, "plain-tuned", FINAL]
+    columns = name_columns(P)
+    return pieces.table_grid(P, "table_steps", caption, variants, columns, {}, has_best=True)
 
 
 def figure_untuned(P) -> report.Html:

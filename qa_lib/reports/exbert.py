@@ -55,7 +55,13 @@ NOTES = {
 }
 # What a page leads with.
 COMPARISONS = (
-    Comparison("headline", "ExBERT (final)", "V-DB", "EM, mean of mixtures and tests", DENSE),
+    Comparison(
+        "headline",
+        "ExBERT (final)",
+        "V-DB",
+        "EM, mean of mixtures and tests",
+        ("v-db-fast", *DENSE),
+    ),
     Comparison("squad-plus-8", "ExBERT (final)", "V-DB", "EM on SQuAD at 80:20"),
     Comparison("bioasq-plus-13", "ExBERT (final)", "V-DB", "EM on BioASQ at 80:20"),
 )
@@ -168,8 +174,9 @@ class Parameters(Layer, Study):
         text = super().describe_seeds()
         if len(self.side_seeds) != len(self.seeds):
             text += f" in the central comparison, {len(self.side_seeds)} elsewhere"
-        if self.dense_seeds:
-            text += f", {len(self.dense_seeds)} of controls (b)"
+        numbers = sorted({len(seeds) for seeds in (self.dense_seeds, self.step_seeds) if seeds})
+        if numbers:
+            text += f", {' to '.join(map(str, numbers))} of some controls"
         return text
 
 
@@ -549,10 +556,8 @@ def collect_values(params: Parameters) -> dict[str, float]:
     """Return numbers that findings name and no score has.
 
     dropped_least, dropped_most: the share of a run's picks that found their expert full, the mean
-    over its training, of ExBERT (final). tried_v_db, tried_exbert_tuned …: the score on validation
-    of a model's trial at ExBERT's own rate and epochs.
+    over its training, of ExBERT (final).
     """
-    values = {}
     shares = []
     for spec in plan(params):
         record = runs.find_record(spec)
@@ -561,10 +566,6 @@ def collect_values(params: Parameters) -> dict[str, float]:
         steps = record.get("load", {}).get("training")
         if spec.variant == "exbert-tuned" and steps:
             shares.append(runs.average_logged(steps, "dropped"))
-        is_setting = (spec.learning_rate, spec.epochs) == (params.tuned_rate, params.tuned_epochs)
-        if spec.variant.endswith("-trial") and is_setting:
-            model = spec.variant.removesuffix("-trial").replace("-", "_")
-            values[f"tried_{model}"], _ = trials.validation_score(spec, record)
-    if shares:
-        values |= {"dropped_least": min(shares), "dropped_most": max(shares)}
-    return values
+    if not shares:
+        return {}
+    return {"dropped_least": min(shares), "dropped_most": max(shares)}
