@@ -101,14 +101,13 @@ def test_the_steps_to_exbert_are_its_rate_and_then_its_block_on_all_encoder_bloc
 ):
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     changes = {"arms": ["printed"], "seeds": [0, 1], "side_seeds": [0, 1], "step_seeds": few}
-    params, specs = {}, {}
-    for parts in (["headline"], ["headline", "steps"]):
-        params = load_exbert("real", "small", experiments=parts, **changes)
-        specs[len(parts)] = plans.plan(params)
-    added = {s.hash for s in specs[2]} - {s.hash for s in specs[1]}
-    steps = [spec for spec in specs[2] if spec.variant in exbert.ON_ALL_BLOCKS]
+    before = plans.plan(load_exbert("real", "small", experiments=["headline"], **changes))
+    params = load_exbert("real", "small", experiments=["headline", "steps"], **changes)
+    specs = plans.plan(params)
+    steps = [spec for spec in specs if spec.variant in exbert.ON_ALL_BLOCKS]
+    added = {spec.hash for spec in specs} - {spec.hash for spec in before}
     assert {spec.hash for spec in steps} == added
-    final = next(spec for spec in specs[2] if spec.variant == "exbert-tuned")
+    final = next(spec for spec in specs if spec.variant == "exbert-tuned")
     for variant, layer in zip(exbert.ON_ALL_BLOCKS, (None, final.layer), strict=True):
         own = [spec for spec in steps if spec.variant == variant]
         assert {(spec.ratio, spec.seed) for spec in own} == {

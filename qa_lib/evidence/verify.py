@@ -74,16 +74,14 @@ def name_part(P, label: str) -> str:
         elif column == "set":
             words.append(name_dataset(P, sets.get(value, value)))
         elif column == "variant":
-            words.append(name_variant(P, value))
+            words.append(describe_variant(P, value))
         else:
             words.append(pair)
     return ", ".join(words)
 
 
-def name_variant(P, variant: str) -> str:
-    """Return a variant as readers know it: "reinit-2" is "Reinit 2", "expert-squad" is "Expert of
-    SQuAD".
-    """
+def describe_variant(P, variant: str) -> str:
+    """Return a variant in words: "reinit-2" is "Reinit 2", "expert-squad" "Expert of SQuAD"."""
     model = plans.find_model(P.report, variant)
     name = plans.display_name(P.report, variant)
     rest = variant.removeprefix(model).removeprefix("-")

@@ -342,7 +342,9 @@ def name_dataset(study, dataset: str) -> str:
     study: the parameters, whose source defines the dataset.
     """
     known = read_datasets(study.source, study.data if study.source == "own" else None)
-    return (known[dataset].display_name if dataset in known else None) or dataset
+    if dataset not in known:
+        return dataset
+    return known[dataset].display_name or dataset
 
 
 def _read_own_datasets(file: str) -> dict[str, Dataset]:
