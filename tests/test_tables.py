@@ -325,7 +325,8 @@ def test_a_part_is_named_as_a_reader_names_it():
         "variant reinit-2": "Reinit 2",
         "variant moe": "MoE",
         "variant expert-squad, metric em_starter": "Expert of SQuAD, EM",
-        "ratio 0.8": "ratio 0.8",
+        "ratio 0.8, set first": "80:20, SQuAD",
+        "order shuffled": "order shuffled",
         "": "",
     }
     assert {label: verify.name_part(p, label) for label in said} == said
@@ -334,6 +335,41 @@ def test_a_part_is_named_as_a_reader_names_it():
 def test_a_dataset_that_stands_in_for_another_is_named_in_its_place():
     p = plans.load_params("smart", "quick")
     assert verify.name_part(p, "set sst") == p.domains[0] == "sentiment"
+
+
+def test_runs_that_a_claim_lacks_are_told_in_words():
+    p = plans.load_params("exbert", "real", size="small")
+    both = [{"metric": "em", "set": test_set} for test_set in ("first", "second")]
+    v_db = {"variant": "v-db", "order": "trainer"}
+    assert verify.describe_absent(p, ()) == ""
+    at_two = [v_db | {"ratio": ratio} | both[0] for ratio in (0.6, 1.0)]
+    assert verify.describe_absent(p, at_two) == "no run of V-DB at 60:40, 100:0 (EM on SQuAD)"
+    orders = [v_db | {"order": order} | one for order in ("shuffled", "sequential") for one in both]
+    alike = "no run of V-DB (shuffled) or V-DB (sequential) (EM on SQuAD, BioASQ)"
+    assert verify.describe_absent(p, orders) == alike
+    curve = {"variant": "exbert-curve", "metric": "loss_gap", "set": "validation"}
+    curves = [curve | {"dropout_at": "none", "blocks": blocks} for blocks in (4, 6)]
+    says = "no run of ExBERT (for curves), dropout at none, blocks 4 or 6 (loss gap on validation)"
+    assert verify.describe_absent(p, curves) == says
+    full = [{"variant": "v-db-full"} | both[1]]
+    says = "no run of V-DB (all rows) (EM on BioASQ)"
+    assert verify.describe_absent(p, curves[:1] + full).endswith(f"; {says}")
+    p = plans.load_params("smart", "real", size="small")
+    review = {"variant": "finetune-cfimdb", "metric": "accuracy", "set": "cfimdb"}
+    assert verify.describe_absent(p, [review]) == (
+        "no run of Fine-tuned (CFIMDB) (accuracy on CFIMDB)"
+    )
+
+
+def test_a_reason_and_the_absent_runs_stand_together():
+    p = plans.load_params("exbert", "real", size="small")
+    absent = ({"variant": "exbert", "metric": "em", "set": "first"},)
+    no_seed = "no seed that all its sides have"
+    judged = pd.Series({"reason": no_seed, "absent": absent})
+    reason = verify.describe_reason(p, judged)
+    assert reason == f"{no_seed}; no run of ExBERT (EM on SQuAD)"
+    judged = pd.Series({"reason": no_seed, "absent": ()})
+    assert verify.describe_reason(p, judged) == no_seed
 
 
 def test_a_calibrated_gate_lies_on_the_line(monkeypatch):

@@ -27,7 +27,6 @@ from scipy import stats as distributions
 from qa_lib.evidence.claims import Claim, Contrast, read_claims
 from qa_lib.evidence.resample import PER_EXAMPLE, resample
 from qa_lib.evidence.verdicts import ENOUGH, Estimate, Judgement, Verdict, interval, judge, p_value
-from qa_lib.reports.plans import name_mixture
 from qa_lib.settings.params import UserError
 
 QUICK = "generated text shows that the study works; no number of it is a result"
@@ -294,31 +293,6 @@ def estimate_part(
     )
 
 
-def describe_lack(lacks: list) -> str:
-    """Return why a claim has no estimate, from the arguments of `Lacking` of its parts.
-
-    Cells without a run are told together, with the mixtures, scores and sets that lack it.
-    """
-    sentences = [lack for lack in lacks if isinstance(lack, str)]
-    cells: dict[tuple, dict[str, dict]] = {}  # (variant, order) → column → its values, in order
-    for want in lacks:
-        if isinstance(want, str):
-            continue
-        columns = cells.setdefault((want.get("variant"), want.get("order")), {})
-        ratio = want.get("ratio")
-        mixture = None if ratio is None else name_mixture(ratio)
-        for column, value in (want | {"ratio": mixture}).items():
-            columns.setdefault(column, {})[value] = True
-    for columns in cells.values():
-        mixtures = ", ".join(filter(None, columns.pop("ratio")))
-        metrics = ", ".join(filter(None, columns.pop("metric")))
-        sets = ", ".join(filter(None, columns.pop("set")))
-        name = ", ".join(f"{column} {' or '.join(map(str, x))}" for column, x in columns.items())
-        where = f" at {mixtures}" if mixtures else ""
-        sentences.append(f"no run of {name}{where} with {metrics} on {sets}")
-    return "; ".join(dict.fromkeys(sentences))
-
-
 # ---- variance between seeds ----
 
 
@@ -464,7 +438,7 @@ def name_places(listed: list[Claim], domains: list[str]) -> dict[str, str]:
 
 
 def estimate_parts(claim: Claim, sample: Sample) -> tuple[list[Part], list]:
-    """Return the parts of a claim that have runs, and what the others lack (`describe_lack`)."""
+    """Return the parts of a claim that have runs, and what the others lack (`Lacking`)."""
     able = []
     lacks = []
     for label, sides in claim.contrast.parts() if claim.contrast else []:
@@ -480,21 +454,21 @@ def estimate_parts(claim: Claim, sample: Sample) -> tuple[list[Part], list]:
 
 def estimate_claims(
     listed: list[Claim], sample: Sample, pool: list[Claim] | None = None
-) -> dict[str, tuple[list[PartEstimate], str]]:
-    """Return claim → (its parts, why there are none).
+) -> dict[str, tuple[list[PartEstimate], list]]:
+    """Return claim → (its parts, what it lacks where there are none: arguments of `Lacking`).
 
     A claim with a part that has no runs is not estimated. pool: claims with which each claim shares
     the variance between seeds, and with no other of `listed`. None: all claims share it with each
     other.
     """
-    estimates = {claim.id: ([], "there are no runs") for claim in listed}
+    estimates = {claim.id: ([], ["there are no runs"]) for claim in listed}
     if sample.ledger.empty:
         return estimates
     parts = {}
     for claim in listed:
         able, lacks = estimate_parts(claim, sample)
         if lacks:
-            estimates[claim.id] = ([], describe_lack(lacks))
+            estimates[claim.id] = ([], lacks)
         elif able:
             parts[claim.id] = able
     variances = {}
@@ -507,7 +481,7 @@ def estimate_claims(
         for able in parts.values():
             variances |= seed_variance(able + shared)
     for name, able in parts.items():
-        estimates[name] = ([PartEstimate(part, *variances[id(part)]) for part in able], "")
+        estimates[name] = ([PartEstimate(part, *variances[id(part)]) for part in able], [])
     return estimates
 
 
@@ -577,9 +551,20 @@ def describe_judgement(judgement: Judgement, parts: list[PartEstimate]) -> dict:
     return columns
 
 
+def describe_lacks(lacks: list) -> dict:
+    """Return the columns of a claim that is not tested, from arguments of `Lacking`."""
+    sentences = dict.fromkeys(lack for lack in lacks if isinstance(lack, str))
+    return {
+        "verdict": Verdict.NOT_TESTED,
+        "unpooled": Verdict.NOT_TESTED,
+        "reason": "; ".join(sentences),
+        "absent": tuple(lack for lack in lacks if not isinstance(lack, str)),
+    }
+
+
 COLUMNS = """
     id where says kind primary printed unit part parts n dropped d low high p p_holm s2 nu v
-    clusters levene verdict reason rule_part rule_d rule_low rule_high more unpooled run
+    clusters levene verdict reason absent rule_part rule_d rule_low rule_high more unpooled run
     """.split()
 
 
@@ -588,30 +573,32 @@ def judge_sample(
 ) -> pd.DataFrame:
     """Return one row a claim: what it says, n, d, low, high (95 %), p, p_holm, verdict, runs.
 
-    p_holm is of primary claims. part: of several parts the one that is shown, with the largest p;
-    n: its seeds. rule_part …: of a claim that is not reproduced the first part that fails, with the
-    interval by which it does; more: how many other parts fail. unpooled: the verdict if each part
-    had the variance of its own seeds, none pooled. pool: as in `estimate_claims`.
+    p_holm is of primary claims. reason: of the verdict, in a sentence. absent: the cells without a
+    run for which a claim is not tested, each as column → value. part: of several parts the one that
+    is shown, with the largest p; n: its seeds. rule_part …: of a claim that is not reproduced the
+    first part that fails, with the interval by which it does; more: how many other parts fail.
+    unpooled: the verdict if each part had the variance of its own seeds, none pooled. pool: as in
+    `estimate_claims`.
     """
     estimated = estimate_claims(listed, sample, pool)
     rows = []
     for claim in listed:
-        parts, why = estimated[claim.id]
+        parts, lacks = estimated[claim.id]
         if profile not in claim.profiles:
-            why = claim.untestable.get(profile, QUICK)
+            lacks = [claim.untestable.get(profile, QUICK)]
         names = {"id", "where", "says", "kind", "primary", "printed", "unit"}
-        row = claim.model_dump(include=names) | {"n": 0, "run": (), "why": why}
+        row = claim.model_dump(include=names) | {"n": 0, "run": (), "absent": ()}
         if parts:
             row |= describe_estimate(claim, parts)
+        if lacks:
+            row |= describe_lacks(lacks)
         rows.append(row)
-    primary = [r for r in rows if r["primary"] and not r["why"] and np.isfinite(r["p"])]
+    primary = [r for r in rows if r["primary"] and "verdict" not in r and np.isfinite(r["p"])]
     if primary:
         raise_p_values(primary, "p")
         raise_p_values(primary, "p_own")
     for claim, row in zip(listed, rows, strict=True):
-        if row["why"]:
-            row |= {"verdict": Verdict.NOT_TESTED, "unpooled": Verdict.NOT_TESTED}
-            row["reason"] = row["why"]
+        if "verdict" in row:
             continue
         parts, _ = estimated[claim.id]
         judgement = judge(claim, [x.estimate() for x in parts], row.get("p_factor", 1.0))

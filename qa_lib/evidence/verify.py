@@ -63,21 +63,33 @@ def name_part(P, label: str) -> str:
     "set first, metric em" is "SQuAD, EM" and "variant reinit-2" is "Reinit 2". A set is called by
     the dataset that stands in for it (Study.stand_ins).
     """
-    metrics = {"em": "EM", "f1": "F1", "em_starter": "EM", "f1_starter": "F1"}
-    sets = dict(zip(("first", "second"), P.domains, strict=False))
-    sets |= {of_claims: dataset for dataset, of_claims in P.stand_ins.items()}
     words = []
     for pair in label.split(", "):
         column, _, value = pair.partition(" ")
         if column == "metric":
-            words.append(metrics.get(value, value))
+            words.append(name_metric(value))
         elif column == "set":
-            words.append(name_dataset(P, sets.get(value, value)))
+            words.append(name_set(P, value))
         elif column == "variant":
             words.append(describe_variant(P, value))
+        elif column == "ratio":
+            words.append(plans.name_mixture(float(value)))
         else:
             words.append(pair)
     return ", ".join(words)
+
+
+def name_metric(metric: str) -> str:
+    """Return a metric as a reader says it: "EM" by either rule of scoring, "loss gap"."""
+    names = {"em": "EM", "f1": "F1", "em_starter": "EM", "f1_starter": "F1"}
+    return names.get(metric, metric.replace("_", " "))
+
+
+def name_set(P, test_set: str) -> str:
+    """Return the name of the dataset behind a claim's test set."""
+    sets = dict(zip(("first", "second"), P.domains, strict=False))
+    sets |= {of_claims: dataset for dataset, of_claims in P.stand_ins.items()}
+    return name_dataset(P, sets.get(test_set, test_set))
 
 
 def describe_variant(P, variant: str) -> str:
@@ -85,9 +97,54 @@ def describe_variant(P, variant: str) -> str:
     model = plans.find_model(P.report, variant)
     name = plans.display_name(P.report, variant)
     rest = variant.removeprefix(model).removeprefix("-")
+    endings = {"full": "all rows", "curve": "for curves", "last": "last epoch"}
+    if not rest:
+        return name
+    if rest.isdigit():
+        return f"{name} {rest}"
     if rest in P.domains:
         return f"{name} of {name_dataset(P, rest)}"
-    return f"{name} {rest}".strip()
+    return f"{name} ({endings.get(rest, name_dataset(P, rest))})"
+
+
+def describe_absent(P, absent: tuple[dict, ...]) -> str:
+    """Return the cells without a run in words: "no run of V-DB at 60:40, 100:0 (EM on SQuAD)".
+
+    absent: of stats.judge_sample. Cells of one variant and order of rows are told together, and so
+    are those that lack the same.
+    """
+    cells: dict[tuple, dict[str, dict]] = {}  # (variant, order) → column → its values, in order
+    for want in absent:
+        columns = cells.setdefault((want["variant"], want.get("order")), {})
+        for column, value in want.items():
+            columns.setdefault(column, {})[value] = True
+    without: dict[str, list[str]] = {}  # what is lacking → the variants that lack it
+    for (variant, order), columns in cells.items():
+        name = describe_variant(P, variant)
+        if order not in (None, P.order):
+            name += f" ({order})"
+        without.setdefault(describe_columns(P, columns), []).append(name)
+    sentences = []
+    for lacking, names in without.items():
+        sentences.append(f"no run of {' or '.join(names)}{lacking}")
+    return "; ".join(sentences)
+
+
+def describe_columns(P, columns: dict[str, dict]) -> str:
+    """Return mixtures, settings, metrics and sets in words: " at 60:40, blocks 4 (EM on SQuAD)".
+
+    columns: column → its values, as keys.
+    """
+    where = ""
+    mixtures = [plans.name_mixture(x) for x in columns.get("ratio", {}) if x is not None]
+    if mixtures:
+        where = f" at {', '.join(mixtures)}"
+    for column, values in columns.items():
+        if column not in ("variant", "order", "ratio", "metric", "set"):
+            where += f", {column.replace('_', ' ')} {' or '.join(map(str, values))}"
+    metrics = ", ".join(map(name_metric, columns["metric"]))
+    sets = ", ".join(name_set(P, test_set) for test_set in columns["set"])
+    return f"{where} ({metrics} on {sets})"
 
 
 def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> list[float]:
@@ -117,11 +174,17 @@ def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
     }
 
 
+def describe_reason(P, judged: pd.Series) -> str:
+    """Return the reason of the verdict in one row of stats.judge_sample, and the absent runs."""
+    reasons = [judged["reason"], describe_absent(P, judged["absent"])]
+    return "; ".join(filter(None, reasons))
+
+
 def describe_verdict(P, claim: claims.Claim, judged: pd.Series) -> dict:
     """Return the columns of the verdict in one row of stats.judge_sample."""
     columns = {
         "verdict": str(judged["verdict"]),
-        "reason": judged["reason"],
+        "reason": describe_reason(P, judged),
         "unpooled": str(judged["unpooled"]),
         **dict(zip(RULE_EFFECT, [np.nan, np.nan, np.nan, ""], strict=True)),
         "more": 0,
@@ -294,6 +357,7 @@ def tell_not_measured(judged: pd.DataFrame, listed: list[claims.Claim], P) -> pd
             is_about = claim.contrast and metric in np.ravel(claim.contrast.metric)
             if is_about and P.profile in claim.profiles and judged.loc[claim.id, "n"] == 0:
                 judged.loc[claim.id, "reason"] = why
+                judged.at[claim.id, "absent"] = ()
     return judged
 
 
