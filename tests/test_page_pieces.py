@@ -555,6 +555,31 @@ def test_hopes_and_explanations_stand_apart(plant, monkeypatch):
     assert hopes.find_next("li").text.startswith(compare.find_claim(P, "squad-plus-8").says)
 
 
+@pytest.mark.parametrize(
+    ("slug", "claim", "sides"),
+    [
+        ("exbert", "headline", "ExBERT (final) against V-DB"),
+        ("exbert", "steep-at-80-20", "V-DB, against itself"),
+        (
+            "exbert",
+            "mixed-beyond-single",
+            "ExBERT (final) against V-DB, at 20:80, 40:60, 80:20 more than at 0:100, 100:0",
+        ),
+        ("road", "generalises-more", "ROaD against Plain, on NewsQA more than on SQuAD"),
+        ("moe", "experts-too-distinct", "Own expert against Expert, more than Baseline"),
+        (
+            "smart",
+            "smart-small-data",
+            "Round-robin + SMART against Round-robin, "
+            "more than All paraphrases + SMART against All paraphrases",
+        ),
+    ],
+)
+def test_a_claim_stands_under_what_it_compares(slug, claim, sides):
+    P = plans.load_params(slug, "real", size="small")
+    assert verdict_groups.name_sides(P, compare.find_claim(P, claim)) == sides
+
+
 def test_a_verdict_that_hangs_on_pooling_is_marked(plant):
     P = plant(printed=MODELS)
     table = verify.claims_table(P)

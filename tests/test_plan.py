@@ -99,6 +99,7 @@ def test_a_page_says_how_many_seeds_the_controls_have():
 def test_the_steps_to_exbert_are_its_rate_and_then_its_block_on_all_encoder_blocks(
     monkeypatch, few, seeds
 ):
+    """V-DB at ExBERT's rate has the seeds of what it is compared with."""
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     changes = {"arms": ["printed"], "seeds": [0, 1], "side_seeds": [0, 1], "step_seeds": few}
     before = plans.plan(load_exbert("real", "small", experiments=["headline"], **changes))
@@ -108,10 +109,12 @@ def test_the_steps_to_exbert_are_its_rate_and_then_its_block_on_all_encoder_bloc
     added = {spec.hash for spec in specs} - {spec.hash for spec in before}
     assert {spec.hash for spec in steps} == added
     final = next(spec for spec in specs if spec.variant == "exbert-tuned")
-    for variant, layer in zip(exbert.ON_ALL_BLOCKS, (None, final.layer), strict=True):
+    expected = {"v-db-fast": (None, {0, 1}), "exbert-all-blocks": (final.layer, seeds)}
+    assert set(expected) == set(exbert.ON_ALL_BLOCKS)
+    for variant, (layer, of_variant) in expected.items():
         own = [spec for spec in steps if spec.variant == variant]
         assert {(spec.ratio, spec.seed) for spec in own} == {
-            (ratio, seed) for ratio in params.ratios for seed in seeds
+            (ratio, seed) for ratio in params.ratios for seed in of_variant
         }
         for spec in own:
             assert (spec.blocks, spec.layer) == (params.blocks, layer)

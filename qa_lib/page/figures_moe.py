@@ -521,7 +521,7 @@ def draw_choice(P, rows: pd.DataFrame, chance: float, look: Look) -> Figure:
         board.y -= 0.4 * charts.LINE
     board.axes.axvline(chance, color=look.colours["text"], lw=1, ls=":", zorder=1)
     fig = board.finish("trusted most, % of these questions")
-    board.axes.set_xlim(0, 100)
+    board.axes.set_xlim(0, 105)  # room for the last number of the axis
     return fig
 
 

@@ -479,7 +479,7 @@ def table_contamination(P) -> report.Html:
     caption = (
         "What the encoder met in its own training, the score of the frozen encoder, and how far "
         "models at the report's settings are above it. Paraphrases need a trained head: their "
-        "frozen score is that of “Heads alone trained”."
+        "frozen score is that of “Heads alone trained”, where it was run."
     )
     return report.save_table(P, "table_contamination", pd.DataFrame(rows), caption)
 

@@ -35,15 +35,41 @@ MARK = "†"
 
 
 def name_sides(P, claim: claims.Claim) -> str:
-    """Return the models that a claim compares: "ExBERT (final) against V-DB"."""
+    """Return the models that a claim compares: "ExBERT (final) against V-DB".
+
+    Of two differences it says where the first is, and where the other: "ROaD against Plain, on
+    NewsQA more than on SQuAD"; or of which other model.
+    """
     if claim.contrast is None:
         return ""
-    ours, *others = [name_models(P, side) for side in claim.contrast.sides()]
+    sides = claim.contrast.sides()
+    ours, *others = [name_models(P, side) for side in sides]
     if not others:
         return f"{ours}, by itself"
-    if claim.contrast.beyond:
-        return f"{ours} against {others[0]}, beyond {others[1]} against {others[2]}"
-    return f"{ours} against {others[0]}" if others[0] != ours else f"{ours}, against itself"
+    if others[0] == ours:
+        return f"{ours}, against itself"
+    pair = f"{ours} against {others[0]}"
+    if not claim.contrast.beyond:
+        return pair
+    if others[1:] == [ours, others[0]]:
+        first = name_place(P, sides[0], sides[2])
+        second = name_place(P, sides[2], sides[0])
+        return f"{pair}, {first} more than {second}"
+    return f"{pair}, more than {' against '.join(dict.fromkeys(others[1:]))}"
+
+
+def name_place(P, side: dict, other: dict) -> str:
+    """Return the test sets and the mixtures of one side of a contrast, where the other has others.
+
+    Their difference is what a claim about two differences is about.
+    """
+    places = []
+    if side.get("ratio") != other.get("ratio"):
+        places.append(f"at {', '.join(map(plans.name_mixture, np.ravel(side['ratio'])))}")
+    if side["set"] != other["set"]:
+        sets = [verify.name_set(P, test_set) for test_set in np.ravel(side["set"])]
+        places.append(f"on {' and '.join(sets)}")
+    return " ".join(places)
 
 
 def name_models(P, side: dict) -> str:

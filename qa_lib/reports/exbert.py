@@ -107,7 +107,7 @@ class Parameters(Layer, Study):
     centre: float = Field(ge=0, le=1)
     side_seeds: Seeds  # of all runs but V-DB, ExBERT (final) and (a) at the centre
     dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
-    step_seeds: Seeds | None = None  # of experiment steps; None: side_seeds
+    step_seeds: Seeds | None = None  # of ExBERT (final) on all blocks; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
     full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
     sizes: list[Rows]  # training rows of the first domain alone
@@ -303,10 +303,9 @@ def plan_steps(arm: Arm) -> list[Spec]:
     """All encoder blocks at ExBERT's rate and epochs, without and with the ST-MoE block."""
     params = arm.params
     mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
-    specs = []
-    for model in ON_ALL_BLOCKS:
-        specs += arm.list_model_runs(model, mixtures, params.step_seeds or params.side_seeds)
-    return specs
+    seeds = params.step_seeds or params.side_seeds
+    specs = arm.list_model_runs("v-db-fast", mixtures, params.side_seeds)
+    return specs + arm.list_model_runs("exbert-all-blocks", mixtures, seeds)
 
 
 def plan_ratios(arm: Arm) -> list[Spec]:
