@@ -112,7 +112,7 @@ def run_train(args: argparse.Namespace) -> int:
     """Train one run of the plan, and print its scores."""
     from qa_lib.data import selection
     from qa_lib.reports import plans
-    from qa_lib.training import train
+    from qa_lib.training import study, train
 
     specs = {}  # trials may choose the report's own settings: that run stands in both arms
     for spec in plans.plan(plans.load_from_args(args)):
@@ -127,7 +127,8 @@ def run_train(args: argparse.Namespace) -> int:
             f"name, or a beginning of it that no other run has: {', '.join(names[:6])}{more}"
         )
     spec = chosen[0]
-    record = train.train(spec, keep_weights=True)
+    with study.tell_what_is_full(spec):
+        record = train.train(spec, keep_weights=True)
     if record:  # of the processes of a distributed training, one writes the record
         scores = []
         for name in spec.tests:

@@ -593,6 +593,15 @@ def test_a_mistake_on_the_command_line_is_one_sentence(domains, monkeypatch, nam
     assert not list(runs.RUNS.glob("own/*"))
 
 
+def test_the_longest_name_has_domains_of_its_own():
+    """They are the name with -a and -b behind it."""
+    name = "a" * 40
+    own.check_name(name)
+    own.check_domains(SimpleNamespace(domains=[f"{name}-a", f"{name}-b"]))
+    with pytest.raises(UserError, match="^NAME=a+: a name is letters"):
+        own.check_name(name + "a")
+
+
 def test_a_mistake_replaces_no_definition(domains, tmp_path, monkeypatch):
     p = start_own(monkeypatch, "mine", domains)
     content = Path(p.data).read_bytes()

@@ -242,6 +242,13 @@ def test_what_labels_a_run_is_no_parameter_of_a_command(item):
         plans.load_from_args(make_parser().parse_args(given))
 
 
+def test_a_key_given_twice_in_a_parameter_is_refused():
+    """As in a file: the last alone would count."""
+    given = ["study", "road", "-p", "pretraining={nli: 40, yesno: 40, nli: 5}"]
+    with pytest.raises(UserError, match="^-p pretraining=.*the key nli stands .* again"):
+        plans.load_from_args(make_parser().parse_args(given))
+
+
 def test_a_quote_that_is_not_closed_is_one_sentence():
     words = (
         """^PARAMS: a quote in "encoder=/my x is not closed; write PARAMS='"key=a b" other=1',"""

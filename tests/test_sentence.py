@@ -384,6 +384,22 @@ def test_rows_are_left_out_by_a_field_that_the_schema_lacks(own):
     assert splits.counts["genre=a left out of training"] == 5
 
 
+def test_rows_are_left_out_by_a_number_too(own):
+    rows = [{"text": f"mill {i}", "label": i % 3, "year": 2020 + i % 2} for i in range(10)]
+    for leave_out, left in (({"year": "2021"}, 5), ({"label": "1"}, 3)):
+        splits = own(
+            {"train.jsonl": rows, "test.jsonl": [{"text": "a barn", "label": 0}]},
+            train=["train.jsonl"],
+            test=["test.jsonl"],
+            leave_out=leave_out,
+            task="classes",
+            classes=MOODS,
+        )
+        [(field, value)] = leave_out.items()
+        assert splits.counts[f"{field}={value} left out of training"] == left
+        assert len(splits.train) == len(rows) - left
+
+
 def test_a_mixture_of_two_tasks_knows_its_copies(monkeypatch):
     reviews = [make_row(f"mill {i}", label=i % 3) for i in range(9)]
     pairs = [make_row(f"a {i}", f"b {i}", label=i / 2) for i in range(9)]

@@ -207,6 +207,14 @@ def test_the_quick_plan_is_small_and_has_the_three_generated_tasks(load):
     assert len({s.hash for s in specs}) <= 30
 
 
+def test_a_dataset_without_training_rows_takes_no_memory(load, monkeypatch):
+    """Before a study is refused for it, its memory is estimated."""
+    spec = plans.plan(load(experiments=["rrobin"], arms=["printed"]))[0]
+    no_rows = selection.Splits([], [], [], {}, "classes")
+    monkeypatch.setattr(selection, "load_splits", lambda *place: no_rows)
+    assert study.longest_row(spec) == 0
+
+
 def test_every_model_of_a_plan_has_a_name_and_a_colour_of_its_own(load):
     for spec in plans.plan(load("paper", arms=["printed"])):
         assert plans.display_name("smart", spec.variant)

@@ -1240,6 +1240,16 @@ def recorded(planned, monkeypatch, tmp_path):
     return p
 
 
+def test_scores_that_another_program_saved_otherwise_are_written_anew(recorded):
+    file = runs.page_folder(recorded) / "results.csv"
+    whole = file.read_bytes()
+    file.write_bytes(whole.decode().encode("utf-16"))
+    assert verify.find_disagreement(recorded)
+    runs.write_ledger(recorded, plans.plan(recorded))
+    assert file.read_bytes() == whole
+    assert verify.find_disagreement(recorded) == ""
+
+
 def read_verdicts(arm="printed", comparison="claim") -> pd.DataFrame:
     """Return rows of the claims.csv that verify has written, by claim."""
     table = pd.read_csv(runs.FIGURES / "exbert" / "real" / "claims.csv")

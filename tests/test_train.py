@@ -24,6 +24,7 @@ import pytest
 import torch
 from conftest import TINY
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
@@ -600,6 +601,43 @@ def test_a_file_is_written_whole_or_not_at_all(store, monkeypatch):
         files.write(file, "second")
     assert file.read_text() == "first"
     assert [path.name for path in store.iterdir()] == ["a.json"]
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny, store, monkeypatch):
+    """Two would delete each other's checkpoints, and one record other weights than it says."""
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    folder = runs.run_folder(spec)
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"):
+        with pytest.raises(UserError, match=f"^another process trains {spec.run} here; wait"):
+            train.train(spec)
+        monkeypatch.setenv("RANK", "1")  # the first process of its training holds the lock
+        with train.lock_run(spec):
+            pass
+    assert runs.find_record(spec) is None
+    monkeypatch.delenv("RANK")
+    with train.lock_run(spec):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 10**9, True),
+        (OSError(errno.EACCES, "Permission denied"), 0, False),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 10**9, True),
+        (SafetensorError("header too large"), 0, False),
+        (RuntimeError("unexpected pos 23552 vs 23444"), 1000, True),
+        (RuntimeError("unexpected pos 23552 vs 23444"), 10**9, False),
+    ],
+)
+def test_a_full_disk_is_told_whatever_wrote(tiny, store, monkeypatch, error, free, is_full):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    monkeypatch.setattr(study.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    raised = pytest.raises(UserError, match="^the disk of .* is full; make room, the same command")
+    with raised if is_full else pytest.raises(type(error)):
+        with study.tell_what_is_full(spec):
+            raise error
 
 
 def test_each_kind_of_machine_is_looked_for_once(tiny):

@@ -298,9 +298,11 @@ def split_rows(
         pool = unique
     train, validation, test = carve_units(d, pool, test)
     for key, value in d.leave_out.items():
-        counts[f"{key}={value} left out of training"] = sum(r.get(key) == value for r in train)
-        train = [row for row in train if row.get(key) != value]
-        validation = [row for row in validation if row.get(key) != value]
+        # A definition writes numbers as text, too.
+        kept = [row for row in train if str(row.get(key)) != value]
+        counts[f"{key}={value} left out of training"] = len(train) - len(kept)
+        train = kept
+        validation = [row for row in validation if str(row.get(key)) != value]
     if d.scored == "validation":
         test = validation
         validation = []

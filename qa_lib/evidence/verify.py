@@ -544,7 +544,7 @@ def find_disagreement(P) -> str:
     file = runs.page_folder(P) / "results.csv"
     if not file.exists():
         return ""
-    on_disk = file.read_text(encoding="utf-8").splitlines()
+    on_disk = file.read_text(encoding="utf-8", errors="replace").splitlines()
     of_records = runs.format_csv(runs.collect_ledger(plans.plan(P))).splitlines()
     differ = set(on_disk) ^ set(of_records)
     for line in on_disk + of_records:

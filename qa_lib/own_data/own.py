@@ -25,6 +25,7 @@ from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,41}")  # a NAME with -a or -b behind it
 LETTERS = "letters, digits, - and _, at most 40 of them"  # of a NAME, in an error
 FEWEST = 10  # training rows of a mixture below which nothing is proposed
 HOURS = 2  # a small study that takes longer is told what would take less
@@ -43,7 +44,7 @@ def check_name(name: str):
 def check_domains(p: exbert.Parameters):
     """Raise UserError for a domain's name that a path or a table could not hold."""
     for name in p.domains:
-        if not NAME.fullmatch(name):
+        if not DOMAIN.fullmatch(name):
             raise UserError(
                 f"PARAMS: domains: {name!r} is no name; write domains=[harbour,clinic], a name is "
                 f"{LETTERS}"

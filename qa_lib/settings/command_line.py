@@ -273,6 +273,7 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
             key, _, text = item.partition("=")
             if key in NOT_GIVEN:
                 raise UserError(f"PARAMS (-p): {key} cannot be changed there; {NOT_GIVEN[key]}")
+            params.refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
             overrides[key] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as e:
         raise UserError(

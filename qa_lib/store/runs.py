@@ -641,7 +641,7 @@ def write_ledger(p, specs: list[Spec]) -> Path:
     """
     file = page_folder(p) / "results.csv"
     text = format_csv(collect_ledger(specs))
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
+    if not file.exists() or file.read_bytes() != text.encode():
         write(file, text)
     return file
 

@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pandas as pd
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from qa_lib.data import downloads, selection, sources
 from qa_lib.losses.smart import count_forward_equivalents
@@ -34,6 +36,7 @@ from qa_lib.tasks import get_task, span
 from qa_lib.training import evaluate, multitask, pool
 
 HOURS = 12  # a longer study stops unless it is told YES=1
+NO_ROOM = 16 * 2**20  # bytes; where less is left, a checkpoint that fails to be written lacks room
 CHARACTERS = 4.4  # characters of English text per word piece, for the estimate
 SAMPLE_LENGTH = 96  # tokens of a window, at most, on which speed is measured
 
@@ -273,7 +276,8 @@ def longest_row(spec: Spec) -> float:
     for dataset in spec.domains:
         task = selection.find_task(spec, dataset)
         rows = selection.load_splits(dataset, spec.source, spec.folder, spec.bad_rows).train
-        tokens = max(task.count_characters(row) for row in rows) / CHARACTERS
+        characters = max(map(task.count_characters, rows), default=0)  # no row: refused later
+        tokens = characters / CHARACTERS
         sequences = 2 if spec.heads.pairs == "apart" and task.NAME != span.NAME else 1
         longest = max(longest, min(sequences * spec.max_length, tokens))
     return longest
@@ -591,6 +595,38 @@ def _announce_cost(todo: list[Spec], workers: int, yes: bool) -> dict[str, float
     return tokens
 
 
+@contextmanager
+def tell_what_is_full(spec: Spec):
+    """Raise UserError where a training ends since the disk is full, or the memory of the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{spec.run} takes more memory than the GPU has left; lower batch_size or max_length, "
+            "or end what else runs there; the same command goes on from here, a changed value "
+            "trains the runs that it changes anew"
+        ) from None
+    except (OSError, RuntimeError, SafetensorError) as e:
+        if not is_disk_full(e):
+            raise
+        raise UserError(
+            f"the disk of {runs.RUNS} is full; make room, the same command goes on from here"
+        ) from None
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether a file could not be written for want of room.
+
+    safetensors and torch, which write checkpoints, raise no OSError. safetensors tells the number
+    of the system's error; torch tells nothing, so where it fails the room that is left decides.
+    """
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, SafetensorError):
+        return any(f"os error {n}" in str(error) for n in (errno.ENOSPC, errno.EDQUOT))
+    return shutil.disk_usage(runs.RUNS).free < NO_ROOM
+
+
 def _train_one(spec: Spec, keep: bool, live: bool | None):
     """Train one run, show its progress and its scores.
 
@@ -605,20 +641,8 @@ def _train_one(spec: Spec, keep: bool, live: bool | None):
     # The Trainer turns TF32 on or off by this function, whose answers are cached: it would not turn
     # it off a second time, for a run with SMART after one with it and one without.
     enable_tf32.cache_clear()
-    try:
+    with tell_what_is_full(spec):
         record = train.train(spec, progress, keep_weights=keep)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk of {runs.RUNS} is full; make room, the same command goes on from here"
-            ) from None
-        raise
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{spec.run} takes more memory than the GPU has left; lower batch_size or max_length, "
-            "or end what else runs there; the same command goes on from here, a changed value "
-            "trains the runs that it changes anew"
-        ) from None
     scores = []
     for name in spec.tests:
         task = selection.find_task(spec, name)

@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import broadcast
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -613,31 +615,58 @@ def train(
 
     keep_weights: leave model.safetensors beside the record, for children. Returns the record; None
     on the processes of a distributed training that do not write. Raises UserError where the run's
-    data are others than when it was planned.
+    data are others than when it was planned, and where another process trains it.
     """
     began = time.monotonic()
     selection.check_unchanged(spec)
     tests = list_tests(spec)
     fingerprints = selection.fingerprint_test_sets(tests, spec.source, spec.folder)
     spec = spec.model_copy(update={"tests": tests, "test_fingerprints": fingerprints})
-    runs.run_folder(spec).mkdir(parents=True, exist_ok=True)
     environment = describe_environment(spec)  # the checkout may be another when the run ends
-    threads = torch.get_num_threads()
-    prepare_device(spec)
-    try:
-        if spec.gate and spec.gate.rule != "learned":
-            results, examples = score_fixed_mixture(spec, progress)
-        else:
-            results, examples = train_and_score(spec, progress, keep_weights)
-    finally:
-        torch.set_num_threads(threads)
-    if results is None:
-        return None
-    results["seconds"] += time.monotonic() - began
-    results |= {"environment": environment, "created": now()}
-    runs.save(spec, results, examples)
-    runs.discard(spec, "checkpoints")
+    with lock_run(spec):
+        threads = torch.get_num_threads()
+        prepare_device(spec)
+        try:
+            if spec.gate and spec.gate.rule != "learned":
+                results, examples = score_fixed_mixture(spec, progress)
+            else:
+                results, examples = train_and_score(spec, progress, keep_weights)
+        finally:
+            torch.set_num_threads(threads)
+        if results is None:
+            return None
+        results["seconds"] += time.monotonic() - began
+        results |= {"environment": environment, "created": now()}
+        runs.save(spec, results, examples)
+        runs.discard(spec, "checkpoints")
     return runs.find_record(spec)
+
+
+@contextmanager
+def lock_run(spec: Spec):
+    """Hold the folder of a run, so that no other process trains it at the same time.
+
+    Two would delete each other's checkpoints, and one of them record other weights than it says. Of
+    the processes of a distributed training the first one holds it. Raises UserError where another
+    training has it.
+    """
+    folder = runs.run_folder(spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process trains {spec.run} here; wait for its end, then run the same command "
+            "again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def list_tests(spec: Spec) -> list[str]:
