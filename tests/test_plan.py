@@ -210,6 +210,50 @@ def test_the_grid_is_extended_three_times_at_most(plant_trials, real):
     assert {s.learning_rate for s in final} == {5e-5 / 8}
 
 
+def test_all_encoder_blocks_have_the_trials_that_the_other_models_had(plant_trials, monkeypatch):
+    """A rate beyond them would be a new trial for the others too, and might change their choice."""
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    changes = {"arms": ["tuned"], "step_seeds": [0, 1]}
+    optimum = {"v-db": 1e-3, "exbert-tuned": 1e-4, "plain-tuned": 1e-4, "exbert-all-blocks": 4e-3}
+
+    def near_optimum(variant, rate, epochs):
+        return 1 - abs(rate - optimum[variant.removesuffix("-trial")])
+
+    plant_trials(near_optimum)
+    before = plans.plan(load_exbert("real", "small", experiments=["headline"], **changes))
+    params = load_exbert("real", "small", experiments=["headline", "steps"], **changes)
+    specs = plans.plan(params)
+    added = {spec.hash for spec in specs} - {spec.hash for spec in before}
+    own = [spec for spec in specs if spec.variant.startswith("exbert-all-blocks")]
+    assert {spec.hash for spec in own} == added
+    assert {spec.hash for spec in before} < {spec.hash for spec in specs}
+
+    def list_settings(model):
+        tried = [spec for spec in specs if spec.variant == f"{model}-trial"]
+        return {(spec.learning_rate, spec.epochs) for spec in tried}
+
+    assert list_settings("exbert-all-blocks") == list_settings("v-db")
+    assert max(rate for rate, _ in list_settings("v-db")) == 2e-3
+    compared = [spec for spec in own if not is_trial(spec)]
+    assert {spec.learning_rate for spec in compared} == {2e-3}
+    assert {(spec.ratio, spec.seed) for spec in compared} == {
+        (ratio, seed) for ratio in params.ratios for seed in (0, 1)
+    }
+    assert all(spec.blocks == params.blocks and spec.layer for spec in own)
+
+    def lack_own_trials(variant, rate, epochs):
+        is_own = variant.startswith("exbert-all-blocks")
+        return None if is_own else near_optimum(variant, rate, epochs)
+
+    plant_trials(lack_own_trials)
+    waiting = plans.plan(params)
+    own = [spec for spec in waiting if spec.variant.startswith("exbert-all-blocks")]
+    assert own
+    assert all(map(is_trial, own))
+    plant_trials(lambda *of_trial: None)
+    assert not any(s.variant.startswith("exbert-all-blocks") for s in plans.plan(params))
+
+
 def test_more_rows_have_trials_of_their_own(plant_trials, monkeypatch):
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     changes = {"experiments": ["headline", "more-rows"], "more_rows": 4000, "more_seeds": [1, 2]}

@@ -7,6 +7,7 @@ explain its gain, sweeps, and equal tuning of all.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -303,9 +304,16 @@ def plan_steps(arm: Arm) -> list[Spec]:
     """All encoder blocks at ExBERT's rate and epochs, without and with the ST-MoE block."""
     params = arm.params
     mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
-    seeds = params.step_seeds or params.side_seeds
     specs = arm.list_model_runs("v-db-fast", mixtures, params.side_seeds)
-    return specs + arm.list_model_runs("exbert-all-blocks", mixtures, seeds)
+    return specs + list_runs_on_all_blocks(arm)
+
+
+def list_runs_on_all_blocks(arm: Arm) -> list[Spec]:
+    """Return ExBERT (final) on all encoder blocks, over the mixtures."""
+    params = arm.params
+    mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
+    seeds = params.step_seeds or params.side_seeds
+    return arm.list_model_runs("exbert-all-blocks", mixtures, seeds)
 
 
 def plan_ratios(arm: Arm) -> list[Spec]:
@@ -474,14 +482,18 @@ def choose_settings(
     score: Callable[[Spec], trials.Score],
     variant: str = "{}-trial",
     rows: int | None = None,
+    rates: list[float] | None = None,
 ) -> tuple[list[Spec], Arm | None]:
     """Return the trials of models, one seed at the centre, and the arm of what they chose.
 
     The arm is None until every trial is recorded. score: of a trial; variant: the trials' name, of
-    the model's; rows: by default all training rows.
+    the model's; rows: by default all training rows; rates: those to try, and none beyond their
+    edge; by default trial_rates, and those beyond it.
     """
     params = arm.params
     choose = trials.choose_by_halving if params.halving else trials.choose_by_trials
+    if rates and not params.halving:
+        choose = partial(choose, times=0)
 
     def trial(model: str, rate: float, epochs: float) -> Spec:
         fields = {"learning_rate": rate, "epochs": epochs, "tests": []}
@@ -491,13 +503,28 @@ def choose_settings(
         centre, seed = [params.centre], params.seeds[:1]
         return arm.list_model_runs(model, centre, seed, variant.format(model), rows, **fields)[0]
 
-    tried, best = choose(models, trial, params.trial_rates, params.trial_epochs, score)
+    tried, best = choose(models, trial, rates or params.trial_rates, params.trial_epochs, score)
     if not best:
         return tried, None
     chosen = dict(arm.models)
     for model, (rate, epochs) in best.items():
         chosen[model] = arm.models[model] | {"learning_rate": rate, "epochs": epochs}
     return tried, Arm(params, arm.shared, chosen)
+
+
+def plan_tuned_steps(
+    arm: Arm, rates: list[float], score: Callable[[Spec], trials.Score]
+) -> list[Spec]:
+    """Return ExBERT (final) on all encoder blocks: its trials, and the runs of what they chose.
+
+    V-DB and ExBERT's own blocks have chosen their rates and epochs already. It has the same trials
+    as they had, and no rate beyond: that would be a trial for the others too, and might change what
+    they chose. rates: of their trials.
+    """
+    specs, chosen = choose_settings(arm, ["exbert-all-blocks"], score, rates=rates)
+    if chosen:
+        specs += list_runs_on_all_blocks(chosen)
+    return specs
 
 
 def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec]:
@@ -509,7 +536,10 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
     specs, chosen = choose_settings(arm, models, score)
     if chosen:
+        rates = sorted({spec.learning_rate for spec in specs})
         specs += common.list_runs_of_experiments(chosen, WITH_EQUAL_TUNING)
+        if "steps" in params.experiments:
+            specs += plan_tuned_steps(arm, rates, score)
     if "more-rows" in params.experiments:
         models = [*HEADLINE, *DENSE]
         tried, chosen = choose_settings(arm, models, score, "{}-more-trial", params.more_rows)

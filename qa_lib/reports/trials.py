@@ -59,18 +59,19 @@ def choose_by_trials(
     rates: list[float],
     epochs: list[float],
     score: Callable[[Spec], Score] = find_score,
+    times: int = WIDER,
 ) -> tuple[list[Spec], dict[str, tuple[float, float]]]:
     """Return all trials, and model → (rate, epochs) of its best trial by `score`.
 
     While a model's best rate lies at the edge of those tried, all models get the next rate too
-    (half, or twice), WIDER times at most. Epochs are not extended: they are the budget, the same
+    (half, or twice), so many times at most. Epochs are not extended: they are the budget, the same
     for all, and those that the reports' own models have. Nothing is chosen until every trial is
     recorded, nor where their scores are of two versions.
 
     trial: gives the run of a model at a rate and epochs.
     """
     rates = sorted(rates)
-    for wider in range(WIDER + 1):
+    for wider in range(times + 1):
         trials = {}  # model → (rate, epochs) → its trial
         every = []
         for model in models:
@@ -85,7 +86,7 @@ def choose_by_trials(
             best[model] = max(score_at, key=score_at.get)
         best_rates = {rate for rate, _ in best.values()}
         lowest, highest = rates[0], rates[-1]
-        if wider == WIDER or not {lowest, highest} & best_rates:
+        if wider == times or not {lowest, highest} & best_rates:
             break
         if lowest in best_rates:
             rates = [lowest / 2, *rates]
