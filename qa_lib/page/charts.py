@@ -302,7 +302,6 @@ def draw_trials(
     most = (5 if is_alike else 4) if values <= 2 else 3
     columns = min(len(models), 2 if look.is_narrow else most)
     lines = -(-len(models) // columns)
-    columns = -(-len(models) // lines)  # as many panels on each line
     height = lines * (0.3 * rows[down].nunique() + 1.1) + 0.35
     size = (look.width, height)
     fig, panels = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
