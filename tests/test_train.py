@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -1254,6 +1255,31 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
         assert child.returncode == 130
         assert "the same command goes on from here" in errors
         assert "Traceback" not in errors
+
+
+def test_ctrl_c_while_workers_start_is_one_sentence(store):
+    """A terminal sends it to all processes; a worker that still imports would print a traceback."""
+    few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "qa_lib", "study", "exbert", *few],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    started = []
+    while not started and child.poll() is None:
+        time.sleep(0.02)
+        begun = psutil.Process(child.pid).children()
+        started = [process for process in begun if "spawn_main" in " ".join(process.cmdline())]
+    time.sleep(0.3)  # Python is up, and imports
+    os.killpg(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert errors == "stopped; nothing finished is lost, the same command goes on from here\n"
+    assert not psutil.wait_procs(started, timeout=60)[1]
 
 
 def test_logits_do_not_depend_on_the_batch(tiny):

@@ -26,7 +26,7 @@ from qa_lib.store import runs
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,41}")  # a NAME with -a or -b behind it
-LETTERS = "letters, digits, - and _, at most 40 of them"  # of a NAME, in an error
+LETTERS = "letters, digits, - and _"  # of both, in an error
 FEWEST = 10  # training rows of a mixture below which nothing is proposed
 HOURS = 2  # a small study that takes longer is told what would take less
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
@@ -38,7 +38,7 @@ USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl
 def check_name(name: str):
     """Raise UserError for a name that own data cannot have."""
     if not NAME.fullmatch(name):
-        raise UserError(f"NAME={name}: a name is {LETTERS}: {USAGE}")
+        raise UserError(f"NAME={name}: a name is {LETTERS}, at most 40 of them: {USAGE}")
 
 
 def check_domains(p: exbert.Parameters):
@@ -47,7 +47,7 @@ def check_domains(p: exbert.Parameters):
         if not DOMAIN.fullmatch(name):
             raise UserError(
                 f"PARAMS: domains: {name!r} is no name; write domains=[harbour,clinic], a name is "
-                f"{LETTERS}"
+                f"{LETTERS}, at most 42 of them"
             )
 
 

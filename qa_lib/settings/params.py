@@ -142,9 +142,10 @@ def refuse_repeated_keys(root: yaml.Node | None):
             line = key.start_mark.line + 1
             name = (key.tag, str(key.value))
             if name in lines:
+                first = lines[name]
+                where = f"line {line}" if line == first else f"lines {first} and {line}"
                 raise ValueError(
-                    f"the key {key.value} stands in line {lines[name]} and again in line {line}, "
-                    "and one alone would count"
+                    f"the key {key.value} stands twice, in {where}, and one alone would count"
                 )
             lines[name] = line
 

@@ -26,6 +26,10 @@ class Processes:
 
     def __init__(self, workers: int):
         context = get_context("spawn")
+        # Python's tracker of semaphores frees those of a stopped study, and would tell of each.
+        silent = "ignore::UserWarning:multiprocessing.resource_tracker"
+        asked = os.environ.get("PYTHONWARNINGS")
+        os.environ["PYTHONWARNINGS"] = f"{asked},{silent}" if asked else silent
         self.pool = ProcessPoolExecutor(
             workers,
             mp_context=context,
@@ -35,8 +39,16 @@ class Processes:
         self.submitted: list[Future] = []
 
     def submit(self, function: Callable, spec: Spec, *rest) -> Future:
-        """Call the function in a worker process; return the Future of its result."""
-        future = self.pool.submit(function, spec, *rest)
+        """Call the function in a worker process; return the Future of its result.
+
+        A terminal sends Ctrl-C to every process, and the study answers it. A worker that starts
+        here inherits that the signal is held back, so that it never sees one.
+        """
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            future = self.pool.submit(function, spec, *rest)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self.submitted.append(future)
         return future
 
@@ -66,13 +78,12 @@ def _set_up_worker(started, gpus: list[str]):
     when it is first used, which is later. started: a shared counter of the workers; gpus: of
     list_gpus.
 
-    The study answers Ctrl-C, so a worker ignores it. A worker ends with the study's process, even
-    where that one was killed: no worker may write beside the next study. Where nobody reads the
-    output any more, a worker's run ends as the study does.
+    A worker ends with the study's process, even where that one was killed: no worker may write
+    beside the next study. Where nobody reads the output any more, a worker's run ends as the study
+    does.
     """
     command_line.print_in_any_locale()
     command_line.watch_output()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with started.get_lock():
         number = started.value
         started.value += 1
