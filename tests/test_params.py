@@ -480,6 +480,18 @@ def test_a_number_out_of_bounds_is_refused_in_the_other_report_too(changes, word
 
 
 @pytest.mark.parametrize(
+    "slug, changes",
+    [("road", {"schedule": "constant"}), ("moe", {"warmup": 0.1}), ("smart", {"warmup": 0.1})],
+)
+def test_a_constant_rate_has_no_warm_up(slug, changes):
+    """transformers leaves the warm-up of a constant rate out without a word."""
+    says = "warmup: 0.1 goes with schedule: linear, .* write warmup: 0 with schedule: constant"
+    with pytest.raises(UserError, match=says):
+        plans.load_params(slug, "quick", changes)
+    plans.load_params(slug, "quick", {"schedule": "constant", "warmup": 0.0})
+
+
+@pytest.mark.parametrize(
     "text, says",
     [
         ("nan", "nan is no finite number; write a number that is finite"),

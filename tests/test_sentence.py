@@ -615,6 +615,13 @@ def test_features_are_made_anew_for_another_label(tokenizer):
     assert features.cache_key([rows[0] | {"domain": "b"}], tokenizer, 32, 8, CLASSES) == key
 
 
+def test_features_that_are_cut_at_the_other_end_are_apart(tokenizer, monkeypatch):
+    rows = [make_row("a mill")]
+    key = features.cache_key(rows, tokenizer, 32, 8, CLASSES)
+    monkeypatch.setattr(tokenizer, "truncation_side", "left")
+    assert features.cache_key(rows, tokenizer, 32, 8, CLASSES) != key
+
+
 def test_features_of_joined_pairs_are_apart_from_those_of_others(tokenizer):
     rows = [make_row("a mill", "a barn")]
     key = features.cache_key(rows, tokenizer, 32, 8, CLASSES)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from test_multitask import compare_records, make_spec, show_nothing, train_twice
 from torch.utils.data import DataLoader
+from transformers import AlbertConfig, AlbertModel
 
 from qa_lib.data import features, selection
 from qa_lib.models import encoders, heads
@@ -176,6 +177,17 @@ def test_states_of_another_shape_are_refused(small_encoder):
         teachers.check_teachers(student)
     last = student.model_copy(update={"distillation": Distillation(hidden="last")})
     teachers.check_teachers(last)
+
+
+def test_albert_has_states_at_every_depth(small_encoder, monkeypatch):
+    """Its one block is passed several times."""
+    encoder = AlbertModel(AlbertConfig(num_hidden_layers=12, hidden_size=48, num_attention_heads=2))
+    monkeypatch.setattr(encoders, "read_encoder", lambda name: (encoder, None))
+    teacher = make_run(small_encoder, seed=5)
+    student = make_student(small_encoder, [teacher], distillation=Distillation(hidden="all"))
+    teachers.check_states(student.model_copy(update={"blocks": 12}), teacher)
+    with pytest.raises(UserError, match=r"\(12, 48\), and .* has \(1, 48\)"):
+        teachers.check_states(student.model_copy(update={"blocks": 1}), teacher)
 
 
 def test_the_store_is_read_memory_mapped_and_only_read(small_encoder):

@@ -35,7 +35,7 @@ from qa_lib.models import encoders, heads
 from qa_lib.page import report
 from qa_lib.reports import plans
 from qa_lib.settings import command_line, encoder_files, files, params
-from qa_lib.settings.parameters import Dataset, Layer
+from qa_lib.settings.parameters import Dataset, Layer, Smart
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 from qa_lib.tasks import span
@@ -1104,6 +1104,22 @@ def test_a_study_stops_before_training_when_it_is_too_long_or_the_disk_too_small
     with pytest.raises(UserError, match="GB free and this study needs about"):
         study.run(tiny(), plans.plan, live=False)
     assert not list(runs.RUNS.glob("exbert/*/metrics.json"))
+
+
+def test_a_checkpoint_is_as_large_as_what_it_holds(tiny):
+    """Weights and two moments of all blocks, the sparse one too; the heads are hardly anything."""
+    plain = plans.plan(tiny())[0]
+    sparse = plain.model_copy(update={"layer": Layer()})
+    for spec in (plain, sparse):
+        model, _ = build.build_model(spec)
+        held = 12 * sum(p.numel() for p in model.parameters())
+        assert 0.98 * held < study.count_checkpoint_bytes(spec) <= held
+    averaged = plain.model_copy(update={"smart": Smart(bregman=1.0)})
+    alone = plain.model_copy(update={"smart": Smart(bregman=0.0)})
+    of_plain = study.count_checkpoint_bytes(plain)
+    assert study.count_checkpoint_bytes(sparse) > of_plain
+    assert study.count_checkpoint_bytes(alone) == of_plain
+    assert study.count_checkpoint_bytes(averaged) == of_plain / 3 * 4
 
 
 @pytest.mark.parametrize("name, variable", [("RUNS", "QA_RUNS"), ("FIGURES", "QA_FIGURES")])

@@ -226,7 +226,8 @@ class RandomDraws(BatchesByDataset):
                   Murray 2019, who let it fall from epoch to epoch)
 
     The report says "random" and no more. A dataset gives its rows in an order that is drawn anew
-    each time they are used up. Batches hold rows of like length.
+    each time they are used up; those that do not fill a batch are then left out. Batches hold rows
+    of like length.
     """
 
     def __init__(

@@ -54,5 +54,6 @@ def cache_key(rows: list[dict], tokenizer, max_length: int, stride: int, task=sp
     modules = ("data/features.py", f"tasks/{MODULES[task.NAME]}.py")
     code = code_hashes.hash_together(modules)
     joined = task is not span and task.joined
-    identity = canonical([content, words, max_length, stride, joined, code])
+    side = tokenizer.truncation_side  # which end of a long text is cut off; not in `words`
+    identity = canonical([content, words, side, max_length, stride, joined, code])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]

@@ -272,6 +272,15 @@ class Study(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_warmup(self):
+        if getattr(self, "schedule", None) == "constant" and self.warmup > 0:
+            raise ValueError(
+                f"warmup: {self.warmup:g} goes with schedule: linear, as a constant rate has none; "
+                "write warmup: 0 with schedule: constant"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stride(self):
         if self.stride >= self.max_length // 2:
             raise ValueError(

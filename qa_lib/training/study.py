@@ -185,7 +185,7 @@ def count_stored_bytes(spec: Spec, known: dict[tuple, tuple]) -> float:
     tokens = count_run_tokens(spec, known).rows
     encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     hidden = spec.distillation.hidden
-    blocks = len(encoders.blocks_of(encoder)) if hidden == "all" else 1
+    blocks = encoder.config.num_hidden_layers if hidden == "all" else 1
     stored = 0
     for teacher in spec.teachers:  # students of one teacher share its states of the same rows
         key = ("stored", hidden, teacher.hash, spec.seed, *spec.domains, *spec.rows)
@@ -289,14 +289,10 @@ def check_memory(spec: Spec):
     The system would end such a run without a word. The factor of two allows for the estimate of a
     batch, which is rough.
     """
-    encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
-    weights = sum(p.numel() for p in encoder.parameters())
-    if spec.layer:
-        with torch.device("meta"):  # the block is counted, no memory is taken
-            block = Block(encoder.config.hidden_size, spec.layer, spec.dense)
-        weights += sum(p.numel() for p in block.parameters())
-    for_weights = 16 * weights / 2**30  # weight, gradient and two moments, four bytes each
+    # Weight, gradient and two moments, four bytes each.
+    for_weights = 16 * count_weights(spec) / 2**30
     # build.build_model refuses longer windows.
+    encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     length = min(spec.max_length, encoders.count_positions(encoder))
     for_batch = batch_memory(spec.model_copy(update={"max_length": length}))
     total = psutil.virtual_memory().total / 2**30
@@ -311,6 +307,26 @@ def check_memory(spec: Spec):
             f"{spec.run} needs about {for_weights + for_batch:.0f} GB of memory, most of "
             f"it for {cause}, and this machine has {total:.0f}; {cure}"
         )
+
+
+def count_weights(spec: Spec) -> int:
+    """Return how many weights the encoder of a run and its ST-MoE block have."""
+    encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
+    weights = sum(p.numel() for p in encoder.parameters())
+    if spec.layer:
+        with torch.device("meta"):  # the block is counted, no memory is taken
+            block = Block(encoder.config.hidden_size, spec.layer, spec.dense)
+        weights += sum(p.numel() for p in block.parameters())
+    return weights
+
+
+def count_checkpoint_bytes(spec: Spec) -> int:
+    """Return the size of a run's checkpoint in single precision.
+
+    It holds the weights and two moments, and with the Bregman term of SMART their average.
+    """
+    copies = 4 if spec.smart and spec.smart.bregman > 0 else 3
+    return 4 * copies * count_weights(spec)
 
 
 def measure_speed(spec: Spec) -> float:
@@ -410,9 +426,8 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
     speed = {kind: measure_speed(spec) for kind, spec in samples.items()}
     torch.cuda.empty_cache()  # of what was measured; workers may need the room on the GPU
     hours = sum(tokens[spec.hash] / speed[speed_class(spec)] for spec in todo) / 3600
-    weights = max(encoder_bytes(spec) for spec in samples.values())
-    checkpoints = 2 * 3 * weights * workers  # two a run, of weights and two moments
-    parents = weights * len(list_parents(todo))
+    checkpoints = 2 * workers * max(count_checkpoint_bytes(spec) for spec in samples.values())
+    parents = 4 * max(count_weights(spec) for spec in samples.values()) * len(list_parents(todo))
     features = 20 * sum(tokens.values())
     states = sum(count_stored_bytes(spec, known) for spec in todo)
     disk = (checkpoints + parents + features + states) / 1e9
@@ -424,12 +439,6 @@ def estimate_cost(todo: list[Spec], workers: int) -> tuple[dict[str, float], flo
         )
     overhead = 1.5  # loading, padding, cores that share one memory
     return tokens, overhead * hours / min(workers, len(todo)), disk
-
-
-def encoder_bytes(spec: Spec) -> int:
-    """Size of a run's encoder in bytes, in single precision."""
-    encoder, _ = encoders.load_encoder(spec.encoder)
-    return 4 * sum(p.numel() for p in encoder.parameters())
 
 
 def default_workers(specs: list[Spec]) -> int:

@@ -345,7 +345,7 @@ def check_states(spec: Spec, teacher: Spec):
     shapes = []
     for run in (spec, teacher):
         encoder, _ = encoders.read_encoder(run.encoder)
-        blocks = run.blocks or len(encoders.blocks_of(encoder))
+        blocks = run.blocks or encoder.config.num_hidden_layers
         shapes.append((blocks if hidden == "all" else 1, encoder.config.hidden_size))
     if shapes[0] != shapes[1]:
         raise UserError(
