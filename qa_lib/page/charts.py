@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qa_lib.evidence import verify
 from qa_lib.page.looks import Look
@@ -398,6 +399,8 @@ def draw_sweep(
             else:  # 0 has a place of its own
                 axes.set_xscale("symlog", linthresh=smallest)
             axes.minorticks_off()
+        elif (rows[by] % 1 == 0).all():  # epochs, or blocks: between two of them is none
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels.flat if not look.is_narrow else panels.flat[-1:]:
         axes.set_xlabel(label)
     for at, (name, colour) in enumerate(names.items()):

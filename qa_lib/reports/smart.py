@@ -55,7 +55,7 @@ MODELS = {
     "rrobin-16": ("Round-robin, small batches", "#3c8c6a"),
     "rrobin-long": ("Round-robin, more steps", "#5a7a00"),
     "rrobin-distribution": ("Round-robin, distribution of scores", "#80802c"),
-    "rrobin-smart": ("Round-robin + SMART", "#a8321e"),
+    "rrobin-smart": ("Round-robin + SMART", "#882255"),
     "rrobin-smart-softmax": ("Round-robin + SMART, as report's code", "#c0645a"),
     "pre": ("Paraphrases alone", "#8878c8"),
     "rrobin-pre-smart": ("Paraphrases first, + SMART", "#6a5acd"),
@@ -63,7 +63,7 @@ MODELS = {
     "rrobin-full-16": ("All paraphrases, small batches", "#4a8fa8"),
     "rrobin-full-scaled": ("All paraphrases, every loss a mean", "#2a9d9d"),
     "rrobin-full-no-quora": ("As many rounds, no paraphrases", "#7a8a99"),
-    "rrobin-full-smart": ("All paraphrases + SMART", "#8c2d6a"),
+    "rrobin-full-smart": ("All paraphrases + SMART", "#aa4499"),
     "rrobin-full-layer": ("All paraphrases + relational layer", "#222222"),
     "layer-unshared": ("A relational layer for each task", "#555577"),
 }
