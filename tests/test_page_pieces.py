@@ -120,7 +120,8 @@ def test_a_comparison_has_the_interval_of_the_claims_table(plant):
     for comparison, control in (("claim", ""), ("control", "plain-tuned")):
         row = verify.select(table, comparison=comparison).loc["squad-plus-8"]
         shown = rows.loc[("report", control)]
-        assert list(shown[["value", "low", "high"]]) == list(row[["ours", "low", "high"]])
+        ends = ["low", "high", "own_low", "own_high"]
+        assert list(shown[["value", *ends]]) == list(row[["ours", *ends]])
 
 
 def test_an_arm_that_was_not_run_has_no_number(plant):
@@ -145,6 +146,7 @@ def test_a_claim_that_says_lower_is_shown_as_behind(plant, monkeypatch):
     row = rows.loc[("report", "")]
     assert row["value"] == pytest.approx(-3.5, abs=0.5)
     assert row["low"] < row["value"] < row["high"]
+    assert row["own_low"] < row["value"] < row["own_high"]
 
 
 def test_a_comparison_says_which_part_it_shows_and_whether_it_tests_the_claim(plant, monkeypatch):
@@ -249,6 +251,18 @@ def test_a_model_has_its_colour_on_light_and_a_lighter_one_on_dark():
     colour = plans.colours("exbert")["V-DB"]
     assert looks.WIDE.model_colour("exbert", "v-db") == colour
     assert looks.Look(7.2, is_dark=True).model_colour("exbert", "v-db") != colour
+
+
+def test_an_axis_of_epochs_names_whole_ones_alone():
+    rows = pd.DataFrame({"epoch": [1.0, 2, 3, 4], "value": [1.6, 1.5, 1.4, 1.4]})
+    rows = rows.assign(column="training loss", variant="v-db", seed=0)
+    for by, values in (("epoch", rows["epoch"]), ("share", rows["epoch"] / 4)):
+        swept = rows.assign(**{by: values})
+        fig = charts.draw_sweep("exbert", swept, by, by, swept[:0], looks.WIDE)
+        low, high = fig.axes[0].get_xlim()
+        ticks = [tick for tick in fig.axes[0].get_xticks() if low <= tick <= high]
+        assert len(ticks) > 2
+        assert all(tick % 1 == 0 for tick in ticks) == (by == "epoch")
 
 
 def test_a_figure_has_a_drawing_for_each_screen_and_the_same_bytes_again(plant):
@@ -693,6 +707,21 @@ def test_a_section_is_filled_in_by_name(write):
     )
     with pytest.raises(UserError, match="there is no section how; there are answer, why"):
         pieces.show_findings(P, "how")
+
+
+def test_a_condition_can_ask_what_the_own_seeds_of_a_difference_say(write):
+    """Planted models differ by the same at every seed, one way and the other."""
+    for ours, against, condition in (
+        ("exbert-tuned", "v-db", "own_low > 0"),
+        ("v-db", "exbert-tuned", "own_high < 0"),
+        ("dense-compute", "v-db", "own_low > 0"),  # of no claim: measured for this sentence
+    ):
+        asked = f"gap('squad-plus-8', '{ours}', '{against}')"
+        text = f"## why\n\n<!-- holds: {asked}.{condition} -->\nIt is ahead by {{{{ {asked} }}}}.\n"
+        P = write(text)
+        assert written.list_untrue(P, written.read_findings("exbert")) == []
+        P = write(text.replace(condition, "own_low > 20"))
+        assert len(written.list_untrue(P, written.read_findings("exbert"))) == 1
 
 
 def test_a_sentence_that_does_not_hold_is_found(write):

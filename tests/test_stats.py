@@ -5,10 +5,12 @@ import itertools
 import json
 import re
 import sys
+from statistics import stdev
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t as student_t
 from statsmodels.stats.multitest import multipletests
 
 from qa_lib.__main__ import run_verb
@@ -679,6 +681,11 @@ def test_a_verdict_that_hangs_on_the_pooling_says_so():
     assert table["s2"]["quiet"] == table["s2"]["loud"]
     assert table["verdict"]["quiet"] == Verdict.UNDECIDED
     assert table["unpooled"]["quiet"] == "reproduced"
+    # the two test sets score alike, and all questions: its own interval is Student's
+    spread = stdev([2.0, 2.1, 2.2]) / np.sqrt(3)
+    own_ends = student_t(df=2, loc=2.1, scale=spread).interval(0.95)
+    assert list(table.loc["quiet", ["own_low", "own_high"]]) == pytest.approx(list(own_ends))
+    assert table["low"]["quiet"] < table["own_low"]["quiet"]
     # alone, nothing else is in its pool
     alone = stats.judge_claims([quiet], ledger, examples, "real", DOMAINS).iloc[0]
     assert alone["verdict"] == alone["unpooled"] == "reproduced"
@@ -701,6 +708,22 @@ def test_a_comparison_that_shares_with_no_other_has_its_own_variance():
     sample = stats.draw_sample([c], *plant_scores(pair_gains(5.0)), DOMAINS, "printed")
     (part,), _ = stats.estimate_claims([c], sample)["planted"]
     assert list(part.estimate_unpooled()) == pytest.approx(list(part.estimate()))
+
+
+def test_a_control_that_lacks_a_part_lends_no_variance():
+    """It is not estimated in the table of claims either."""
+    asked = make_claim()
+    lent = make_claim(id="lent", contrast={"both": {"ratio": 0.2}})
+    partial = make_claim(id="partial", contrast={"both": {"ratio": [0.2, 0.5]}, "each": ["ratio"]})
+    at_both = plant_scores(pair_gains(5.0)), plant_scores(pair_gains(2.0, ratio=0.2))
+    sample = stats.draw_sample([asked], *join_planted(*at_both), DOMAINS, "printed")
+    freedom = []
+    for pool in ([], [lent], [partial]):
+        [part], _ = stats.estimate_claims([asked], sample, pool)["planted"]
+        freedom.append(part.nu)
+    alone, with_lent, with_partial = freedom
+    assert with_lent > alone
+    assert with_partial == alone
 
 
 def test_variances_are_pooled_unless_levene_objects():

@@ -24,7 +24,7 @@ from qa_lib.reports.comparisons import Comparison, Step, check_chain
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
-NUMBERS = ["value", "low", "high"]
+NUMBERS = ["value", "low", "high", "own_low", "own_high"]
 # Arm → how a setting is called in the rows of a figure.
 SETTINGS = {"tuned": "equal", "printed": "report"}
 
@@ -101,7 +101,8 @@ _pairs: dict[tuple, pd.DataFrame] = {}  # parameters, pairs, records → their t
 def measure_pairs(P, pairs: list[Pair], arms: tuple[str, ...] = verify.ARMS) -> pd.DataFrame:
     """Return a row for each pair and arm: value, low, high (95 %), part, n, run.
 
-    value: ours less against. Where a pair has no runs in an arm, n is 0 and the numbers are not a
+    value: ours less against. own_low, own_high: the interval with the variance of these seeds
+    alone. Where a pair has no runs in an arm, n is 0 and the numbers are not a
     number. A page asks several times; the records are resampled once.
     """
     if not pairs:
@@ -142,7 +143,7 @@ def resample_pairs(P, specs: list, pairs: list[Pair], arms: tuple[str, ...]) -> 
                 rows.append(row | found)
                 continue
             at = judged.loc[pair.id]
-            row |= {"value": at["d"], "low": at["low"], "high": at["high"]}
+            row |= {"value": at["d"]} | {name: at[name] for name in NUMBERS[1:]}
             row["part"] = ""
             if at["run"]:
                 row["part"] = verify.name_part(P, at["part"])
@@ -235,8 +236,12 @@ def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
             continue
         sign = find_sign(find_claim(P, row["claim"]))
         low, high = sorted([sign * row["low"], sign * row["high"]])
+        own_low, own_high = sorted([sign * row["own_low"], sign * row["own_high"]])
         effect = {"ours": sign * row["value"], "low": low, "high": high}
-        labels = {"comparison": "starter", "verdict": "", "reason": "", "unpooled": ""}
+        effect |= {"own_low": own_low, "own_high": own_high}
+        labels = dict.fromkeys(["verdict", "reason", "unpooled", "rule_part"], "")
+        labels |= dict.fromkeys(["seed_part", "rule_ours", "rule_low", "rule_high"], np.nan)
+        labels |= {"comparison": "starter", "more": 0}
         effect |= {"n": row["n"], "run": row["run"]}
         rows.append(pd.DataFrame([of_claim.iloc[0].to_dict() | labels | effect]))
     return pd.concat(rows, ignore_index=True)
@@ -264,11 +269,11 @@ def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:
 
     Columns: comparison (its position), claim, ours, against, on, unit, setting (`printed`, `equal`
     or `report`), variant (that of the idea, or the control's), control (the control that `ours` is
-    compared with; empty where it is compared with `against`), value, low, high, n, run, by_starter,
-    part, untested. An arm that was not run has a row with n = 0. Where the report was scored by the
-    starter code's rule, so are the rows of its comparison, and by_starter is true. part: of a claim
-    about several models or sets the one that its row is of, else empty. untested: why its row is no
-    test of the claim, else empty.
+    compared with; empty where it is compared with `against`), value, low, high, own_low, own_high
+    (as in verify.claims_table), n, run, by_starter, part, untested. An arm that was not run has a
+    row with n = 0. Where the report was scored by the starter code's rule, so are the rows of its
+    comparison, and by_starter is true. part: of a claim about several models or sets the one that
+    its row is of, else empty. untested: why its row is no test of the claim, else empty.
     """
     table = verify.claims_table(P)
     asked = [(compared, find_claim(P, compared.claim)) for compared in comparisons]
@@ -335,7 +340,7 @@ def list_values(
 
 
 def read_value(rows: pd.DataFrame, sign: int) -> dict:
-    """Return value, low, high, n and run of a row of the claims table; n = 0 where there is none.
+    """Return value, intervals, n and run of a row of the claims table; n = 0 where there is none.
 
     sign: of `find_sign`, since the table has its effects in the claim's direction.
     """
@@ -343,7 +348,10 @@ def read_value(rows: pd.DataFrame, sign: int) -> dict:
         return dict.fromkeys(NUMBERS, np.nan) | {"n": 0, "run": ()}
     row = rows.iloc[0]
     low, high = sorted([sign * row["low"], sign * row["high"]])
-    return {"value": sign * row["ours"], "low": low, "high": high, "n": row["n"], "run": row["run"]}
+    own_low, own_high = sorted([sign * row["own_low"], sign * row["own_high"]])
+    ends = [low, high, own_low, own_high]
+    numbers = dict(zip(NUMBERS, [sign * row["ours"], *ends], strict=True))
+    return numbers | {"n": row["n"], "run": row["run"]}
 
 
 def describe_test(rows: pd.DataFrame) -> dict:

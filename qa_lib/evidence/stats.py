@@ -477,7 +477,9 @@ def estimate_claims(
     else:
         shared = []
         for claim in pool:
-            shared += estimate_parts(claim, sample)[0]
+            able, lacks = estimate_parts(claim, sample)
+            if not lacks:
+                shared += able
         for able in parts.values():
             variances |= seed_variance(able + shared)
     for name, able in parts.items():
@@ -517,6 +519,7 @@ def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
     worst = min(range(len(parts)), key=lambda i: (-p_values[i], estimates[i].d))
     shown, of_shown = parts[worst], estimates[worst]
     low, high = interval(*of_shown) if of_shown.nu else (np.nan, np.nan)
+    own_low, own_high = interval(*unpooled[worst]) if unpooled[worst].nu else (np.nan, np.nan)
     return {
         "part": shown.part.label,
         "parts": len(parts),
@@ -524,6 +527,8 @@ def describe_estimate(claim: Claim, parts: list[PartEstimate]) -> dict:
         "d": of_shown.d,
         "low": low,
         "high": high,
+        "own_low": own_low,
+        "own_high": own_high,
         "p": p_values[worst] if of_shown.nu else np.nan,
         "p_own": max(p_value(claim, *e) if e.nu else 1.0 for e in unpooled),
         "s2": of_shown.s2,
@@ -563,8 +568,9 @@ def describe_lacks(lacks: list) -> dict:
 
 
 COLUMNS = """
-    id where says kind primary printed unit part parts n dropped d low high p p_holm s2 nu v
-    clusters levene verdict reason absent rule_part rule_d rule_low rule_high more unpooled run
+    id where says kind primary printed unit part parts n dropped d low high own_low own_high
+    p p_holm s2 nu v clusters levene verdict reason absent
+    rule_part rule_d rule_low rule_high more unpooled run
     """.split()
 
 
@@ -573,12 +579,13 @@ def judge_sample(
 ) -> pd.DataFrame:
     """Return one row a claim: what it says, n, d, low, high (95 %), p, p_holm, verdict, runs.
 
-    p_holm is of primary claims. reason: of the verdict, in a sentence. absent: the cells without a
-    run for which a claim is not tested, each as column → value. part: of several parts the one that
-    is shown, with the largest p; n: its seeds. rule_part …: of a claim that is not reproduced the
-    first part that fails, with the interval by which it does; more: how many other parts fail.
-    unpooled: the verdict if each part had the variance of its own seeds, none pooled. pool: as in
-    `estimate_claims`.
+    own_low, own_high: the interval with the variance of these seeds alone, none pooled; of one seed
+    there is none. p_holm is of primary claims. reason: of the verdict, in a sentence. absent: the
+    cells without a run for which a claim is not tested, each as column → value. part: of several
+    parts the one that is shown, with the largest p; n: its seeds. rule_part …: of a claim that is
+    not reproduced the first part that fails, with the interval by which it does; more: how many
+    other parts fail. unpooled: the verdict if each part had the variance of its own seeds, none
+    pooled. pool: as in `estimate_claims`.
     """
     estimated = estimate_claims(listed, sample, pool)
     rows = []

@@ -18,7 +18,9 @@ from qa_lib.store import runs
 
 ARMS = ("printed", "tuned")  # the report's settings, and equal tuning
 # Columns of claims.csv that hold numbers.
-NUMBERS = ["ours", "low", "high", "seed_part", "rule_ours", "rule_low", "rule_high"]
+NUMBERS = """
+    ours low high own_low own_high seed_part rule_ours rule_low rule_high
+    """.split()
 # Columns of a comparison: ours and its 95 % interval, and the part of the claim that they are of;
 # the same of the part that fails, by the rule's own interval.
 EFFECT = ["ours", "low", "high", "part"]
@@ -164,9 +166,11 @@ def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> li
 def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
     """Return the columns of one row of stats.judge_sample: effect, seeds, runs."""
     effect = measure_effect(claim, judged["d"], judged["low"], judged["high"])
+    _, *own = measure_effect(claim, judged["d"], judged["own_low"], judged["own_high"])
     part = name_part(P, judged["part"]) if judged["run"] else ""
     return {
         **dict(zip(EFFECT, [*effect, part], strict=True)),
+        **dict(zip(["own_low", "own_high"], own, strict=True)),
         "parts": judged["parts"] if judged["run"] else 0,
         "n": judged["n"],
         "seed_part": np.sqrt(judged["s2"] / judged["n"]) if judged["n"] else np.nan,
@@ -217,9 +221,11 @@ def claims_table(P) -> pd.DataFrame:
     `starter`: a printed claim about exact match by the starter code's rule of scoring, where the
     runs were scored by it too.
     ours, low, high: the effect and its 95 % interval, in the unit of `printed`: a difference in the
-    claim's direction, or a score where the claim names one. part: of a claim about several sets or
-    metrics the one that ours is of, that with the largest p; parts: how many there are. n: the
-    seeds of ours. seed_part: $\sqrt{s^2/n}$, what other seeds add to the standard error of ours.
+    claim's direction, or a score where the claim names one. own_low, own_high: the interval with
+    the variance of these seeds alone, none pooled with other comparisons. part: of a claim about
+    several sets or metrics the one that ours is of, that with the largest p; parts: how many there
+    are. n: the seeds of ours. seed_part: $\sqrt{s^2/n}$, what other seeds add to the standard error
+    of ours.
     verdict and reason: of a claim alone; the other comparisons have none. rule_…: of a claim that
     is not reproduced the first part that fails, with the interval by which it does; more: how many
     other parts fail. unpooled: the verdict if each comparison had the variance of its own seeds,
@@ -291,7 +297,9 @@ def judge_controls(
             if not sign or not same["n"]:
                 continue
             low, high = sorted([sign * same["low"], sign * same["high"]])
+            own_low, own_high = sorted([sign * same["own_low"], sign * same["own_high"]])
             numbers = {"d": sign * same["d"], "low": low, "high": high}
+            numbers |= {"own_low": own_low, "own_high": own_high}
             for name in ("s2", "n", "part"):
                 numbers[name] = same[name]
             for name, value in numbers.items():

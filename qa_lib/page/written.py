@@ -20,6 +20,7 @@ Names, in braces and in conditions:
     claims.ID.report, .equal          ours at the report's settings, and with equal tuning; as text
                                       with its 95 % interval. In the direction of the claim:
         .ours .low .high .n           numbers, and seeds
+        .own_low .own_high            the interval that its own seeds alone would give, none pooled
         .verdict .meaning             "not reproduced", "less than half"
         .ahead                        the same, as how far `ours` is above `against`
         .control .starter             the same against the control, and by the starter code's rule
@@ -165,11 +166,16 @@ class UnknownName(Exception):
 
 @dataclass(frozen=True)
 class Effect:
-    """Ours in one arm, with its 95 % interval; as text "3.2 [2.0, 4.4]"."""
+    """Ours in one arm, with its 95 % interval; as text "3.2 [2.0, 4.4]".
+
+    own_low, own_high: the interval with the variance of its own seeds, none pooled.
+    """
 
     ours: float
     low: float
     high: float
+    own_low: float
+    own_high: float
     n: int
     verdict: str
     meaning: str
@@ -184,8 +190,15 @@ class Effect:
 
 def read_effect(row: pd.Series, sign: int = 1) -> Effect:
     """Return the effect in a row of the claims table; sign −1 turns it around."""
-    low, high = sorted([sign * row["low"], sign * row["high"]])
-    return Effect(sign * row["ours"], low, high, row["n"], row["verdict"], row["reason"])
+    ends = sorted([sign * row["low"], sign * row["high"]])
+    own_ends = sorted([sign * row["own_low"], sign * row["own_high"]])
+    return Effect(sign * row["ours"], *ends, *own_ends, row["n"], row["verdict"], row["reason"])
+
+
+def read_difference(row: pd.Series) -> Effect:
+    """Return the effect in a row of two compared models, on which there is no verdict."""
+    numbers = [row[name] for name in [*compare.NUMBERS, "n"]]
+    return Effect(*numbers, verdict="", meaning="")
 
 
 def name_claims(P) -> Names:
@@ -274,8 +287,7 @@ class RunNames:
         chosen = rows[is_setting & (rows["control"] == variant) & rows["comparison"].isin(places)]
         if chosen.empty:
             raise UnknownName(f"no central comparison {claim} has the control {variant}, arm {arm}")
-        row = chosen.iloc[0]
-        return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
+        return read_difference(chosen.iloc[0])
 
     def gap(self, claim: str, ours: str, against: str, arm: str = "report") -> Effect:
         """Return how far a variant is ahead of another, on the sets and by the score of a claim."""
@@ -284,7 +296,7 @@ class RunNames:
         row = compare.measure_pairs(self.P, [pair], (ARMS.get(arm, arm),)).iloc[0]
         if not row["n"]:
             raise UnknownName(f"no runs of {ours} and {against} to compare, arm {arm}")
-        return Effect(row["value"], row["low"], row["high"], row["n"], verdict="", meaning="")
+        return read_difference(row)
 
     def without_seed(self, claim: str, seed: int, arm: str = "report") -> Effect:
         """Return ours in a claim on all other seeds, judged as the verdicts are."""
@@ -300,8 +312,9 @@ class RunNames:
             raise UnknownName(f"no runs of {claim} without seed {seed}, arm {arm}")
         row = judged.loc[claim]
         [of_claim] = [one for one in listed if one.id == claim]
-        ours, low, high = verify.measure_effect(of_claim, row["d"], row["low"], row["high"])
-        return Effect(ours, low, high, row["n"], verdict="", meaning="")
+        effect = verify.measure_effect(of_claim, row["d"], row["low"], row["high"])
+        _, *own_ends = verify.measure_effect(of_claim, row["d"], row["own_low"], row["own_high"])
+        return Effect(*effect, *own_ends, row["n"], verdict="", meaning="")
 
 
 _names: dict[tuple[str, ...], dict] = {}  # parameters, claims, records → the names of a page
