@@ -345,15 +345,3 @@ class DistillationLoss(LoggingLoss):
                 f"{student.shape[3]}; take teachers of its size"
             )
         return states_loss(student, teachers, batch["attention_mask"])
-
-    # ---- the log ----
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what is not logged yet."""
-        return {name: torch.stack(values) for name, values in self.logged.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]):
-        """Take what was not logged yet when a checkpoint was written."""
-        self.logged.clear()
-        for name, values in state.items():
-            self.logged[name] = list(values)

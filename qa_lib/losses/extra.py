@@ -60,6 +60,18 @@ class LoggingLoss(ExtraLoss):
         if batch.get("dataset") is not None:
             self.logged[f"{name}_{batch['dataset']}"].append(value)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is not logged yet."""
+        return {f"logged.{name}": torch.stack(values) for name, values in self.logged.items()}
+
+    def load_state_dict(self, state: dict[str, Any]):
+        """Take what was not logged yet when a checkpoint was written."""
+        self.logged.clear()
+        for key, values in state.items():
+            part, _, name = key.partition(".")
+            if part == "logged":
+                self.logged[name] = list(values)
+
     def read_log(self) -> dict[str, float]:
         """Return the means of what was logged since the last call, and forget it."""
         means = {name: float(torch.stack(values).mean()) for name, values in self.logged.items()}

@@ -460,9 +460,7 @@ class SmartLoss(LoggingLoss):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a run needs to go on: updates so far, averaged weights, unread log."""
-        state = {"done": torch.tensor(self.done)}
-        for name, values in self.logged.items():
-            state[f"logged.{name}"] = torch.stack(values)
+        state = super().state_dict() | {"done": torch.tensor(self.done)}
         if self.averaged is not None:
             for name, value in self.averaged.state_dict().items():
                 state[f"averaged.{name}"] = value
@@ -470,15 +468,13 @@ class SmartLoss(LoggingLoss):
 
     def load_state_dict(self, state: dict[str, Tensor]):
         """Go on from a state. Raises RuntimeError where it is that of another model."""
+        super().load_state_dict(state)
         self.done = int(state["done"])
-        self.logged.clear()
         weights = {}
         for key, value in state.items():
             part, _, name = key.partition(".")
             if part == "averaged":
                 weights[name] = value
-            elif part == "logged":
-                self.logged[name] = list(value)
         if self.averaged is not None:
             self.averaged.load_state_dict(weights)
 
