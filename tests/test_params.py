@@ -190,9 +190,14 @@ def test_every_column_of_the_ledger_is_a_taken_name():
             "dense: it is the width .* there is no layer; name a layer, or leave dense",
         ),
         ({"layer": Layer(), "heads": Heads()}, "layer: it stands in a model of one span head, and"),
+        ({"layer": Layer(), "smart": Smart()}, "layer: SMART takes gradients .* twice, and the"),
+        (
+            {"multitask": Multitask(schedule="draws", rounds=1), "smart": Smart()},
+            "smart: with the schedule draws .* the same noise for each; write schedule: rrobin",
+        ),
     ],
 )
-def test_a_layer_that_no_model_has_is_refused(changes, words):
+def test_parts_that_do_not_go_together_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         make_spec(**changes)
 

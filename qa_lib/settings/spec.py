@@ -169,6 +169,21 @@ class Spec(Strict):
                 "layer: it stands in a model of one span head, and the run has heads by dataset; "
                 "leave layer or heads out"
             )
+        if self.layer and self.smart:
+            raise ValueError(
+                "layer: SMART takes gradients through the model twice, and the activation of the "
+                "layer's experts allows it once; leave layer or smart out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_smart(self):
+        if self.smart and self.multitask and self.multitask.schedule == "draws":
+            raise ValueError(
+                "smart: with the schedule draws an update has several batches, and SMART would "
+                "draw the same noise for each; write schedule: rrobin or rrobin-full, or leave "
+                "smart out"
+            )
         return self
 
     @model_validator(mode="after")
