@@ -18,6 +18,8 @@ from qa_lib.training import study
 ROWS = {
     "pretrain": {"sst": 2000},
     "finetune": {"sst": 2000},
+    "pretrain-cfimdb": {"cfimdb": 1500},
+    "finetune-cfimdb": {"cfimdb": 1500},
     "smart": {"sst": 2000},
     "rrobin": {"sst": 2000, "quora": 2000, "sts": 2000},
     "rrobin-smart": {"sst": 2000, "quora": 2000, "sts": 2000},
@@ -76,9 +78,10 @@ def test_the_first_runs_on_real_data_are_the_rows_and_controls_that_they_are_nam
     params = load(size="small")
     specs = plans.plan(params)
     assert {s.variant: dict(zip(s.domains, s.rows, strict=True)) for s in specs} == ROWS
+    assert "2,000 of STS; 1,500 of CFIMDB alone; 1 to 3 seeds" in params.describe_training()
     for variant in ROWS:
         seeds = [s.seed for s in specs if s.variant == variant]
-        assert seeds == params.list_seeds(variant)
+        assert seeds == params.list_seeds(variant.removesuffix("-cfimdb"))
         assert seeds in ([0], [0, 1, 2])
     assert {s.precision for s in specs} == {"fp32"}
     assert {s.threads for s in specs} == {1}
@@ -203,7 +206,8 @@ def test_the_quick_plan_is_small_and_has_the_three_generated_tasks(load):
     specs = plans.plan(load("quick"))
     assert {name for s in specs for name in s.domains} == {"sentiment", "paraphrase", "similarity"}
     assert {s.blocks for s in specs} == {3}
-    assert {*ROWS, "rrobin-pre-smart", "rrobin-full-smart"} <= {s.variant for s in specs}
+    of_three = {variant for variant in ROWS if not variant.endswith("-cfimdb")}
+    assert {*of_three, "rrobin-pre-smart", "rrobin-full-smart"} <= {s.variant for s in specs}
     assert len({s.hash for s in specs}) <= 30
 
 

@@ -400,7 +400,8 @@ def draw_sweep(
                 axes.set_xscale("symlog", linthresh=smallest)
             axes.minorticks_off()
         elif (rows[by] % 1 == 0).all():  # epochs, or blocks: between two of them is none
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            steps = [1, 2, 2.5, 5, 10]  # as Matplotlib has by default
+            axes.xaxis.set_major_locator(MaxNLocator("auto", steps=steps, integer=True))
     for axes in panels.flat if not look.is_narrow else panels.flat[-1:]:
         axes.set_xlabel(label)
     for at, (name, colour) in enumerate(names.items()):

@@ -264,6 +264,8 @@ class Parameters(Study):
             f"{paraphrase} ({self.full_rows:,} for models that take all), "
             f"{self.pair_rows:,} of {similarity}"
         )
+        if "reviews" in self.experiments:
+            rows += f"; {self.review_rows:,} of {name_dataset(self, self.reviews)} alone"
         return f"{rows}; {self.describe_seeds()}"
 
     def describe_seeds(self) -> str:
