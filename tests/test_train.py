@@ -1242,22 +1242,27 @@ def test_no_workers_are_refused(monkeypatch):
         run_verb(sys.argv)
 
 
+def start_study(**options) -> subprocess.Popen:
+    """Start a study with two workers that answers Ctrl-C, which a background job ignores."""
+    few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "qa_lib", "study", "exbert", *few],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    )
+
+
 @pytest.mark.parametrize(
     "stop",
     [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)],
     ids=lambda stop: stop.name,
 )
 def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, stop):
-    few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "qa_lib", "study", "exbert", *few],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # a background job ignores SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    child = start_study()
     for line in child.stdout:
         if " step " in line:
             break
@@ -1275,16 +1280,7 @@ def test_a_stopped_study_leaves_no_worker_and_ctrl_c_says_how_to_go_on(store, st
 
 def test_ctrl_c_while_workers_start_is_one_sentence(store):
     """A terminal sends it to all processes; a worker that still imports would print a traceback."""
-    few = ["--profile", "quick", "-p", "experiments=[ratios]", "-p", "start=null", "--workers", "2"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "qa_lib", "study", "exbert", *few],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    child = start_study(start_new_session=True)  # a group of its own, as in a terminal
     started = []
     while not started and child.poll() is None:
         time.sleep(0.02)
