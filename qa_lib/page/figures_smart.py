@@ -353,12 +353,12 @@ def collect_terms(P) -> pd.DataFrame:
 
 
 def figure_terms(P) -> report.Html:
-    """Return the size of SMART's term over training, a line for each run."""
+    """Return the size of the adversarial term over training, a line for each run."""
     rows = collect_terms(P)
     if rows.empty:
         return report.note_absent("SMART")
     caption = (
-        "SMART's term over the training, a line for each run. First panel: the norm of the "
+        "The adversarial term over the training, a line for each run. First panel: the norm of the "
         "perturbation δ. Second: the term before its weight λ. Third: the norm of the weighted "
         "term's gradient, divided by that of the task's loss; the dotted line is a tenth. "
         f"{describe_terms(P)}"
