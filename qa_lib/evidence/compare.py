@@ -102,8 +102,8 @@ def measure_pairs(P, pairs: list[Pair], arms: tuple[str, ...] = verify.ARMS) -> 
     """Return a row for each pair and arm: value, low, high (95 %), part, n, run.
 
     value: ours less against. own_low, own_high: the interval with the variance of these seeds
-    alone. Where a pair has no runs in an arm, n is 0 and the numbers are not a
-    number. A page asks several times; the records are resampled once.
+    alone. Where a pair has no runs in an arm, n is 0 and the numbers are not a number. A page asks
+    several times; the records are resampled once.
     """
     if not pairs:
         columns = [*Pair._fields, "arm", "unit", *NUMBERS, "part", "n", "run"]
@@ -235,10 +235,7 @@ def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
         if shown and shown != verify.name_part(P, f"metric {row['metric']}"):
             continue
         sign = find_sign(find_claim(P, row["claim"]))
-        low, high = sorted([sign * row["low"], sign * row["high"]])
-        own_low, own_high = sorted([sign * row["own_low"], sign * row["own_high"]])
-        effect = {"ours": sign * row["value"], "low": low, "high": high}
-        effect |= {"own_low": own_low, "own_high": own_high}
+        effect = {"ours": sign * row["value"]} | verify.turn_ends(row, sign)
         labels = dict.fromkeys(["verdict", "reason", "unpooled", "rule_part"], "")
         labels |= dict.fromkeys(["seed_part", "rule_ours", "rule_low", "rule_high"], np.nan)
         labels |= {"comparison": "starter", "more": 0}
@@ -347,10 +344,7 @@ def read_value(rows: pd.DataFrame, sign: int) -> dict:
     if rows.empty:
         return dict.fromkeys(NUMBERS, np.nan) | {"n": 0, "run": ()}
     row = rows.iloc[0]
-    low, high = sorted([sign * row["low"], sign * row["high"]])
-    own_low, own_high = sorted([sign * row["own_low"], sign * row["own_high"]])
-    ends = [low, high, own_low, own_high]
-    numbers = dict(zip(NUMBERS, [sign * row["ours"], *ends], strict=True))
+    numbers = {"value": sign * row["ours"]} | verify.turn_ends(row, sign)
     return numbers | {"n": row["n"], "run": row["run"]}
 
 

@@ -18,9 +18,7 @@ from qa_lib.store import runs
 
 ARMS = ("printed", "tuned")  # the report's settings, and equal tuning
 # Columns of claims.csv that hold numbers.
-NUMBERS = """
-    ours low high own_low own_high seed_part rule_ours rule_low rule_high
-    """.split()
+NUMBERS = "ours low high own_low own_high seed_part rule_ours rule_low rule_high".split()
 # Columns of a comparison: ours and its 95 % interval, and the part of the claim that they are of;
 # the same of the part that fails, by the rule's own interval.
 EFFECT = ["ours", "low", "high", "part"]
@@ -163,6 +161,13 @@ def measure_effect(claim: claims.Claim, d: float, low: float, high: float) -> li
     return [ours, min(ends), max(ends)]
 
 
+def turn_ends(row: pd.Series | dict, sign: int) -> dict[str, float]:
+    """Return low, high, own_low and own_high of a row; sign −1 turns the effect around."""
+    low, high = sorted([sign * row["low"], sign * row["high"]])
+    own_low, own_high = sorted([sign * row["own_low"], sign * row["own_high"]])
+    return {"low": low, "high": high, "own_low": own_low, "own_high": own_high}
+
+
 def describe_comparison(P, claim: claims.Claim, judged: pd.Series) -> dict:
     """Return the columns of one row of stats.judge_sample: effect, seeds, runs."""
     effect = measure_effect(claim, judged["d"], judged["low"], judged["high"])
@@ -296,10 +301,7 @@ def judge_controls(
             same = of_claims.loc[claim.id]
             if not sign or not same["n"]:
                 continue
-            low, high = sorted([sign * same["low"], sign * same["high"]])
-            own_low, own_high = sorted([sign * same["own_low"], sign * same["own_high"]])
-            numbers = {"d": sign * same["d"], "low": low, "high": high}
-            numbers |= {"own_low": own_low, "own_high": own_high}
+            numbers = {"d": sign * same["d"]} | turn_ends(same, sign)
             for name in ("s2", "n", "part"):
                 numbers[name] = same[name]
             for name, value in numbers.items():

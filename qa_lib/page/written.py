@@ -190,9 +190,9 @@ class Effect:
 
 def read_effect(row: pd.Series, sign: int = 1) -> Effect:
     """Return the effect in a row of the claims table; sign −1 turns it around."""
-    ends = sorted([sign * row["low"], sign * row["high"]])
-    own_ends = sorted([sign * row["own_low"], sign * row["own_high"]])
-    return Effect(sign * row["ours"], *ends, *own_ends, row["n"], row["verdict"], row["reason"])
+    ends = verify.turn_ends(row, sign)
+    rest = {"n": row["n"], "verdict": row["verdict"], "meaning": row["reason"]}
+    return Effect(sign * row["ours"], **ends, **rest)
 
 
 def read_difference(row: pd.Series) -> Effect:

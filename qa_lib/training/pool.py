@@ -28,8 +28,9 @@ class Processes:
         context = get_context("spawn")
         # Python's tracker of semaphores frees those of a stopped study, and would tell of each.
         silent = "ignore::UserWarning:multiprocessing.resource_tracker"
-        asked = os.environ.get("PYTHONWARNINGS")
-        os.environ["PYTHONWARNINGS"] = f"{asked},{silent}" if asked else silent
+        asked = os.environ.get("PYTHONWARNINGS", "")
+        if silent not in asked:
+            os.environ["PYTHONWARNINGS"] = f"{asked},{silent}" if asked else silent
         self.pool = ProcessPoolExecutor(
             workers,
             mp_context=context,
