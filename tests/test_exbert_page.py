@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.page import figures_exbert as own
-from qa_lib.page import looks, pieces, tables
+from qa_lib.page import grids, looks, pieces, tables
 from qa_lib.reports import comparisons, exbert, plans
 from qa_lib.settings import params
 from qa_lib.store import runs
@@ -40,6 +40,7 @@ def test_steps_lead_from_the_plain_model_to_the_final_one_in_both_arms():
         assert (steps[0].before, steps[-1].after) == ("v-db", "exbert-tuned")
     assert set(own.PARTS) <= set(exbert.MODELS)
     assert set(own.COMPARED) <= set(exbert.MODELS)
+    assert set(exbert.LONGER) <= set(exbert.MODELS)
 
 
 def test_a_column_is_a_test_set_at_a_mixture_in_the_report_s_order():
@@ -138,6 +139,30 @@ def test_the_routing_has_a_line_for_each_seed_and_a_row_for_each_mixture(look):
     assert len(bits.lines) == 4
     assert {text.get_text() for text in experts.texts} == set(P.domains)
     plt.close(fig)
+
+
+def test_the_table_of_longer_trials_says_what_each_model_chose(monkeypatch):
+    changes = {"experiments": ["headline", "longer-trials"], "arms": ["tuned"], "data": "data"}
+    real = plans.load_params("exbert", "real", changes | {"longer_epochs": 4}, "small")
+    chosen = {"v-db": (1e-4, 4.0, 30.0), "exbert-tuned": (2.5e-4, 3.0, 20.0)}
+    rows = []
+    for model, (rate, epochs, value) in chosen.items():
+        for seed in (0, 1):
+            labels = {"variant": f"{model}-longer", "seed": seed, "run": f"{model}-s{seed}"}
+            labels |= {"learning_rate": rate, "epochs": epochs, "set": "squad", "metric": "em"}
+            rows.append(labels | {"value": value + seed})
+    monkeypatch.setattr(plans, "plan", lambda P: [])
+    monkeypatch.setattr(runs, "collect_ledger", lambda specs: pd.DataFrame(rows))
+    monkeypatch.setattr(grids, "save_frame", lambda P, name, *rest: (name, *rest))
+    name, shown, _, caption, _ = own.table_longer_trials(real)
+    assert name == "table_longer_trials"
+    assert dict(shown["SQuAD, EM"]) == {
+        "V-DB, 0.0001, 4 epochs": "30.5 ± 0.7",
+        "ExBERT (final), 0.00025, 3 epochs": "20.5 ± 0.7",
+    }
+    assert caption.startswith("With equal tuning over 2, 3 and 4 epochs, at 80:20, and what each")
+    absent = own.table_longer_trials(real.model_copy(update={"experiments": ["headline"]}))
+    assert "longer-trials" in absent
 
 
 def test_a_pick_without_a_place_is_drawn_as_one():

@@ -103,21 +103,26 @@ def test_the_steps_to_exbert_are_its_rate_and_then_its_block_on_all_encoder_bloc
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     changes = {"arms": ["printed"], "seeds": [0, 1], "side_seeds": [0, 1], "step_seeds": few}
     before = plans.plan(load_exbert("real", "small", experiments=["headline"], **changes))
-    params = load_exbert("real", "small", experiments=["headline", "steps"], **changes)
+    parts = ["headline", "steps", "dense-all-blocks"]
+    params = load_exbert("real", "small", experiments=parts, **changes)
     specs = plans.plan(params)
     steps = [spec for spec in specs if spec.variant in exbert.ON_ALL_BLOCKS]
     added = {spec.hash for spec in specs} - {spec.hash for spec in before}
     assert {spec.hash for spec in steps} == added
     final = next(spec for spec in specs if spec.variant == "exbert-tuned")
-    expected = {"v-db-fast": (None, {0, 1}), "exbert-all-blocks": (final.layer, seeds)}
+    expected = {
+        "v-db-fast": (None, None, {0, 1}),
+        "exbert-all-blocks": (final.layer, None, seeds),
+        "dense-all-blocks": (final.layer, 2.0, seeds),
+    }
     assert set(expected) == set(exbert.ON_ALL_BLOCKS)
-    for variant, (layer, of_variant) in expected.items():
+    for variant, (layer, dense, of_variant) in expected.items():
         own = [spec for spec in steps if spec.variant == variant]
         assert {(spec.ratio, spec.seed) for spec in own} == {
             (ratio, seed) for ratio in params.ratios for seed in of_variant
         }
         for spec in own:
-            assert (spec.blocks, spec.layer) == (params.blocks, layer)
+            assert (spec.blocks, spec.layer, spec.dense) == (params.blocks, layer, dense)
             assert (spec.learning_rate, spec.epochs) == (params.tuned_rate, params.tuned_epochs)
 
 
@@ -210,29 +215,34 @@ def test_the_grid_is_extended_three_times_at_most(plant_trials, real):
     assert {s.learning_rate for s in final} == {5e-5 / 8}
 
 
-def test_all_encoder_blocks_have_the_trials_that_the_other_models_had(plant_trials, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "model"), [("steps", "exbert-all-blocks"), ("dense-all-blocks", "dense-all-blocks")]
+)
+def test_all_encoder_blocks_have_the_trials_that_the_other_models_had(
+    plant_trials, monkeypatch, part, model
+):
     """A rate beyond them would be a new trial for the others too, and might change their choice."""
     monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
     changes = {"arms": ["tuned"], "step_seeds": [0, 1]}
-    optimum = {"v-db": 1e-3, "exbert-tuned": 1e-4, "plain-tuned": 1e-4, "exbert-all-blocks": 4e-3}
+    optimum = {"v-db": 1e-3, "exbert-tuned": 1e-4, "plain-tuned": 1e-4, model: 4e-3}
 
     def near_optimum(variant, rate, epochs):
         return 1 - abs(rate - optimum[variant.removesuffix("-trial")])
 
     plant_trials(near_optimum)
     before = plans.plan(load_exbert("real", "small", experiments=["headline"], **changes))
-    params = load_exbert("real", "small", experiments=["headline", "steps"], **changes)
+    params = load_exbert("real", "small", experiments=["headline", part], **changes)
     specs = plans.plan(params)
     added = {spec.hash for spec in specs} - {spec.hash for spec in before}
-    own = [spec for spec in specs if spec.variant.startswith("exbert-all-blocks")]
+    own = [spec for spec in specs if spec.variant.startswith(model)]
     assert {spec.hash for spec in own} == added
     assert {spec.hash for spec in before} < {spec.hash for spec in specs}
 
-    def list_settings(model):
-        tried = [spec for spec in specs if spec.variant == f"{model}-trial"]
+    def list_settings(name):
+        tried = [spec for spec in specs if spec.variant == f"{name}-trial"]
         return {(spec.learning_rate, spec.epochs) for spec in tried}
 
-    assert list_settings("exbert-all-blocks") == list_settings("v-db")
+    assert list_settings(model) == list_settings("v-db")
     assert max(rate for rate, _ in list_settings("v-db")) == 2e-3
     compared = [spec for spec in own if not is_trial(spec)]
     assert {spec.learning_rate for spec in compared} == {2e-3}
@@ -242,16 +252,52 @@ def test_all_encoder_blocks_have_the_trials_that_the_other_models_had(plant_tria
     assert all(spec.blocks == params.blocks and spec.layer for spec in own)
 
     def lack_own_trials(variant, rate, epochs):
-        is_own = variant.startswith("exbert-all-blocks")
+        is_own = variant.startswith(model)
         return None if is_own else near_optimum(variant, rate, epochs)
 
     plant_trials(lack_own_trials)
     waiting = plans.plan(params)
-    own = [spec for spec in waiting if spec.variant.startswith("exbert-all-blocks")]
+    own = [spec for spec in waiting if spec.variant.startswith(model)]
     assert own
     assert all(map(is_trial, own))
     plant_trials(lambda *of_trial: None)
-    assert not any(s.variant.startswith("exbert-all-blocks") for s in plans.plan(params))
+    assert not any(s.variant.startswith(model) for s in plans.plan(params))
+
+
+def test_longer_trials_choose_anew_and_leave_equal_tuning_as_it_was(plant_trials, monkeypatch):
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    optimum = {"v-db": 4, "exbert-tuned": 3, "plain-tuned": 4, "exbert-all-blocks": 4}
+
+    def best_epochs(variant, rate, epochs):
+        model = variant.removesuffix("-trial").removesuffix("-longer")
+        return 1 - abs(rate - 1e-4) - 1e-6 * abs(epochs - optimum[model])
+
+    plant_trials(best_epochs)
+    before = plans.plan(load_exbert("real", "small", arms=["tuned"], experiments=["headline"]))
+    changes = {"longer_epochs": 4, "longer_seeds": [0, 1, 2], "arms": ["tuned"]}
+    params = load_exbert("real", "small", experiments=["headline", "longer-trials"], **changes)
+    specs = plans.plan(params)
+    assert [spec for spec in specs if "longer" not in spec.variant] == before
+    tried = [spec for spec in specs if spec.variant == "v-db-longer-trial"]
+    own = [spec for spec in specs if spec.variant == "v-db-trial"]
+    assert {spec.hash for spec in own} < {spec.hash for spec in tried}
+    assert {spec.epochs for spec in tried} == {2, 3, 4}
+    assert {s.learning_rate for s in tried} == {s.learning_rate for s in own}
+    compared = [spec for spec in specs if spec.variant.endswith("-longer")]
+    assert {(spec.ratio, spec.seed) for spec in compared} == {(0.8, seed) for seed in range(3)}
+    assert {(spec.variant, spec.epochs) for spec in compared} == {
+        (f"{model}-longer", epochs) for model, epochs in optimum.items()
+    }
+    # what chooses as before is not trained again
+    known = {spec.hash for spec in before}
+    assert {s.variant for s in compared if s.hash in known} == {"exbert-tuned-longer"}
+    changes["arms"] = ["printed"]
+    printed = load_exbert("real", "small", experiments=["longer-trials"], **changes)
+    with pytest.raises(UserError, match="longer-trials has no run at these parameters"):
+        plans.plan(printed)
+    for epochs in (None, 3):
+        with pytest.raises(UserError, match="longer_epochs: .* whose largest is 3"):
+            load_exbert("real", "small", experiments=["longer-trials"], longer_epochs=epochs)
 
 
 def test_more_rows_have_trials_of_their_own(plant_trials, monkeypatch):

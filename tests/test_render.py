@@ -252,7 +252,7 @@ def test_a_page_of_other_parameters_leaves_their_ledger(tmp_path, monkeypatch):
     render.runs.read_committed.cache_clear()
     monkeypatch.setattr(render, "render", lambda p, only: None)
     command = ["render", "exbert", "--profile", "real", "--size", "small"]
-    for name in ("seeds", "side_seeds", "dense_seeds", "step_seeds"):
+    for name in ("seeds", "side_seeds", "dense_seeds", "step_seeds", "longer_seeds"):
         command += ["-p", f"{name}=[1]"]
     monkeypatch.setattr("sys.argv", [*command, "-p", "arms=[printed]"])
     run_verb(sys.argv)

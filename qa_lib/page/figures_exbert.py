@@ -43,6 +43,7 @@ PARTS = {
     "dense-compute": "dense layer, as wide as a token's experts",
     "dense-parameters": "dense layer, as wide as all experts",
     "exbert-all-blocks": "ST-MoE block",
+    "dense-all-blocks": "dense layer, as wide as a token's experts",
 }
 METRICS = {
     "em": "EM, in percent",
@@ -64,6 +65,15 @@ def name_columns(P, metric: str = "em") -> dict[str, tuple]:
         for ratio in P.ratios:
             place = (test_set, metric, {"ratio": ratio, "order": P.order})
             columns[f"{name_dataset(P, test_set)}, {name_mixture(ratio)}"] = place
+    return columns
+
+
+def name_scores(P) -> dict[str, tuple]:
+    """Return heading → place of EM and F1 on every test set."""
+    columns = {}
+    for test_set in P.domains:
+        columns[f"{name_dataset(P, test_set)}, EM"] = (test_set, "em")
+        columns[f"{name_dataset(P, test_set)}, F1"] = (test_set, "f1")
     return columns
 
 
@@ -257,7 +267,7 @@ def figure_mixtures(P, name: str, caption: str, arm: str) -> report.Html:
 
 
 def table_steps(P, arm: str) -> report.Html:
-    """Return EM of ExBERT on all encoder blocks, beside V-DB, control (a) and ExBERT (final).
+    """Return EM with a layer on all encoder blocks, beside V-DB, control (a) and ExBERT (final).
 
     At the report's settings V-DB stands there with ExBERT's rate and epochs too; with equal tuning
     each model has its own.
@@ -340,10 +350,7 @@ def table_more_rows(P, arm: str) -> report.Html:
     """Return EM and F1 with more training rows, at the centre mixture."""
     if not is_run(P, "more-rows", arm):
         return report.note_absent("more-rows")
-    columns = {}
-    for test_set in P.domains:
-        columns[f"{name_dataset(P, test_set)}, EM"] = (test_set, "em")
-        columns[f"{name_dataset(P, test_set)}, F1"] = (test_set, "f1")
+    columns = name_scores(P)
     variants = [f"{model}-more" for model in COMPARED]
     caption = (
         f"With {pieces.ARMS[arm]} and {P.more_rows:,} training rows at {name_mixture(P.centre)}, "
@@ -360,11 +367,33 @@ def figure_more_trials(P) -> report.Html:
     return pieces.figure_trials(P, name="fig_more_trials", rows_trained=P.more_rows)
 
 
+def table_longer_trials(P) -> report.Html:
+    """Return EM and F1 of the models that trials with more epochs chose, at the centre mixture."""
+    if not is_run(P, "longer-trials", "tuned"):
+        return report.note_absent("longer-trials")
+    variants = [f"{model}-longer" for model in exbert.LONGER]
+    specs = [spec for spec in plans.plan(P) if spec.variant in variants]
+    columns = name_scores(P)
+    rows = pieces.collect_columns(runs.collect_ledger(specs), columns)
+    names = []
+    for row in rows.itertuples():
+        name = plans.display_name(P.report, row.variant)
+        names.append(f"{name}, {row.learning_rate}, {row.epochs:g} epochs")
+    tried = ", ".join(f"{epochs:g}" for epochs in P.trial_epochs)
+    caption = (
+        f"With equal tuning over {tried} and {P.longer_epochs:g} epochs, at "
+        f"{name_mixture(P.centre)}, and what each model chose: in percent."
+    )
+    return pieces.save_grid(P, "table_longer_trials", caption, rows.assign(model=names))
+
+
 def table_trials(P) -> report.Html:
     """Return the validation loss of every trial, which decides between equal scores."""
     tried = []
     for spec in plans.plan(P):
-        if spec.variant.endswith("-trial") and sum(spec.rows) == P.train_rows:
+        # Those of experiment longer-trials are not what equal tuning chose from.
+        is_longer = spec.variant.endswith("-longer-trial")
+        if spec.variant.endswith("-trial") and not is_longer and sum(spec.rows) == P.train_rows:
             tried.append(spec)
     if not tried:
         return report.note_absent(report.EQUAL_TUNING)

@@ -43,10 +43,13 @@ MODELS = {
     "dense-parameters": ("(b) dense, equal weights", "#6a5acd"),
     "v-db-fast": ("V-DB at ExBERT's rate", "#4a8fa8"),
     "exbert-all-blocks": ("ExBERT (final), all blocks", "#9a4a1a"),
+    "dense-all-blocks": ("(b) dense, all blocks", "#7b3f61"),
 }
 HEADLINE = ("v-db", "exbert-tuned", "plain-tuned")
 DENSE = ("dense-compute", "dense-parameters")
-ON_ALL_BLOCKS = ("v-db-fast", "exbert-all-blocks")
+ON_ALL_BLOCKS = ("v-db-fast", "exbert-all-blocks", "dense-all-blocks")
+# Those that experiment longer-trials compares.
+LONGER = (*HEADLINE, "exbert-all-blocks")
 
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
@@ -93,12 +96,14 @@ class Parameters(Layer, Study):
             "single",
             "dense",
             "steps",
+            "dense-all-blocks",
             "blocks",
             "experts",
             "rates",
             "dropout",
             "balance",
             "more-rows",
+            "longer-trials",
         ]
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
@@ -108,12 +113,15 @@ class Parameters(Layer, Study):
     centre: float = Field(ge=0, le=1)
     side_seeds: Seeds  # of all runs but V-DB, ExBERT (final) and (a) at the centre
     dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
-    step_seeds: Seeds | None = None  # of ExBERT (final) on all blocks; None: side_seeds
+    step_seeds: Seeds | None = None  # of layers on all blocks; None: side_seeds
     orders: list[Literal["sequential", "shuffled"]]  # beside the trainer's
     full_rows: list[Rows] = Field(min_length=2, max_length=2)  # training rows of each domain alone
     sizes: list[Rows]  # training rows of the first domain alone
     more_rows: Rows | None = None  # training rows of experiment more-rows, at the centre
     more_seeds: Seeds | None = None  # of that experiment; by default `side_seeds`
+    # Epochs of experiment longer-trials, beside those of trial_epochs, at the centre.
+    longer_epochs: Epochs | None = None
+    longer_seeds: Seeds | None = None  # of that experiment; by default `side_seeds`
     tuned_blocks: Blocks  # ExBERT as the report tunes it
     tuned_rate: Rate
     tuned_epochs: Epochs
@@ -152,6 +160,17 @@ class Parameters(Layer, Study):
             raise ValueError(
                 "more_rows: the part more-rows of experiments needs a number of training rows"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_longer_epochs(self):
+        if "longer-trials" in self.experiments:
+            most = max(self.trial_epochs)
+            if self.longer_epochs is None or self.longer_epochs <= most:
+                raise ValueError(
+                    "longer_epochs: the part longer-trials of experiments needs a number of epochs "
+                    f"above those of trial_epochs, whose largest is {most:g}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -200,6 +219,8 @@ def list_models(params: Parameters) -> dict[str, dict]:
         # ExBERT's rate and epochs on all blocks, without and with the ST-MoE block.
         "v-db-fast": fast,
         "exbert-all-blocks": fast | {"layer": final_layer},
+        # The same with a dense layer as wide as the experts a token meets.
+        "dense-all-blocks": fast | {"layer": final_layer, "dense": float(layer.top_n)},
     }
 
 
@@ -305,15 +326,20 @@ def plan_steps(arm: Arm) -> list[Spec]:
     params = arm.params
     mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
     specs = arm.list_model_runs("v-db-fast", mixtures, params.side_seeds)
-    return specs + list_runs_on_all_blocks(arm)
+    return specs + list_runs_on_all_blocks(arm, "exbert-all-blocks")
 
 
-def list_runs_on_all_blocks(arm: Arm) -> list[Spec]:
-    """Return ExBERT (final) on all encoder blocks, over the mixtures."""
+def plan_dense_all_blocks(arm: Arm) -> list[Spec]:
+    """Control (b) of equal compute on all encoder blocks."""
+    return list_runs_on_all_blocks(arm, "dense-all-blocks")
+
+
+def list_runs_on_all_blocks(arm: Arm, model: str) -> list[Spec]:
+    """Return a model with a layer behind all encoder blocks, over the mixtures."""
     params = arm.params
     mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
     seeds = params.step_seeds or params.side_seeds
-    return arm.list_model_runs("exbert-all-blocks", mixtures, seeds)
+    return arm.list_model_runs(model, mixtures, seeds)
 
 
 def plan_ratios(arm: Arm) -> list[Spec]:
@@ -444,6 +470,24 @@ def plan_tuned_more_rows(arm: Arm) -> list[Spec]:
     return list_runs_with_more_rows(arm, (*HEADLINE, *DENSE))
 
 
+def plan_longer_trials(arm: Arm) -> list[Spec]:
+    """Trials with more epochs, and what all trials then choose at the centre; equal tuning alone.
+
+    At the report's settings there are no trials, and so no runs.
+    """
+    return []
+
+
+def list_runs_of_longer_trials(arm: Arm) -> list[Spec]:
+    """Return the models at the centre, with the settings that trials of more epochs chose."""
+    params = arm.params
+    seeds = params.longer_seeds or params.side_seeds
+    specs = []
+    for model in LONGER:
+        specs += arm.list_model_runs(model, [params.centre], seeds, f"{model}-longer")
+    return specs
+
+
 def plan_tuned_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate in multiples of the rate that V-DB's trials chose."""
     return list_rate_runs(arm, arm.models["v-db"]["learning_rate"])
@@ -455,6 +499,7 @@ EXPERIMENTS = {
     "headline": plan_headline,
     "dense": plan_dense,
     "steps": plan_steps,
+    "dense-all-blocks": plan_dense_all_blocks,
     "ratios": plan_ratios,
     "untuned": plan_untuned,
     "order": plan_order,
@@ -465,6 +510,7 @@ EXPERIMENTS = {
     "dropout": plan_dropout,
     "balance": plan_balance,
     "more-rows": plan_more_rows,
+    "longer-trials": plan_longer_trials,
 }
 WITH_EQUAL_TUNING = {
     "headline": plan_headline,
@@ -483,14 +529,16 @@ def choose_settings(
     variant: str = "{}-trial",
     rows: int | None = None,
     rates: list[float] | None = None,
+    epochs: list[float] | None = None,
 ) -> tuple[list[Spec], Arm | None]:
     """Return the trials of models, one seed at the centre, and the arm of what they chose.
 
     The arm is None until every trial is recorded. score: of a trial; variant: the trials' name, of
     the model's; rows: by default all training rows; rates: those to try, and none beyond their
-    edge; by default trial_rates, and those beyond it.
+    edge; by default trial_rates, and those beyond it; epochs: by default trial_epochs.
     """
     params = arm.params
+    rounds = epochs or params.trial_epochs
     choose = trials.choose_by_halving if params.halving else trials.choose_by_trials
     if rates and not params.halving:
         choose = partial(choose, times=0)
@@ -498,12 +546,12 @@ def choose_settings(
     def trial(model: str, rate: float, epochs: float) -> Spec:
         fields = {"learning_rate": rate, "epochs": epochs, "tests": []}
         # The winner of the last round is the first run of the comparison, so it is scored at once.
-        if params.halving and epochs == params.trial_epochs[-1]:
+        if params.halving and epochs == rounds[-1]:
             fields["tests"] = params.domains
         centre, seed = [params.centre], params.seeds[:1]
         return arm.list_model_runs(model, centre, seed, variant.format(model), rows, **fields)[0]
 
-    tried, best = choose(models, trial, rates or params.trial_rates, params.trial_epochs, score)
+    tried, best = choose(models, trial, rates or params.trial_rates, rounds, score)
     if not best:
         return tried, None
     chosen = dict(arm.models)
@@ -512,18 +560,33 @@ def choose_settings(
     return tried, Arm(params, arm.shared, chosen)
 
 
-def plan_tuned_steps(
-    arm: Arm, rates: list[float], score: Callable[[Spec], trials.Score]
+def plan_tuned_on_all_blocks(
+    arm: Arm, model: str, rates: list[float], score: Callable[[Spec], trials.Score]
 ) -> list[Spec]:
-    """Return ExBERT (final) on all encoder blocks: its trials, and the runs of what they chose.
+    """Return a model with a layer behind all encoder blocks: its trials, and what they chose.
 
     V-DB and ExBERT's own blocks have chosen their rates and epochs already. It has the same trials
     as they had, and no rate beyond: that would be a trial for the others too, and might change what
     they chose. rates: of their trials.
     """
-    specs, chosen = choose_settings(arm, ["exbert-all-blocks"], score, rates=rates)
+    specs, chosen = choose_settings(arm, [model], score, rates=rates)
     if chosen:
-        specs += list_runs_on_all_blocks(chosen)
+        specs += list_runs_on_all_blocks(chosen, model)
+    return specs
+
+
+def plan_tuned_longer_trials(
+    arm: Arm, rates: list[float], score: Callable[[Spec], trials.Score]
+) -> list[Spec]:
+    """Return trials with more epochs beside those there are, and the runs of what all chose.
+
+    rates: of the trials there are; none is added.
+    """
+    epochs = [*arm.params.trial_epochs, arm.params.longer_epochs]
+    name = "{}-longer-trial"
+    specs, chosen = choose_settings(arm, list(LONGER), score, name, rates=rates, epochs=epochs)
+    if chosen:
+        specs += list_runs_of_longer_trials(chosen)
     return specs
 
 
@@ -539,7 +602,11 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
         rates = sorted({spec.learning_rate for spec in specs})
         specs += common.list_runs_of_experiments(chosen, WITH_EQUAL_TUNING)
         if "steps" in params.experiments:
-            specs += plan_tuned_steps(arm, rates, score)
+            specs += plan_tuned_on_all_blocks(arm, "exbert-all-blocks", rates, score)
+        if "dense-all-blocks" in params.experiments:
+            specs += plan_tuned_on_all_blocks(arm, "dense-all-blocks", rates, score)
+        if "longer-trials" in params.experiments:
+            specs += plan_tuned_longer_trials(arm, rates, score)
     if "more-rows" in params.experiments:
         models = [*HEADLINE, *DENSE]
         tried, chosen = choose_settings(arm, models, score, "{}-more-trial", params.more_rows)
