@@ -220,7 +220,7 @@ def list_changes(slug: str) -> list[str]:
 
     params/claims/FROZEN has a line `# slug, slug, …` above what was frozen for these reports:
     files, each as "sha256  file", whose line ends do not count, and `rules N`, the number that
-    RULES had.
+    RULES had. What stands below `# mended …` is of no report: what the files were mended to.
     """
     file = ROOT / "params" / "claims" / "FROZEN"
     if not file.exists():
