@@ -114,19 +114,22 @@ def run_train(args: argparse.Namespace) -> int:
     from qa_lib.reports import plans
     from qa_lib.training import study, train
 
-    specs = {}  # trials may choose the report's own settings: that run stands in both arms
+    named = {}  # a run may have several names: of a trial, and of the model that chose it
     for spec in plans.plan(plans.load_from_args(args)):
         on_machine = spec.for_this_machine()
-        specs[on_machine.hash] = on_machine
-    chosen = [spec for spec in specs.values() if spec.run.startswith(args.run)]
+        named[on_machine.run] = on_machine
+    fitting = [name for name in named if name.startswith(args.run)]
+    chosen = {named[name].hash for name in fitting}
     if len(chosen) != 1:
-        names = [spec.run for spec in chosen or specs.values()]
+        names = fitting or list(named)
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        planned = {spec.hash for spec in named.values()}
         raise UserError(
-            f"--run {args.run} fits {len(chosen)} of the {len(specs)} runs of the plan; write a "
+            f"--run {args.run} fits {len(chosen)} of the {len(planned)} runs of the plan; write a "
             f"name, or a beginning of it that no other run has: {', '.join(names[:6])}{more}"
         )
-    spec = chosen[0]
+    same = [spec for spec in named.values() if spec.hash in chosen]
+    spec = max(same, key=lambda spec: len(spec.tests))  # a trial has no test sets
     with study.tell_what_is_full(spec):
         record = train.train(spec, keep_weights=True)
     if record:  # of the processes of a distributed training, one writes the record

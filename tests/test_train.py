@@ -955,6 +955,29 @@ def test_a_name_that_fits_no_run_or_several_is_told_how_many_there_are(name):
     assert more == (f"{left_out} more" if left_out else "")
 
 
+@pytest.mark.parametrize("name", ["v-db-", "v-db-trial-"])
+def test_a_trial_that_is_a_run_of_the_comparison_too_is_scored_under_either_name(
+    monkeypatch, tiny, name
+):
+    """The study scores it; without test sets its record would not serve the comparison."""
+    trial = plans.plan(tiny(ratios=[1.0]))[0].model_copy(update={"variant": "v-db-trial"})
+    tests = trial.tests
+    run = trial.model_copy(update={"variant": "v-db"})
+    trial = trial.model_copy(update={"tests": []})
+    assert (trial.hash, len(tests)) == (run.hash, 2)
+    trained = []
+
+    def remember(spec, keep_weights):
+        trained.append(spec)
+
+    monkeypatch.setattr(train, "train", remember)
+    for specs in ([trial, run], [run, trial]):
+        monkeypatch.setattr(plans, "plan", lambda P, specs=specs: specs)
+        whole = {"v-db-": run.run, "v-db-trial-": trial.run}[name]
+        run_verb(["train", "exbert", "--profile", "quick", "--run", whole[:-3]])
+    assert [spec.tests for spec in trained] == [tests, tests]
+
+
 def test_what_an_encoder_cannot_take_is_refused_before_any_training(tiny):
     """Windows may be too long and blocks too few, also in the last run of a list."""
     words = "max_length: the encoder reads 512 tokens, and windows of 513 are asked for"
