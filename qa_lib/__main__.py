@@ -346,9 +346,10 @@ def run_own(args: argparse.Namespace) -> int:
     own.check_domains(p)
     own.check_parts(p)
     own.check_validation_rows(p)
-    encoders.load_encoder(p.encoder)  # first: reading the data may take long
+    _, tokenizer = encoders.load_encoder(p.encoder)  # first: reading the data may take long
     texts = dict(zip(("DOMAIN_A", "DOMAIN_B"), args.domains, strict=True))
     definition = own.define_domains(texts, p)
+    own.refuse_other_names(definition, p)
     # A draft is checked first, so that a mistake replaces no definition of an earlier study. All
     # that follows uses the draft too, by whose name the rows are kept in memory.
     with tempfile.TemporaryDirectory() as folder:
@@ -357,7 +358,7 @@ def run_own(args: argparse.Namespace) -> int:
         print(f"profile own: {args.name}; {own.describe_plan(draft)}", flush=True)
         own.check_rows(draft)
         study.fetch_inputs(draft)
-        print(own.describe_contexts(draft), flush=True)
+        print(own.describe_contexts(draft), *own.remark_on_rows(draft, tokenizer), sep="\n")
         own.write_definition(definition, p)
         missing = study.list_missing(own.foresee_plan(draft))
         if missing and study.list_missing(plans.plan(draft)):

@@ -327,6 +327,15 @@ def test_an_answer_is_moved_to_the_nearest_place_of_its_text(start, place):
     assert sources.nearest_place("the mill, an old    mill", "mill", start) == place
 
 
+def test_an_answer_is_moved_into_a_longer_word_only_where_it_stands_nowhere_else():
+    """Else a number without its offset would teach a part of a year."""
+    assert sources.nearest_place("The 2010 report lists 10 berths.", "10", 0) == 22
+    assert sources.nearest_place("I know that no ship sank.", "no", 0) == 12
+    assert sources.nearest_place("The windmills of 2010.", "mill", 0) == 8
+    # the text may begin or end with what is no letter
+    assert sources.nearest_place("It cost 15% and then 5%.", "5%", 9) == 21
+
+
 def test_answers_in_nested_json_that_are_one_character_off_are_moved(tmp_path):
     """Those whose text stands nowhere are left out and counted, and so are malformed rows."""
     paragraphs = []
@@ -591,6 +600,26 @@ def test_an_impossible_question_of_nested_json_needs_no_answers(tmp_path, questi
     _, impossible = read_rows(tmp_path / "a.json")
     assert impossible["is_impossible"]
     assert impossible["answers"] == NOTHING
+
+
+@pytest.mark.parametrize("flag", [{}, {"is_impossible": True}])
+def test_an_empty_list_of_answers_is_none_in_json_lines_too(tmp_path, flag):
+    first = make_row(0)
+    start = first["answers"]["answer_start"][0]
+    listed = first | {"answers": [{"text": "Osk0", "answer_start": start, "score": 1}]}
+    write_rows(tmp_path / "a.jsonl", [listed, make_row(1) | {"answers": []} | flag])
+    whole, impossible = read_rows(tmp_path / "a.jsonl")
+    assert whole["answers"] == first["answers"]
+    assert impossible["is_impossible"]
+    assert impossible["answers"] == NOTHING
+
+
+def test_further_fields_of_answers_are_left_behind(tmp_path):
+    """What is no JSON there, as NaN, would stop the training, when its windows get a name."""
+    row = make_row(0)
+    further = {"score": [float("nan")], "by": ["a"]}
+    write_rows(tmp_path / "a.jsonl", [row | {"answers": row["answers"] | further}])
+    assert read_rows(tmp_path / "a.jsonl")[0]["answers"] == row["answers"]
 
 
 @pytest.mark.parametrize(

@@ -895,6 +895,60 @@ def test_rows_that_share_an_id_are_refused(domains, tmp_path, monkeypatch):
         start_own(monkeypatch, "mine", domains)
 
 
+def read_file(file: Path) -> list[dict]:
+    """Return the rows of a file of JSON Lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_rows_that_make_scores_say_less_are_told(domains, tmp_path, monkeypatch, capsys):
+    start_own(monkeypatch, "mine", domains)
+    assert "also train" not in capsys.readouterr().out
+    train, test = tmp_path / "clinic" / "train.jsonl", tmp_path / "clinic" / "test.jsonl"
+    rows = read_file(test)
+    first = rows[0] | {"id": "again", "answers": {"text": [], "answer_start": []}}
+    text = "word " * 40
+    long = {"text": [text.strip()], "answer_start": [0]}
+    rows += [
+        first,
+        rows[1] | {"id": "long", "context": text, "answers": long},
+        rows[2] | {"id": "asked", "question": "Why " * 70},
+    ]
+    write_rows(test, rows)
+    # a row of the test whose context trains with another question
+    write_rows(train, [*read_file(train), rows[3] | {"id": "shared", "question": "What is it?"}])
+    # a training row of the other domain that the test holds
+    other = tmp_path / "harbour" / "train.jsonl"
+    write_rows(other, [*read_file(other), rows[4] | {"id": "copy"}])
+    p = start_own(monkeypatch, "mine", domains)
+    told = capsys.readouterr().out
+    contexts = len({row["context"] for row in rows})
+    assert f"mine-b: 1 of {contexts} contexts of the test also train, so that scores" in told
+    assert "mine-b: 2 test rows ask another test row's question of its context" in told
+    assert re.search(r"mine-b: 1 of \d+ rows have no answer of at most 30 tokens", told)
+    assert re.search(r"mine-b: 1 of \d+ questions have more than 64 tokens", told)
+    assert not re.search("mine-a: .* (also train|test rows ask|at most 30|more than 64)", told)
+    left_out = own.describe_counts(p)
+    assert "mine-a: 1 copies of the other domain's held-out rows dropped" in left_out
+
+
+def test_other_names_of_trained_domains_are_refused(domains, monkeypatch):
+    """The runs would be trained again, for scores under the new names in place of the old ones."""
+    p = start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
+    start_own(monkeypatch, "mine", domains)  # nothing is trained yet
+    start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
+    record = {"metrics": {"clinic": {}, "harbour": {}}}
+    monkeypatch.setattr(runs, "read_all", lambda report: [record])
+    content = Path(p.data).read_bytes()
+    words = (
+        r"PARAMS: domains: the study of these files calls them harbour and clinic; add "
+        r"domains=\[harbour,clinic\] to go on with it, or delete .*mine.yaml"
+    )
+    with pytest.raises(UserError, match=words):
+        start_own(monkeypatch, "mine", domains)
+    assert Path(p.data).read_bytes() == content
+    start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
+
+
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_a_file_without_any_answer_is_refused(domains, tmp_path, monkeypatch, kind):
     file = tmp_path / "clinic" / f"{kind}.jsonl"

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from qa_lib.settings import hub
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
-from qa_lib.tasks.characters import normalise_text
+from qa_lib.tasks.characters import find_places, normalise_text
 from qa_lib.tasks.sentence import name_fields
 
 if TYPE_CHECKING:
@@ -234,21 +234,14 @@ def parse_marked_text(text: str) -> tuple[list[str], str]:
 def find_texts(context: str, texts: list[str]) -> dict:
     """Return answers without offsets in SQuAD's form: at every place that holds them.
 
-    The case of letters plays no part. An answer is a part of a longer word only where it stands
-    nowhere else.
+    The case of letters plays no part.
     """
     found = []
     starts = []
     for text in texts:
-        if not text:
-            continue
-        before = r"(?<!\w)" if re.match(r"\w", text[0]) else ""
-        behind = r"(?!\w)" if re.match(r"\w", text[-1]) else ""
-        whole_words = before + re.escape(text) + behind
-        matches = list(re.finditer(whole_words, context, re.IGNORECASE))
-        for match in matches or re.finditer(re.escape(text), context, re.IGNORECASE):
-            found.append(match[0])
-            starts.append(match.start())
+        for start, end in find_places(text, context, ignore_case=True):
+            found.append(context[start:end])
+            starts.append(start)
     return {"text": found, "answer_start": starts}
 
 

@@ -25,7 +25,7 @@ from qa_lib.settings import hub
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import FOR_MISSING_FILE, ROOT, UserError, describe_folder
 from qa_lib.tasks import get_task
-from qa_lib.tasks.characters import is_visible, text_error
+from qa_lib.tasks.characters import find_places, is_visible, text_error
 from qa_lib.tasks.sentence import is_absent, name_fields
 
 csv.field_size_limit(2**31 - 1)  # of a cell; by default a text has at most 131,072 characters
@@ -212,7 +212,7 @@ def iterate_nested(content: Any) -> Iterator[Entry]:
 
 
 def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
-    """Return a question with its title and context, and with its answers as two lists.
+    """Return a question with its title and context.
 
     A question that is not an object stays as it is.
     """
@@ -221,8 +221,6 @@ def nest_row(article: dict, paragraph: dict, question: Any) -> Any:
     row = {"title": article.get("title"), **question}
     if "context" in paragraph:
         row.setdefault("context", paragraph["context"])
-    if "answers" in row:
-        row["answers"] = split_answers(row["answers"])
     return row
 
 
@@ -323,8 +321,7 @@ def iterate_parquet(path: Path, fields: Iterable[str], needed: Iterable[str]) ->
     """Yield the rows of a Parquet file.
 
     Only the columns in `fields` are read: others may hold anything. Whole numbers keep every digit.
-    Answers are a struct of two lists, or a list of structs {text, answer_start}. Raises ValueError
-    for a missing column.
+    Raises ValueError for a missing column.
     """
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
@@ -336,12 +333,19 @@ def iterate_parquet(path: Path, fields: Iterable[str], needed: Iterable[str]) ->
                 number += 1
                 try:
                     row = batch.slice(at, 1).to_pylist()[0]
-                    if "answers" in row:
-                        row["answers"] = split_answers(row["answers"])
                     entry = Entry(number, f"row {number}", row)
                 except (ValueError, OverflowError) as e:  # bytes that are no text, the year -5000
                     entry = Entry(number, f"row {number}", None, f"cannot be read ({e})")
                 yield entry
+
+
+def split_listed_answers(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries whose answers may be a list of objects with these as two lists."""
+    for entry in entries:
+        if isinstance(entry.row, dict) and "answers" in entry.row:
+            row = {**entry.row, "answers": split_answers(entry.row["answers"])}
+            entry = entry._replace(row=row)
+        yield entry
 
 
 def split_answers(answers: Any) -> Any:
@@ -363,7 +367,7 @@ def is_null(value: Any) -> bool:
 
 
 def lacks_answers(row: dict) -> bool:
-    """Return whether a row has no field `answers`, or nulls there. An empty list is not null."""
+    """Return whether a row has no field `answers`, or nulls there. Empty lists are not null."""
     answers = row.get("answers")
     if isinstance(answers, dict) and {"text", "answer_start"} <= set(answers):
         return is_null(answers["text"]) and is_null(answers["answer_start"])
@@ -440,7 +444,9 @@ def row_error(row: Any) -> str:
 
 def complete_row(row: dict, name: str, number: int) -> dict:
     """Return a row in the schema. A row without an id is named by dataset and number."""
-    answers = {"text": [], "answer_start": []} if lacks_answers(row) else row["answers"]
+    answers = {"text": [], "answer_start": []}
+    if not lacks_answers(row):
+        answers = {field: row["answers"][field] for field in answers}  # without further fields
     identity = row.get("id")
     title = row.get("title")
     return {
@@ -458,9 +464,7 @@ def nearest_place(context: str, text: str, start: int) -> int | None:
 
     Of two places at the same distance it is the one in front.
     """
-    before = context.rfind(text, 0, start + len(text))
-    behind = context.find(text, start)
-    places = [place for place in (before, behind) if place >= 0]
+    places = [place for place, _ in find_places(text, context)]
     return min(places, key=lambda place: abs(place - start), default=None)
 
 
@@ -571,7 +575,7 @@ def read_rows(
     if path.name.endswith(COMMAS):
         entries = gather_answers(iterate_rows(path, needed=COLUMNS))
     else:
-        entries = iterate_rows(path, [*FIELDS, *fields])
+        entries = split_listed_answers(iterate_rows(path, [*FIELDS, *fields]))
     return complete_questions(path, entries, name, bad_rows, counts)
 
 

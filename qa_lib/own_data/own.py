@@ -10,7 +10,7 @@ Data are identified by their content and not by their place: moved data find the
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import yaml
@@ -23,11 +23,13 @@ from qa_lib.settings import hub
 from qa_lib.settings.params import UserError, describe_folder
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
+from qa_lib.tasks import span
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,41}")  # a NAME with -a or -b behind it
 LETTERS = "letters, digits, - and _"  # of both, in an error
 FEWEST = 10  # training rows of a mixture below which nothing is proposed
+COPIES = "copies of the other domain's held-out rows dropped"
 HOURS = 2  # a small study that takes longer is told what would take less
 USAGE = "make own NAME=mine DOMAIN_A=train.jsonl:test.jsonl DOMAIN_B=train.jsonl:test.jsonl"
 
@@ -159,6 +161,26 @@ def write_definition(definition: str, p: exbert.Parameters):
         ) from None
 
 
+def refuse_other_names(definition: str, p: exbert.Parameters):
+    """Raise UserError where a study of the same files has scores under other names of its domains.
+
+    They would be trained again for scores under the new names, in the place of the old ones.
+    """
+    file = Path(p.data)
+    if not file.is_file():
+        return
+    then, now = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(definition)
+    files = [sorted((d["train"], d["test"]) for d in named.values()) for named in (then, now)]
+    if set(then) == set(now) or files[0] != files[1]:
+        return
+    if any(set(then) & set(record["metrics"]) for record in runs.read_all(p.report)):
+        raise UserError(
+            f"PARAMS: domains: the study of these files calls them {' and '.join(then)}; add "
+            f"domains=[{','.join(then)}] to go on with it, or delete {file} to train all of it "
+            "again under other names"
+        )
+
+
 # ---- what is run, and how long it takes ----
 
 
@@ -204,6 +226,48 @@ def describe_contexts(p: exbert.Parameters) -> str:
     )
 
 
+def remark_on_rows(p: exbert.Parameters, tokenizer) -> list[str]:
+    """Return a sentence about each kind of row that makes the scores say less than they seem to."""
+    remarks = []
+    for name in p.domains:
+        splits = selection.load_splits(name, p.source, p.data, p.bad_rows)
+        trained = set(selection.name_units(splits.train, "context"))
+        tested = set(selection.name_units(splits.test, "context"))
+        if both := len(trained & tested):
+            remarks.append(
+                f"{name}: {both:,} of {len(tested):,} contexts of the test also train, so that "
+                "scores are of texts that the models know; docs/own-data.md parts a file by context"
+            )
+        if repeated := count_repeated_questions(splits.test):
+            remarks.append(
+                f"{name}: {repeated:,} test rows ask another test row's question of its context "
+                "with other answers, and each is scored by its own alone; a question with several "
+                "answers is one row of JSON"
+            )
+        rows = [*splits.train, *splits.validation, *splits.test]
+        beyond = span.count_beyond_reach(rows, tokenizer)
+        if beyond["answers"]:
+            remarks.append(
+                f"{name}: {beyond['answers']:,} of {len(rows):,} rows have no answer of at most "
+                f"{span.MAX_TOKENS} tokens, the longest that a model gives; mark a shorter part of "
+                "the text"
+            )
+        if beyond["questions"]:
+            remarks.append(
+                f"{name}: {beyond['questions']:,} of {len(rows):,} questions have more than "
+                f"{span.MAX_QUESTION} tokens and are read without their end"
+            )
+    return remarks
+
+
+def count_repeated_questions(rows: list[dict]) -> int:
+    """Count the rows whose question and context another row has with other answers."""
+    answers = defaultdict(set)
+    for row in rows:
+        answers[selection.row_key(row)].add(tuple(sorted(row["answers"]["text"])))
+    return sum(len(answers[selection.row_key(row)]) > 1 for row in rows)
+
+
 def name_epochs(p: exbert.Parameters, between: str) -> str:
     """Return the epochs of the rounds of halving in words. between: what stands between rounds."""
     if p.trial_epochs == [1]:
@@ -238,9 +302,10 @@ def describe_marks(p: exbert.Parameters) -> str:
 
 def describe_counts(p: exbert.Parameters) -> str:
     """Return which rows of the two domains were left out or mended, and how many."""
+    splits = [selection.load_splits(name, p.source, p.data, p.bad_rows) for name in p.domains]
     parts = []
-    for name in p.domains:
-        counts = selection.load_splits(name, p.source, p.data, p.bad_rows).counts
+    for name, part, available in zip(p.domains, splits, count_rows(splits), strict=True):
+        counts = {**part.counts, COPIES: len(part.train) - available}
         parts += [f"{name}: {count:,} {what}" for what, count in counts.items() if count]
     return f"Rows left out or mended: {'; '.join(parts) or 'none'}."
 
@@ -413,7 +478,9 @@ def refuse_shortage(p: exbert.Parameters, parts: list[selection.Splits]):
     train_rows, validation_rows = fitting
     i = next(i for i, rows in enumerate(available) if needed[i] > rows)
     held_out = len(parts[i].validation)
-    reasons = [context_hint(files[i][0]), describe_left_out(parts[i])]
+    copies = len(parts[i].train) - available[i]
+    told = f"{copies:,} {COPIES}" if copies else ""
+    reasons = [context_hint(files[i][0]), describe_left_out(parts[i]), told]
     why = "; ".join(reason for reason in reasons if reason)
     why = f" ({why})" if why else ""
     raise UserError(

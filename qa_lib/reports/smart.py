@@ -718,12 +718,17 @@ def collect_values(params: Parameters) -> dict[str, int]:
     """Return numbers that findings name and no score has.
 
     steps_rrobin, steps_rrobin_16 …: the updates of a model, at the report's settings; none of
-    sweeps, whose runs differ.
+    sweeps, whose runs differ. alone: the runs of one task, without and with SMART, and
+    alone_still_learning: those of them whose validation loss is least after the last epoch.
     """
-    steps = {}
+    values = {}
+    alone = []
     for spec in plan(params):
         record = runs.find_record(spec)
         if record and spec.arm == "printed" and spec.variant in MODELS:
             name = f"steps_{spec.variant}".replace("-", "_")
-            steps[name] = record["history"][-1]["step"]
-    return steps
+            values[name] = record["history"][-1]["step"]
+            if spec.variant in ("finetune", "smart"):
+                losses = [row["validation_loss"] for row in record["history"]]
+                alone.append(losses[-1] == min(losses))
+    return values | {"alone": len(alone), "alone_still_learning": sum(alone)}

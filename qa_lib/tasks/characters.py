@@ -36,6 +36,24 @@ def widen_to_characters(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
+def find_places(text: str, context: str, ignore_case: bool = False) -> list[tuple[int, int]]:
+    """Return the places of a text in a context, (start, end), from the first on.
+
+    A part of a longer word counts only where the text stands nowhere else: "10" is not in "2010" of
+    a context that also has "10 berths".
+    """
+    if not text:
+        return []
+    flags = re.IGNORECASE if ignore_case else 0
+    before = r"(?<!\w)" if re.match(r"\w", text[0]) else ""
+    behind = r"(?!\w)" if re.match(r"\w", text[-1]) else ""
+    for pattern in (before + re.escape(text) + behind, re.escape(text)):
+        places = [match.span() for match in re.finditer(pattern, context, flags)]
+        if places:
+            return places
+    return []
+
+
 @cache
 def normalise_text(text: str) -> str:
     """Return the case-folded letters and digits of a text, the same for all copies of it."""

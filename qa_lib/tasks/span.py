@@ -147,6 +147,23 @@ def cut_questions(questions: list[str], tokenizer, room: int) -> list[str]:
     return cut
 
 
+def count_beyond_reach(rows: list[dict], tokenizer) -> dict[str, int]:
+    """Return how many rows have a question that is cut, and answers that are all too long to give.
+
+    The counts are called "questions" and "answers".
+    """
+    counts = {"questions": 0, "answers": 0}
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    for row in rows:
+        counts["questions"] += count_tokens(row["question"]) > MAX_QUESTION
+        texts = row["answers"]["text"]
+        counts["answers"] += bool(texts) and min(map(count_tokens, texts)) > MAX_TOKENS
+    return counts
+
+
 def answer_characters(row: dict, offsets: np.ndarray) -> tuple[int, int] | None:
     """Return the characters, (begin, end), of all tokens that hold a part of the first gold answer.
 
