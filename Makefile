@@ -68,10 +68,10 @@ ifeq ($(PYTHON),)
   override PYTHON := python3
 endif
 # Where this checkout was copied or moved, .venv would run the code of the folder that it was made in. .installed names that.
-# A link to the .venv of another checkout stays as it is.
+# A link to the .venv of another checkout stays as it is, whatever is newer here.
 ifeq ($(origin VENV),undefined)
-  MOVED := $(shell [ -L .venv ] || [ ! -e .venv/.installed ] || pwd -P | cmp -s - .venv/.installed || echo moved)
-  SETUP := .venv/.installed $(MOVED)
+  MOVED := $(shell [ ! -e .venv/.installed ] || pwd -P | cmp -s - .venv/.installed || echo moved)
+  SETUP := $(if $(shell [ -L .venv ] && echo linked),environment,.venv/.installed $(MOVED))
   PY    := .venv/bin/python
 else
   SETUP := environment
@@ -151,9 +151,9 @@ overview: profile | $(SETUP) ## draw the page about all reports from the pages t
 site: | $(SETUP) ## the pages of real data and their overview, in site/, for any host of static files
 	$(PY) -m qa_lib overview --profile real
 	@rm -rf site && mkdir -p site/overview
-	@cp $(call quoted,$(call place,figures/index.html)) site/
-	@cp -r $(call quoted,$(call place,figures/overview/real)) site/overview/
-	@for page in $(foreach r,$(REPORTS),$(call quoted,$(call place,figures/$r/real))); do \
+	@cp $(call there,figures/index.html) site/
+	@cp -r $(call there,figures/overview/real) site/overview/
+	@for page in $(foreach r,$(REPORTS),$(call there,figures/$r/real)); do \
 	   [ -d "$$page" ] || continue; \
 	   to=site/$$(basename "$$(dirname "$$page")"); mkdir -p "$$to"; cp -r "$$page" "$$to/"; done
 	@echo 'page: site/index.html'

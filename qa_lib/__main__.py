@@ -14,13 +14,16 @@ from qa_lib.settings import command_line, params
 from qa_lib.settings.params import ROOT, UserError
 
 
-def print_stale(specs: list):
-    """Print one line where records of a plan are stale: other code made them (store/runs.py)."""
+def print_remarks(specs: list):
+    """Print a line where records of a plan are stale, and where they stand for committed ones.
+
+    A record is stale where other code made it (store/runs.py).
+    """
     from qa_lib.store import runs
 
-    remark = runs.describe_stale(specs)
-    if remark:
-        print(remark, flush=True)
+    for remark in (runs.describe_stale(specs), runs.describe_replacing(specs)):
+        if remark:
+            print(remark, flush=True)
 
 
 # ---- training ----
@@ -72,7 +75,7 @@ def run_study(args: argparse.Namespace) -> int:
         if not args.dry_run:
             runs.check_page(p)
         print("committed records exist: nothing is trained (SIZE= or FRESH=1 trains)")
-        print_stale(plans.plan(p))
+        print_remarks(plans.plan(p))
     else:
         import torch  # here, because importing it is slow and only training needs it
 
@@ -110,12 +113,15 @@ def add_train(parser: argparse.ArgumentParser):
 
 def run_train(args: argparse.Namespace) -> int:
     """Train one run of the plan, and print its scores."""
+    import torch
+
     from qa_lib.data import selection
     from qa_lib.reports import plans
     from qa_lib.training import study, train
 
+    p = plans.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
     named = {}  # a run may have several names: of a trial, and of the model that chose it
-    for spec in plans.plan(plans.load_from_args(args)):
+    for spec in plans.plan(p):
         on_machine = spec.for_this_machine()
         named[on_machine.run] = on_machine
     fitting = [name for name in named if name.startswith(args.run)]
@@ -182,7 +188,7 @@ def run_verify(args: argparse.Namespace) -> int:
         return 0
     p = plans.parameters_to_render(args)
     runs.check_page(p)
-    print_stale(plans.plan(p))
+    print_remarks(plans.plan(p))
     if p.profile == "own":  # no claim is judged on own data
         print(advice.describe_advice(p))
     else:
@@ -282,7 +288,7 @@ def run_land(args: argparse.Namespace) -> int:
     specs = []
     for p in choices:
         specs += plans.plan(p)
-    print_stale(specs)
+    print_remarks(specs)
     # QA_RECORDS may name another place than records/
     folder = params.shorten_path(runs.RECORDS / args.report)
     print(f"{runs.land(args.report, specs)} new records in {folder}")

@@ -182,6 +182,23 @@ def test_minilm_keeps_its_identity():
     assert identity.startswith("53aa51172d14")
 
 
+def test_a_folder_is_known_by_all_its_files(tmp_path, whole):
+    """A copy of MiniLM is MiniLM. Another config or tokenizer makes another encoder of it."""
+    minilm = encoder_files.identify_weights("minilm")
+    for source, expected in ((encoder_files.find_folder("minilm"), minilm), (whole, None)):
+        known = set()
+        for name, edited in (("a", ""), ("b", ""), ("c", "config.json"), ("d", "tokenizer.json")):
+            copied = Path(shutil.copytree(source, tmp_path / source.name / name))
+            if edited:
+                (copied / edited).write_text((copied / edited).read_text() + " ")
+            identity = encoder_files.identify_weights(str(copied))
+            if not edited and expected:
+                assert identity == expected
+            known.add(identity)
+        assert len(known) == 3
+        assert all(len(identity) == 64 for identity in known)
+
+
 # ---- what is refused ----
 
 

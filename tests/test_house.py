@@ -657,6 +657,24 @@ def test_a_copied_checkout_runs_its_own_code(tmp_path):
     assert list_starts(moved) == [install, study]
 
 
+def test_a_linked_environment_is_not_installed_into(tmp_path):
+    """It is another checkout's, whose packages stay, though this one's lock is newer."""
+    checkout = copy_checkout(tmp_path / "checkout")
+    other = tmp_path / "other" / ".venv"
+    program = other / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\n[ "$1" = -c ] && echo True && exit\necho "$@" >>starts\n')
+    program.chmod(0o755)
+    (other / ".installed").write_text(f"{other.parent}\n")
+    for name in ("requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, checkout)
+        os.utime(checkout / name, (2e9, 2e9))
+    (checkout / ".venv").symlink_to(other)
+    assert make("power", folder=checkout).returncode == 0
+    assert (checkout / "starts").read_text() == "-m qa_lib power\n"
+    assert (other / ".installed").read_text() == f"{other.parent}\n"
+
+
 def test_clean_removes_the_quick_pages_wherever_they_lie(tmp_path):
     checkout = copy_checkout(tmp_path / "checkout")
     for folder in ("figures", "my figures"):

@@ -488,7 +488,7 @@ def test_every_tuned_model_has_eight_trials_and_the_controls_take_road_s(load):
     }
     for model in ("mt-dnn", "mtl"):
         assert settings[f"{model}-trial"] == {
-            (rate, 2, (before, is_flat))
+            (rate, 4, (before, is_flat))
             for rate in (5e-5, 1e-4)
             for before in (1e-4, 3e-4)
             for is_flat in (False, True)

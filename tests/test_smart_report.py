@@ -275,7 +275,7 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
         settings.setdefault(s.variant, set()).add((s.learning_rate, s.epochs, weight))
     rates = (3e-5, 1e-4)
     assert settings["finetune-trial"] == {(rate, e, None) for rate in rates for e in (4, 8)}
-    assert settings["rrobin-smart-trial"] == {(rate, 4, x) for rate in rates for x in (1, 5)}
+    assert settings["rrobin-smart-trial"] == {(rate, 8, x) for rate in rates for x in (1, 5)}
 
     def score(spec):
         weight = spec.smart.adversarial if spec.smart else 0

@@ -35,7 +35,7 @@ from qa_lib.models import encoders, heads
 from qa_lib.page import report
 from qa_lib.reports import plans
 from qa_lib.settings import command_line, encoder_files, files, params
-from qa_lib.settings.parameters import Dataset, Layer, Smart
+from qa_lib.settings.parameters import Dataset, Heads, Layer, Smart
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 from qa_lib.tasks import span
@@ -320,15 +320,15 @@ def pretend_machine(monkeypatch, cuda: bool, bf16: bool = True):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16, raising=False)
 
 
-def save_record(spec, examples=None):
+def save_record(spec, examples=None, seconds=1.0):
     """Save a record of a run, with scores of 50 EM and these examples or a single one."""
     if examples is None:
         examples = pd.DataFrame({"id": ["a"]})
     scores = {name: {"em": 50.0, "n": 1, "clusters": 1} for name in spec.tests}
     device = "GPU" if spec.threads == "cuda" else "CPU, 1 thread"
     environment = {"device": device, "precision": spec.precision}
-    record = {"metrics": scores, "history": [], "environment": environment, "seconds": 1.0}
-    runs.save(spec, record, examples)
+    record = {"metrics": scores, "history": [], "environment": environment}
+    runs.save(spec, record | {"seconds": seconds}, examples)
 
 
 @pytest.mark.parametrize(
@@ -564,6 +564,31 @@ def test_a_landed_trial_that_was_scored_later_is_landed_again(tiny):
     save_record(spec)
     assert runs.land("exbert", [trial]) == 1
     assert runs.land("exbert", [trial]) == 0
+
+
+def test_a_record_that_serves_no_more_is_not_landed(tiny):
+    """It would take the place of the committed one, and the run would still have no record."""
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    first = spec.model_copy(update={"tests": ["news"], "test_fingerprints": {"news": "a"}})
+    save_record(first)
+    assert runs.land("exbert", [first]) == 1
+    today = first.model_copy(update={"test_fingerprints": {"news": "b"}})
+    assert runs.find_record(today) is None
+    assert runs.land("exbert", [today]) == 0
+
+
+def test_a_record_that_stands_for_the_committed_one_is_told(tiny, store):
+    spec = plans.plan(tiny(ratios=[1.0]))[0]
+    save_record(spec)
+    assert runs.describe_replacing([spec]) == ""
+    assert runs.land("exbert", [spec]) == 1
+    assert runs.describe_replacing([spec]) == ""
+    save_record(spec, seconds=9.0)
+    told = runs.describe_replacing([spec])
+    assert told.startswith(f"{store / 'runs'} has 1 of the committed records made again, which")
+    assert spec.run in told
+    (store / "runs").rename(store / "gone")
+    assert runs.describe_replacing([spec]) == ""
 
 
 def test_examples_are_of_the_test_sets_that_are_asked_for(tiny):
@@ -873,7 +898,8 @@ def test_a_checkpoint_whose_best_one_is_damaged_does_not_serve(tmp_path):
 def test_a_second_of_training_counts_once_however_many_checkpoints(tmp_path, monkeypatch):
     clock = iter([100.0, 105.0, 108.0])  # the start, then two checkpoints
     monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
-    keeper = train.Keeper(None, None, spent=10.0)  # of a start before this one
+    spec = plans.plan(plans.load_params("moe", "quick"))[0]
+    keeper = train.Keeper(spec, None, spent=10.0)  # of a start before this one
     for step, seconds in ((1, 15.0), (2, 18.0)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         state = SimpleNamespace(global_step=step, is_world_process_zero=True)
@@ -890,6 +916,25 @@ def test_a_run_that_goes_on_has_the_seconds_before_it(tiny, tmp_path):
     resume, seconds, _ = train.find_resume(spec, tmp_path)
     assert resume == checkpoint
     assert seconds == 90.0
+
+
+def test_a_run_that_is_asked_for_more_begins_anew(tiny, tmp_path):
+    """A curve of watched rows would lack its begin; a head for another test set its state."""
+    spec = plans.plan(tiny())[0]
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"best_model_checkpoint": null}')
+    watching = spec.model_copy(update={"watched": 60})
+    code = runs.describe_code(spec)
+    files.seal(checkpoint, seconds=90.0, code=code, asked=train.list_asked(watching))
+    assert spec.hash == watching.hash
+    assert train.find_resume(watching, tmp_path)[0] == checkpoint
+    assert train.find_resume(spec, tmp_path)[0] is None
+    # other test sets matter where each has a head
+    tested = [watching.model_copy(update={"tests": tests}) for tests in (["a"], ["a", "b"])]
+    assert train.find_resume(tested[0], tmp_path)[0] == checkpoint
+    with_heads = [spec.model_copy(update={"heads": Heads()}) for spec in tested]
+    assert train.list_asked(with_heads[0]) != train.list_asked(with_heads[1])
 
 
 def plan_child(tiny):

@@ -164,7 +164,7 @@ def ascend(
         \left(\delta + \eta\, \frac{g}{\|g\|}\right), \qquad
       \delta \leftarrow \frac{\delta + \eta\, g}{\|\delta + \eta\, g\| + \epsilon}$$
 
-    In the second ε is no radius: the result has a norm of about 1 whatever it is.
+    In the second ε is no radius: while it is small the result has a norm near 1.
     x, delta: (B, T, D); clean: f(x); neither x nor clean needs a gradient.
     """
     crossed = smart.variant == "unit_norm"
@@ -194,8 +194,8 @@ def find_perturbation(
 ) -> Tensor:
     """Return the perturbation of embeddings at which f is to be compared with f(x), (B, T, D).
 
-    It starts from Gaussian noise. `paper` and `unit_norm` ascend from there. `r3f` takes the noise
-    itself, projected to the ball (Aghajanyan et al. 2020, arXiv 2008.03156).
+    It starts from Gaussian noise. `paper` and `unit_norm` ascend from there. `r3f` is the
+    noise (Aghajanyan et al. 2020, arXiv 2008.03156), here projected to the ball.
     """
     x = x.detach()
     delta = draw_noise(x, mask, smart.start_sd, generator)

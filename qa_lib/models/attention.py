@@ -25,10 +25,10 @@ PART = 8 * 2**20  # bytes of fp32 weights that are computed at once, of whole ex
 class RecomputedAttention(torch.autograd.Function):
     r"""Attention with dropout, whose weights are computed again in the backward pass.
 
-    $$O = \left(\tfrac{K}{1-p} \odot A\right) V, \qquad
+    $$O = \left(\tfrac{Z}{1-p} \odot A\right) V, \qquad
       A = \operatorname{softmax}(s\,Q K^\top + M)$$
 
-    K: 1 where a weight is kept, drawn with probability 1 − p; M: 0, or −∞ at padding.
+    Z: 1 where a weight is kept, drawn with probability 1 − p; M: 0, or −∞ at padding.
     """
 
     @staticmethod
@@ -47,7 +47,7 @@ class RecomputedAttention(torch.autograd.Function):
         output = torch.empty_like(value)
         for part in split_batch(kept):
             weights = compute_weights(query[part], key[part], mask_part(mask, part), scale)
-            # $(\tfrac{K}{1-p} \odot A) V$
+            # $(\tfrac{Z}{1-p} \odot A) V$
             weights *= scale_kept(kept[part], p)
             output[part] = weights @ value[part].float()
         return output

@@ -116,7 +116,7 @@ class ExBERT(heads.SpanModel):
         return layer.experts.routing if layer.sparse else None
 
     def active_parameters(self) -> int:
-        """Count the parameters that a token meets: of the experts only top_n."""
+        """Count the parameters, of the experts those of top_n alone: a token is sent to no more."""
         total = sum(parameter.numel() for parameter in self.parameters())
         layer = self.layer
         if not layer.sparse:

@@ -22,7 +22,7 @@ LOWEST = torch.finfo(torch.float32).min
 class MLP(nn.Sequential):
     r"""The gate: `layers` linear layers of width `hidden`, (B, D) → (B, E).
 
-    $$g(x) = \operatorname{softmax}(W_L \operatorname{relu}(\dots \operatorname{relu}(W_1 x)))$$
+    $$g(x) = \operatorname{softmax}(W_L \operatorname{relu}(\dots (W_1 x + b_1)) + b_L)$$
     """
 
     def __init__(self, dim: int, experts: int, p: Gate):

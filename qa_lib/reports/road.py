@@ -893,7 +893,11 @@ EXPERIMENTS = {
 
 
 def list_settings(params: Parameters, model: str) -> list[dict]:
-    """Return what each trial of a model changes: eight at the report's grid, for every model."""
+    """Return what each trial of a model changes: eight at the report's grid, for every model.
+
+    After a second pre-training all have the most epochs that the plain encoder may choose.
+    """
+    most = float(max(params.trial_plain_epochs))
     settings = []
     if model == "baseline":
         for rate in params.trial_plain_rates:
@@ -907,7 +911,8 @@ def list_settings(params: Parameters, model: str) -> list[dict]:
                     "learning_rate": pretraining_rate,
                     "layer_decay": make_decay(params, decay),
                 }
-                settings.append({"learning_rate": rate, "pretraining": before})
+                fine_tuning = {"learning_rate": rate, "epochs": most}
+                settings.append(fine_tuning | {"pretraining": before})
     return settings
 
 

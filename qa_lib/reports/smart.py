@@ -649,13 +649,17 @@ EXPERIMENTS = {
 
 
 def list_settings(params: Parameters, model: str) -> list[dict]:
-    """Return the fields of each trial of a model: four at the report's grid, for every model."""
+    """Return the fields of each trial of a model: four at the report's grid, for every model.
+
+    With SMART all have the most epochs that the others may choose.
+    """
+    most = float(max(params.trial_epochs))
     settings = []
     for rate in params.trial_rates:
         if "smart" in model:
             for weight in params.trial_weights:
                 smart = make_smart(params, adversarial=weight)
-                settings.append({"learning_rate": rate, "smart": smart})
+                settings.append({"learning_rate": rate, "epochs": most, "smart": smart})
         else:
             for epochs in params.trial_epochs:
                 settings.append({"learning_rate": rate, "epochs": float(epochs)})

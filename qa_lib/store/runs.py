@@ -305,6 +305,25 @@ def find_record(spec: Spec, fresh: bool = False) -> dict | None:
     return record
 
 
+def describe_replacing(specs: list[Spec]) -> str:
+    """Return one sentence where records in the store stand for committed ones; else "".
+
+    They are of the same trainings, made again, and have other numbers.
+    """
+    replacing = set()
+    for spec in specs:
+        record = find_record(spec)
+        known = record and read_committed(spec.report).get(record["hash"])
+        if known and known["checksum"] != record["checksum"]:
+            replacing.add(record["run"])
+    if not replacing:
+        return ""
+    return (
+        f"{RUNS} has {len(replacing)} of the committed records made again, which are used in "
+        f"their place (the first: {min(replacing)}); QA_RUNS=folder leaves them out"
+    )
+
+
 def list_checksums(specs: list[Spec]) -> list[str]:
     """Return the checksum of each record of a plan. They tell whether a record has changed."""
     records = [find_record(spec) for spec in specs]
@@ -687,11 +706,14 @@ def land(report: str, specs: list[Spec]) -> int:
 def find_stored(candidates: list[Spec]) -> dict | None:
     """Return the first record in the store of one training on different kinds of machine.
 
-    A stale one is left out where stale runs are trained again.
+    One that lacks what the run asks for is left out, as scores on a test set of today; and a stale
+    one where stale runs are trained again.
     """
     for candidate in candidates:
         record = find_in_store(candidate)
-        if record and not (candidate.trains_stale and is_stale(candidate, record)):
+        if record is None or not holds_all(record, candidate):
+            continue
+        if not (candidate.trains_stale and is_stale(candidate, record)):
             return record
     return None
 

@@ -92,8 +92,9 @@ def list_missing(specs: list[Spec], fresh: bool = False) -> list[Spec]:
     for spec in specs:
         if runs.find_record(spec, fresh) is None:
             run = spec.for_this_machine()
-            if spec.variant.endswith("-trial") and tests_of_trials:
-                run = run.model_copy(update={"tests": tests_of_trials})
+            if spec.variant.endswith("-trial") and torch.cuda.is_available():
+                # with equal tuning alone, a plan has trials and nothing else at first
+                run = run.model_copy(update={"tests": tests_of_trials or spec.domains})
             visit(run)
     return list(missing.values())
 

@@ -311,7 +311,8 @@ class Keeper(TrainerCallback):
         if state.is_world_process_zero:
             seconds = self.spent + self.saved - self.began
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            files.seal(folder, seconds=round(seconds, 1), code=self.code)
+            seconds = round(seconds, 1)
+            files.seal(folder, seconds=seconds, code=self.code, asked=list_asked(self.spec))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -319,16 +320,31 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def last_checkpoint(folder: Path, code: dict | None = None) -> Path | None:
+def list_asked(spec: Spec) -> dict:
+    """Return what a run's labels ask of its training, which its hash does not tell.
+
+    They are rows to watch, gradients to compare, and heads for the test sets.
+    """
+    heads = sorted(spec.tests) if spec.heads else None
+    return {"watched": spec.watched, "probes": spec.probes, "heads": heads}
+
+
+def last_checkpoint(
+    folder: Path, code: dict | None = None, asked: dict | None = None
+) -> Path | None:
     """Return the newest usable checkpoint in a folder, or None.
 
     A checkpoint is usable where it is whole, and the best checkpoint that it names is whole too.
-    code: the code that has to have made them; by default any.
+    code: the code that has to have made them; asked: of `list_asked`, what their run was asked;
+    both by default any.
     """
     whole = {}
     for path in folder.glob("checkpoint-*"):
         notes = files.read_seal(path)
-        if notes is not None and (code is None or notes.get("code") == code):
+        if notes is None or code not in (None, notes.get("code")):
+            continue
+        # older checkpoints do not tell what was asked
+        if asked is None or notes.get("asked", asked) == asked:
             whole[path.name] = path
     usable = []
     for path in whole.values():
@@ -820,7 +836,8 @@ def find_resume(spec: Spec, checkpoints: Path) -> tuple[Path | None, float, dict
     this one included.
     """
     code = runs.describe_code(spec)
-    resume = last_checkpoint(checkpoints, code if spec.trains_stale else None)
+    of_code = code if spec.trains_stale else None
+    resume = last_checkpoint(checkpoints, of_code, list_asked(spec))
     if resume is None:
         return None, 0.0, code
     notes = files.read_seal(resume)
