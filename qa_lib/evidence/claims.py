@@ -148,6 +148,17 @@ class Claim(Strict):
             return self.margin
         return self.delta or self.range[0] or 1.0
 
+    @property
+    def foreseen(self) -> float:
+        """The effect for which seeds are counted before there are runs.
+
+        Of a gain that lies below a threshold, its `target`, it is all of that: no gain at all.
+        """
+        contrast = self.contrast
+        if self.kind == "superiority" and contrast and contrast.against and contrast.target:
+            return abs(contrast.target)
+        return self.effect
+
 
 def spell_mixtures(value: Any, mixtures: list[float]) -> Any:
     """Return a part of a contrast with the word `mixtures` in its lists replaced by the ratios."""

@@ -122,7 +122,7 @@ def count_needed_seeds(claim: Claim, own: float, common: float, points: float = 
     own, common: from `effect_variance`. points: how many points one unit of the claim is.
     """
     # the middle of the range, less half of its low end, is half of its high end
-    effect = claim.range[1] / 2 if claim.kind == "magnitude" else claim.effect
+    effect = claim.range[1] / 2 if claim.kind == "magnitude" else claim.foreseen
     numbers = np.arange(ENOUGH, MOST + 1)
     decided = smallest_visible_effect(claim, own, common, numbers) <= points * effect
     if not decided.any():
@@ -151,7 +151,7 @@ def power_table(report: str, ratios: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)) -
         row = {
             "claim": claim.id,
             "kind": f"{claim.kind}, primary" if claim.primary else claim.kind,
-            "effect": points * claim.effect,
+            "effect": points * claim.foreseen,
             "one run sees": np.nan,
             "could see it": "–",
         }
