@@ -304,7 +304,8 @@ def test_the_time_to_a_checkpoint_is_that_since_the_last_one(tmp_path, monkeypat
     monkeypatch.setenv("QA_CHECKPOINT_SECONDS", "300")
     now = [0.0]
     monkeypatch.setattr(train.time, "monotonic", lambda: now[0])
-    keeper = train.Keeper(SimpleNamespace(run="x"), show_nothing, spent=0.0)
+    spec = SimpleNamespace(run="x", watched=0, probes=0, heads=None)
+    keeper = train.Keeper(spec, show_nothing, spent=0.0)
     args = SimpleNamespace(eval_strategy="no", device="cpu", output_dir=str(tmp_path))
     state = SimpleNamespace(global_step=5, epoch=0.5, max_steps=10, is_world_process_zero=True)
 

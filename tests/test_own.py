@@ -974,7 +974,7 @@ ROW = {
             "line 1: no field 'answers' among id, context, question,",
         ),
         (
-            ROW | {"answers": [{"text": "harbour", "answer_start": 4}]},
+            ROW | {"answers": ["harbour"]},
             "line 1: field 'answers' is not",
         ),
         (
