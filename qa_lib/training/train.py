@@ -309,9 +309,8 @@ class Keeper(TrainerCallback):
             torch.distributed.barrier()  # each process writes the state of its random numbers
         self.saved = time.monotonic()
         if state.is_world_process_zero:
-            seconds = self.spent + self.saved - self.began
+            seconds = round(self.spent + self.saved - self.began, 1)
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            seconds = round(seconds, 1)
             files.seal(folder, seconds=seconds, code=self.code, asked=list_asked(self.spec))
 
 
