@@ -1002,7 +1002,7 @@ def test_a_name_that_fits_no_run_or_several_is_told_how_many_there_are(name):
 
 @pytest.mark.parametrize("name", ["v-db-", "v-db-trial-"])
 def test_a_trial_that_is_a_run_of_the_comparison_too_is_scored_under_either_name(
-    monkeypatch, tiny, name
+    monkeypatch, tiny, tmp_path, name
 ):
     """The study scores it; without test sets its record would not serve the comparison."""
     trial = plans.plan(tiny(ratios=[1.0]))[0].model_copy(update={"variant": "v-db-trial"})
@@ -1025,7 +1025,8 @@ def test_a_trial_that_is_a_run_of_the_comparison_too_is_scored_under_either_name
 
         monkeypatch.setattr(plans, "plan", plan)
         whole = {"v-db-": run.run, "v-db-trial-": trial.run}[name]
-        run_verb(["train", "exbert", "--profile", "quick", "--run", whole[:-3]])
+        real = ["--profile", "real", "--data", str(tmp_path)]
+        run_verb(["train", "exbert", *real, "--run", whole[:-3]])
     # the size that a study has on this machine
     assert set(sizes) == {"full" if torch.cuda.is_available() else "small"}
     assert [spec.tests for spec in trained] == [tests, tests]
