@@ -193,9 +193,8 @@ def table_controls(P) -> report.Html:
     if "controls" not in P.experiments:
         return report.note_absent("controls")
     caption = (
-        "Has the gate learnt anything? In percent, by SQuAD's scoring. Best expert: the one that "
-        "is best on validation rows. The oracle takes, of each question, the best "
-        "expert's answer."
+        "Has the gate learnt anything? In percent, by SQuAD's scoring. The oracle takes, "
+        "of each question, the best expert's answer."
     )
     variants = ["baseline", "moe", "moe-probabilities", *WITHOUT_GATE]
     columns = name_columns(P)
