@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel
 
 from qa_lib.evidence import verify
-from qa_lib.page import figures_road, pieces, written
+from qa_lib.page import figures_road, figures_smart, pieces, written
 from qa_lib.reports import plans
 from qa_lib.settings import parameters, params
 from qa_lib.settings.spec import Spec
@@ -168,6 +168,25 @@ def test_findings_count_the_answers_that_differ(test_set):
         differing("kd", "absent", test_set)
 
 
+def test_answers_of_one_mixture_are_compared():
+    P = plans.load_params("exbert", "real", size="small")
+    answers = {}
+    for spec in plans.plan(P):
+        if spec.variant in ("v-db", "dense-compute") and spec.arm == "printed" and spec.seed == 0:
+            rows = runs.read_examples(runs.find_record(spec))
+            rows = rows[rows["set"] == "squad"].assign(mixture=str(spec.rows))
+            answers.setdefault(spec.variant, []).append(rows)
+    ours, theirs = (pd.concat(answers[name]) for name in ("v-db", "dense-compute"))
+    both = ours.merge(theirs, on=["mixture", "id"], validate="1:1")
+    assert len(both) == 3 * both["id"].nunique()
+    changed = (both["start_x"] != both["start_y"]) | (both["end_x"] != both["end_y"])
+    names = written.collect_names(P)
+    of_seed_0 = [spec for spec in plans.plan(P) if spec.seed == 0]
+    runs_of_seed_0 = written.RunNames(P, of_seed_0)
+    assert runs_of_seed_0.differing("v-db", "dense-compute", "squad") == changed.mean()
+    assert names["differing"]("v-db", "dense-compute", "squad") == pytest.approx(0.775, abs=0.01)
+
+
 # ---- defaults that records leave out ----
 
 
@@ -290,6 +309,14 @@ def test_a_figure_says_its_seeds_its_examples_and_whether_it_has_intervals():
         "Bars are 95 % intervals over 1 to 3 seeds (one: spread borrowed from the others) and "
         "2,012 test examples."
     )
+
+
+def test_tables_name_what_was_run_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "FIGURES", tmp_path)
+    noise = figures_smart.table_noise(plans.load_params("smart", "real", size="small"))
+    assert "SMART, variants of it: accuracy on sentiment." in noise
+    datasets = figures_road.table_datasets(plans.load_params("road", "real", size="small"))
+    assert "another target" not in datasets
 
 
 if __name__ == "__main__":

@@ -167,7 +167,30 @@ def test_a_comparison_says_which_part_it_shows_and_whether_it_tests_the_claim(pl
     assert (others["part"] == "").all()
     assert (others["untested"] == "").all()
     picture = bs4.BeautifulSoup(pieces.figure_comparisons(P, (EIGHT,)), "html.parser").find("img")
-    assert name in picture["alt"]
+    assert f"ExBERT (final) against V-DB (SQuAD), {name}: " in picture["alt"]
+
+
+def test_a_text_alternative_says_which_interval_is_of_one_seed():
+    value = {"ours": "A", "against": "B", "on": "", "setting": "report", "control": "", "part": ""}
+    value |= {"untested": "", "value": 1.0, "low": -1.0, "high": 3.0, "unit": "EM"}
+    made = pd.DataFrame([value | {"n": 3}, value | {"n": 1, "on": "dev"}])
+    assert charts.describe_values(made) == (
+        "A against B, ours, report's settings: 1.0 [−1.0, 3.0] EM; "
+        "A against B (dev), ours, report's settings, one\N{NO-BREAK SPACE}seed: 1.0 [−1.0, 3.0] EM"
+    )
+
+
+@pytest.mark.parametrize(
+    "seeds, has_bars, text",
+    [
+        ({"a": 1, "b": 1}, True, "One seed."),
+        ({"a": 3, "b": 3}, False, "Means over 3 seeds."),
+        ({"a": 1, "b": 3}, True, "Means over 1 to 3 seeds, bars from the lowest to the highest."),
+    ],
+)
+def test_a_caption_says_over_how_many_seeds_points_are_means(seeds, has_bars, text):
+    rows = [{"variant": name, "seed": seed} for name in seeds for seed in range(seeds[name])]
+    assert pieces.describe_means(pd.DataFrame(rows), has_bars) == text
 
 
 def test_a_comparison_of_no_claim_is_one_sentence(plant):
@@ -286,7 +309,7 @@ def test_the_first_figure_says_what_a_control_is_and_what_is_scored(plant):
     html = pieces.figure_comparisons(plant(printed=MODELS), (EIGHT,))
     caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
     assert "V-DB: the plain encoder; ExBERT (final): fewer blocks, and experts; " in caption
-    assert "(b) dense, equal compute: one layer as wide as two experts. Bars" in caption
+    assert "(b) dense, equal compute: one layer as wide as a token's experts. Bars" in caption
     assert "EM: exact answers, in percent." in caption
     without = pd.DataFrame({"ours": ["x"], "against": ["y"], "control": ["plain-tuned"]})
     assert pieces.explain_names("exbert", without) == ""
@@ -499,7 +522,7 @@ def test_the_grid_of_a_report_is_drawn_from_its_runs(recorded):
 def test_chosen_trials_are_ringed_and_edges_are_said(recorded):
     html = pieces.figure_trials(recorded)
     caption = bs4.BeautifulSoup(html, "html.parser").figcaption.text
-    assert caption.startswith("The validation score of every trial at 80:20, one seed.")
+    assert caption.startswith("The validation score of all trials at 80:20, one seed.")
     assert "Ringed: the setting that was chosen." in caption
     assert "epochs" not in caption  # only one number of them was tried
     chosen = bs4.BeautifulSoup(html, "html.parser").img["alt"]
@@ -676,6 +699,8 @@ def test_an_answer_of_another_form_is_refused_with_its_place(write, change, says
         ("{{ mean('v-db', 'squat') }}", "no run of v-db has em on squat, arm report"),
         ("{{ params.train_row }}", "params has no train_row; did you mean train_rows"),
         ("{{ values.dropped }}", "values has no dropped"),
+        ("{{ mean('v-db', 'squad', rato=1) }}", "'rato'"),
+        ("{{ params.train_rows / 0 }}", "division by zero"),
         ("{{ nothing }}", "'nothing' is undefined"),
         ("{{ claims.squad_plus_8.report.lower }}", "has no attribute 'lower'"),
         ("{{ claims.squad_plus_8", "expected token 'end of print statement'"),

@@ -340,6 +340,8 @@ def test_verdicts_where_the_evidence_is_plain(gain, fields, expected):
         ({"delta": 8, "printed": 8}, -1.0, 3.0, Meaning.OPEN),
         ({"delta": 8, "printed": 8}, 1.0, 3.0, Meaning.LESS_THAN_HALF),
         ({"delta": 8}, -1.0, 3.0, Meaning.TOO_SMALL),
+        # d is counted from the target: below 0.1 it says nothing of what is printed
+        ({"delta": 0.1, "printed": 5, "contrast": {"target": 5.5}}, -0.2, 0.0, Meaning.TOO_SMALL),
         ({}, -3.0, -1.0, Meaning.OPPOSITE),
         ({"kind": "equivalence"}, -9.0, -6.0, Meaning.DIFFERENT),
         ({"kind": "equivalence", "printed": [0, 1]}, 6.0, 9.0, Meaning.DIFFERENT),
@@ -402,6 +404,27 @@ def test_a_verdict_may_need_more_seeds_than_anyone_runs():
     # of one seed v holds that seed's own noise, which more seeds average out
     of_one_seed = needs_questions._replace(n=1)
     assert judge(c, [of_one_seed]).reason == "seeds (one does not tell how many)"
+
+
+@pytest.mark.parametrize("other", [(1.3, 4.0, 2, 1.0, 3, 500), (0.8, 9.0, 2, 0.0, 3, 500)])
+def test_one_part_that_fails_decides_a_claim_before_all_would_hold(other):
+    c = make_claim("superiority", delta=2)
+    fails = Estimate(-0.5, 1.0, 2, 0.0, 3, 500)
+    other = Estimate(*other)
+    doubt = judge(c, [fails, other])
+    needed = int(re.fullmatch(r"seeds \(needs n=(\d+)\)", doubt.reason)[1])
+    more = [x._replace(n=needed, nu=needed - 1) for x in (fails, other)]
+    fewer = [x._replace(n=needed - 1, nu=needed - 2) for x in (fails, other)]
+    assert judge(c, fewer).verdict == Verdict.UNDECIDED
+    assert judge(c, more).verdict == Verdict.NOT_REPRODUCED
+
+
+def test_seeds_needed_by_primary_claims_are_counted_with_holms_whole_factor():
+    """Of p = .67 in each of five the corrected p is 1, and the factor that counts is 5."""
+    rows = [{"p": 0.67} for _ in range(5)]
+    stats.raise_p_values(rows, "p")
+    assert [row["p_holm"] for row in rows] == [1.0] * 5
+    assert [row["p_factor"] for row in rows] == pytest.approx([5.0] * 5)
 
 
 def test_an_effect_that_may_be_twice_what_is_printed_is_too_large():
@@ -623,7 +646,7 @@ def test_a_contrast_may_go_beyond_another_be_relative_or_have_a_target():
     ledger, examples = planted
     zero = judge_claim(relative, (ledger.assign(value=0.0), examples.assign(em=0.0)))
     assert zero["verdict"] == Verdict.NOT_TESTED
-    assert zero["reason"] == "it is a percentage of a score that is 0"
+    assert zero["reason"] == "it is a percentage of a score that is 0, or nearly so"
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
@@ -632,7 +655,8 @@ def test_holms_correction_is_that_of_statsmodels(count):
     p_values = np.concatenate([rng.uniform(0, 0.02, count), rng.uniform(size=count), [0.0, 1.0]])
     p_values = np.append(p_values, p_values[0])  # a tie
     expected = multipletests(p_values, method="holm")[1]
-    np.testing.assert_allclose(stats.correct_by_holm(p_values), expected, rtol=1e-12)
+    raised = np.minimum(stats.correct_by_holm(p_values), 1.0)
+    np.testing.assert_allclose(raised, expected, rtol=1e-12)
 
 
 def test_primary_claims_alone_are_corrected_by_holm():

@@ -305,6 +305,9 @@ def test_a_control_says_how_much_of_the_effect_is_left():
     # of another part, and of an equality, the effects are not the same quantity
     assert show_control({}, {"part": "squad, EM"}) == "0.4 [0.0, 0.8] EM (squad)"
     assert show_control({"kind": "equivalence"}, {"kind": "equivalence"}) == "0.4 [0.0, 0.8] EM"
+    # each is a percentage of another score
+    relative = {"unit": "percent relative"}
+    assert show_control(relative, relative) == "0.4 [0.0, 0.8] percent relative"
     # more than all is left, or less than nothing
     assert show_control({"ours": 0.3}, {}) == "0.4 [0.0, 0.8] EM"
     assert show_control({"ours": -2.0}, {}) == "0.4 [0.0, 0.8] EM"

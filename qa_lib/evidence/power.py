@@ -18,7 +18,8 @@ question. q and Q come from params/questions.yaml; ρ, ρ' and σ are assumed.
 An effect can be seen if 80 % of repetitions would show it at the two-sided 5 % level. An
 equivalence can be seen if 80 % of repetitions would show it within its margin. A magnitude is
 decided if an effect measured at the middle of the printed range would lie above half of the
-range's low end.
+range's low end. Of a claim of several parts that is one of them, the least certain: that all hold
+is less likely. What Holm's method asks of primary claims is left out.
 """
 
 from math import inf

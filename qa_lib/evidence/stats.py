@@ -271,9 +271,11 @@ def estimate_part(
     drawn = [average_cells(side, redraw) for side in keys]  # side → (n, B)
     with np.errstate(divide="ignore", invalid="ignore"):
         d = compute_contrast(contrast, recorded)  # (n,)
-        cov = np.atleast_2d(np.cov(compute_contrast(contrast, drawn)))  # (n, n)
-    if not (np.isfinite(d).all() and np.isfinite(cov).all()):
-        raise Lacking("it is a percentage of a score that is 0")
+        redrawn = compute_contrast(contrast, drawn)  # (n, B)
+    redrawn = redrawn[:, np.isfinite(redrawn).all(axis=0)]
+    if not np.isfinite(d).all() or redrawn.shape[1] < times / 2:
+        raise Lacking("it is a percentage of a score that is 0, or nearly so")
+    cov = np.atleast_2d(np.cov(redrawn))  # (n, n)
     has_questions = any(key[2] in PER_EXAMPLE for side in used for key in side)
     # Of one seed v holds its own noise too.
     common = max((cov.sum() - cov.trace()) / (n * (n - 1)), 0.0) if n > 1 else cov.sum()
@@ -490,21 +492,25 @@ def estimate_claims(
 def correct_by_holm(p_values: list[float]) -> np.ndarray:
     r"""Return the p-values of m claims as Holm (1979) raises them, in their order.
 
-    The i-th smallest becomes $\max_{j \le i} \min(1, (m - j + 1) \, p_{(j)})$. The function of
-    statsmodels gives the same and collects garbage first, which takes a second on a page.
+    The i-th smallest becomes $\max_{j \le i} (m - j + 1) \, p_{(j)}$, of which what exceeds 1
+    stands for 1. The function of statsmodels gives the same and collects garbage first, which
+    takes a second on a page.
     """
     order = np.argsort(p_values, kind="stable")
     left = np.arange(len(p_values), 0, -1)  # m − j + 1
     raised = np.empty(len(p_values))
-    raised[order] = np.maximum.accumulate(np.minimum(left * np.take(p_values, order), 1.0))
+    raised[order] = np.maximum.accumulate(left * np.take(p_values, order))
     return raised
 
 
 def raise_p_values(rows: list[dict], column: str):
-    """Add Holm's p to rows of primary claims, as <column>_holm, and by what it was raised."""
+    """Add Holm's p to rows of primary claims, as <column>_holm, and by what it was raised.
+
+    The factor is that of a p that may exceed 1, for which a smaller p would be raised.
+    """
     raised = correct_by_holm([row[column] for row in rows])
     for row, p in zip(rows, raised, strict=True):
-        row[f"{column}_holm"] = p
+        row[f"{column}_holm"] = min(p, 1.0)
         row[f"{column}_factor"] = p / row[column] if row[column] else 1.0
 
 

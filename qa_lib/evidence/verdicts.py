@@ -23,7 +23,7 @@ ALPHA = 0.05  # level of every interval
 ENOUGH = 3  # seeds below which nothing is reproduced
 MOST = 1000  # seeds that nobody will run
 # Raised when a planted ledger gets another interval or verdict (tests/test_stats.py).
-RULES = 4
+RULES = 5
 
 
 class Verdict(StrEnum):
@@ -44,7 +44,8 @@ class Meaning(StrEnum):
     OPEN = "below what is printed, direction open"
     OPPOSITE = "opposite"
     LARGER = "larger"
-    TOO_SMALL = "too small to count"  # nothing is printed, and it is below half of the least effect
+    # It is below half of the least effect, and nothing is printed with which to compare it.
+    TOO_SMALL = "too small to count"
     DIFFERENT = "different"  # of an equality
 
 
@@ -157,22 +158,31 @@ def explain_failure(claim: Claim, low: float, high: float) -> Meaning:
         return Meaning.LARGER
     if high < 0:
         return Meaning.OPPOSITE
-    if claim.printed is None:
+    is_of_target = claim.kind == "superiority" and claim.contrast.target != 0
+    if claim.printed is None or is_of_target:  # d is counted from the target, not from 0
         return Meaning.TOO_SMALL
     if low <= 0:
         return Meaning.OPEN
     return Meaning.LESS_THAN_HALF if high < claim.effect / 2 else Meaning.BELOW
 
 
-def count_seeds_needed(claim: Claim, estimate: Estimate, factor: float, parts: int) -> float:
-    """Return the fewest seeds that would decide a part if d, s² and v stayed; inf: none."""
-    if not estimate.nu:
-        return ENOUGH
-    d, s2, nu, v, n, clusters = estimate
-    seeds = np.append(np.arange(max(n, ENOUGH), MOST + 1), 10**9)
-    rule = apply_rule(claim, d, s2, nu + seeds - n, v, seeds, clusters, factor=factor, parts=parts)
-    decided = np.any(rule, 0)
-    return float(seeds[decided.argmax()]) if decided.any() else np.inf
+def count_seeds_needed(claim: Claim, undecided: list[Estimate], factor: float, parts: int) -> float:
+    """Return the fewest seeds that would decide a claim if d, s² and v stayed; inf: none.
+
+    It is decided where one of its undecided parts fails, and where all of them hold.
+    """
+    numbers = np.append(np.arange(ENOUGH, MOST + 1), 10**9)
+    all_hold, one_fails = True, False
+    for d, s2, nu, v, n, clusters in undecided:
+        seeds = np.maximum(numbers, n)
+        rest = (s2, nu + seeds - n, v, seeds, clusters)
+        holds, fails = apply_rule(claim, d, *rest, factor=factor, parts=parts)
+        all_hold = all_hold & holds
+        one_fails = one_fails | (fails & ~holds)
+    decided = all_hold | one_fails
+    if not decided.any():
+        return np.inf
+    return float(max(numbers[decided.argmax()], *(estimate.n for estimate in undecided)))
 
 
 def explain_doubt(claim: Claim, undecided: list[Estimate], factor: float, parts: int) -> str:
@@ -183,7 +193,7 @@ def explain_doubt(claim: Claim, undecided: list[Estimate], factor: float, parts:
     """
     if not all(estimate.nu for estimate in undecided):
         return "seeds (one gives no interval)"
-    needed = max(count_seeds_needed(claim, estimate, factor, parts) for estimate in undecided)
+    needed = count_seeds_needed(claim, undecided, factor, parts)
     if np.isinf(needed) and any(estimate.n == 1 for estimate in undecided):
         return "seeds (one does not tell how many)"
     if np.isinf(needed):

@@ -458,8 +458,9 @@ def format_control(report: str, row, of_claim) -> str:
     """Return how much of a claim's effect its control leaves: "(a) …: 0.4 of the 3.2 EM [0, 1]".
 
     row, of_claim: the rows of the control and of the claim itself, of one arm. Where these are of
-    different parts or of other seeds, where the claim is an equality, and where the control leaves
-    less than nothing or more than all, the difference to the control stands alone.
+    different parts or of other seeds, where the claim is an equality, where both are percentages of
+    a score, each of another one, and where the control leaves less than nothing or more than all,
+    the difference to the control stands alone.
     """
     name = plans.display_name(report, row.control)
     if np.isnan(row.ours):
@@ -467,7 +468,8 @@ def format_control(report: str, row, of_claim) -> str:
     digits = count_decimals(row)
     is_share = 0 <= row.ours <= of_claim.ours and round(of_claim.ours, digits) > 0
     are_alike = row.part == of_claim.part and row.n == of_claim.n
-    if not are_alike or row.kind == "equivalence" or not is_share:
+    is_relative = row.unit == "percent relative"
+    if not are_alike or row.kind == "equivalence" or is_relative or not is_share:
         return f"{name}: {format_effect(row)}"
     left = format_number(row.ours, digits)
     whole = format_number(of_claim.ours, digits)

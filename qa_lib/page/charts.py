@@ -191,8 +191,7 @@ def draw_comparison(board: Board, report: str, row):
     if row.control:
         name = f"{INDENT}against {plans.display_name(report, row.control)}"
         marker = "s"
-    if row.n == 1 and not np.isnan(row.low):  # without an interval the number says so
-        name += ", one\N{NO-BREAK SPACE}seed"
+    name += name_one_seed(row)
     colour = look.model_colour(report, variant)
     y = board.add_line(name, format_difference(row), is_quiet=bool(row.control))
     if not np.isnan(row.low):
@@ -209,6 +208,27 @@ def name_value(row) -> str:
     if row.untested:
         name += f"; no test: {row.untested}"
     return name
+
+
+def name_one_seed(row) -> str:
+    """Return what a value's name ends with where its interval is of one seed."""
+    is_told = np.isnan(row.low)  # without an interval the number says so
+    return ", one\N{NO-BREAK SPACE}seed" if row.n == 1 and not is_told else ""
+
+
+def describe_values(made: pd.DataFrame, has_unit: bool = True) -> str:
+    """Return the values of comparisons, without those against controls, as a text alternative.
+
+    made: the rows that were run, of compare.collect_comparisons.
+    """
+    texts = []
+    for row in made[made["control"] == ""].itertuples():
+        on = f" ({row.on})" if row.on else ""
+        value = format_difference(row, row.unit if has_unit else "")
+        texts.append(
+            f"{row.ours} against {row.against}{on}, {name_value(row)}{name_one_seed(row)}: {value}"
+        )
+    return "; ".join(texts)
 
 
 def format_printed(row) -> str:

@@ -577,7 +577,8 @@ def figure_balance(P) -> report.Html:
     steps = tables.collect_router_steps(specs)
     caption = (
         "The router in training, by the coefficient β of the balance loss: the load of the largest "
-        "expert, in even shares, and the picks that found their expert full. Means over seeds."
+        "expert, in even shares, and the picks that found their expert full. "
+        + pieces.describe_means(steps)
     )
     alt = "Two panels over training, a line for each coefficient."
 
@@ -682,9 +683,8 @@ def figure_plain_losses(P) -> report.Html:
 
 def save_losses(P, name: str, rows: pd.DataFrame, by: str, caption: str) -> report.Html:
     """Return losses over the epochs as a figure, a panel for each value of a column."""
-    seeds = rows["seed"].nunique()
-    number = "One seed." if seeds == 1 else f"Means over {seeds} seeds."
-    caption = f"{caption} Rings: the lowest loss on validation rows. {number}"
+    means = pieces.describe_means(rows)
+    caption = f"{caption} Rings: the lowest loss on validation rows. {means}"
     alt = f"Training and validation loss over epochs, a panel for each value of {by}."
 
     def draw(look: Look) -> Figure:
@@ -739,10 +739,7 @@ def figure_learning(P) -> report.Html:
         specs += find_runs(P, variant, arm, P.centre)
     if not specs:
         return report.note_absent("headline")
-    caption = (
-        f"Losses after each epoch with {pieces.ARMS[arm]}, at {name_mixture(P.centre)}. Points are "
-        "means over seeds, bars reach from the lowest seed to the highest."
-    )
+    caption = f"Losses after each epoch with {pieces.ARMS[arm]}, at {name_mixture(P.centre)}."
     alt = "Training and validation loss by epoch, a line for each of three models."
     return pieces.figure_losses(P, specs, caption, alt)
 

@@ -179,7 +179,11 @@ def table_results(P, arm: str = "printed") -> report.Html:
     if arm == "tuned":
         variants += ["uniform-weights", "told-dataset", "oracle"]
     columns = name_columns(P, by_starter=True)
-    return pieces.table_grid(P, name, caption, variants, columns, printed, arm=arm)
+    # with equal tuning the oracle stands beside the models
+    has_best = arm == "printed"
+    return pieces.table_grid(
+        P, name, caption, variants, columns, printed, arm=arm, has_best=has_best
+    )
 
 
 def table_official(P) -> report.Html:
@@ -644,7 +648,8 @@ def figure_training(P) -> report.Html:
         more = f" The first and the last model have {len(P.curve_seeds)} seeds more."
     caption = (
         f"Figure 2: EM and F1 on {P.watched} training rows over the steps. Of a mixture the gate "
-        f"alone is trained, on experts that have learnt already. Points are means over seeds.{more}"
+        "alone is trained, on experts that have learnt already. "
+        f"{pieces.describe_means(rows, has_bars=True)}{more}"
     )
     alt = "Two panels, EM and F1 on training rows, a line for each model over its steps."
 
@@ -671,8 +676,8 @@ def figure_reinit(P) -> report.Html:
     rows = pd.concat(parts, ignore_index=True)
     caption = (
         "EM on new domains by the number of top blocks that start anew, by SQuAD's scoring: from "
-        "random weights (Reinit), or from those of lower blocks (Reload). Means over seeds, bars "
-        "from the lowest seed to the highest."
+        "random weights (Reinit), or from those of lower blocks (Reload). "
+        + pieces.describe_means(rows, has_bars=True)
     )
     alt = "Two panels, dev and test, a line for random weights and one for those of lower blocks."
 

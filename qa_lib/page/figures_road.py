@@ -177,7 +177,7 @@ def table_datasets(P) -> report.Html:
     for name, number in zip(spec.domains, spec.rows, strict=True):
         rows.append({"dataset": name, "rows": f"{number:,}", "use": "pre-training"})
     uses = dict(zip(P.domains, ("target", "test alone"), strict=True))
-    if P.unanswerable:
+    if "unanswerable" in P.experiments:
         uses[P.unanswerable] = "another target"
     for name, use in uses.items():
         rows.append({"dataset": name, "rows": "–", "use": use})
@@ -205,6 +205,9 @@ def table_datasets(P) -> report.Html:
 
 def table_heads(P) -> report.Html:
     """Return T1: independent start and end, and ELECTRA's joint head."""
+    # Other parts run the first of the two models.
+    if "printed" in P.arms and "heads" not in P.experiments:
+        return report.note_absent("heads")
     caption = (
         "T1: two heads for spans, on the target, in percent. Its F1 is probably a slip: later "
         "tables have a lower one for the same models."
@@ -497,7 +500,7 @@ def figure_learning(P) -> report.Html:
             specs.append(spec)
     if not specs:
         return report.note_absent("pretraining")
-    caption = "Losses of fine-tuning on the target after each epoch; means over seeds."
+    caption = "Losses of fine-tuning on the target after each epoch."
     alt = "Training and validation loss by epoch, a line for each of three models."
     return pieces.figure_losses(P, specs, caption, alt)
 

@@ -495,7 +495,7 @@ def figure_learning(P) -> report.Html:
             specs.append(spec)
     if not specs:
         return report.note_absent("single")
-    caption = "Losses on sentiment after each epoch, without and with SMART: means over seeds."
+    caption = "Losses on sentiment after each epoch, without and with SMART."
     alt = "Training and validation loss by epoch, a line for each of two models."
     return pieces.figure_losses(P, specs, caption, alt)
 
@@ -597,10 +597,9 @@ def table_noise(P) -> report.Html:
     rows = rows.assign(model=names).sort_values(
         "variant", key=lambda column: column.map(order), kind="stable"
     )
-    caption = (
-        "Fine-tuning, SMART, variants of it, and random noise at its cost: accuracy on sentiment. "
-        + tell_batches(P)
-    )
+    has_noise = any(spec.variant in ("smart-r3f", GAUSSIAN) for spec in specs)
+    noise = ", and random noise at its cost" if has_noise else ""
+    caption = f"Fine-tuning, SMART, variants of it{noise}: accuracy on sentiment. {tell_batches(P)}"
     return pieces.save_grid(P, "table_noise", caption, rows)
 
 
@@ -731,9 +730,10 @@ def table_degenerate(P) -> report.Html:
         for heading, dataset in zip(SCORES, P.domains, strict=True):
             row[f"R, {heading.lower()}"] = average_term(records, dataset)
         rows.append(row | {"run": tuple(record["run"] for _, record in records)})
+    means = pieces.describe_means(runs.collect_ledger(specs))
     caption = (
         "SMART as in the report's code, whose term is 0 on paraphrases, beside the correct one. "
-        "Means over seeds. R is the mean of the term in training."
+        f"{means} R is the mean of the term in training."
     )
     return report.save_table(P, "table_degenerate", pd.DataFrame(rows), caption)
 

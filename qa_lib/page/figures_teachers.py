@@ -171,7 +171,8 @@ def table_targets(P) -> report.Html:
     caption = (
         "How soft the targets are in training, as a mean over start and end; on how many windows "
         "some teachers are right and others wrong, which is all that weights can change; and how "
-        "far the answers' probabilities are from how often they are right. Means over seeds."
+        "far the answers' probabilities are from how often they are right. "
+        + pieces.describe_means(ledger)
     )
     return report.save_table(P, "table_targets", pd.DataFrame(rows), caption)
 

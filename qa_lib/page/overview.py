@@ -261,14 +261,9 @@ def figure_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repo
         "accuracy. MoE is scored as in its report. Hollow: printed. Squares: against a control, a "
         "simpler model that could do as well. Bars: 95 % intervals."
     )
-    alt = "; ".join(
-        f"{row.ours} against {row.against}, {charts.name_value(row)}: "
-        f"{charts.format_difference(row)}"
-        for row in made[made["control"] == ""].itertuples()
-    )
-    return looks.save_drawing(
-        P, "fig_answers", partial(charts.draw_reports, rows), caption, alt, made
-    )
+    alt = charts.describe_values(made, has_unit=False)
+    draw = partial(charts.draw_reports, rows)
+    return looks.save_drawing(P, "fig_answers", draw, caption, alt, made)
 
 
 def table_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> report.Html:

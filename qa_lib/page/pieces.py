@@ -223,11 +223,7 @@ def figure_comparisons(
     if len(absent):
         names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
         caption += f" Not run: {'; '.join(dict.fromkeys(names))}."
-    alt = "A row for each comparison: " + "; ".join(
-        f"{row.ours} against {row.against}, {charts.name_value(row)}: "
-        f"{charts.format_difference(row, row.unit)}"
-        for row in made[made["control"] == ""].itertuples()
-    )
+    alt = f"A row for each comparison: {charts.describe_values(made)}"
 
     def draw(look: looks.Look):
         return charts.draw_forest(P.report, rows, look)
@@ -331,9 +327,10 @@ def figure_trials(
     rows = mark_chosen(P, tables.trials_table(tried), by, rows_trained)
     mixtures = rows["mixture"].dropna().unique()
     at = f" at {mixtures[0]}" if len(mixtures) == 1 else ""
+    which = "all" if variants is None else "these models'"
     caption = (
-        f"The validation score of every trial{at}, one seed. Ringed: the setting that was chosen. "
-        f"{describe_edges(rows, by, setting)}".strip()
+        f"The validation score of {which} trials{at}, one seed. Ringed: the setting that was "
+        f"chosen. {describe_edges(rows, by, setting)}".strip()
     )
     alt = "; ".join(
         f"{row['model']}: {by[0]} {row[by[0]]}, {by[1]} {row[by[1]]}"
@@ -346,6 +343,20 @@ def figure_trials(
     return looks.save_drawing(P, name, draw, caption, f"Chosen: {alt}", rows)
 
 
+def describe_means(rows: pd.DataFrame, has_bars: bool = False) -> str:
+    """Return over how many seeds of a model the points of a figure or values of a table are means.
+
+    has_bars: whether a figure has bars from the lowest seed to the highest.
+    """
+    seeds = rows.groupby("variant", observed=True)["seed"].nunique()
+    fewest, most = seeds.min(), seeds.max()
+    if most == 1:
+        return "One seed."
+    number = f"{most}" if fewest == most else f"{fewest} to {most}"
+    bars = ", bars from the lowest to the highest" if has_bars else ""
+    return f"Means over {number} seeds{bars}."
+
+
 def figure_losses(P, specs: list[Spec], caption: str, alt: str) -> report.Html:
     """Return the training and validation losses of runs after each epoch, a line for a model."""
     history = runs.collect_histories(specs)
@@ -353,6 +364,7 @@ def figure_losses(P, specs: list[Spec], caption: str, alt: str) -> report.Html:
     for column, heading in CURVES.items():
         parts.append(history.assign(column=heading, value=history[column]))
     rows = pd.concat(parts, ignore_index=True)
+    caption = f"{caption} {describe_means(rows, has_bars=True)}"
 
     def draw(look: looks.Look):
         return charts.draw_sweep(P.report, rows, "epoch", "epoch", rows[:0], look)

@@ -201,9 +201,9 @@ def describe_verdicts() -> str:
         "sets or metrics the one with the largest p. Behind “not reproduced” stands what it means. "
         "Control: what is left of the effect, at the report's settings, beside the model that "
         "could refute the claim. What could decide a claim is computed before any run, from the "
-        "printed effect and the usual spread of seeds and questions (`make power`); – is a claim "
-        "that is not about scores. What to bear in mind with each claim stands on its page.\n"
-        + "".join(parts)
+        "printed effect and the usual spread of seeds and questions, for one part of it and "
+        "without Holm's method (`make power`); – is a claim that is not about scores. What to bear "
+        "in mind with each claim stands on its page.\n" + "".join(parts)
     )
 
 

@@ -340,7 +340,7 @@ def require_runs(name: str, frame: pd.DataFrame) -> list[str]:
 def profile_tag(P) -> str:
     """Return the profile's tag, e.g. QUICK; with the size where the profile has two."""
     if P.profile == "real":
-        return f"REAL {P.size}"
+        return f"REAL {P.size}".strip()  # the page of all reports has no size
     return P.profile.upper()
 
 

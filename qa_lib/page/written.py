@@ -164,6 +164,10 @@ class UnknownName(Exception):
     """
 
 
+# What a wrong name, a wrong argument or a division by 0 in findings raises.
+FAULTS = (TemplateError, UnknownName, TypeError, LookupError, ArithmeticError)
+
+
 @dataclass(frozen=True)
 class Effect:
     """Ours in one arm, with its 95 % interval; as text "3.2 [2.0, 4.4]".
@@ -253,7 +257,7 @@ class RunNames:
     def differing(self, variant: str, other: str, test_set: str, arm: str = "report") -> float:
         """Return the share of a set's questions on which two variants give another span.
 
-        Runs of one seed are compared, at all seeds that both have.
+        Runs of one seed and mixture are compared, at all that both have.
         """
         ours = self.find_spans(variant, test_set, arm)
         theirs = self.find_spans(other, test_set, arm)
@@ -263,14 +267,17 @@ class RunNames:
         return float((ours != theirs).any(axis=1).mean())
 
     def find_spans(self, variant: str, test_set: str, arm: str) -> pd.DataFrame:
-        """Return start and end of a variant's answers on a test set, by seed and question."""
+        """Return start and end of a variant's answers on a set, by seed, mixture and question."""
         is_meant = (self.ledger["variant"] == variant) & (self.ledger["arm"] == ARMS.get(arm, arm))
         _, examples = verify.collect_scores(self.specs)
         is_of_run = examples["run"].isin(self.ledger.loc[is_meant, "run"])
         spans = examples[is_of_run & (examples["variant"] == variant)]
-        spans = spans[spans["set"] == test_set].set_index(["seed", "id"])[["start", "end"]]
+        spans = spans[spans["set"] == test_set].fillna({"ratio": 0.0})  # of no mixture
+        spans = spans.set_index(["seed", "ratio", "id"])[["start", "end"]]
         if spans.empty or spans.isna().any(axis=None):
             raise UnknownName(f"no run of {variant} has spans on {test_set}, arm {arm}")
+        if not spans.index.is_unique:
+            raise UnknownName(f"several runs of {variant} have one seed and mixture, arm {arm}")
         return spans
 
     @cached_property
@@ -389,7 +396,7 @@ def fill_paragraph(found: Findings, paragraph: Paragraph, names: dict) -> str:
     for number, line in paragraph.lines:
         try:
             lines.append(environment.from_string(line).render(names))
-        except (TemplateError, UnknownName, TypeError) as e:
+        except FAULTS as e:
             raise UserError(f"{found.place(number)}: {e}") from None
     return "\n".join(lines)
 
@@ -401,7 +408,7 @@ def is_borne_out(found: Findings, paragraph: Paragraph, names: dict) -> bool:
     try:
         holds = make_environment().compile_expression(paragraph.condition, undefined_to_none=False)
         return bool(holds(**names))
-    except (TemplateError, UnknownName, TypeError) as e:
+    except FAULTS as e:
         raise UserError(f"{found.place(paragraph.line - 1)}: {e}") from None
 
 

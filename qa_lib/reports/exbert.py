@@ -55,7 +55,7 @@ LONGER = (*HEADLINE, "exbert-all-blocks")
 NOTES = {
     "v-db": "the plain encoder",
     "exbert-tuned": "fewer blocks, and experts",
-    "dense-compute": "one layer as wide as two experts",
+    "dense-compute": "one layer as wide as a token's experts",
 }
 # What a page leads with.
 COMPARISONS = (

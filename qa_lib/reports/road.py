@@ -118,9 +118,9 @@ COMPARISONS = (
 # From the plain encoder to the report's final model.
 STEPS = (
     Step("several datasets, one a step", "baseline", "mt-dnn"),
-    Step("four uniform draws averaged", "mt-dnn", "mtl-own-heads"),
+    Step("uniform draws averaged", "mt-dnn", "mtl-own-heads"),
     Step("a head for each task, not dataset", "mtl-own-heads", "mtl"),
-    Step("the soft targets of three teachers", "mtl", "kd"),
+    Step("the soft targets of teachers", "mtl", "kd"),
     Step("teachers weighted by who is right", "kd", "weighted-kd"),
 )
 
