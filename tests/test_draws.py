@@ -280,3 +280,24 @@ def test_a_rate_of_one_is_the_plain_optimizer(small_encoder):
     same = make_spec(small_encoder, epochs=1.0, layer_decay=LayerDecay(rate=1.0))
     again = train.train(same, progress=lambda line: None)
     assert plain["metrics"] == again["metrics"]
+
+
+@pytest.mark.parametrize("layers", [None, LayerDecay(rate=0.5)])
+def test_the_optimizer_has_the_weight_decay_of_the_run(small_encoder, monkeypatch, layers):
+    """Biases and norms have none."""
+    seen = []
+    go_on = train.Keeper.on_step_end
+
+    def look(self, args, state, control, model=None, optimizer=None, **kwargs):
+        name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                seen.append((name_of[id(parameter)], group["weight_decay"]))
+        go_on(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(train.Keeper, "on_step_end", look)
+    spec = make_spec(small_encoder, layer_decay=layers, weight_decay=0.07, epochs=1.0)
+    train.train(spec, progress=show_nothing)
+    for name, weight_decay in seen:
+        assert weight_decay == (0.0 if "LayerNorm" in name or "bias" in name else 0.07), name
+    assert {weight_decay for _, weight_decay in seen} == {0.0, 0.07}

@@ -257,3 +257,17 @@ def test_experts_of_two_domains_have_their_mutual_information(first, second, bit
     for name, shares in (("a", first), ("b", second)):
         rows += [{"set": name, "expert": e, "share": x} for e, x in enumerate(shares)]
     assert tables.mutual_information(pd.DataFrame(rows)) == bits
+
+
+def test_the_log_has_the_means_over_the_steps_since_the_last_one():
+    m = make_model()
+    loss = BalanceLoss(0.5)
+    steps = []
+    for length in (24, 20):
+        loss.loss(m, {}, m(**draw_batch(length)), 0)
+        routing = m.routing
+        steps.append(torch.stack([routing.balance_loss, routing.z_loss, routing.dropped]))
+    logged = loss.read_log()
+    expected = ((steps[0] + steps[1]) / 2).tolist()
+    assert [logged[name] for name in ("balance_loss", "z_loss", "dropped")] == expected
+    assert not torch.equal(*steps)

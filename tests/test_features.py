@@ -298,3 +298,13 @@ def test_a_tokenizer_that_leaves_out_the_end_of_a_text_is_refused(tokenizer):
     span.check_windows(tokenizer)
     with pytest.raises(UserError, match="leaves out what a long text has .*0.23.1 and 0.23.2"):
         span.check_windows(two_windows)
+
+
+@pytest.mark.parametrize("long, beyond", [(30, 0), (31, 1)])
+def test_an_answer_is_beyond_reach_where_all_of_its_row_are_too_long(tokenizer, long, beyond):
+    answers = {"text": ["mill " * long], "answer_start": [0]}
+    row = {"question": "mill " * (34 + long), "answers": answers}
+    counts = {"questions": beyond, "answers": beyond}
+    assert span.count_beyond_reach([row], tokenizer) == counts
+    answers["text"].append("mill")
+    assert span.count_beyond_reach([row], tokenizer) == counts | {"answers": 0}

@@ -153,15 +153,17 @@ def make_windows(rows: list[int]) -> Dataset:
 
 
 @pytest.mark.parametrize(
-    "average, em, contains", [("clusters", 75.0, 25.0), ("rows", 200 / 3, 100 / 3)]
+    "average, em, contains, starter",
+    [("clusters", 75.0, 25.0, 50.0), ("rows", 200 / 3, 100 / 3, 100 / 3)],
 )
-def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains):
+def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains, starter):
     """As in BioASQ, scores are averaged over a question's rows and then over the questions."""
     row = {"context": "ice snow", "is_impossible": False, "answers": {"text": ["ice"]}}
     rows = [row | {"id": str(i), "question": question} for i, question in enumerate("aab")]
+    rows[2]["answers"] = {"text": ["ice snow"]}
     start = [np.array([0, 2, 1], np.float32)] * 3
-    # the answers are "ice", "ice snow" and "ice"
-    end = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 2, 1])]
+    # the answers are "ice", "ice snow" and "ice snow"
+    end = [np.array(x, np.float32) for x in ([0, 2, 1], [0, 1, 2], [0, 1, 2])]
     predicted = (make_windows([0, 1, 2]), {"start": start, "end": end}, 0.0)
     model = SimpleNamespace(window_details=lambda *_: {})
     spec = SimpleNamespace(starter=True, layer=None)
@@ -171,7 +173,7 @@ def test_a_clustered_set_is_scored_by_means_of_means(average, em, contains):
     )
     assert scores["em"] == pytest.approx(em)
     assert scores["contains"] == pytest.approx(contains)
-    assert scores["em_starter"] == 0.0
+    assert scores["em_starter"] == pytest.approx(starter)
     assert scores["em_rows"] == pytest.approx(200 / 3)
     assert scores["clusters"] == 2
     assert examples["em"].tolist() == [100, 0, 100]
@@ -258,3 +260,16 @@ def test_an_average_of_nothing_or_of_nan_is_refused():
 def test_scores_are_averaged_within_clusters_first():
     average = metrics.average_scores(np.array([100.0, 0.0, 0.0, 100.0]), ["q", "q", "q", "r"])
     assert average == pytest.approx((100 / 3 + 100) / 2)
+
+
+@pytest.mark.parametrize("length, first", [(30, 1), (31, 2)])
+def test_an_answer_has_30_tokens_at_most(length, first):
+    """Of both kinds of heads. Where the best span is too long the next start makes it shorter."""
+    start, end = np.zeros((2, 1, 40), np.float32)
+    start[0, 1:3] = 9, 8
+    end[0, length] = 9
+    context = np.arange(40) > 0
+    best = span.best_spans(start, end, context[None])
+    assert (best[0][0], best[1][0]) == (first, length)
+    beam = (np.array([1, 2]), np.array([length, length]), np.array([-1.0, -2.0]))
+    assert span.best_beam_span(*beam, context)[:2] == (first, length)

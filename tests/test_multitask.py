@@ -809,3 +809,20 @@ def test_a_dataset_without_a_row_of_its_own_is_refused(small_encoder):
     spec = make_spec(small_encoder, rows=[24, 0, 24], validation_rows=6)
     with pytest.raises(UserError, match="no row falls to .*; raise train_rows or validation_rows"):
         train.train(spec, progress=show_nothing)
+
+
+def test_datasets_in_turn_have_as_many_validation_rows_of_each(small_encoder):
+    """Whatever their training rows; rows together have the proportions of training."""
+    spec = make_spec(small_encoder, rows=[8, 24, 16], validation_rows=24)
+    _, validation, _ = selection.draw_mixture(spec)
+    assert Counter(row["domain"] for row in validation) == dict.fromkeys(SENTENCES, 8)
+    together = spec.model_copy(update={"multitask": None})
+    _, validation, _ = selection.draw_mixture(together)
+    numbers = dict(zip(SENTENCES, [4, 12, 8], strict=True))
+    assert Counter(row["domain"] for row in validation) == numbers
+
+
+def test_dev_rows_are_the_test_rows_of_what_trains(small_encoder):
+    spec = make_spec(small_encoder, domains=["paraphrase", "similarity"])
+    spec = spec.model_copy(update={"tests": ["sentiment", "paraphrase", "similarity"]})
+    assert {row["domain"] for row in train.load_dev_rows(spec)} == {"paraphrase", "similarity"}

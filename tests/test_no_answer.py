@@ -143,6 +143,17 @@ def test_averages_over_clusters_are_taken_in_each_part(outputs):
     assert scores["f1_best"] == pytest.approx((300 + HALF) / 6)
 
 
+def test_no_answer_and_the_best_threshold_are_averaged_over_clusters():
+    """Of three rows two are of one question. No answer at all is right for the third."""
+    rows = [{"is_impossible": False}, {"is_impossible": False}, {"is_impossible": True}]
+    predictions = [{"null_margin": -1.0, "text": "mill", "null_threshold": 0.0}] * 3
+    answered, unanswered = np.array([100.0, 0.0, 0.0]), np.array([0.0, 0.0, 100.0])
+    arguments = (rows, predictions, {"em": answered}, {"em": (answered, unanswered)})
+    for clusters, mean in ((["a", "a", "b"], 50.0), (None, 100 / 3)):
+        scores = no_answer.describe_scores(*arguments, clusters)
+        assert scores["em_no_answer"] == scores["em_best"] == pytest.approx(mean)
+
+
 def test_without_impossible_rows_nothing_is_chosen_and_nothing_is_added(outputs):
     rows = [row | {"is_impossible": False} for row in make_rows()]
     assert span.choose_rule(rows, lambda: pytest.fail("predicted")) == {}

@@ -1075,3 +1075,10 @@ def test_the_notebook_names_what_there_is_instead(domains, tmp_path, monkeypatch
     )
     with pytest.raises(UserError, match=words):
         plans.plan(plans.load_from_names("exbert", cell, "own"))
+
+
+def test_the_first_words_are_as_many_as_an_answer_usually_has():
+    """The median, which one long answer does not change."""
+    training = [make_answer(text) for text in ("x y", "x z", "w", "a b c d e", "v w")]
+    best = floor.measure_floor([make_answer("old"), make_answer("k")], training)
+    assert best == (50.0, "the first words of the text")

@@ -333,6 +333,8 @@ def test_a_class_that_both_sides_exclude_adds_nothing():
     torch.testing.assert_close(value, expected)
     value.sum().backward()
     assert a.grad.isfinite().all()
+    # what one side alone excludes is not left out
+    assert smart_module.symmetric_kl(a.detach(), OTHER[:, 0]).isinf().all()
 
 
 def test_the_report_s_code_does_nothing_for_one_logit_nor_for_a_batch_of_one():
@@ -752,3 +754,44 @@ def test_a_value_out_of_range_is_one_sentence(values, says):
         validate(Smart, values, {})
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("clean_side", ["gradient", "stopped"])
+def test_the_bregman_term_is_the_weighted_divergence_from_the_averaged_model(clean_side, reduction):
+    """Its value, and its gradient by the trained model alone."""
+    model, batch = make("sst", dropout=0.0)
+    settings = {"adversarial": 0.0, "clean_side": clean_side, "reduction": reduction}
+    terms = make_loss(model, bregman=3.0, **settings)
+    with torch.no_grad():
+        terms.averaged.heads["sst"].linear.weight.mul_(0.5)
+        averaged = terms.averaged(**batch).logits
+    outputs = model(**batch)
+    distances = smart_module.symmetric_kl(outputs.logits, averaged)
+    expected = 3 * (distances.sum() if reduction == "sum" else distances.mean())
+    term = terms.loss(model, batch, outputs, 0)
+    torch.testing.assert_close(term, expected)
+    weight = model.heads["sst"].linear.weight
+    (of_expected,) = torch.autograd.grad(expected, weight, retain_graph=True)
+    torch.testing.assert_close(*torch.autograd.grad(term, weight), of_expected)
+
+
+def test_r3f_is_the_mean_over_draws_of_noise_in_the_ball():
+    weight = 0.1 * torch.randn(T * D, 5, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(B, T, D, generator=torch.Generator().manual_seed(2))
+    mask = draw_text(1)["attention_mask"]
+
+    def f(x):
+        return x.flatten(1) @ weight
+
+    settings = Smart(variant="r3f", draws=2, radius=0.1, start_sd=0.2)
+    term = adversarial_term(
+        f, x, f(x), mask, settings, smart_module.symmetric_kl, torch.Generator().manual_seed(7)
+    )
+    again = torch.Generator().manual_seed(7)
+    values = []
+    for _ in range(2):
+        noise = 0.2 * torch.randn(x.shape, generator=again) * mask.unsqueeze(-1)
+        moved = f(x + noise.clamp(-0.1, 0.1))
+        values.append(smart_module.symmetric_kl(moved, f(x)).mean())
+    torch.testing.assert_close(term.value, (values[0] + values[1]) / 2)

@@ -294,3 +294,14 @@ def test_training_depends_on_the_seed_alone():
         outputs.append(moe(draw_tokens(), full_mask()))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_an_expert_takes_four_tokens_however_short_a_sequence():
+    """All six tokens want expert 0, whose even share would be one. There is no second pick."""
+    moe = make_layer(threshold=1e9, capacity_train=1.25)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+        moe.router.weight[0] = 1.0
+    out = moe(draw_tokens().abs()[:, :6], full_mask()[:, :6])
+    assert out[:, :4].any(-1).all()
+    assert not out[:, 4:].any()

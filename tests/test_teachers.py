@@ -707,3 +707,33 @@ def test_a_study_estimates_and_trains_teachers_and_students(small_encoder):
     assert record["teachers"] == [teacher.hash]
     assert record["metrics"]["training"]["soft_loss"] > 0
     assert not runs.has_weights(teacher)
+
+
+def test_a_teacher_needs_positions_for_the_windows_of_the_run(small_encoder, monkeypatch):
+    """Those that it was trained on may have been shorter."""
+    teacher = make_run(small_encoder, seed=5, max_length=32)
+    student = make_student(small_encoder, [teacher])
+    monkeypatch.setattr(encoders, "count_positions", lambda encoder: 40)
+    with pytest.raises(UserError, match="reads 40 tokens, and windows of 48 are asked for"):
+        teachers.check_teachers(student)
+
+
+def test_a_text_that_a_run_far_behind_a_teacher_has_seen_is_refused(small_encoder, planted):
+    alone = {"domains": ["encyclopaedia"], "multitask": None}
+    source = make_run(small_encoder, domains=["news"], multitask=None, variant="leaky", seed=4)
+    child = make_run(small_encoder, start=source, seed=5, variant="child", **alone)
+    run = make_run(small_encoder, start=child, seed=6, variant="grandchild", **alone)
+    student = make_student(small_encoder, [run], **alone)
+    teachers.check_teachers(student)
+    unseen = selection.load_splits("encyclopaedia", "embedded").test[0]
+    planted("news", "train", [{**unseen, "question": "Who?", "domain": "news"}])
+    with pytest.raises(UserError, match=f"1 texts that {source.run} was trained on are texts of"):
+        teachers.check_teachers(student)
+
+
+def test_on_a_gpu_all_runs_behind_a_run_are_those_of_a_gpu(small_encoder):
+    """In fp32 too. Otherwise parents would be looked up under other hashes."""
+    teacher = make_run(small_encoder, seed=5, start=make_run(small_encoder, seed=6))
+    student = make_student(small_encoder, [teacher], start=teacher)
+    for changed in (student.on_gpu(), student.change_with_parents(threads="cuda")):
+        assert {run.threads for run in selection.list_lineage(changed)} == {"cuda"}

@@ -1392,3 +1392,20 @@ def test_a_logged_value_counts_by_its_steps():
     rows = [{"step": 10, "x": 4.0}, {"step": 11, "x": 1.0}, {"step": 20}, {"step": 25, "x": 2.0}]
     assert runs.average_logged(rows, "x") == (10 * 4 + 1 * 1 + 5 * 2) / 16
     assert math.isnan(runs.average_logged(rows, "y"))
+
+
+def test_a_record_has_the_seconds_of_all_its_starts(tiny, monkeypatch):
+    spec = plans.plan(tiny())[0]
+    of_before = (None, 900.0, runs.describe_code(spec))
+    monkeypatch.setattr(train, "find_resume", lambda *_: of_before)
+    record = train.train(spec, progress=show_nothing)
+    assert 900 < record["training_seconds"] < record["seconds"] < 1000
+
+
+def test_a_pool_is_known_by_what_tests_on_its_members(monkeypatch):
+    known = {"manuals": Dataset(train=["a"], test=["b"], rows=9), "both": Dataset(pool=["manuals"])}
+    monkeypatch.setattr(params, "read_datasets", lambda *_: known)
+    first = selection.fingerprint_test_sets(known, "embedded", None)
+    known["manuals"] = known["manuals"].model_copy(update={"test_rows": 5})
+    second = selection.fingerprint_test_sets(known, "embedded", None)
+    assert second["both"] != first["both"]
