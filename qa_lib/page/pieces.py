@@ -327,9 +327,9 @@ def figure_trials(
     rows = mark_chosen(P, tables.trials_table(tried), by, rows_trained)
     mixtures = rows["mixture"].dropna().unique()
     at = f" at {mixtures[0]}" if len(mixtures) == 1 else ""
-    which = "all" if variants is None else "these models'"
+    trials = "all trials" if variants is None else "trials"
     caption = (
-        f"The validation score of {which} trials{at}, one seed. Ringed: the setting that was "
+        f"The validation score of {trials}{at}, one seed. Ringed: the setting that was "
         f"chosen. {describe_edges(rows, by, setting)}".strip()
     )
     alt = "; ".join(
