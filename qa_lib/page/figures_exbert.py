@@ -267,7 +267,7 @@ def figure_mixtures(P, name: str, caption: str, arm: str) -> report.Html:
 
 
 def table_steps(P, arm: str) -> report.Html:
-    """Return EM with a layer on all encoder blocks, beside V-DB, control (a) and ExBERT (final).
+    """Return EM of models on all encoder blocks, beside control (a) and ExBERT (final).
 
     At the report's settings V-DB stands there with ExBERT's rate and epochs too; with equal tuning
     each model has its own.
@@ -275,7 +275,7 @@ def table_steps(P, arm: str) -> report.Html:
     if not is_run(P, "steps", arm):
         return report.note_absent("steps")
     caption = (
-        "ExBERT on all encoder blocks, beside V-DB, control (a) and ExBERT (final), with "
+        "Models on all encoder blocks, beside control (a) and ExBERT (final), with "
         f"{pieces.ARMS[arm]}: EM, in percent."
     )
     variants = ["v-db", *exbert.ON_ALL_BLOCKS, "plain-tuned", FINAL]
