@@ -249,6 +249,11 @@ def test_the_calibration_error_of_answers_is_a_plain_loop():
             expected += inside.mean() * gap
     assert metrics.calibration_error(confidence, right) == pytest.approx(100 * expected)
     assert metrics.calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+    # a bin has its upper end: these two are of one, in which one of two is right
+    ends = metrics.calibration_error(np.array([0.75, 1.0]), np.array([1, 0]), bins=2)
+    assert ends == pytest.approx(100 * (0.875 - 0.5))
+    ends = metrics.calibration_error(np.array([0.25, 0.5]), np.array([1, 0]), bins=2)
+    assert ends == pytest.approx(100 * (0.5 - 0.375))
 
 
 def test_an_average_of_nothing_or_of_nan_is_refused():

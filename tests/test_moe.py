@@ -835,6 +835,8 @@ def test_a_gate_is_killed_and_ends_with_the_same_numbers(store, monkeypatch, sma
         ([10, 20, 30, 40, 50], 14.0, 100.0),
         # a score above the last one is none of the plateau either
         ([0, 40, 50, 51.5, 50], 16.0, 100.0),
+        # one that is 1 away is
+        ([0, 40, 49, 51, 50], 16.0, 50.0),
     ],
 )
 def test_a_curve_has_its_early_score_and_its_plateau(em, early, flat):

@@ -723,6 +723,9 @@ def test_a_record_has_what_its_run_was_asked_to_measure(tiny, measured):
     save_record(having)
     assert runs.find_record(having)
     assert runs.find_record(without)
+    if "watched" in measured:
+        more = having.model_copy(update={"watched": 301})
+        assert runs.find_record(more) is None
 
 
 def test_nan_is_no_score(tiny):
