@@ -649,6 +649,19 @@ def test_a_contrast_may_go_beyond_another_be_relative_or_have_a_target():
     assert zero["reason"] == "it is a percentage of a score that is 0, or nearly so"
 
 
+def test_a_percentage_of_a_score_that_few_resamples_have_as_0_is_estimated():
+    """V-DB has 4 of 200 questions right, and none of them in about one resample of 55."""
+    ledger, examples = plant_scores({("v-db", 0.8): 0.0, ("exbert-tuned", 0.8): 0.0}, seeds=3)
+    relative = make_claim("magnitude", {"scale": "relative"}, printed=16, unit="percent relative")
+    first = examples.groupby(["run", "set"]).cumcount()
+    right = np.where(examples["variant"] == "v-db", 4, 12)
+    examples = examples.assign(em=100.0 * (first < right))
+    ledger = ledger.assign(value=np.where(ledger["variant"] == "v-db", 2.0, 6.0))
+    row = judge_claim(relative, (ledger, examples))
+    assert row["d"] == pytest.approx(200)
+    assert np.isfinite([row["low"], row["high"]]).all()
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
 def test_holms_correction_is_that_of_statsmodels(count):
     rng = np.random.default_rng(count)

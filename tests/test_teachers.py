@@ -732,7 +732,7 @@ def test_a_text_that_a_run_far_behind_a_teacher_has_seen_is_refused(small_encode
 
 
 def test_on_a_gpu_all_runs_behind_a_run_are_those_of_a_gpu(small_encoder):
-    """In fp32 too. Otherwise parents would be looked up under other hashes."""
+    """Otherwise they would be looked up under other hashes."""
     teacher = make_run(small_encoder, seed=5, start=make_run(small_encoder, seed=6))
     student = make_student(small_encoder, [teacher], start=teacher)
     for changed in (student.on_gpu(), student.change_with_parents(threads="cuda")):

@@ -506,7 +506,7 @@ def correct_by_holm(p_values: list[float]) -> np.ndarray:
 def raise_p_values(rows: list[dict], column: str):
     """Add Holm's p to rows of primary claims, as <column>_holm, and by what it was raised.
 
-    The factor is that of a p that may exceed 1, for which a smaller p would be raised.
+    The factor is taken before p is cut at 1: with it a smaller p would be raised, too.
     """
     raised = correct_by_holm([row[column] for row in rows])
     for row, p in zip(rows, raised, strict=True):
