@@ -33,6 +33,28 @@ def assert_answers_in_place(row: dict, message=None) -> None:
         assert row["context"][start : start + len(text)] == text, message
 
 
+def count_descents(order: list[int]) -> int:
+    """Count the places where a number is followed by a smaller one."""
+    return sum(after < before for before, after in zip(order, order[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    "words, left", [(1, 1), (2, 2), (3, 3), (4, 3), (12, 12 - round(augment.DROP * 11))]
+)
+def test_a_question_loses_a_share_of_its_words_and_swaps_one_pair(words, left):
+    """The first word stays; of two others none is dropped."""
+    question = [str(i) for i in range(words)]
+    texts = set()
+    for seed in range(20):
+        reworded = augment.reword_question(" ".join(question), random.Random(seed))
+        order = [int(word) for word in reworded.split()]
+        assert order[0] == 0
+        assert len(order) == len(set(order)) == left
+        assert count_descents(order) == (1 if left > 2 else 0)
+        texts.add(reworded)
+    assert len(texts) > 1 or words < 4
+
+
 def test_altered_copies_keep_their_answers():
     rows = few_shot_rows()
     copies = augment.make_copies(rows, 3, seed=0)

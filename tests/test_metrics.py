@@ -208,10 +208,11 @@ def test_no_answer_wins_where_every_window_says_so(null_answers, texts):
         assert [a["window"] for a in answers] == [1, 3]
 
 
-def test_an_answer_s_confidence_is_its_probability_in_its_window():
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_answer_s_confidence_is_its_probability_in_its_window(order):
     rows = [{"context": "ice snow"}]
     windows = make_windows([0, 0])
-    logits = [np.array(x, np.float32) for x in ([0.5, 2, 0], [3, 0, 1])]
+    logits = [np.array(x, np.float32) for x in ([0.5, 2, 0], [3, 0, 1])][::order]
     best = np.exp(2) / np.exp([0.5, 2, 0]).sum()
     nothing = np.exp(0.5) / np.exp([0.5, 2, 0]).sum()
     for threshold, expected in ((0.0, best**2), (-9.0, nothing**2)):

@@ -259,6 +259,9 @@ def test_weights_told_the_dataset_are_fitted(experts):
     mixture.load_state_dict(build.load_weights(spec))
     fitted = mixture(**batch).loss.item()
     mixture, _ = build.build_model(spec)
+    with torch.no_grad():
+        weights = mixture.gate(torch.eye(mixture.gate[0].in_features))
+    assert torch.equal(weights, torch.full_like(weights, 1 / weights.shape[1]))
     search = torch.optim.LBFGS(mixture.parameters(), max_iter=500, line_search_fn="strong_wolfe")
     equal = mixture(**batch).loss.item()
 

@@ -80,6 +80,14 @@ def test_rrobin_has_equal_batches_and_the_same_rows_of_the_larger_datasets():
     assert rows_of(list_epoch(other_seed, 0), "quora") != rows_of(first, "quora")
 
 
+@pytest.mark.parametrize("size, has_same_rows", [(64, True), (63, False)])
+def test_with_a_batch_to_spare_an_epoch_has_the_same_rows(size, has_same_rows):
+    schedule = make_schedule({"small": 56, "large": size}, 8)
+    first, second = (rows_of(list_epoch(schedule, epoch), "large") for epoch in (0, 1))
+    assert len(first) == len(second) == 56
+    assert (first == second) == has_same_rows
+
+
 def test_rrobin_full_visits_all_rows_in_batches_by_size():
     schedule = make_schedule(SIZES, 64, schedule="rrobin-full")
     epoch = list_epoch(schedule, 0)

@@ -78,9 +78,15 @@ def digest_runs(slug: str) -> pd.DataFrame:
     ledger = pd.read_csv(
         ROOT / "figures" / slug / "real" / "results.csv", dtype=str, keep_default_na=False
     )
+    metrics = list(ledger.columns)[list(ledger.columns).index("n") + 1 :]
     rows = []
     for (run, variant, arm), group in ledger.groupby(["run", "variant", "arm"]):
-        scores = sorted(group[["set", "metric", "value", "n"]].itertuples(index=False, name=None))
+        scores = sorted(
+            (row["set"], metric, row[metric], row["n"])
+            for row in group.to_dict("records")
+            for metric in metrics
+            if row[metric]
+        )
         digest = hashlib.sha256(json.dumps(scores).encode()).hexdigest()[:16]
         rows.append(
             {"run": run, "variant": variant, "arm": arm, "scores": len(scores), "digest": digest}
@@ -135,13 +141,28 @@ def test_pages_hold_what_they_held(slug, name):
 def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
     p = plans.load_params(slug, "real", size="small")
     folder = ROOT / "figures" / slug / "real"
-    assert runs.format_csv(runs.collect_ledger(plans.plan(p))) == (
+    assert runs.format_csv(runs.collect_scores(plans.plan(p))) == (
         folder / "results.csv"
     ).read_text(encoding="utf-8")
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
     verify.write_claims(p)
     drawn = (tmp_path / slug / "real" / "claims.csv").read_text(encoding="utf-8")
     assert drawn == (folder / "claims.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("slug", LANDED)
+def test_results_say_what_the_ledger_says(slug):
+    specs = plans.plan(plans.load_params(slug, "real", size="small"))
+    scores = runs.collect_scores(specs)
+    assert scores.columns.is_unique  # a metric of a setting's name would take its column
+    labels = list(scores.columns[: list(scores.columns).index("n") + 1])
+    melted = scores.melt(labels, var_name="metric").dropna(subset="value")
+    columns = ["run", "variant", "arm", "set", "metric", "value", "n"]
+    both = [
+        frame[columns].sort_values(columns).reset_index(drop=True)
+        for frame in (melted, runs.collect_ledger(specs))
+    ]
+    pd.testing.assert_frame_equal(*both)
 
 
 # ---- answers that two models give differently ----

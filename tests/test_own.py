@@ -949,6 +949,37 @@ def test_other_names_of_trained_domains_are_refused(domains, monkeypatch):
     start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
 
 
+def test_other_names_of_other_files_are_not_refused(domains, monkeypatch):
+    """Nothing of these files was trained, so no score would stand in the place of another."""
+    start_own(monkeypatch, "mine", domains, domains=["harbour", "clinic"])
+    record = {"metrics": {"clinic": {}, "harbour": {}}}
+    monkeypatch.setattr(runs, "read_all", lambda report: [record])
+    train_file, test_file = domains[0].split(":")
+    other = f"{domains[1].split(':')[0]}:{test_file}"
+    p = start_own(monkeypatch, "mine", [f"{train_file}:{domains[1].split(':')[1]}", other])
+    assert p.domains == ["mine-a", "mine-b"]
+
+
+def test_the_needed_rows_are_the_most_that_a_run_takes(domains, monkeypatch):
+    p = start_own(monkeypatch, "mine", domains)
+    taken = [spec.rows for spec in own.foresee_plan(p)]
+    assert own.needed_rows(p, p.train_rows) == [max(rows) for rows in zip(*taken, strict=True)]
+
+
+def test_the_rows_that_fit_are_the_most_that_fit(tmp_path, monkeypatch):
+    texts = [
+        make_domain_files(tmp_path, name, rows, 40, 300) for name, rows in (("a", 90), ("b", 200))
+    ]
+    with pytest.raises(UserError, match="take what fits, in PARAMS") as raised:
+        start_own(monkeypatch, "mine", texts, train_rows=190, validation_rows=20)
+    named = re.search(r"train_rows=(\d+) validation_rows=(\d+)", str(raised.value))
+    train_rows, validation_rows = map(int, named.groups())
+    fits = {"train_rows": train_rows, "validation_rows": validation_rows}
+    start_own(monkeypatch, "mine", texts, **fits)
+    with pytest.raises(UserError, match="take what fits, in PARAMS"):
+        start_own(monkeypatch, "mine", texts, **fits | {"train_rows": train_rows + 1})
+
+
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_a_file_without_any_answer_is_refused(domains, tmp_path, monkeypatch, kind):
     file = tmp_path / "clinic" / f"{kind}.jsonl"

@@ -629,3 +629,7 @@ def test_smart_is_counted_by_its_passes(load):
     assert study.speed_class(of["smart"]) != study.speed_class(of["finetune"])  # batch size
     assert study.speed_class(of["pretrain"]) == study.speed_class(of["rrobin-full"])
     assert study.batch_memory(of["finetune"]) < 2
+    # beside the 1.2 GB of every run
+    without = of["smart"].model_copy(update={"smart": None})
+    states = study.batch_memory(without) - 1.2
+    assert study.batch_memory(of["smart"]) - 1.2 == pytest.approx(3 * states)

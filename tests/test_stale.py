@@ -83,6 +83,7 @@ def pick(x, kind="top"):  # a comment
     progress(f"run {x}  picks")
     self.progress("step " + str(x))
     print("picked", x)
+    kind = OTHER_NAMES.get("kind", kind)
     if kind not in ("top", "low"):
         raise ValueError(f"{kind} is not known")
     return UserError("none") if x is None else x * 0.5
@@ -121,6 +122,7 @@ def test_what_people_read_is_no_code(before, after):
         ("ValueError", "KeyError"),
         ("is None", "is not None"),
         ("print(", "write("),
+        ('get("kind"', 'get("sort"'),
         ("    return", "    x = x + 1\n    return"),
     ],
 )

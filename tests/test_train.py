@@ -591,6 +591,19 @@ def test_a_record_that_stands_for_the_committed_one_is_told(tiny, store):
     assert runs.describe_replacing([spec]) == ""
 
 
+def test_examples_of_experts_are_of_the_mixture_s_test_rows(tiny):
+    expert = plans.plan(tiny(ratios=[1.0]))[0]
+    rows_then = {"tests": ["news"], "test_fingerprints": {"news": "then"}}
+    examples = pd.DataFrame({"set": ["news"], "id": ["a"]})
+    save_record(expert.model_copy(update=rows_then), examples)
+    mixture = expert.model_copy(update=rows_then | {"experts": [expert]})
+    answers = runs.collect_expert_examples(mixture)
+    assert answers[["id", "expert"]].values.tolist() == [["a", expert.domains[0]]]
+    other_rows = mixture.model_copy(update={"test_fingerprints": {"news": "today"}})
+    with pytest.raises(UserError, match="has no record|no record"):
+        runs.collect_expert_examples(other_rows)
+
+
 def test_examples_are_of_the_test_sets_that_are_asked_for(tiny):
     spec = plans.plan(tiny(ratios=[1.0]))[0]
     examples = pd.DataFrame({"set": ["encyclopaedia", "news"], "id": ["a", "b"]})
@@ -671,6 +684,12 @@ def test_each_kind_of_machine_is_looked_for_once(tiny):
     assert len(spec.machine_variants()) == 4
     assert len(spec.in_fp32().machine_variants()) == 2
     assert len(spec.on_gpu().in_fp32().machine_variants()) == 1
+    # the run itself is in fp32, and its teacher is not
+    taught = spec.in_fp32().model_copy(update={"teachers": [spec]})
+    assert [variant.teachers[0].precision for variant in taught.machine_variants()] == [
+        *["bf16"] * 2,
+        *["fp32"] * 2,
+    ]
 
 
 def test_a_record_is_known_by_its_whole_hash(tiny):

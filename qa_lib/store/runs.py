@@ -21,6 +21,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -526,6 +527,29 @@ def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
     sentences is its own of accuracy and pearson, so that sets of both can be put together.
     """
     rows = []
+    for labels, of_set, scores in _list_scores(specs):
+        for metric, value in scores.items():
+            rows.append(
+                {**labels, "set": of_set["set"], "metric": metric, "value": value, "n": of_set["n"]}
+            )
+    return pd.DataFrame(rows)
+
+
+def collect_scores(specs: list[Spec]) -> pd.DataFrame:
+    """Return a row for each run and test set: the labels, set, n, and a column for each metric.
+
+    It says what collect_ledger says in a sixth of the bytes.
+    """
+    labelled, metrics, rows = {}, {}, []
+    for labels, of_set, scores in _list_scores(specs):
+        labelled |= labels
+        metrics |= scores
+        rows.append({**labels, **of_set, **scores})
+    return pd.DataFrame(rows, columns=[*labelled, "set", "n", *metrics])
+
+
+def _list_scores(specs: list[Spec]) -> Iterator[tuple[dict, dict, dict]]:
+    """Give the labels, the set with its n, and the scores, of each run and test set."""
     for spec, record in require_records(specs):
         labels = label_columns(spec, record)
         metrics = record["metrics"]
@@ -533,17 +557,13 @@ def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
         if "training" in metrics:
             test_sets.append("training")
         for test_set in test_sets:
-            scores = dict(metrics[test_set])
-            n = int(scores["n"])
+            scores = {
+                metric: value for metric, value in metrics[test_set].items() if metric not in COUNTS
+            }
             for own in OWN_SCORES:
                 if own in scores:
                     scores["score"] = scores[own]
-            for metric, value in scores.items():
-                if metric not in COUNTS:
-                    rows.append(
-                        {**labels, "set": test_set, "metric": metric, "value": value, "n": n}
-                    )
-    return pd.DataFrame(rows)
+            yield labels, {"set": test_set, "n": int(metrics[test_set]["n"])}, scores
 
 
 def collect_histories(specs: list[Spec]) -> pd.DataFrame:
@@ -659,7 +679,7 @@ def write_ledger(p, specs: list[Spec]) -> Path:
     A file that would not change is left alone, since make renders a page when its file is newer.
     """
     file = page_folder(p) / "results.csv"
-    text = format_csv(collect_ledger(specs))
+    text = format_csv(collect_scores(specs))
     if not file.exists() or file.read_bytes() != text.encode():
         write(file, text)
     return file
