@@ -236,7 +236,9 @@ def test_a_table_that_was_not_run_is_called_as_parameters_call_it(load):
         assert draw(params) == report.note_absent(part)
         assert part in report.name_parts_not_run(params)
     params = load(size="small", experiments=["pretraining"], arms=["printed"])
+    # another part runs a model of each
     assert figures_road.table_heads(params) == report.note_absent("heads")
+    assert figures_road.table_controls(params) == report.note_absent("controls")
     tuned = load(size="small", experiments=["pretraining"], arms=["tuned"], seeds=[0])
     [absent] = {figures_road.table_heads(tuned), figures_road.table_pretraining(tuned)}
     assert absent == report.note_absent("the report's settings")

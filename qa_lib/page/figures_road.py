@@ -205,9 +205,6 @@ def table_datasets(P) -> report.Html:
 
 def table_heads(P) -> report.Html:
     """Return T1: independent start and end, and ELECTRA's joint head."""
-    # Other parts run the first of the two models.
-    if "printed" in P.arms and "heads" not in P.experiments:
-        return report.note_absent("heads")
     caption = (
         "T1: two heads for spans, on the target, in percent. Its F1 is probably a slip: later "
         "tables have a lower one for the same models."

@@ -506,7 +506,9 @@ def table_grid(
     rows must have, e.g. ratio=0.6.
     """
     specs = [spec for spec in plans.plan(P) if spec.arm == arm and spec.variant in variants]
-    if not specs:
+    # At the report's settings another part may run one of the variants.
+    is_left_out = arm == "printed" and part is not None and part not in P.experiments
+    if not specs or is_left_out:
         return note_not_run(P, arm, part)
     ledger = runs.collect_ledger(specs)
     for column, value in which.items():
