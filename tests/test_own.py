@@ -447,7 +447,7 @@ def test_long_texts_are_told_what_takes_two_hours(planted):
     p = planted(0.0, size="small")
     assert own.describe_cost(p, 1.9).endswith("take about 1.9 hours on this machine")
     few = p.model_copy(update={"seeds": [0, 1]})
-    assert own.describe_cost(few, 1.9).endswith("no advice, which takes at least 3 seeds")
+    assert own.describe_cost(few, 1.9).endswith("with fewer than 3 seeds it decides nothing")
     text = own.describe_cost(p, 4.0)
     assert 'about 4.0 hours on this machine; PARAMS="train_rows=320" takes about 2' in text
     assert "PARAMS" not in own.describe_cost(planted(0.0, size="full"), 9.0)

@@ -314,12 +314,12 @@ def describe_cost(p: exbert.Parameters, hours: float) -> str:
     """Return how long all rounds of a study take together.
 
     A small study of more than HOURS, as one of long texts is, is told how many rows would take that
-    long, and one of few seeds that it will give no advice.
+    long, and one of few seeds that it will decide nothing.
     """
     needed = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
     text = f"all rounds together take about {needed} on this machine"
     if len(p.seeds) < ENOUGH:
-        text += f"; there will be no advice, which takes at least {ENOUGH} seeds"
+        text += f"; with fewer than {ENOUGH} seeds it decides nothing"
     if p.size == "full" or hours <= HOURS:
         return text
     fewer = max(FEWEST, int(p.train_rows * HOURS / hours) // 10 * 10)

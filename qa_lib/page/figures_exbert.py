@@ -190,7 +190,7 @@ def figure_model(P) -> report.Html:
         ("feed-forward", f"placement: {P.feed_forward}"),
         ("span head", "start and end score of each token"),
     ]
-    caption = "ExBERT (final) (Figure 1 of the report), from the bottom up. Orange: the new part."
+    caption = "ExBERT (final) (Figure 1 of the report), from the bottom up. Orange: the experts."
     alt = "Boxes from the bottom up: " + "; ".join(f"{name}, {does}" for name, does in boxes)
 
     def draw(look: Look) -> Figure:
@@ -313,7 +313,7 @@ def table_single(P) -> report.Html:
     variants = list(SINGLE)
     rows = " and ".join(f"{number:,}" for number in P.full_rows)
     caption = (
-        f"Trained on one domain alone, all {rows} rows of it, and tested on both (Figure 2 of the "
+        f"Trained on one domain alone, {rows} rows of it, and tested on both (Figure 2 of the "
         "report): EM, in percent."
     )
     printed = keep_columns(SINGLE, columns)

@@ -615,7 +615,8 @@ def table_overruled(P) -> report.Html:
         table.insert(2, "question", table["id"].map(texts))
     caption = (
         "Table 3: the gate's weight of each expert, and whether it is right. Of each dataset the "
-        "first two questions, by id, that the mixture gets wrong although an expert is right. "
+        "first two questions, by id, that the mixture and the expert it trusts most get wrong, and "
+        "another expert right. "
         "First seed."
     )
     return report.save_table(P, "table3", table, caption)

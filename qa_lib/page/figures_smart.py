@@ -478,8 +478,9 @@ def table_contamination(P) -> report.Html:
         rows.append(row | {"run": tuple(of_set["run"].unique())})
     caption = (
         "What the encoder met in its own training, the score of the frozen encoder, and how far "
-        "models at the report's settings are above it. Paraphrases need a trained head: their "
-        "frozen score is that of “Heads alone trained”, where it was run."
+        "models at the report's settings are above it. Paraphrases need a trained head: theirs "
+        "is the score of “Heads alone trained”, on an encoder fine-tuned on sentiment, where that "
+        "was run."
     )
     return report.save_table(P, "table_contamination", pd.DataFrame(rows), caption)
 
