@@ -496,6 +496,15 @@ def test_captions_say_when_steps_and_bars_are_of_different_seeds(uneven):
     assert "1 to 3 seeds (one: no bar)" in told
 
 
+def test_test_sets_of_one_size_are_told_once(uneven, monkeypatch):
+    rows = [{"set": name, "id": str(i)} for name in ("sst", "quora", "sts") for i in range(300)]
+    monkeypatch.setattr(stats, "rename_sets", lambda sets, places: sets)
+    monkeypatch.setattr(verify, "collect_scores", lambda specs: (None, pd.DataFrame(rows)))
+    listed = claims.read_claims("smart", uneven.mixtures)
+    every = [claim.id for claim in listed if claim.contrast is not None]
+    assert compare.count_examples(uneven, every) == [300]
+
+
 def test_a_gain_over_the_frozen_encoder_is_of_the_same_seeds(uneven):
     ledger = runs.collect_ledger(plans.plan(uneven))
     scores = ledger[(ledger["set"] == "sst") & (ledger["metric"] == "accuracy")]

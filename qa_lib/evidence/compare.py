@@ -248,7 +248,7 @@ def measure_by_starter(P, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_examples(P, asked: Iterable[str]) -> list[int]:
-    """Return how many examples each test set of some claims has, the smallest set first."""
+    """Return the sizes of the test sets of some claims, each number once, the smallest first."""
     listed = claims.read_claims(P.report, P.mixtures)
     _, examples = verify.collect_scores(plans.plan(P))
     places = stats.name_places(listed, P.domains) | P.stand_ins
@@ -258,7 +258,7 @@ def count_examples(P, asked: Iterable[str]) -> list[int]:
         for side in find_claim(P, claim).contrast.sides():
             named.update(np.ravel(side["set"]))
     of_claims = examples[examples["set"].isin(named)]
-    return sorted(of_claims.groupby("set")["id"].nunique())
+    return sorted(set(of_claims.groupby("set")["id"].nunique()))
 
 
 def collect_comparisons(P, comparisons: tuple[Comparison, ...]) -> pd.DataFrame:

@@ -94,7 +94,7 @@ def interval(d, s2, nu, v, n, clusters, alpha: float = ALPHA) -> tuple[np.ndarra
 def p_value(claim: Claim, d, *rest) -> float:
     r"""Return p of no effect in the claim's direction.
 
-    It is the largest α at which the interval leaves 0 out, and 1 where d lies in the other
+    It is the smallest α at which the interval leaves 0 out, and 1 where d lies in the other
     direction. For an equivalence it is the α at which the 1 − 2α interval still lies in ±margin
     (Schuirmann 1987).
     """

@@ -13,11 +13,12 @@ $$\mathcal{R}_s(\theta) = \frac1n \sum_i \max_{\|\delta_i\| \le \epsilon}
 x: output of the encoder's embeddings module; f: what follows it, up to the logits or the score;
 $\ell_s$: a divergence of two outputs; $\tilde\theta$: averaged weights of earlier steps.
 
-At the paper's ε of 1e-5 a true $\mathcal{R}_s$ is about 3e-10. bf16 would show 2e-6 of rounding in
-its place. So all passes that the terms add are in fp32, without autocast. With dropout on the
-training pass stands for the clean one, in fp32 runs alone. Where the clean side is a stopped target
-the Bregman term reads the training pass, in bf16 too. On a GPU TF32 has to be off, in the backward
-pass as well: the gradients of the clean and of the perturbed side nearly cancel.
+At the paper's ε of 1e-5 a true $\mathcal{R}_s$ is about 3e-10 at first, and some 3e-8 after long
+training. bf16 would show 2e-6 of rounding in its place. So all passes that the terms add are in
+fp32, without autocast. With dropout on the training pass stands for the clean one, in fp32 runs
+alone. Where the clean side is a stopped target the Bregman term reads the training pass, in bf16
+too. On a GPU TF32 has to be off, in the backward pass as well: the gradients of the clean and of
+the perturbed side nearly cancel.
 
 B batch, T tokens, D width, C classes.
 """

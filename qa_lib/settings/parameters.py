@@ -90,7 +90,9 @@ class Dataset(Strict):
     only: dict[str, str] = {}  # hub only: rows in which each of these fields has this value
     # Hub only: word of a question → the field whose text stands in its place.
     placeholder: dict[str, str] = {}
-    leave_out: dict[str, str] = {}  # training rows in which this field has this value are left out
+    # Training and validation rows in which this field has this value are left out; where the
+    # validation rows are scored, these too.
+    leave_out: dict[str, str] = {}
     # Of the tasks classes and score. A label is the name of a class, or its number from 0.
     classes: list[str] | None = Field(None, min_length=2)
     # Of the task score: the lowest and the highest score.
@@ -344,7 +346,8 @@ class Study(Strict):
 class Layer(Strict):
     """The sparse ST-MoE block between encoder and head (qa_lib/models/st_moe.py).
 
-    Defaults are those of the report, or of st-moe-pytorch.
+    Defaults are those of the report, or of st-moe-pytorch, but for eval_routing, route_padding and
+    density: that package draws at evaluation, routes padding, and counts the picks it kept.
     """
 
     # After the encoder, or in place of its last block's feed-forward layer.

@@ -7,9 +7,11 @@
     records/<report>/runs.jsonl, examples-*.parquet     the same, committed to git
 
 In a record, `checksum` covers the record and `files` holds the sha256 of the files beside it. The
-columns of examples are set, id, cluster (hashed), em, f1, start, end and tokens. `code` says which
-code made the run (code_hashes.py). A record in runs/ that other code made is stale; a committed one
-never is, since its commit stands in it.
+columns of examples are set, id and cluster (hashed); of spans em, f1, start, end and tokens, and
+em_starter and f1_starter by the starter code's rule; of sentences accuracy or pearson; of pools
+part; of mixtures gate_1, gate_2 and so on. `code` says which code made the run (code_hashes.py). A
+record in runs/ that other code made is stale; a committed one never is, since its commit
+stands in it.
 
 A record is looked up by hash (spec.Spec.hash); the variant is a label that the plan gives. Records
 are portable: copied to another machine they give every table, figure and page, without a GPU and
