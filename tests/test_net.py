@@ -141,7 +141,7 @@ def test_pages_hold_what_they_held(slug, name):
 def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
     p = plans.load_params(slug, "real", size="small")
     folder = ROOT / "figures" / slug / "real"
-    assert runs.format_csv(runs.collect_scores(plans.plan(p))) == (
+    assert runs.format_csv(runs.collect_results(plans.plan(p))) == (
         folder / "results.csv"
     ).read_text(encoding="utf-8")
     monkeypatch.setattr(runs, "FIGURES", tmp_path)
@@ -153,7 +153,7 @@ def test_pages_hold_what_the_records_say(slug, tmp_path, monkeypatch):
 @pytest.mark.parametrize("slug", LANDED)
 def test_results_say_what_the_ledger_says(slug):
     specs = plans.plan(plans.load_params(slug, "real", size="small"))
-    scores = runs.collect_scores(specs)
+    scores = runs.collect_results(specs)
     assert scores.columns.is_unique  # a metric of a setting's name would take its column
     labels = list(scores.columns[: list(scores.columns).index("n") + 1])
     melted = scores.melt(labels, var_name="metric").dropna(subset="value")

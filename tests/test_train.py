@@ -600,7 +600,7 @@ def test_examples_of_experts_are_of_the_mixture_s_test_rows(tiny):
     answers = runs.collect_expert_examples(mixture)
     assert answers[["id", "expert"]].values.tolist() == [["a", expert.domains[0]]]
     other_rows = mixture.model_copy(update={"test_fingerprints": {"news": "today"}})
-    with pytest.raises(UserError, match="has no record|no record"):
+    with pytest.raises(UserError, match="no record"):
         runs.collect_expert_examples(other_rows)
 
 

@@ -557,7 +557,7 @@ def find_disagreement(P) -> str:
     if not file.exists():
         return ""
     on_disk = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    of_records = runs.format_csv(runs.collect_scores(plans.plan(P))).splitlines()
+    of_records = runs.format_csv(runs.collect_results(plans.plan(P))).splitlines()
     differ = set(on_disk) ^ set(of_records)
     for line in on_disk + of_records:
         if line in differ:

@@ -616,8 +616,7 @@ def table_overruled(P) -> report.Html:
     caption = (
         "Table 3: the gate's weight of each expert, and whether it is right. Of each dataset the "
         "first two questions, by id, that the mixture and the expert it trusts most get wrong, and "
-        "another expert right. "
-        "First seed."
+        "another expert right. First seed."
     )
     return report.save_table(P, "table3", table, caption)
 

@@ -529,29 +529,29 @@ def collect_ledger(specs: list[Spec]) -> pd.DataFrame:
     sentences is its own of accuracy and pearson, so that sets of both can be put together.
     """
     rows = []
-    for labels, of_set, scores in _list_scores(specs):
+    for labels, test_set, n, scores in _list_scores(specs):
         for metric, value in scores.items():
-            rows.append(
-                {**labels, "set": of_set["set"], "metric": metric, "value": value, "n": of_set["n"]}
-            )
+            rows.append({**labels, "set": test_set, "metric": metric, "value": value, "n": n})
     return pd.DataFrame(rows)
 
 
-def collect_scores(specs: list[Spec]) -> pd.DataFrame:
+def collect_results(specs: list[Spec]) -> pd.DataFrame:
     """Return a row for each run and test set: the labels, set, n, and a column for each metric.
 
     It says what collect_ledger says in a sixth of the bytes.
     """
-    labelled, metrics, rows = {}, {}, []
-    for labels, of_set, scores in _list_scores(specs):
-        labelled |= labels
+    rows = []
+    columns = {}  # their names alone, each once
+    metrics = {}
+    for labels, test_set, n, scores in _list_scores(specs):
+        columns |= labels
         metrics |= scores
-        rows.append({**labels, **of_set, **scores})
-    return pd.DataFrame(rows, columns=[*labelled, "set", "n", *metrics])
+        rows.append({**labels, "set": test_set, "n": n, **scores})
+    return pd.DataFrame(rows, columns=[*columns, "set", "n", *metrics])
 
 
-def _list_scores(specs: list[Spec]) -> Iterator[tuple[dict, dict, dict]]:
-    """Give the labels, the set with its n, and the scores, of each run and test set."""
+def _list_scores(specs: list[Spec]) -> Iterator[tuple[dict, str, int, dict]]:
+    """Give the labels, the set, the rows that were scored, and the scores of each run and set."""
     for spec, record in require_records(specs):
         labels = label_columns(spec, record)
         metrics = record["metrics"]
@@ -565,7 +565,7 @@ def _list_scores(specs: list[Spec]) -> Iterator[tuple[dict, dict, dict]]:
             for own in OWN_SCORES:
                 if own in scores:
                     scores["score"] = scores[own]
-            yield labels, {"set": test_set, "n": int(metrics[test_set]["n"])}, scores
+            yield labels, test_set, int(metrics[test_set]["n"]), scores
 
 
 def collect_histories(specs: list[Spec]) -> pd.DataFrame:
@@ -681,7 +681,7 @@ def write_ledger(p, specs: list[Spec]) -> Path:
     A file that would not change is left alone, since make renders a page when its file is newer.
     """
     file = page_folder(p) / "results.csv"
-    text = format_csv(collect_scores(specs))
+    text = format_csv(collect_results(specs))
     if not file.exists() or file.read_bytes() != text.encode():
         write(file, text)
     return file
