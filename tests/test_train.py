@@ -31,7 +31,7 @@ from transformers import BertForQuestionAnswering, RobertaConfig, RobertaModel
 
 from qa_lib.__main__ import run_verb
 from qa_lib.data import features, selection
-from qa_lib.models import encoders, heads
+from qa_lib.models import encoders, heads, recomputed_blocks
 from qa_lib.page import report
 from qa_lib.reports import plans
 from qa_lib.settings import command_line, encoder_files, files, params
@@ -1095,7 +1095,7 @@ def test_an_encoder_is_given_only_what_it_knows(tiny, tmp_path):
     "changes, words",
     [
         (
-            {"batch_size": 10_000},
+            {"batch_size": 10_000, "max_length": 512, "encoder": "minilm"},
             "GB of memory, most of it for a batch of 10000 windows, and .*; "
             "lower batch_size or max_length",
         ),
@@ -1111,6 +1111,35 @@ def test_what_no_memory_can_hold_is_refused_before_any_training(tiny, changes, w
         study.check_memory(spec)
     for spec in plans.plan(tiny(experiments=["untuned"])):
         study.check_memory(spec)
+
+
+def test_the_cure_for_large_weights_names_what_the_run_has(tiny, monkeypatch):
+    spec = plans.plan(tiny(encoder="minilm"))[0]
+    assert spec.layer is None
+    machine = SimpleNamespace(total=2**26)
+    monkeypatch.setattr(study.psutil, "virtual_memory", lambda: machine)
+    monkeypatch.setattr(study, "batch_memory", lambda spec: 0.0)
+    with pytest.raises(UserError, match="most of it for its weights, and .*; name a smaller enc"):
+        study.check_memory(spec)
+
+
+def test_memory_of_a_batch_counts_blocks_and_the_layers_width(tiny):
+    run = plans.plan(tiny(encoder="minilm"))[0]
+    assert run.layer is None
+    plain = run.model_copy(update={"batch_size": 16, "max_length": 384, "blocks": 6})
+    kept = recomputed_blocks.KEPT / 2**30
+    by_block = 16 * 384 * (4 * (10 * 384 + 2 * 1536) + 12 * 384) / 2**30
+    assert study.batch_memory(plain) == pytest.approx(1.2 + kept + by_block)
+    # what fits is kept whole, and real datasets are larger
+    small = plain.model_copy(update={"batch_size": 1, "source": "folder", "blocks": 2})
+    assert study.batch_memory(small) == pytest.approx(1.9 + 2 * by_block / 16)
+    # two of 16 experts of 1024 units, and the feed-forward layer behind them
+    sparse = plain.model_copy(update={"layer": Layer(top_n=2, experts=16, width=1.0)})
+    assert study.count_hidden_units(sparse) == 3 * 1024
+    dense = sparse.model_copy(update={"dense": 16.0})
+    assert study.count_hidden_units(dense) == 17 * 1024
+    added = study.batch_memory(dense) - study.batch_memory(plain)
+    assert added == pytest.approx(12 * 16 * 384 * 17 * 1024 / 2**30)
 
 
 def test_the_largest_seed_trains(tiny):

@@ -28,6 +28,7 @@ from qa_lib.data import downloads, selection, sources
 from qa_lib.losses.smart import count_forward_equivalents
 from qa_lib.models import encoders, recomputed_blocks
 from qa_lib.models.exbert import Block
+from qa_lib.models.st_moe import Expert
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
@@ -248,24 +249,44 @@ def count_tokens(rows: list[dict], task) -> float:
 
 
 def batch_memory(spec: Spec) -> float:
-    """Memory in GB that a run on CPU takes beside its weights.
+    """Estimate the memory in GB that a run on CPU takes beside its weights.
 
-    States grow with the tokens of a batch, attention with their square over the windows. Fitted to
-    MiniLM: 5.2 GB at batch 8 and 7.4 at batch 16, of 384 tokens each. With heads by dataset 64
-    texts of 256 tokens took 3.5 while all blocks kept their states. Since some are recomputed
-    (models/recomputed_blocks.py) it is at most what the others may keep, and one block more. SMART
-    recomputes none and keeps the states of three passes.
+    The blocks of an encoder keep what models/recomputed_blocks.py counts: at most KEPT, and the
+    block that is recomputed. SMART recomputes none and keeps the states of three passes. A gated
+    layer of the ST-MoE block keeps three products of its hidden width.
+
+    Libraries and embedded data take 1.2 GB, and 1.9 with whole datasets. With MiniLM and a batch of
+    16 windows of 384 tokens this and the weights make 3.2 GB, and committed runs took 2.6 to 3.8. A
+    dense layer as wide as 16 experts adds 1.2, measured 0.7.
     """
-    share = (spec.blocks or 6) / 6
+    process = 1.2 if spec.source == "embedded" else 1.9
+    encoder, _ = encoders.read_encoder(spec.encoder)
+    config = encoder.config
+    width = config.hidden_size
+    floats = 10 * width + 2 * getattr(config, "intermediate_size", 4 * width)
+    tokens = spec.batch_size * spec.max_length
     if spec.heads:
         rows = spec.batch_size // (spec.multitask.passes if spec.multitask else 1)
-        of_block = 3.5 / 6 * rows * longest_row(spec) / (64 * 256)
-        if spec.smart:
-            return 1.2 + 3 * 6 * share * of_block
-        return 1.2 + min(6 * share * of_block, recomputed_blocks.KEPT / 2**30 + of_block)
-    states = 4 * spec.batch_size * spec.max_length / (16 * 384)
-    attention = 2.5 * spec.batch_size * spec.max_length**2 / (16 * 384**2)
-    return 1.2 + share * (states + attention)
+        tokens = rows * longest_row(spec)
+    of_block = tokens * (4 * floats + config.num_attention_heads * spec.max_length)
+    states = (spec.blocks or config.num_hidden_layers) * of_block
+    if spec.smart:
+        states *= 3
+    elif recomputed_blocks.list_blocks(encoder):
+        states = min(states, recomputed_blocks.KEPT + of_block)
+    if spec.layer:
+        states += 3 * 4 * tokens * count_hidden_units(spec)
+    return process + states / 2**30
+
+
+def count_hidden_units(spec: Spec) -> int:
+    """Return how many hidden units of its ST-MoE block's gated layers a token passes at most."""
+    block = make_empty_block(spec)
+    units = sum(part.scale.numel() for part in block.modules() if isinstance(part, Expert))
+    if block.sparse:  # a token is sent to top_n of the experts
+        of_expert = block.experts.experts[0].scale.numel()
+        units -= (spec.layer.experts - spec.layer.top_n) * of_expert
+    return units
 
 
 def longest_row(spec: Spec) -> float:
@@ -300,7 +321,7 @@ def check_memory(spec: Spec):
     if for_weights + for_batch > 2 * total:
         if for_weights > for_batch:
             cause = "its weights"
-            cure = "lower experts or width"
+            cure = "lower experts or width" if spec.layer else "name a smaller encoder"
         else:
             cause = f"a batch of {spec.batch_size} windows"
             cure = "lower batch_size or max_length"
@@ -315,10 +336,15 @@ def count_weights(spec: Spec) -> int:
     encoder, _ = encoders.load_encoder(spec.encoder, spec.blocks)
     weights = sum(p.numel() for p in encoder.parameters())
     if spec.layer:
-        with torch.device("meta"):  # the block is counted, no memory is taken
-            block = Block(encoder.config.hidden_size, spec.layer, spec.dense)
-        weights += sum(p.numel() for p in block.parameters())
+        weights += sum(p.numel() for p in make_empty_block(spec).parameters())
     return weights
+
+
+def make_empty_block(spec: Spec) -> Block:
+    """Return a run's ST-MoE block without its weights, which takes no memory."""
+    encoder, _ = encoders.read_encoder(spec.encoder)
+    with torch.device("meta"):
+        return Block(encoder.config.hidden_size, spec.layer, spec.dense)
 
 
 def count_checkpoint_bytes(spec: Spec) -> int:
