@@ -155,6 +155,10 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
             {"domains": ["squad", "newsqa"], "pools": ["squad"]},
             "pools: squad is among domains already",
         ),
+        (
+            {"domains": ["squad", "newsqa"], "few_shot": ["newsqa"]},
+            "few_shot: newsqa is among domains already",
+        ),
     ],
 )
 def test_a_dataset_of_a_taken_name_is_refused_wherever_one_is_named(changes, words):
@@ -651,6 +655,10 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
         ("hub: {}\nfolder:\n", "line 2: folder: there is no mapping of datasets"),
         ("hub: {}\n", "params/datasets.yaml has no line folder: of the datasets; add it"),
         (
+            "embedded: {news: {train: [news], train_rows: 9}}\nfolder: {}\n",
+            "line 1: embedded: news has no rows; write there how many are generated",
+        ),
+        (
             "folder: {a: {}}\nhub: {}\nfolder: {b: {}}\n",
             "the key folder stands twice, in lines 1 and 3",
         ),
@@ -662,6 +670,7 @@ def test_datasets_that_are_not_whole_are_one_sentence(tmp_path, monkeypatch, tex
     monkeypatch.setattr(params, "ROOT", tmp_path)
     with pytest.raises(UserError, match=says) as error:
         params.read_datasets.__wrapped__("folder")
+        params.read_datasets.__wrapped__("embedded")
     assert "\n" not in str(error.value)
 
 

@@ -324,6 +324,26 @@ def test_more_rows_have_trials_of_their_own(plant_trials, monkeypatch):
         load_exbert("real", "small", experiments=["more-rows"])
 
 
+def test_equal_tuning_of_parts_that_have_none_has_no_trials(monkeypatch):
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    both = {"experiments": ["untuned"], "arms": ["printed", "tuned"]}
+    assert {spec.arm for spec in plans.plan(load_exbert("real", "small", **both))} == {"printed"}
+    with pytest.raises(UserError, match="experiments: equal tuning has no run of untuned; name"):
+        load_exbert("real", "small", experiments=["untuned"], arms=["tuned"])
+    # trials of its own, and no others
+    more = {"experiments": ["more-rows"], "more_rows": 4000, "arms": ["tuned"]}
+    trials_of = {spec.variant for spec in plans.plan(load_exbert("real", "small", **more))}
+    assert trials_of == {f"{name}-more-trial" for name in (*exbert.HEADLINE, *exbert.DENSE)}
+
+
+def test_controls_are_of_mixtures_that_the_study_has(monkeypatch):
+    monkeypatch.setattr(selection, "fingerprint", lambda *a: "f")
+    changes = {"ratios": [0.2, 0.8], "control_ratios": [0.4, 0.8], "arms": ["printed"]}
+    p = load_exbert("real", "small", experiments=["headline", "dense", "steps"], **changes)
+    controls = (*exbert.DENSE, "v-db-fast", "exbert-all-blocks")
+    assert {s.ratio for s in plans.plan(p) if s.variant in controls} == {0.8}
+
+
 @pytest.fixture
 def halved(monkeypatch):
     """Return parameters of own data, whose trials are halved; no data are read."""

@@ -546,6 +546,14 @@ def test_datasets_that_share_a_head_have_the_same_classes(load, monkeypatch):
     [
         ({"passes": 3}, "pretraining_batch: 16 does not divide among 3 passes"),
         ({"sweep_passes": [1, 5]}, "pretraining_batch: 16 does not divide among 5 passes"),
+        (
+            {"experiments": ["base-passes"], "sweep_passes": [3], "teacher_seeds": [0, 100]},
+            "pretraining_batch: 16 does not divide among 3 passes",
+        ),
+        (
+            {"arms": ["tuned"], "trial_plain_epochs": [2]},
+            "trial_plain_rates: with the arm tuned the plain model has ",
+        ),
         ({"pretraining": {"nli": 8, "news": 8}}, "pretraining: news stands in domains, and is"),
         ({"domains": ["nli", "news"], "pretraining": {"yesno": 8, "search": 8}}, "domains: nli is"),
         ({"pretraining": {"similarity": 8, "search": 8}}, "pretraining: similarity names no head"),

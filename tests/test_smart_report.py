@@ -314,6 +314,11 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
         ({"further_seeds": {"smart": 3}}, "further_seeds: smart has 3; write a list, {smart: [3]}"),
         ({"sweep_full_rows": [10**6]}, "sweep_full_rows: 1000000 is more than full_rows"),
         (
+            {"arms": ["tuned"], "trial_weights": [1.0], "trial_epochs": [2, 3]},
+            "trial_weights: with the arm tuned a model with SMART tries 1 of them at each rate, and "
+            "the others 2 of trial_epochs; name as many of both",
+        ),
+        (
             {"domains": ["paraphrase", "sentiment", "similarity"]},
             "domains: paraphrase has pairs of the task classes where the report needs single texts",
         ),

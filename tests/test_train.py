@@ -1123,16 +1123,23 @@ def test_the_cure_for_large_weights_names_what_the_run_has(tiny, monkeypatch):
         study.check_memory(spec)
 
 
-def test_memory_of_a_batch_counts_blocks_and_the_layers_width(tiny):
+def test_memory_of_a_batch_counts_blocks_and_the_layers_width(tiny, monkeypatch):
     run = plans.plan(tiny(encoder="minilm"))[0]
     assert run.layer is None
     plain = run.model_copy(update={"batch_size": 16, "max_length": 384, "blocks": 6})
-    kept = recomputed_blocks.KEPT / 2**30
     by_block = 16 * 384 * (4 * (10 * 384 + 2 * 1536) + 12 * 384) / 2**30
-    assert study.batch_memory(plain) == pytest.approx(1.2 + kept + by_block)
-    # what fits is kept whole, and real datasets are larger
-    small = plain.model_copy(update={"batch_size": 1, "source": "folder", "blocks": 2})
-    assert study.batch_memory(small) == pytest.approx(1.9 + 2 * by_block / 16)
+    assert study.batch_memory(plain) == pytest.approx(1.2 + 6 * by_block)
+    # whole datasets are larger
+    cut = plain.model_copy(update={"source": "folder", "blocks": 2})
+    assert study.batch_memory(cut) == pytest.approx(1.9 + 2 * by_block)
+    # with heads by dataset blocks are recomputed
+    monkeypatch.setattr(study, "longest_row", lambda spec: 384)
+    headed = plain.model_copy(update={"heads": Heads()})
+    assert study.batch_memory(headed) == pytest.approx(
+        1.2 + recomputed_blocks.KEPT / 2**30 + by_block
+    )
+    few = headed.model_copy(update={"batch_size": 1})
+    assert study.batch_memory(few) == pytest.approx(1.2 + 6 * by_block / 16)
     # two of 16 experts of 1024 units, and the feed-forward layer behind them
     sparse = plain.model_copy(update={"layer": Layer(top_n=2, experts=16, width=1.0)})
     assert study.count_hidden_units(sparse) == 3 * 1024

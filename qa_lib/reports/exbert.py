@@ -50,6 +50,10 @@ DENSE = ("dense-compute", "dense-parameters")
 ON_ALL_BLOCKS = ("v-db-fast", "exbert-all-blocks", "dense-all-blocks")
 # Those that experiment longer-trials compares.
 LONGER = (*HEADLINE, "exbert-all-blocks")
+# The parts that have runs with equal tuning.
+EQUALLY_TUNED = frozenset(
+    {"headline", "dense", "rates", "steps", "dense-all-blocks", "longer-trials", "more-rows"}
+)
 
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
@@ -108,8 +112,9 @@ class Parameters(Layer, Study):
     ] = Field(min_length=1)  # parts of the study that are run
     arms: list[Literal["printed", "tuned"]] = Field(min_length=1)
     ratios: list[float] = Field(min_length=1)  # share of the first domain in the training mixture
-    control_ratios: list[float]  # those of the controls and of the order
-    # The mixture of sweeps and trials; of `ratios` the one with all seeds.
+    # Of `ratios` those of the controls; those of the order, be they among `ratios` or not.
+    control_ratios: list[float]
+    # The mixture of sweeps and trials, and of all seeds; trained even where `ratios` lack it.
     centre: float = Field(ge=0, le=1)
     side_seeds: Seeds  # of all runs but V-DB, ExBERT (final) and (a) at the centre
     dense_seeds: Seeds | None = None  # of controls (b), the dearest; None: side_seeds
@@ -183,9 +188,23 @@ class Parameters(Layer, Study):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_equal_tuning(self):
+        if self.arms == ["tuned"] and EQUALLY_TUNED.isdisjoint(self.experiments):
+            raise ValueError(
+                f"experiments: equal tuning has no run of {', '.join(self.experiments)}; name one "
+                f"of {', '.join(sorted(EQUALLY_TUNED))} too, or write arms=[printed]"
+            )
+        return self
+
     @property
     def mixtures(self) -> tuple[float, ...]:
         return tuple(self.ratios)
+
+    @property
+    def control_mixtures(self) -> list[float]:
+        """The mixtures of the controls."""
+        return [ratio for ratio in self.ratios if ratio in self.control_ratios]
 
     def describe_training(self) -> str:
         return f"{self.train_rows:,} training examples a mixture; {self.describe_seeds()}"
@@ -300,14 +319,12 @@ def round_rate(rate: float) -> float:
 def plan_headline(arm: Arm) -> list[Spec]:
     """V-DB, ExBERT as the report tunes it, and control (a), over the mixtures (Fig. 6)."""
     params = arm.params
-    others = [ratio for ratio in params.ratios if ratio != params.centre]
     specs = []
     for model in HEADLINE:
-        ratios = others
-        if model == "plain-tuned":
-            ratios = [ratio for ratio in others if ratio in params.control_ratios]
+        ratios = params.control_mixtures if model == "plain-tuned" else params.ratios
+        others = [ratio for ratio in ratios if ratio != params.centre]
         specs += arm.list_model_runs(model, [params.centre], params.seeds)
-        specs += arm.list_model_runs(model, ratios, params.side_seeds)
+        specs += arm.list_model_runs(model, others, params.side_seeds)
     return specs
 
 
@@ -317,15 +334,14 @@ def plan_dense(arm: Arm) -> list[Spec]:
     seeds = params.dense_seeds or params.side_seeds
     specs = []
     for model in DENSE:
-        specs += arm.list_model_runs(model, params.control_ratios, seeds)
+        specs += arm.list_model_runs(model, params.control_mixtures, seeds)
     return specs
 
 
 def plan_steps(arm: Arm) -> list[Spec]:
     """All encoder blocks at ExBERT's rate and epochs, without and with the ST-MoE block."""
     params = arm.params
-    mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
-    specs = arm.list_model_runs("v-db-fast", mixtures, params.side_seeds)
+    specs = arm.list_model_runs("v-db-fast", params.control_mixtures, params.side_seeds)
     return specs + list_runs_on_all_blocks(arm, "exbert-all-blocks")
 
 
@@ -337,9 +353,8 @@ def plan_dense_all_blocks(arm: Arm) -> list[Spec]:
 def list_runs_on_all_blocks(arm: Arm, model: str) -> list[Spec]:
     """Return a model with a layer behind all encoder blocks, over the mixtures."""
     params = arm.params
-    mixtures = [ratio for ratio in params.ratios if ratio in params.control_ratios]
     seeds = params.step_seeds or params.side_seeds
-    return arm.list_model_runs(model, mixtures, seeds)
+    return arm.list_model_runs(model, params.control_mixtures, seeds)
 
 
 def plan_ratios(arm: Arm) -> list[Spec]:
@@ -589,8 +604,11 @@ def plan_tuned_arm(arm: Arm, score: Callable[[Spec], trials.Score]) -> list[Spec
     Experiment more-rows has trials of its own: what is best for few rows need not be for more.
     """
     params = arm.params
-    models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
-    specs, chosen = choose_settings(arm, models, score)
+    specs: list[Spec] = []
+    chosen = None
+    if not EQUALLY_TUNED.isdisjoint({*params.experiments} - {"more-rows"}):
+        models = [*HEADLINE, *(DENSE if "dense" in params.experiments else ())]
+        specs, chosen = choose_settings(arm, models, score)
     if chosen:
         rates = sorted({spec.learning_rate for spec in specs})
         specs += common.list_runs_of_experiments(chosen, WITH_EQUAL_TUNING)

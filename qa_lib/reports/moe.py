@@ -151,6 +151,16 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
+    def _check_few_shot(self):
+        for name in self.few_shot:
+            if name in self.domains:
+                raise ValueError(
+                    f"few_shot: {name} is among domains already, which have all their rows; name "
+                    "another dataset"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_pools(self):
         for name in self.pools:
             if name in self.domains:

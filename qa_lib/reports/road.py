@@ -245,13 +245,25 @@ class Parameters(Study):
 
     @model_validator(mode="after")
     def _check_passes(self):
-        sweep = self.sweep_passes if "passes" in self.experiments else []
+        sweep = self.sweep_passes if {"passes", "base-passes"} & set(self.experiments) else []
         for number in [self.passes, *sweep]:
             if self.pretraining_batch % number:
                 raise ValueError(
                     f"pretraining_batch: {self.pretraining_batch} does not divide among {number} "
                     "passes; change one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_equal_tuning(self):
+        ours = len(self.trial_pretraining_rates) * len(self.trial_decays) * len(self.trial_rates)
+        plain = len(self.trial_plain_rates) * len(self.trial_plain_epochs)
+        if "tuned" in self.arms and ours != plain:
+            raise ValueError(
+                f"trial_plain_rates: with the arm tuned the plain model has {plain} trials, by "
+                f"trial_plain_rates and trial_plain_epochs, and the others {ours}, by "
+                "trial_pretraining_rates, trial_decays and trial_rates; name as many"
+            )
         return self
 
     @model_validator(mode="after")

@@ -234,6 +234,16 @@ class Parameters(Study):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _check_equal_tuning(self):
+        weights, epochs = len(self.trial_weights), len(self.trial_epochs)
+        if "tuned" in self.arms and weights != epochs:
+            raise ValueError(
+                f"trial_weights: with the arm tuned a model with SMART tries {weights} of them at "
+                f"each rate, and the others {epochs} of trial_epochs; name as many of both"
+            )
+        return self
+
     def named_datasets(self) -> dict[str, list[str]]:
         known = super().named_datasets()
         reviews = [self.reviews] if self.reviews and "reviews" in self.experiments else []

@@ -46,8 +46,8 @@ def find_score(spec: Spec) -> Score:
 def assume_best(rates: list[float]) -> Callable[[Spec], Score]:
     """Return a stand-in for `find_score` that lists a plan before anything is trained.
 
-    It takes the rate in the middle for the best, so that no rate is added. What a plan costs does
-    not depend on its rates.
+    It takes the rate in the middle for the best, so that no rate is added where there are three or
+    more. What a run costs does not depend on its rate.
     """
     middle = sorted(rates)[len(rates) // 2]
     return lambda spec: (-abs(spec.learning_rate - middle), 0.0)

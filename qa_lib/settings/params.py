@@ -334,7 +334,11 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
         raise UserError(f"params/datasets.yaml has no line {source}: of the datasets; add it")
     place = f"params/datasets.yaml, line {lines[source]}: {source}: "
     cure = "write the fields of each dataset below its name, or leave it out"
-    return _validate_datasets(values[source], place, cure)
+    datasets = _validate_datasets(values[source], place, cure)
+    for name, d in datasets.items():
+        if source == "embedded" and d.rows is None and not d.pool:
+            raise UserError(f"{place}{name} has no rows; write there how many are generated")
+    return datasets
 
 
 def name_dataset(study, dataset: str) -> str:

@@ -251,12 +251,12 @@ def count_tokens(rows: list[dict], task) -> float:
 def batch_memory(spec: Spec) -> float:
     """Estimate the memory in GB that a run on CPU takes beside its weights.
 
-    The blocks of an encoder keep what models/recomputed_blocks.py counts: at most KEPT, and the
-    block that is recomputed. SMART recomputes none and keeps the states of three passes. A gated
-    layer of the ST-MoE block keeps three products of its hidden width.
+    The blocks of an encoder keep what models/recomputed_blocks.py counts. With heads by dataset
+    they keep at most KEPT, and the block that is recomputed. SMART recomputes none and keeps the
+    states of three passes. A gated layer of the ST-MoE block keeps three products of its width.
 
     Libraries and embedded data take 1.2 GB, and 1.9 with whole datasets. With MiniLM and a batch of
-    16 windows of 384 tokens this and the weights make 3.2 GB, and committed runs took 2.6 to 3.8. A
+    16 windows of 384 tokens this and the weights make 3.4 GB, and committed runs took 2.6 to 3.8. A
     dense layer as wide as 16 experts adds 1.2, measured 0.7.
     """
     process = 1.2 if spec.source == "embedded" else 1.9
@@ -272,7 +272,7 @@ def batch_memory(spec: Spec) -> float:
     states = (spec.blocks or config.num_hidden_layers) * of_block
     if spec.smart:
         states *= 3
-    elif recomputed_blocks.list_blocks(encoder):
+    elif spec.heads and recomputed_blocks.list_blocks(encoder):
         states = min(states, recomputed_blocks.KEPT + of_block)
     if spec.layer:
         states += 3 * 4 * tokens * count_hidden_units(spec)
