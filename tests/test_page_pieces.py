@@ -474,6 +474,23 @@ def test_a_grid_is_html_latex_and_markdown(recorded):
     assert "b_1,SQuAD,10,1.41421,2,10,b_1-s0 b_1-s1" in (folder / "table_x.csv").read_text()
 
 
+def test_what_models_share_in_one_arm_names_the_arm():
+    columns = {"model": ["a", "b"], "blocks": "6", "extra parts": "–", "weights, millions": "9"}
+    for arm, batch in (("report's settings", "16"), ("equal tuning", "32")):
+        columns |= {f"rate, {arm}": ["1e-4", "2e-4"], f"batch, {arm}": batch}
+        columns |= {f"epochs, {arm}": "3", f"steps, {arm}": ["7", "8"], f"seeds, {arm}": ["3", "2"]}
+    columns["epochs, equal tuning"] = ["3", "4"]
+    *_, shared = grids.lay_out_models(pd.DataFrame(columns))
+    assert shared == (
+        "blocks 6; extra parts –; weights, millions 9; batch 16 (report's settings); "
+        "epochs 3 (report's settings); batch 32 (equal tuning)"
+    )
+    # with one arm there is nothing to tell apart
+    columns |= {"seeds, equal tuning": "–"}
+    *_, shared = grids.lay_out_models(pd.DataFrame(columns))
+    assert shared.endswith("weights, millions 9; batch 16; epochs 3")
+
+
 def test_the_table_of_models_has_both_arms(recorded):
     parts = {"exbert-tuned": "sparse layer"}
     html = pieces.table_models(recorded, ["v-db", "exbert-tuned", "no-such-model"], parts)
@@ -581,6 +598,26 @@ def test_groups_without_a_primary_claim_are_folded_together(plant, monkeypatch):
     assert any(
         re.fullmatch(r"What the report states .*: .*not reproduced.*", text) for text in folds
     )
+
+
+def test_claims_that_equal_tuning_alone_tests_count_by_it(plant):
+    P = plant(tuned=MODELS)
+    table = verify.claims_table(P)
+    counts = verify.count_verdicts(table)
+    tested = (verify.select(table, "tuned")["verdict"] != Verdict.NOT_TESTED).sum()
+    assert tested
+    assert f" {tested} of them are tested with equal tuning alone. " in counts
+    page = bs4.BeautifulSoup(verdict_groups.show_groups(P, table), "html.parser")
+    folds = [summary.text for summary in page.find_all("summary")]
+    named = [text for text in folds if re.search(r"reproduced|undecided", text)]
+    assert named
+    assert not any("not tested" in text for text in named)
+    # a mark has its meaning, whichever arm it stands in
+    is_tuned = (table["arm"] == "tuned") & (table["claim"] == "squad-plus-8")
+    table.loc[is_tuned & (table["comparison"] == "claim"), "unpooled"] = str(Verdict.UNDECIDED)
+    html = verdict_groups.show_groups(P, table)
+    assert f"</span>{verdict_groups.MARK}" in html
+    assert f"{verdict_groups.MARK}: another verdict" in html
 
 
 def test_hopes_and_explanations_stand_apart(plant, monkeypatch):

@@ -347,6 +347,14 @@ def test_a_note_is_dropped_where_the_page_lists_its_part_and_the_section_shows_m
     ]
 
 
+def test_neighbouring_notes_are_one_sentence():
+    notes = [report.note_absent("A & B"), report.note_absent("rates")]
+    nb = new_notebook(cells=[shows(note) for note in notes])
+    merged = render.merge_absent_notes(render.merge_absent_notes(nb))
+    assert render.list_html(merged.cells[0]) == [report.note_absent("A & B, rates")]
+    assert len(merged.cells) == 1
+
+
 # Settings of a user that would show on a page.
 START = "P = 5\nseeds = [9]\nimport pandas; pandas.options.display.precision = 1\n"
 MATPLOTLIBRC = "font.size: 30\ntext.usetex: True\naxes.facecolor: red\nbackend: TkAgg\n"

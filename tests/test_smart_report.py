@@ -292,6 +292,16 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
     assert {s.arm for s in specs} == {"tuned"}
 
 
+def test_terms_of_one_model_are_told_as_one(monkeypatch):
+    rows = pd.DataFrame({"model": ["SMART", "SMART", "Both"], "gradient_ratio": [1e-3, 3e-3, 0.5]})
+    monkeypatch.setattr(figures_smart, "collect_terms", lambda P: rows)
+    text = figures_smart.describe_terms(None)
+    assert text.startswith("The models' median ratios are 0.2 % to 50 %, and the highest ratio is")
+    rows = rows[:2]
+    text = figures_smart.describe_terms(None)
+    assert text.startswith("The median ratio of SMART is 0.2 %, and the highest ratio is 0.3 % (SM")
+
+
 # ---- what is refused ----
 
 
@@ -315,8 +325,8 @@ def test_every_tuned_model_has_four_trials_and_their_followers_take_round_robin_
         ({"sweep_full_rows": [10**6]}, "sweep_full_rows: 1000000 is more than full_rows"),
         (
             {"arms": ["tuned"], "trial_weights": [1.0], "trial_epochs": [2, 3]},
-            "trial_weights: with the arm tuned a model with SMART tries 1 of them at each rate, and "
-            "the others 2 of trial_epochs; name as many of both",
+            "trial_weights: with the arm tuned a model with SMART tries 1 of them at each rate, "
+            "and the others 2 of trial_epochs; name as many of both",
         ),
         (
             {"domains": ["paraphrase", "sentiment", "similarity"]},

@@ -1340,6 +1340,13 @@ def test_scores_that_another_program_saved_otherwise_are_written_anew(recorded):
     runs.write_ledger(recorded, plans.plan(recorded))
     assert file.read_bytes() == whole
     assert verify.find_disagreement(recorded) == ""
+    header, first, *others = whole.decode().splitlines()
+    file.write_text("\n".join(["", header, *others, first, ""]), encoding="utf-8")
+    assert verify.find_disagreement(recorded) == ""
+    file.write_text("\n".join(["", header, *others]), encoding="utf-8")
+    assert verify.find_disagreement(recorded) == first.split(",")[0]
+    file.write_text("\n".join([f"{header},x", first, *others]), encoding="utf-8")
+    assert verify.find_disagreement(recorded) == "its columns"
 
 
 def read_verdicts(arm="printed", comparison="claim") -> pd.DataFrame:

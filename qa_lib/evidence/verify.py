@@ -385,6 +385,18 @@ def select(frame: pd.DataFrame, arm: str = "printed", comparison: str = "claim")
     return rows.set_index("claim", drop=False)
 
 
+def select_tested(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each claim: at the report's settings, or with equal tuning if tested there.
+
+    The latter where no run at the report's settings tests it, as in a study of arms=[tuned].
+    """
+    printed, tuned = select(frame), select(frame, "tuned")
+    not_tested = printed.index[printed["verdict"] == Verdict.NOT_TESTED]
+    tested = tuned.index[tuned["verdict"] != Verdict.NOT_TESTED]
+    alone = not_tested.intersection(tested)
+    return pd.concat([printed.drop(alone), tuned.loc[alone]]).loc[printed.index]
+
+
 # ---- rows in words ----
 
 
@@ -477,9 +489,14 @@ def format_control(report: str, row, of_claim) -> str:
 
 
 def count_verdicts(frame: pd.DataFrame) -> str:
-    """Return one sentence a stance: how many results, hopes and explanations got which verdict."""
-    rows = select(frame)
+    """Return one sentence a stance: how many results, hopes and explanations got which verdict.
+
+    A claim counts as in `select_tested`.
+    """
+    rows = select_tested(frame)
     sentences = [f"{len(rows)} claims."]
+    if by_tuning := (rows["arm"] == "tuned").sum():
+        sentences.append(f"{by_tuning} of them are tested with equal tuning alone.")
     for stance in claims.STANCES:
         of_stance = rows[rows["stance"] == stance]
         counts = of_stance["verdict"].value_counts()
@@ -551,13 +568,18 @@ def print_verdicts(P):
 def find_disagreement(P) -> str:
     """Return the first run about which results.csv on disk and the records differ.
 
-    Lines are compared in any order. Empty where all are alike, or where there is no file.
+    Where the columns have other names it is they. Lines are compared in any order, and blank ones
+    left out. Empty where all are alike, or where there is no file.
     """
     file = runs.page_folder(P) / "results.csv"
     if not file.exists():
         return ""
     on_disk = file.read_text(encoding="utf-8", errors="replace").splitlines()
     of_records = runs.format_csv(runs.collect_results(plans.plan(P))).splitlines()
+    header = of_records[0]
+    if header not in on_disk:
+        return "its columns"
+    on_disk = [line for line in on_disk if line.strip()]
     differ = set(on_disk) ^ set(of_records)
     for line in on_disk + of_records:
         if line in differ:

@@ -645,7 +645,9 @@ def figure_training(P) -> report.Html:
     rows = rows.sort_values("variant", key=lambda names: names.map(order.index), kind="stable")
     more = ""
     if P.curve_seeds:
-        more = f" The first and the last model have {len(P.curve_seeds)} seeds more."
+        number = len(P.curve_seeds)
+        seeds = "1 seed" if number == 1 else f"{number} seeds"
+        more = f" The first and the last model have {seeds} more."
     caption = (
         f"Figure 2: EM and F1 on {P.watched} training rows over the steps. Of a mixture the gate "
         "alone is trained, on experts that have learnt already. "

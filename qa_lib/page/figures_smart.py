@@ -207,8 +207,9 @@ def figure_architectures(P, variants: tuple[str, str]) -> report.Html:
     if not specs:
         return report.note_absent("models")
     frame = pd.DataFrame({"run": [record["run"] for _, record in runs.require_records(specs)]})
+    models = "Two models as they are" if len(specs) == 2 else "A model as it is"
     caption = (
-        "Two models as they are configured here (the report's Figures 1 and 2). The tasks take "
+        f"{models} configured here (the report's Figures 1 and 2). The tasks take "
         "turns, a batch each. Below a task stand the rows of its batch."
     )
     alt = "; ".join(
@@ -426,9 +427,12 @@ def describe_terms(P) -> str:
     else:
         verdict = "So the term was large enough to matter"
     limits = f"by our rule below {TOO_SMALL:.0%} it cannot, below {SMALL:.0%} hardly"
+    ratios_of = f"The median ratio of {most} is {format_ratio(medians.max())}"
+    if len(medians) > 1:
+        lowest = format_ratio(medians.min())
+        ratios_of = f"The models' median ratios are {lowest} to {format_ratio(medians.max())}"
     return (
-        f"The models' median ratios are {format_ratio(medians.min())} to "
-        f"{format_ratio(medians.max())}, and the highest ratio is {format_ratio(highest.max())} "
+        f"{ratios_of}, and the highest ratio is {format_ratio(highest.max())} "
         f"({highest.idxmax()}). {verdict}: {limits.replace('%', ' %')}."
     )
 

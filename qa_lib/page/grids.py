@@ -302,16 +302,20 @@ def lay_out_models(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str
     for arm in ARMS.values():
         if set(frame[f"seeds, {arm}"]) != {"–"}:
             columns |= {(arm, name): "number" for name in IN_ARM}
-    shown, shared = {}, []
+    arms = {arm for arm, _ in columns if arm}
+    shown = {}
+    alike: dict[str, list[str]] = {}  # what all models share → the arms in which they do
     for arm, name in list(columns):
         cells = frame[f"{name}, {arm}" if arm else name].astype(str).to_list()
         if len(cells) > 1 and len(set(cells)) == 1:
             del columns[arm, name]
-            where = f" ({arm})" if arm == "equal tuning" else ""
-            if f"{name} {cells[0]}" not in shared:  # else it is so in both arms
-                shared.append(f"{name} {cells[0]}{where}")
+            alike.setdefault(f"{name} {cells[0]}", []).append(arm)
             continue
         shown[arm, name] = cells
+    shared = []
+    for text, of_arms in alike.items():
+        in_every_arm = of_arms == [""] or len(of_arms) == len(arms)
+        shared.append(text if in_every_arm else f"{text} ({of_arms[0]})")
     shown = pd.DataFrame(shown, index=frame["model"].to_list())
     classes = pd.DataFrame([list(columns.values())] * len(shown), shown.index, shown.columns)
     return shown, classes, "; ".join(shared)

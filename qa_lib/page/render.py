@@ -29,6 +29,7 @@ import re
 import sys
 import tempfile
 import time
+from html import unescape
 from pathlib import Path
 
 import nbformat
@@ -182,7 +183,7 @@ def absent_part(cell) -> str:
     for html in list_html(cell):
         if not re.fullmatch(f"({NOTE})+", html.strip()):
             return ""
-        parts += re.findall("“(.*?)”", html)
+        parts += map(unescape, re.findall("“(.*?)”", html))
     return ", ".join(parts)
 
 

@@ -27,9 +27,9 @@ STANCES = {
 LEGEND = (
     "A claim stands under the models that it compares. Behind “not reproduced” stands what it "
     "means: the effect is less than half of what is printed, in the direction but below it, below "
-    "it with the direction open, larger, or opposite; of an equality, different. “Undecided” says "
-    "what is missing. In brackets stands the 95 % interval, of several parts that of the one "
-    "shown."
+    "it with the direction open, larger, or opposite; where no size is printed, too small to "
+    "count; of an equality, different. “Undecided” says what is missing. In brackets stands the "
+    "95 % interval, of several parts that of the one shown."
 )
 MARK = "†"
 
@@ -114,7 +114,7 @@ def show_starter(arm: str, row, starter: pd.DataFrame) -> str:
 def show_claim(P, row, tables: dict[str, pd.DataFrame]) -> str:
     """Return a claim as HTML: what it says; printed, ours in both arms, and what a control leaves.
 
-    tables: arm or comparison → its rows by claim.
+    tables: arm or comparison → its rows by claim, and `tested` → those of verify.select_tested.
     """
     values = [f"printed {escape(verify.format_printed(row))}" if row.printed != "–" else ""]
     by_starter = show_starter("", row, tables["starter"])
@@ -147,7 +147,7 @@ def show_group(P, heading: str, rows: list, tables: dict[str, pd.DataFrame]) -> 
     if not others:
         return text
     folded = "".join(show_claim(P, row, tables) for row in others)
-    summary = f"{len(others)} more of the same models: {count_each_verdict(others)}"
+    summary = f"{len(others)} more of the same models: {count_each_verdict(others, tables)}"
     return f"{text}{fold_items(summary, folded)}"
 
 
@@ -156,9 +156,11 @@ def is_of_first_figure(P, row) -> bool:
     return row.claim == plans.find_report(P.report).COMPARISONS[0].claim
 
 
-def count_each_verdict(rows: list) -> str:
+def count_each_verdict(rows: list, tables: dict[str, pd.DataFrame]) -> str:
     """Return how many claims have each verdict: "2 reproduced, 1 undecided"."""
-    counts = pd.Series([row.verdict for row in rows], dtype=object).value_counts()
+    tested = tables["tested"]
+    verdicts = [tested.loc[row.claim, "verdict"] for row in rows]
+    counts = pd.Series(verdicts, dtype=object).value_counts()
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if verdict in counts)
 
 
@@ -185,7 +187,7 @@ def show_stance(P, name: str, of_stance: dict[str, list], tables: dict[str, pd.D
     text = f"<p>{title}</p>{''.join(shown)}" if shown else ""
     if not folded:
         return text
-    counts = escape(count_each_verdict(rows_folded))
+    counts = escape(count_each_verdict(rows_folded, tables))
     claim = "claim" if len(rows_folded) == 1 else "claims"
     summary = f"{len(rows_folded)} more {claim}: {counts}" if shown else f"{title}: {counts}"
     return f"{text}<details><summary>{summary}</summary>{''.join(folded)}</details>"
@@ -235,6 +237,7 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
     listed = {claim.id: claim for claim in claims.read_claims(P.report, P.mixtures)}
     by_starter = compare.measure_by_starter(P, table)
     tables = {
+        "tested": verify.select_tested(table),
         "tuned": verify.select(table, "tuned"),
         "starter": verify.select(by_starter, comparison="starter"),
         "starter tuned": verify.select(by_starter, "tuned", "starter"),
@@ -245,11 +248,7 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
     untested = []
     groups: dict[str, dict[str, list]] = {stance: {} for stance in STANCES}
     for row in verify.select(table).itertuples():
-        tuned = tables["tuned"]
-        is_tested_alike = row.claim in tuned.index and (
-            tuned.loc[row.claim, "verdict"] != Verdict.NOT_TESTED
-        )
-        if row.verdict == Verdict.NOT_TESTED and not is_tested_alike:
+        if tables["tested"].loc[row.claim, "verdict"] == Verdict.NOT_TESTED:
             untested.append(row)
             continue
         heading = name_sides(P, listed[row.claim])
@@ -260,7 +259,8 @@ def show_groups(P, table: pd.DataFrame) -> report.Html:
             parts.append(show_stance(P, STANCES[stance], of_stance, tables))
         for rows in of_stance.values():
             tested += rows
-    legend = escape(f"{LEGEND} {describe_mark(verify.select(table))}".strip())
+    of_claims = table[table["comparison"] == "claim"]  # in both arms, as they are shown
+    legend = escape(f"{LEGEND} {describe_mark(of_claims)}".strip())
     counts = f"{verify.count_verdicts(table)} {verify.describe_changes(P.report)}".strip()
     text = (
         f"<p>{escape(counts)}</p>"
