@@ -33,7 +33,8 @@ def add_study(parser: argparse.ArgumentParser):
     """Add the arguments of `study`."""
     parser.description = (
         "Train the runs of a report's plan that have no record yet. At profile real a report that "
-        "has committed records is trained only where --size, --fresh or --fetch is given."
+        "has committed records has nothing to train, and nothing to estimate, unless --size or "
+        "--fresh is given."
     )
     command_line.add_arguments(parser)
     parser.add_argument(
@@ -54,7 +55,8 @@ def add_study(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="fetch data and encoders, print runs, hours and disk, train nothing",
+        help="fetch data and encoders, print how many runs there are to train, hours and disk, and "
+        "train nothing",
     )
     parser.add_argument(
         "--fetch",
@@ -366,10 +368,12 @@ def run_own(args: argparse.Namespace) -> int:
         study.fetch_inputs(draft)
         print(own.describe_contexts(draft), *own.remark_on_rows(draft, tokenizer), sep="\n")
         own.write_definition(definition, p)
-        missing = study.list_missing(own.foresee_plan(draft))
+        foreseen = own.foresee_plan(draft)
+        missing = study.list_missing(foreseen)
         if missing and study.list_missing(plans.plan(draft)):
             _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))
-            print(own.describe_cost(draft, hours), flush=True)
+            has_begun = len(missing) < len({spec.hash for spec in foreseen})
+            print(own.describe_cost(draft, hours, has_begun), flush=True)
     return 0
 
 

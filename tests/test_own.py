@@ -21,13 +21,13 @@ from qa_lib.data.selection import load_test_sets as load_whole_test_sets
 from qa_lib.evidence import verdicts, verify
 from qa_lib.own_data import advice, floor, own
 from qa_lib.own_data.advice import NOT, OPEN, WORTH
-from qa_lib.page import render
+from qa_lib.page import render, report
 from qa_lib.reports import exbert, plans
 from qa_lib.settings import hub, params
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 from qa_lib.tasks import sentence
-from qa_lib.training import study
+from qa_lib.training import study, train
 
 TINY = {
     "train_rows": 20,
@@ -178,7 +178,12 @@ def test_an_open_advice_says_which_side_is_open(planted, monkeypatch):
 def test_the_plain_model_is_named_where_it_is_ahead(planted, gain, ahead):
     """The advice is about the block alone; a reader may want the best model."""
     text = advice.describe_advice(planted(gain, seed_sd=0.1, cluster_sd=0.1))
-    assert ("With more encoder blocks and no experts V-DB is ahead, by " in text) == ahead
+    assert ("V-DB, which has no experts, is ahead, by " in text) == ahead
+
+
+def test_a_plain_model_of_all_blocks_is_told_so(planted):
+    text = advice.describe_advice(planted(5.0).model_copy(update={"blocks": None}))
+    assert "the plain span model of all blocks, V-DB, " in text
 
 
 @pytest.mark.parametrize(
@@ -339,11 +344,17 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert "harbour: 46 training, 4 validation, 30 test rows\n" in output
     assert "take the questions of one context together, and titles play no part; " in output
     assert re.search("; contexts: harbour has [0-9]+ training, [0-9]+ validation, [0-9]+", output)
+    assert "The advice needs runs that are not there yet; it stands here" in report.show_header(p)
+    train.train(plans.plan(p)[0], progress=lambda line: None)
+    start_own(monkeypatch, "mine", domains, **changes)
+    assert "what is left takes about 1 min on this machine; with" in capsys.readouterr().out
     study.run(p, plans.plan, workers=1)
     assert set(study.run(p, plans.plan)["trained"]) == {"found"}
     # what is trained already is not announced again
     start_own(monkeypatch, "mine", domains, **changes)
-    assert "all rounds together" not in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "all rounds together" not in output
+    assert "what is left" not in output
     render.render(p)
     folder = tmp_path / "QA_FIGURES" / "exbert" / "own-mine"
     page = (folder / "report.html").read_text()
@@ -445,12 +456,14 @@ def test_halving_is_told_by_its_numbers_of_rates_and_rounds(monkeypatch, rates, 
 
 def test_long_texts_are_told_what_takes_two_hours(planted):
     p = planted(0.0, size="small")
-    assert own.describe_cost(p, 1.9).endswith("take about 1.9 hours on this machine")
+    assert own.describe_cost(p, 1.9, False).endswith("take about 1.9 hours on this machine")
     few = p.model_copy(update={"seeds": [0, 1]})
-    assert own.describe_cost(few, 1.9).endswith("with fewer than 3 seeds it decides nothing")
-    text = own.describe_cost(p, 4.0)
+    assert own.describe_cost(few, 1.9, False).endswith("with fewer than 3 seeds it decides nothing")
+    # other rows would train anew what is done
+    assert own.describe_cost(p, 4.0, True) == "what is left takes about 4.0 hours on this machine"
+    text = own.describe_cost(p, 4.0, False)
     assert 'about 4.0 hours on this machine; PARAMS="train_rows=320" takes about 2' in text
-    assert "PARAMS" not in own.describe_cost(planted(0.0, size="full"), 9.0)
+    assert "PARAMS" not in own.describe_cost(planted(0.0, size="full"), 9.0, False)
 
 
 def test_size_full_is_the_plan_that_was_there_before(domains, monkeypatch):

@@ -649,6 +649,13 @@ def test_smart_is_counted_by_its_passes(load):
     cheap = study.estimate_tokens(of["pretrain"], known)
     assert cheap < plain < dear
     assert dear - plain == pytest.approx(4.5 * (plain - cheap))
+    # with dropout on the training pass is the clean one, but for runs in bf16
+    with_dropout = of["smart"].smart.model_copy(update={"dropout": "on"})
+    steps = []
+    for precision in ("fp32", "bf16"):
+        how = {"smart": with_dropout, "precision": precision}
+        steps.append(study.count_plain_steps(of["smart"].model_copy(update=how)))
+    assert steps == [3, 4]
     # of the parts that are scored alone, the three runs have as many
     assert study.speed_class(of["smart"]) != study.speed_class(of["finetune"])  # batch size
     assert study.speed_class(of["pretrain"]) == study.speed_class(of["rrobin-full"])

@@ -416,9 +416,10 @@ def describe_scores(P, em: pd.Series) -> str:
             leads.append(f"{lead:.1f} on {domain}")
     ahead = ""
     if leads:
-        ahead = f". With more encoder blocks and no experts V-DB is ahead, by {' and '.join(leads)}"
+        ahead = f". V-DB, which has no experts, is ahead, by {' and '.join(leads)}"
+    blocks = "all" if P.blocks is None else P.blocks
     return (
         f"EM on the two: with the ST-MoE block {scores[OURS]}, without {scores[CONTROL]} "
-        f"(both of {P.tuned_blocks} encoder blocks), the plain span model of {P.blocks} blocks, "
+        f"(both of {P.tuned_blocks} encoder blocks), the plain span model of {blocks} blocks, "
         f"V-DB, {scores[PLAIN]}{ahead}."
     )

@@ -310,17 +310,19 @@ def describe_counts(p: exbert.Parameters) -> str:
     return f"Rows left out or mended: {'; '.join(parts) or 'none'}."
 
 
-def describe_cost(p: exbert.Parameters, hours: float) -> str:
-    """Return how long all rounds of a study take together.
+def describe_cost(p: exbert.Parameters, hours: float, has_begun: bool) -> str:
+    """Return how long all rounds of a study take together, or what is left of them.
 
     A small study of more than HOURS, as one of long texts is, is told how many rows would take that
-    long, and one of few seeds that it will decide nothing.
+    long, unless it has begun: other rows would train all of it anew. One of few seeds is told that
+    it will decide nothing.
     """
     needed = f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} min"
-    text = f"all rounds together take about {needed} on this machine"
+    what = "what is left takes" if has_begun else "all rounds together take"
+    text = f"{what} about {needed} on this machine"
     if len(p.seeds) < ENOUGH:
         text += f"; with fewer than {ENOUGH} seeds it decides nothing"
-    if p.size == "full" or hours <= HOURS:
+    if has_begun or p.size == "full" or hours <= HOURS:
         return text
     fewer = max(FEWEST, int(p.train_rows * HOURS / hours) // 10 * 10)
     return (

@@ -187,8 +187,11 @@ def save_figure(P, name: str, fig, caption: str, alt: str, frame: pd.DataFrame) 
 def show_header(P, verdicts: str = "") -> Html:
     """Return what a page is: profile, encoder, data, seeds, and how its claims fare.
 
+    A page of own data has advice in their place.
     Where stale records are kept it says so, since the page is drawn from them.
     """
+    if not verdicts and P.profile == "own":
+        verdicts = "The advice needs runs that are not there yet; it stands here once they are."
     verdicts = verdicts or (
         "The verdicts on its claims need runs that are not there yet; they stand at the end once "
         "they are."

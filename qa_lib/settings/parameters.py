@@ -432,7 +432,8 @@ class Heads(Strict):
 class Multitask(Strict):
     """Training on batches of one dataset each, an optimizer step a batch (qa_lib/data/batches.py).
 
-    A round has a batch of each dataset, in the order of `domains`.
+    A round has a batch of each dataset, in the order of `domains`; with draws it is an update, of
+    `passes` batches.
     """
 
     # rrobin: batches of `batch_size` rows, and in every epoch the same rows of each dataset.
@@ -440,7 +441,7 @@ class Multitask(Strict):
     # draws: datasets are drawn at random, `passes` of them for an update, which averages gradients.
     schedule: Literal["rrobin", "rrobin-full", "draws"] = "rrobin"
     # Of an epoch. None: as many as the smallest dataset fills at rrobin, and as many as use up the
-    # largest one at rrobin-full. With draws a round is an update.
+    # largest one at rrobin-full.
     rounds: Rows | None = None
     # With draws: batches of an update, each of `batch_size` / `passes` rows of one dataset.
     passes: int = Field(1, ge=1, le=64)

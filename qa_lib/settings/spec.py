@@ -68,7 +68,7 @@ class Spec(Strict):
     cluster: list[int] | None = None
     imbalance: Imbalance | None = None  # None: classes as they come
     gate: Gate | None = None  # a mixture of `experts`, which stay frozen
-    heads: Heads | None = None  # a head for each dataset, of sentences. None: one span head
+    heads: Heads | None = None  # heads by dataset, or by their tasks. None: one span head
     smart: Smart | None = None  # what SMART adds to the loss
     distillation: Distillation | None = None  # how the run learns from its `teachers`
     # Batches of one dataset each, in turn. None: all datasets are one.

@@ -228,7 +228,10 @@ def share_probed(spec: Spec) -> dict[str, float]:
 def count_plain_steps(spec: Spec) -> float:
     """Count what a training step costs in plain steps, each of three forward passes."""
     if spec.smart:
-        return count_forward_equivalents(spec.smart) / 3
+        smart = spec.smart
+        if spec.precision != "fp32":  # the clean pass is then a pass of its own, whatever dropout
+            smart = smart.model_copy(update={"dropout": "off"})
+        return count_forward_equivalents(smart) / 3
     if spec.heads and spec.heads.frozen:
         return 1 / 3
     return 1.0
