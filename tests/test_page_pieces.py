@@ -485,6 +485,16 @@ def test_what_models_share_in_one_arm_names_the_arm():
         "blocks 6; extra parts –; weights, millions 9; batch 16 (report's settings); "
         "epochs 3 (report's settings); batch 32 (equal tuning)"
     )
+    # a model that an arm lacks shares nothing there
+    more = {name: [*np.resize(cells, 2), "–"] for name, cells in columns.items()}
+    more |= {"blocks": "6", "extra parts": "–", "weights, millions": "9"}
+    for name in ("rate", "batch", "epochs", "steps", "seeds"):
+        more[f"{name}, report's settings"] = ["16", "16", "16"]
+    shown, _, shared = grids.lay_out_models(pd.DataFrame(more))
+    assert "batch 16 (report's settings)" in shared
+    assert "batch 32 (equal tuning)" in shared
+    assert ("equal tuning", "batch") not in shown
+    assert shown["equal tuning", "seeds"].to_list() == ["3", "2", "–"]
     # with one arm there is nothing to tell apart
     columns |= {"seeds, equal tuning": "–"}
     *_, shared = grids.lay_out_models(pd.DataFrame(columns))

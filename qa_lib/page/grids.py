@@ -307,9 +307,13 @@ def lay_out_models(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str
     alike: dict[str, list[str]] = {}  # what all models share → the arms in which they do
     for arm, name in list(columns):
         cells = frame[f"{name}, {arm}" if arm else name].astype(str).to_list()
-        if len(cells) > 1 and len(set(cells)) == 1:
+        told = cells
+        if arm and name != "seeds":  # which say what models an arm has
+            ran = frame[f"seeds, {arm}"] != "–"
+            told = [cell for cell, is_told in zip(cells, ran, strict=True) if is_told]
+        if len(told) > 1 and len(set(told)) == 1:
             del columns[arm, name]
-            alike.setdefault(f"{name} {cells[0]}", []).append(arm)
+            alike.setdefault(f"{name} {told[0]}", []).append(arm)
             continue
         shown[arm, name] = cells
     shared = []
