@@ -48,12 +48,10 @@ def code(source: str, *tags: str):
 SETUP = [
     code("seeds = [0]  # how many\nepochs = 1  # passes", "parameters"),
     code(
-        "from pathlib import Path\n"
         "from qa_lib.page import report as page\n"
         "from qa_lib.reports import plans\n"
         "from qa_lib.settings import params\n"
-        "P = plans.load_params('exbert', 'quick')\n"
-        "page.runs.FIGURES = Path(data)",
+        "P = plans.load_params('exbert', 'quick')",
         "setup",
     ),
 ]
@@ -73,8 +71,8 @@ def plant(tmp_path, monkeypatch):
         nbformat.write(nb, tmp_path / "notebooks" / "01_exbert.ipynb")
         monkeypatch.setattr(render, "ROOT", tmp_path)
         monkeypatch.setattr(report.runs, "FIGURES", tmp_path)
-        p = plans.load_params("exbert", "quick")
-        render.render(p.model_copy(update={"data": str(tmp_path)}), name)
+        monkeypatch.setenv("QA_FIGURES", str(tmp_path))  # for the kernel
+        render.render(plans.load_params("exbert", "quick"), name)
         return folder
 
     folder = tmp_path / "exbert" / "quick"
@@ -194,6 +192,13 @@ def test_only_draws_one_thing(plant, tmp_path):
         code(WRITE.format("fig_b"), "fig_b"),
     ]
     assert [f.name for f in plant(*cells, name="fig_b").iterdir()] == ["fig_b.txt"]
+    # nor what its cell draws beside it
+    beside = "\n".join(WRITE.format(name) for name in ("fig_c", "fig_d"))
+    folder = plant(*cells, code(beside, "fig_c", "fig_d", "fig_e"), name="fig_d")
+    assert {f.name for f in folder.iterdir()} == {"fig_b.txt", "fig_d.txt"}
+    with pytest.raises(UserError, match="^fig_e is not drawn: its part of the study is not run"):
+        plant(*cells, code(beside, "fig_c", "fig_d", "fig_e"), name="fig_e")
+    assert {f.name for f in folder.iterdir()} == {"fig_b.txt", "fig_d.txt"}
     with pytest.raises(UserError, match="no table or figure fig_c; the page has table_a, fig_b"):
         plant(*cells, name="fig_c")
 

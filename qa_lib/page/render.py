@@ -46,6 +46,26 @@ from qa_lib.store import runs
 SCRIPT = Path(__file__).with_name("sort.js")
 
 
+def set_variables(values: dict[str, str | None]):
+    """Set environment variables; None removes one."""
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextlib.contextmanager
+def changed_environment(changes: dict[str, str | None]):
+    """Change environment variables, and bring them back at the end. None removes one."""
+    before = {name: os.environ.get(name) for name in changes}
+    set_variables(changes)
+    try:
+        yield
+    finally:
+        set_variables(before)
+
+
 @contextlib.contextmanager
 def clean_settings():
     """Leave out the user's settings of Jupyter, IPython and matplotlib.
@@ -72,18 +92,8 @@ def clean_settings():
             "MPLBACKEND",
             "MATPLOTLIBRC",
         )
-        before = {name: os.environ.get(name) for name in (*ours, *absent)}
-        for name in absent:
-            os.environ.pop(name, None)
-        os.environ.update(ours)
-        try:
+        with changed_environment({**ours, **dict.fromkeys(absent)}):
             yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
 
 
 class Page(HTMLExporter):
@@ -352,6 +362,25 @@ def choose_values(nb, p) -> dict:
     return {name: values[name] for name in [*listed, *added]}
 
 
+def draw_alone(nb, p, name: str):
+    """Write the files of one table or figure.
+
+    Its cell may draw others too; their files go to a folder that is not kept. Raises UserError
+    where the cell does not draw it.
+    """
+    nb = keep_only(nb, name)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        with changed_environment({"QA_FIGURES": elsewhere}):
+            execute(nb, find_notebook(p.report, p.profile).name, choose_values(nb, p))
+        files = list(Path(elsewhere).rglob(f"{name}.*"))
+        for file in files:
+            runs.write(runs.page_folder(p) / file.name, file.read_bytes())
+    if not files:
+        raise UserError(
+            f"{name} is not drawn: its part of the study is not run at this profile and size"
+        )
+
+
 def render(p, name: str | None = None):
     """Write a report's report.ipynb, report.html, tables and figures.
 
@@ -361,9 +390,9 @@ def render(p, name: str | None = None):
     folder = runs.page_folder(p)
     nb = read_notebook(p.report, p.profile)
     if name:
-        nb = keep_only(nb, name)
-    nb = execute(nb, find_notebook(p.report, p.profile).name, choose_values(nb, p))
-    if not name:
+        draw_alone(nb, p, name)
+    else:
+        nb = execute(nb, find_notebook(p.report, p.profile).name, choose_values(nb, p))
         html = export_page(nb, p)
         runs.write(folder / "report.ipynb", nbformat.writes(nb))
         runs.write(folder / "report.html", html)
