@@ -366,7 +366,7 @@ def test_from_files_to_page(domains, tmp_path, monkeypatch, capsys):
     assert "claims are not judged" in page
     assert "Successive halving, alike for all models: every rate is tried with 1, then 2" in page
     assert "Not run here" not in page
-    assert "Are the experts worth it on mine?</h1>" in page
+    assert "Is ExBERT's block worth it on mine?</h1>" in page
     assert page.index("Advice: ") < page.index('<h2 id="the-question"')
     for text in ("Claim.", "profile <code>quick", "more questions of both domains exactly"):
         assert text not in page

@@ -213,7 +213,7 @@ def describe_setting(P) -> list[str]:
     """Return encoder, data and seeds of a page as HTML, and that stale records are kept if so."""
     *others, last = (name_dataset(P, domain) for domain in P.domains)
     text = (
-        f"Encoder {name_encoder(P.encoder)}; domains {', '.join(others)} and {last}; "
+        f"Encoder {name_encoder(P.encoder)}; datasets {', '.join(others)} and {last}; "
         f"{P.describe_training()}."
     )
     paragraphs = [escape(text)]

@@ -336,7 +336,7 @@ class Study(Strict):
 
     def describe_training(self) -> str:
         """Return the training rows and the seeds, as a page's head says them."""
-        return f"{self.train_rows:,} training examples of each domain; {self.describe_seeds()}"
+        return f"{self.train_rows:,} training examples of each dataset; {self.describe_seeds()}"
 
     def describe_seeds(self) -> str:
         """Return the number of seeds in words."""
