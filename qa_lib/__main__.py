@@ -119,6 +119,7 @@ def run_train(args: argparse.Namespace) -> int:
 
     from qa_lib.data import selection
     from qa_lib.reports import plans
+    from qa_lib.store import runs
     from qa_lib.training import study, train
 
     p = plans.load_from_args(args, size="full" if torch.cuda.is_available() else "small")
@@ -130,7 +131,7 @@ def run_train(args: argparse.Namespace) -> int:
     chosen = {named[name].hash for name in fitting}
     if len(chosen) != 1:
         names = fitting or list(named)
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        more = f" and {len(names) - 6} more names" if len(names) > 6 else ""
         planned = {spec.hash for spec in named.values()}
         raise UserError(
             f"--run {args.run} fits {len(chosen)} of the {len(planned)} runs of the plan; write a "
@@ -138,6 +139,7 @@ def run_train(args: argparse.Namespace) -> int:
         )
     same = [spec for spec in named.values() if spec.hash in chosen]
     spec = max(same, key=lambda spec: len(spec.tests))  # a trial has no test sets
+    runs.check_store()
     with study.tell_what_is_full(spec):
         record = train.train(spec, keep_weights=True)
     if record:  # of the processes of a distributed training, one writes the record
@@ -367,13 +369,14 @@ def run_own(args: argparse.Namespace) -> int:
         own.check_rows(draft)
         study.fetch_inputs(draft)
         print(own.describe_contexts(draft), *own.remark_on_rows(draft, tokenizer), sep="\n")
-        own.write_definition(definition, p)
         foreseen = own.foresee_plan(draft)
+        runs.RUNS.mkdir(parents=True, exist_ok=True)  # whose disk is looked at
         missing = study.list_missing(foreseen)
         if missing and study.list_missing(plans.plan(draft)):
             _, hours, _ = study.estimate_cost(missing, study.default_workers(missing))
             has_begun = len(missing) < len({spec.hash for spec in foreseen})
             print(own.describe_cost(draft, hours, has_begun), flush=True)
+        own.write_definition(definition, p)
     return 0
 
 

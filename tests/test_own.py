@@ -626,7 +626,31 @@ def test_a_mistake_replaces_no_definition(domains, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="short.jsonl, line 1: not JSON"):
         short.write_text("{\n", encoding="utf-8")
         start_own(monkeypatch, "mine", [domains[0], f"{train}:{short}"])
+    # nor does what no memory can hold
+    monkeypatch.setattr(study, "estimate_cost", refuse_for_memory)
+    with pytest.raises(UserError, match="^no memory for that$"):
+        start_own(monkeypatch, "mine", domains[::-1])
     assert Path(p.data).read_bytes() == content
+
+
+def refuse_for_memory(specs, workers):
+    """Refuse a study as one that is too large."""
+    raise UserError("no memory for that")
+
+
+@pytest.mark.parametrize("text", ["mine-a: [", "mine-a: 3", "[1]", "x", "", "mine-a: {train: [x]}"])
+def test_a_damaged_definition_is_written_anew(domains, monkeypatch, text):
+    p = start_own(monkeypatch, "mine", domains)
+    content = Path(p.data).read_bytes()
+    Path(p.data).write_text(text, encoding="utf-8")
+    start_own(monkeypatch, "mine", domains)
+    assert Path(p.data).read_bytes() == content
+
+
+def test_a_rate_is_told_with_all_its_digits():
+    rates = [advice.format_rate(rate) for rate in (5e-5, 1.25e-4, 1e-3)]
+    assert rates == ["5.0e-05", "1.25e-04", "1.0e-03"]
+    assert [yaml.safe_load(rate) for rate in rates] == [5e-5, 1.25e-4, 1e-3]
 
 
 def test_the_definition_of_a_study_that_trains_is_not_replaced(domains, monkeypatch):

@@ -627,6 +627,11 @@ def test_a_yaml_file_that_is_a_list_is_one_sentence(tmp_path):
         (b"a: &a {x: *a}", "own.yaml: a: x is not a parameter"),
         (b"a: {pool: [a]}", "own.yaml: a: pool: a has a pool itself; name the datasets in it"),
         (b"a: {pool: [b]}\nb: {pool: [a]}", "own.yaml: a: pool: b has a pool itself"),
+        (
+            b"a: {pool: [b]}\nb: {task: classes, classes: [x, y], test: [z]}",
+            "own.yaml: a: pool: b is of the task classes, and a of span; a pool is of one task",
+        ),
+        (b"a: {train: !!timestamp x}", "own.yaml is not valid YAML"),
         (None, "own.yaml cannot be read .Is a directory.; name a YAML file"),
     ],
 )
@@ -657,6 +662,14 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
         (
             "embedded: {news: {train: [news], train_rows: 9}}\nfolder: {}\n",
             "line 1: embedded: news has no rows; write there how many are generated",
+        ),
+        (
+            "folder: {a: {test: [x], only: {lang: en}}}\n",
+            "line 1: folder: a: only: hub datasets alone have it; leave it out",
+        ),
+        (
+            "folder: {a: {test: [x], rows: 9}}\n",
+            "line 1: folder: a: rows: embedded datasets alone have it; leave it out",
         ),
         (
             "folder: {a: {}}\nhub: {}\nfolder: {b: {}}\n",
@@ -695,6 +708,14 @@ def test_revisions_that_git_could_not_merge_are_one_sentence(tmp_path, monkeypat
     with pytest.raises(UserError, match="pins.yaml is not valid YAML: .*; mend it there") as error:
         hub.resolve_revision("some/data")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pin", ["", "123", "[x]"])
+def test_a_pin_that_is_no_commit_is_one_sentence(tmp_path, monkeypatch, pin):
+    monkeypatch.setattr(hub, "PINS", tmp_path / "pins.yaml")
+    (tmp_path / "pins.yaml").write_text(f"some/data: {pin}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="^params/pins.yaml has no commit for some/data; remove"):
+        hub.resolve_revision("some/data")
 
 
 @pytest.mark.parametrize("option", ["--profil=quick", "--dry", "--param=epochs=1"])

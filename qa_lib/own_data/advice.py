@@ -333,8 +333,8 @@ def edge_hint(P) -> str:
     if not models:
         return ""
     names = " and ".join(MODELS[model][0] for model in models)
-    rates = [lowest / 3, *P.trial_rates, highest * 3]
-    listed = ",".join(format_rate(rate) for rate in sorted(rates))
+    beyond = [float(f"{rate:.1e}") for rate in (lowest / 3, highest * 3)]
+    listed = ",".join(format_rate(rate) for rate in sorted([*P.trial_rates, *beyond]))
     return (
         f"The best rate of {names} is at the edge of those tried: "
         f'PARAMS="trial_rates=[{listed}]" tries more. '
@@ -342,8 +342,8 @@ def edge_hint(P) -> str:
 
 
 def format_rate(rate: float) -> str:
-    """Return a rate as YAML reads it as a number: 5.0e-05."""
-    return f"{rate:.1e}"
+    """Return a rate with all its digits, as YAML reads it as a number: 5.0e-05."""
+    return np.format_float_scientific(rate, trim="0")
 
 
 def describe_differences(differences: pd.DataFrame) -> str:

@@ -20,7 +20,7 @@ from qa_lib.data import selection, sources
 from qa_lib.evidence.verdicts import ENOUGH
 from qa_lib.reports import exbert, trials
 from qa_lib.settings import hub
-from qa_lib.settings.params import UserError, describe_folder
+from qa_lib.settings.params import UserError, describe_folder, read_own_datasets
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 from qa_lib.tasks import span
@@ -169,9 +169,14 @@ def refuse_other_names(definition: str, p: exbert.Parameters):
     file = Path(p.data)
     if not file.is_file():
         return
-    then, now = yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(definition)
-    files = [sorted((d["train"], d["test"]) for d in named.values()) for named in (then, now)]
-    if set(then) == set(now) or files[0] != files[1]:
+    try:
+        then = read_own_datasets(p.data)
+    except UserError:  # the file is damaged, and is written anew
+        return
+    now = yaml.safe_load(definition)
+    files_then = sorted((d.train, d.test) for d in then.values())
+    files_now = sorted((d["train"], d["test"]) for d in now.values())
+    if set(then) == set(now) or files_then != files_now:
         return
     if any(set(then) & set(record["metrics"]) for record in runs.read_all(p.report)):
         raise UserError(

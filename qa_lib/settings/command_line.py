@@ -26,7 +26,14 @@ NOT_GIVEN = {
     "source": "where data come from follows from the profile: PROFILE=, or --profile",
 }
 # Errors for want of permission or of room.
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+NOT_WRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+)
 
 
 class OutputError(Exception):
@@ -275,7 +282,7 @@ def read_overrides(args: argparse.Namespace) -> dict[str, Any]:
                 raise UserError(f"PARAMS (-p): {key} cannot be changed there; {NOT_GIVEN[key]}")
             params.refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader))
             overrides[key] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as e:
+    except (yaml.YAMLError, ValueError, AttributeError) as e:  # the last: of a !!timestamp
         raise UserError(
             f"-p {' '.join(args.p)[:200]}: not a value of YAML ({' '.join(str(e).split())})"
         ) from None

@@ -113,6 +113,11 @@ def resolve_revision(repo: str, kind: str = "dataset", cure: str | None = None) 
     if PINS.exists():
         pins, _ = read_yaml(PINS)
     if repo in pins:
+        if not isinstance(pins[repo], str):
+            raise UserError(
+                f"params/pins.yaml has no commit for {repo}; remove its line there, and the next "
+                "start with network writes it anew"
+            )
         return pins[repo]
     from huggingface_hub import HfApi
 

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from qa_lib.settings.parameters import Dataset, Strict
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# Fields of a dataset's definition that one source has alone.
+OF_SOURCE = {"rows": "embedded", "only": "hub", "placeholder": "hub", "unlabelled": "hub"}
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
 STALE = ("train", "keep")
@@ -85,7 +87,8 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
         ) from None
     except OSError as e:
         raise UserError(f"{shown} cannot be read ({e.strerror}); name a YAML file") from None
-    except (yaml.YAMLError, ValueError) as e:  # ValueError: bytes that are no text, no such date
+    # ValueError: bytes that are no text, no such date; AttributeError: a !!timestamp that is none
+    except (yaml.YAMLError, ValueError, AttributeError) as e:
         raise UserError(
             f"{shown} is not valid YAML: {' '.join(str(e).split())}; mend it there"
         ) from None
@@ -328,7 +331,7 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     They stand in params/datasets.yaml; of source own, in `file`, which `make own` has written.
     """
     if source == "own":
-        return _read_own_datasets(file)
+        return read_own_datasets(file)
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     if source not in values:
         raise UserError(f"params/datasets.yaml has no line {source}: of the datasets; add it")
@@ -336,6 +339,11 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     cure = "write the fields of each dataset below its name, or leave it out"
     datasets = _validate_datasets(values[source], place, cure)
     for name, d in datasets.items():
+        for field, its_source in OF_SOURCE.items():
+            if source != its_source and field in d.model_fields_set:
+                raise UserError(
+                    f"{place}{name}: {field}: {its_source} datasets alone have it; leave it out"
+                )
         if source == "embedded" and d.rows is None and not d.pool:
             raise UserError(f"{place}{name} has no rows; write there how many are generated")
     return datasets
@@ -352,7 +360,7 @@ def name_dataset(study, dataset: str) -> str:
     return known[dataset].display_name or dataset
 
 
-def _read_own_datasets(file: str) -> dict[str, Dataset]:
+def read_own_datasets(file: str) -> dict[str, Dataset]:
     """Return the datasets that a user's file defines. Raises UserError where it is not whole."""
     path = Path(file)
     command = f"make own NAME={path.stem} DOMAIN_A=… DOMAIN_B=…"
@@ -385,6 +393,11 @@ def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dat
             if member in datasets and datasets[member].pool:
                 raise UserError(
                     f"{place}{name}: pool: {member} has a pool itself; name the datasets in it"
+                )
+            if member in datasets and datasets[member].task != dataset.task:
+                raise UserError(
+                    f"{place}{name}: pool: {member} is of the task {datasets[member].task}, and "
+                    f"{name} of {dataset.task}; a pool is of one task"
                 )
     return datasets
 
