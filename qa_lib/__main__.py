@@ -102,7 +102,7 @@ def add_train(parser: argparse.ArgumentParser):
     parser.description = (
         "Train one run of a report's plan and keep its weights. Runs that it goes on from or "
         "learns from have to be trained before. `accelerate launch -m qa_lib train …` shares the "
-        "run between several GPUs."
+        "run between several GPUs, but for one on several datasets in turn, which takes one."
     )
     command_line.add_arguments(parser)
     parser.add_argument(

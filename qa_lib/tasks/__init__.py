@@ -1,7 +1,7 @@
 """Tasks: what a row is, how it becomes tokens, and what an answer is worth.
 
-A dataset's definition names its task. All else in the library asks the task and knows no row from
-inside. A task has:
+A dataset's definition names its task. The library asks the task and knows no row from inside, but
+for the few places that docs/code.md lists under "a task". A task has:
 
 NAME               its name in a dataset's definition
 SCORE_NAME         the name of its score for readers, as in "EM"
