@@ -131,7 +131,7 @@ def run_train(args: argparse.Namespace) -> int:
     chosen = {named[name].hash for name in fitting}
     if len(chosen) != 1:
         names = fitting or list(named)
-        more = f" and {len(names) - 6} more names" if len(names) > 6 else ""
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         planned = {spec.hash for spec in named.values()}
         raise UserError(
             f"--run {args.run} fits {len(chosen)} of the {len(planned)} runs of the plan; write a "

@@ -224,3 +224,20 @@ def test_findings_know_whether_experts_still_learn(planted):
     values = moe.collect_values(planted)
     assert values["experts"] == 9
     assert 0 <= values["experts_still_learning"] <= 9
+
+
+def test_a_longer_baseline_stands_once(monkeypatch):
+    named = []
+    monkeypatch.setattr(figures_moe, "collect_rows", lambda P, names, columns: named.append(names))
+    monkeypatch.setattr(figures_moe.pieces, "save_grid", lambda *given: None)
+    for changes in ({"epochs": 4.0}, {"checkpoint": "last"}):
+        changes |= {"experiments": ["longer", "last"], "longer": [4, 5]}
+        figures_moe.table_longer(plans.load_params("moe", "quick", changes))
+    assert list(named[0].values()) == [
+        "4 epochs, best checkpoint",
+        "5 epochs, best checkpoint",
+        "4 epochs, last checkpoint",
+        "5 epochs, last checkpoint",
+    ]
+    assert [name for name in named[1].values() if "best" in name] == []
+    assert list(named[1]) == ["baseline", "baseline-4", "baseline-5"]

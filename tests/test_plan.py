@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from qa_lib.data import selection
+from qa_lib.page import figures_exbert
 from qa_lib.reports import exbert, plans, trials
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
@@ -334,6 +335,18 @@ def test_equal_tuning_of_parts_that_have_none_has_no_trials(monkeypatch):
     more = {"experiments": ["more-rows"], "more_rows": 4000, "arms": ["tuned"]}
     trials_of = {spec.variant for spec in plans.plan(load_exbert("real", "small", **more))}
     assert trials_of == {f"{name}-more-trial" for name in (*exbert.HEADLINE, *exbert.DENSE)}
+
+
+def test_mixtures_that_differ_have_names_that_differ():
+    names = [plans.name_mixture(ratio) for ratio in (0.0, 0.005, 0.29, 0.8, 1 / 3)]
+    assert names == ["0:100", "0.5:99.5", "29:71", "80:20", "33.333:66.667"]
+
+
+def test_a_sweep_is_of_the_report_s_settings_alone():
+    changes = {"experiments": ["headline", "blocks"]}
+    with_both = load_exbert("quick", **changes, arms=["printed", "tuned"])
+    assert figures_exbert.find_sweep(with_both, "blocks")
+    assert not figures_exbert.find_sweep(load_exbert("quick", **changes, arms=["tuned"]), "blocks")
 
 
 def test_controls_are_of_mixtures_that_the_study_has(monkeypatch):

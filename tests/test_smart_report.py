@@ -300,6 +300,9 @@ def test_terms_of_one_model_are_told_as_one(monkeypatch):
     rows = rows[:2]
     text = figures_smart.describe_terms(None)
     assert text.startswith("The median ratio of SMART is 0.2 %, and the highest ratio is 0.3 % (SM")
+    # of the Bregman term alone no gradient is measured
+    rows = rows.assign(gradient_ratio=np.nan)
+    assert figures_smart.describe_terms(None) == ""
 
 
 # ---- what is refused ----

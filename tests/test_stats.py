@@ -1467,3 +1467,10 @@ def test_an_effect_in_percent_of_a_score_counts_in_points():
     effects = power.power_table("exbert").set_index("claim")["effect"]
     # a percentage of a score near 50 is half as many points
     assert effects["mixed-gain-relative"] == effects["mixed-gain"] / 2
+
+
+def test_a_claim_of_all_mixtures_is_not_tested_where_none_mixes():
+    ledger = pd.DataFrame({"variant": ["a"], "metric": ["em"], "ratio": [1.0], "set": ["x"]})
+    side = {"variant": "a", "set": "x", "metric": "em", "ratio": []}
+    with pytest.raises(stats.Lacking, match="no mixture of both domains"):
+        stats.find_cells([side, side], ledger)

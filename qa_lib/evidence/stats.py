@@ -159,11 +159,14 @@ def select_rows(sides: list[dict], ledger: pd.DataFrame) -> pd.DataFrame:
 def find_cells(sides: list[dict], ledger: pd.DataFrame) -> list[list[dict[int, tuple]]]:
     """Return, of each side, `find_cell` of each of its cells.
 
-    Raises Lacking with the cells without a run.
+    Raises Lacking with the cells without a run, and where a side has no cell: a claim of all
+    mixtures, in a study that mixes none.
     """
     cells, empty = [], []
     for side in sides:
         wanted = spell_cells(side)
+        if not wanted:
+            raise Lacking("the study has no mixture of both domains")
         found = [find_cell(ledger, want) for want in wanted]
         empty += [want for want, cell in zip(wanted, found, strict=True) if not cell]
         cells.append(found)

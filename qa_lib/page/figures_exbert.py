@@ -391,9 +391,9 @@ def table_trials(P) -> report.Html:
     """Return the validation loss of every trial, which decides between equal scores."""
     tried = []
     for spec in plans.plan(P):
-        # Those of experiment longer-trials are not what equal tuning chose from.
-        is_longer = spec.variant.endswith("-longer-trial")
-        if spec.variant.endswith("-trial") and not is_longer and sum(spec.rows) == P.train_rows:
+        # Those of experiments longer-trials and more-rows are not what equal tuning chose from.
+        model, is_trial, _ = spec.variant.partition("-trial")
+        if is_trial and model in exbert.MODELS:
             tried.append(spec)
     if not tried:
         return report.note_absent(report.EQUAL_TUNING)
@@ -404,7 +404,9 @@ def table_trials(P) -> report.Html:
     frame = frame.assign(column=headings)
     frame["model"] = frame["model"].cat.remove_unused_categories()
     shown = frame.pivot(index="model", columns="column", values="validation_loss")
-    shown = shown[list(dict.fromkeys(headings))].map("{:.2f}".format).rename_axis(None)
+    shown = shown[list(dict.fromkeys(headings))].rename_axis(None)
+    # by halving the worse half of the rates is not tried with more epochs
+    shown = shown.map(lambda loss: "–" if pd.isna(loss) else f"{loss:.2f}")
     shown = shown.set_axis(list(shown.index)).set_axis(list(shown.columns), axis=1)
     classes = pd.DataFrame("number", shown.index, shown.columns)
     caption = "The trials: loss on validation rows, by learning rate and epochs. One seed."
@@ -591,9 +593,9 @@ def figure_balance(P) -> report.Html:
 def find_sweep(P, part: str) -> list[Spec]:
     """Return ExBERT's runs of one sweep, as a plan of that part alone has them.
 
-    There are none where the part is not of the study.
+    There are none where the part is not of the study, and none with equal tuning.
     """
-    if part not in P.experiments:
+    if part not in P.experiments or "printed" not in P.arms:
         return []
     alone = P.model_copy(update={"experiments": [part], "arms": ["printed"]})
     return find_runs(alone, "exbert-curve", "printed", P.centre)

@@ -287,11 +287,13 @@ def table_longer(P) -> report.Html:
     """Return longer baselines, with the best checkpoint and with the last one."""
     if not {"longer", "last"} & set(P.experiments):
         return report.note_absent("longer")
-    names = {"baseline": f"{P.epochs:g} epochs, best checkpoint"}
-    for number in P.longer:
-        names[f"baseline-{number}"] = f"{number} epochs, best checkpoint"
-    names["baseline-last"] = f"{P.epochs:g} epochs, last checkpoint"
-    for number in P.longer:
+    longer = [number for number in P.longer if number != P.epochs]
+    names = {"baseline": f"{P.epochs:g} epochs, {P.checkpoint} checkpoint"}
+    for number in longer:
+        names[f"baseline-{number}"] = f"{number} epochs, {P.checkpoint} checkpoint"
+    if P.checkpoint != "last":
+        names["baseline-last"] = f"{P.epochs:g} epochs, last checkpoint"
+    for number in longer if P.checkpoint != "last" else []:
         names[f"baseline-{number}-last"] = f"{number} epochs, last checkpoint"
     caption = "Longer training of the baseline on new domains, in percent, by SQuAD's scoring."
     return pieces.save_grid(P, "table_longer", caption, collect_rows(P, names, name_columns(P)))

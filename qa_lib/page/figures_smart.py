@@ -415,9 +415,11 @@ def find_decades(values: pd.Series) -> tuple[float, float]:
 def describe_terms(P) -> str:
     """Return whether the term could matter, by the median ratio of the gradients' norms."""
     rows = collect_terms(P)
-    if rows.empty:
+    if not rows.empty:
+        rows = rows.dropna(subset="gradient_ratio")
+    if rows.empty:  # or the Bregman term alone was trained, whose gradient is not measured
         return ""
-    ratios = rows.dropna(subset="gradient_ratio").groupby("model", observed=True)["gradient_ratio"]
+    ratios = rows.groupby("model", observed=True)["gradient_ratio"]
     medians, highest = ratios.median(), ratios.max()
     most = medians.idxmax()
     if medians[most] < TOO_SMALL:

@@ -82,7 +82,7 @@ def colours(report: str) -> dict[str, str]:
 
 def name_mixture(ratio: float) -> str:
     """Return a mixture of two domains as pages and claims write it: 80:20."""
-    return f"{100 * ratio:.0f}:{100 - 100 * ratio:.0f}"
+    return f"{round(100 * ratio, 3):g}:{round(100 - 100 * ratio, 3):g}"
 
 
 # ---- parameters ----
