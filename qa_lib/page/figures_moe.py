@@ -293,8 +293,8 @@ def table_longer(P) -> report.Html:
         names[f"baseline-{number}"] = f"{number} epochs, {P.checkpoint} checkpoint"
     if P.checkpoint != "last":
         names["baseline-last"] = f"{P.epochs:g} epochs, last checkpoint"
-    for number in longer if P.checkpoint != "last" else []:
-        names[f"baseline-{number}-last"] = f"{number} epochs, last checkpoint"
+        for number in longer:
+            names[f"baseline-{number}-last"] = f"{number} epochs, last checkpoint"
     caption = "Longer training of the baseline on new domains, in percent, by SQuAD's scoring."
     return pieces.save_grid(P, "table_longer", caption, collect_rows(P, names, name_columns(P)))
 

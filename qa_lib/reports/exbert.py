@@ -50,10 +50,6 @@ DENSE = ("dense-compute", "dense-parameters")
 ON_ALL_BLOCKS = ("v-db-fast", "exbert-all-blocks", "dense-all-blocks")
 # Those that experiment longer-trials compares.
 LONGER = (*HEADLINE, "exbert-all-blocks")
-# The parts that have runs with equal tuning.
-EQUALLY_TUNED = frozenset(
-    {"headline", "dense", "rates", "steps", "dense-all-blocks", "longer-trials", "more-rows"}
-)
 
 # Model → what it is, where its name does not say so; stands below the page's first figure.
 NOTES = {
@@ -522,6 +518,10 @@ WITH_EQUAL_TUNING = {
     "dense": plan_dense,
     "rates": plan_tuned_rates,
 }
+# All parts that have runs with equal tuning.
+EQUALLY_TUNED = frozenset(
+    {*WITH_EQUAL_TUNING, "steps", "dense-all-blocks", "longer-trials", "more-rows"}
+)
 
 
 # ---- the list of runs ----

@@ -151,23 +151,15 @@ class Parameters(Study):
         return self
 
     @model_validator(mode="after")
-    def _check_few_shot(self):
-        for name in self.few_shot:
-            if name in self.domains:
-                raise ValueError(
-                    f"few_shot: {name} is among domains already, which have all their rows; name "
-                    "another dataset"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_pools(self):
-        for name in self.pools:
-            if name in self.domains:
-                raise ValueError(
-                    f"pools: {name} is among domains already, so that its rows would be counted "
-                    "twice; leave it away"
-                )
+    def _check_out_of_domain(self):
+        reasons = {
+            "few_shot": "which have all their rows; name another dataset",
+            "pools": "so that its rows would be counted twice; leave it away",
+        }
+        for parameter, reason in reasons.items():
+            for name in getattr(self, parameter):
+                if name in self.domains:
+                    raise ValueError(f"{parameter}: {name} is among domains already, {reason}")
         return self
 
     @model_validator(mode="after")

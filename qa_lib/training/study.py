@@ -259,8 +259,9 @@ def batch_memory(spec: Spec) -> float:
     states of three passes. A gated layer of the ST-MoE block keeps three products of its width.
 
     Libraries and embedded data take 1.2 GB, and 1.9 with whole datasets. With MiniLM and a batch of
-    16 windows of 384 tokens this and the weights make 3.4 GB, and committed runs took 2.6 to 3.8. A
-    dense layer as wide as 16 experts adds 1.2 (tests/benchmarks/batch_memory.py measures steps).
+    16 windows of 384 tokens this and the weights make 3.4 GB. Span models that were trained since
+    attention is recomputed took 2.6 to 3.8 (peak_memory_mb of their records). A dense layer as wide
+    as 16 experts adds 1.2 (tests/benchmarks/batch_memory.py measures steps).
     """
     process = 1.2 if spec.source == "embedded" else 1.9
     encoder, _ = encoders.read_encoder(spec.encoder)

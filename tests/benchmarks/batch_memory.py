@@ -2,8 +2,8 @@
 
 Each model is a process of its own: MiniLM on one thread, in the precision that the processor has
 instructions for, three steps on windows of 384 tokens. Printed are the most memory in use, and the
-estimate of qa_lib/training/study.py with embedded data, weights included. The estimate is meant for
-a whole run, which also holds its features and its scoring, so it has to be the larger.
+estimate of qa_lib/training/study.py with embedded data, weights included. The estimate is of a
+whole run, which also holds its features and its scoring, so it has to be the larger.
 """
 
 import multiprocessing
@@ -64,7 +64,7 @@ def main() -> None:
         with multiprocessing.get_context("spawn").Pool(1) as process:
             measured = process.apply(train_steps, (spec,))
         expected = study.batch_memory(spec) + 16 * study.count_weights(spec) / 2**30
-        print(f"{name}: {measured:.1f} GB, expected at most {expected:.1f}")
+        print(f"{name}: {measured:.1f} GB, estimate of a run {expected:.1f}")
 
 
 if __name__ == "__main__":
