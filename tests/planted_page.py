@@ -1,12 +1,10 @@
-"""Pages as they are on real data with three seeds and both arms, from planted records.
-
-They are of the reports whose page has the newer form: `moe`, `road` and `smart`.
-"""
+"""Pages as they are on real data with three seeds and both arms, from planted records."""
 
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import test_moe_report
 import test_road_report
@@ -15,7 +13,7 @@ from nbformat.v4 import new_code_cell
 
 from qa_lib.data import selection
 from qa_lib.page import render
-from qa_lib.reports import moe, plans, smart
+from qa_lib.reports import exbert, moe, plans, smart
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import ROOT
 from qa_lib.settings.spec import Spec
@@ -79,6 +77,28 @@ def complete_road(spec: Spec, record: dict, rng: np.random.Generator):
         record["gradients"].append(measured)
 
 
+def plant_scores_of_spans(spec: Spec) -> tuple[dict, pd.DataFrame]:
+    """Return an ExBERT run's record and examples with random scores."""
+    record, examples = test_road_report.plant_record(spec)
+    for scores in record["metrics"].values():
+        scores |= {"tokens": 2.0, "contains": 10.0}
+    return record, examples.assign(start=3, end=9, tokens=2)
+
+
+def complete_exbert(spec: Spec, record: dict, rng: np.random.Generator):
+    """Add what ExBERT's page reads of a record: what routers did, and losses of every epoch."""
+    if spec.layer is None:
+        return
+    experts = spec.layer.experts
+    steps = []
+    for step in (1, 50, 100):
+        load = rng.dirichlet(np.ones(experts))
+        logged = {"step": step, "load": list(load), "dropped": rng.uniform(0.3, 0.5)}
+        steps.append(logged | {"balance_loss": 1.1, "z_loss": 0.5})
+    of_tests = {name: rng.integers(1, 100, experts).tolist() for name in spec.tests}
+    record["load"] = of_tests | {"training": steps}
+
+
 def complete_moe(spec: Spec, record: dict, rng: np.random.Generator):
     """Add nothing: MoE's page reads of a record what its claims are about."""
 
@@ -87,6 +107,7 @@ def complete_moe(spec: Spec, record: dict, rng: np.random.Generator):
 PARTS = {"moe": list(moe.EXPERIMENTS), "smart": list(smart.EXPERIMENTS)}
 # Report → the function of its test that plants scores, and the one that completes a record.
 PLANTS = {
+    "exbert": (plant_scores_of_spans, complete_exbert),
     "moe": (test_moe_report.plant_record, complete_moe),
     "road": (test_road_report.plant_record, complete_road),
     "smart": (test_smart_report.plant_record, complete_smart),

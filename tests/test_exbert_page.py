@@ -207,6 +207,22 @@ def test_findings_may_name_how_many_picks_were_dropped(monkeypatch):
     assert values == pytest.approx({"dropped_least": 0.41, "dropped_most": 0.51})
 
 
+def test_a_lower_rate_is_told_apart_in_the_sweep_of_dropout(monkeypatch):
+    changes = {"experiments": ["dropout"], "sweep_dropout_rates": [0.3], "tuned_dropout": "both"}
+    P = plans.load_params("exbert", "quick", changes)
+    rows = []
+    for spec in own.find_sweep(P, "dropout"):
+        fields = {"report": "exbert", "variant": spec.variant, "seed": spec.seed, "ratio": None}
+        fields |= {"learning_rate": spec.learning_rate, "dropout_at": spec.layer.dropout_at}
+        rows.append(fields | {"layer_dropout": spec.layer.layer_dropout, "run": spec.run})
+    monkeypatch.setattr(runs, "collect_histories", lambda specs: pd.DataFrame(rows))
+    monkeypatch.setattr(own, "save_losses", lambda P, name, rows, by, caption: (rows, caption))
+    drawn, caption = own.figure_losses(P, "dropout")
+    assert {"both 0.3", "both 0.3, slow"} <= set(drawn["dropout"])
+    assert drawn.groupby("dropout")["learning_rate"].nunique().max() == 1
+    assert caption.endswith(f"Slow: learning rate 7.5e-05; the others have {P.tuned_rate:g}.")
+
+
 def test_a_sweep_has_its_own_runs_alone():
     changes = {"experiments": ["rates", "dropout", "balance"], "tuned_dropout": "none"}
     P = plans.load_params("exbert", "quick", changes)

@@ -32,8 +32,6 @@ def plant_record(spec: Spec, rows=42) -> tuple[dict, pd.DataFrame]:
         columns = {metric: rng.choice([0.0, 100.0], rows, p=[0.6, 0.4]) for metric in SCORES}
         if name.startswith("out-of-domain"):
             columns["part"] = np.resize(FEW_SHOT, rows)
-        else:
-            columns["part"] = [None] * rows
         if spec.gate:
             weights = rng.dirichlet(np.ones(len(spec.experts)), rows)
             columns |= {f"gate_{k}": of_expert for k, of_expert in enumerate(weights.T, 1)}

@@ -224,6 +224,43 @@ def test_a_step_to_a_model_without_runs_is_said(plant):
     assert read_texts(fig).count("not run") == 2
 
 
+def test_the_caption_explains_hatching_where_a_step_is_hatched(plant, monkeypatch):
+    monkeypatch.setattr(looks, "save_drawing", lambda P, name, draw, caption, *rest: caption)
+    apart = plant(printed=MODELS)
+    assert "Hatched" in pieces.figure_steps(apart, "squad-plus-8", STEPS)
+    of_layer = (
+        Step("the sparse layer", "v-db", "exbert-tuned"),
+        Step("all blocks", "exbert-tuned", "exbert-all-blocks"),
+    )
+    caption = pieces.figure_steps(apart, "squad-plus-8", of_layer)
+    assert "Lines: 95 % intervals" in caption
+    assert "Hatched" not in caption
+
+
+def test_a_comparison_that_was_not_run_is_named_by_its_score(plant, monkeypatch):
+    monkeypatch.setattr(looks, "save_drawing", lambda P, name, draw, caption, *rest: caption)
+    planned = plant(printed=MODELS)
+    other = Comparison("headline", EIGHT.ours, EIGHT.against, "EM, mean")
+    rows = compare.collect_comparisons(planned, (EIGHT, other))
+    is_other = rows["comparison"] == rows["comparison"].unique()[1]
+    rows.loc[is_other, "n"] = 0
+    monkeypatch.setattr(compare, "collect_comparisons", lambda *_: rows)
+    caption = pieces.figure_comparisons(planned, (EIGHT, other))
+    assert caption.endswith("Not run: ExBERT (final) against V-DB (EM, mean).")
+
+
+def test_what_was_not_run_is_the_arm_or_else_the_part(plant):
+    P = plant(printed=MODELS).model_copy(update={"experiments": ["headline"], "arms": ["tuned"]})
+    notes = {
+        ("printed", "headline"): "the report's settings",
+        ("tuned", "headline"): "headline with equal tuning",
+        ("tuned", "steps"): "steps",  # as the page's list calls it
+        ("tuned", None): "models with equal tuning",
+    }
+    for (arm, part), note in notes.items():
+        assert pieces.note_not_run(P, arm, part) == report.note_absent(note)
+
+
 def test_steps_form_a_chain():
     with pytest.raises(ValueError, match="step “the sparse layer” begins with plain-tuned, but"):
         compare.check_chain((STEPS[0], STEPS[2]))

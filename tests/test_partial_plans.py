@@ -10,12 +10,17 @@ from test_smart_report import save_missing
 from qa_lib.data import selection
 from qa_lib.evidence import compare, verify
 from qa_lib.page import looks, pieces, render, report
-from qa_lib.reports import moe, plans, road, smart
+from qa_lib.reports import exbert, moe, plans, road, smart
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import UserError
 from qa_lib.store import runs
 
-EXPERIMENTS = {"moe": moe.EXPERIMENTS, "road": road.EXPERIMENTS, "smart": smart.EXPERIMENTS}
+EXPERIMENTS = {
+    "exbert": exbert.EXPERIMENTS,
+    "moe": moe.EXPERIMENTS,
+    "road": road.EXPERIMENTS,
+    "smart": smart.EXPERIMENTS,
+}
 
 
 @pytest.fixture
@@ -67,12 +72,14 @@ def run_outputs(P) -> str:
 
 PARTS = [(slug, part) for slug, parts in EXPERIMENTS.items() for part in parts]
 PARTS.remove(("road", "encoders"))  # by default it names none
+PARTS.remove(("exbert", "longer-trials"))  # with equal tuning alone
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slug, part", PARTS)
 def test_every_experiment_alone_has_a_page(load, slug, part):
-    P = load(slug, experiments=[part], arms=["printed"])
+    rows = {"more_rows": 4000} if part == "more-rows" else {}
+    P = load(slug, experiments=[part], arms=["printed"], **rows)
     assert "<code>" in run_outputs(P)
 
 
@@ -84,6 +91,21 @@ def test_a_plan_without_runs_is_one_sentence(load):
 @pytest.mark.parametrize("slug, part", [("smart", "codes"), ("smart", "heads"), ("moe", "gates")])
 def test_a_table_leaves_out_models_that_were_not_run(load, slug, part):
     P = load(slug, experiments=[part], arms=["printed"])
+    assert "<code>" in run_outputs(P)
+
+
+UNUSUAL = [
+    ("moe", {"pools": ["relations"]}),  # it is no pool
+    ("moe", {"pools": ["duorc", "out-of-domain", "race"], "few_shot": ["race", "duorc"]}),
+    ("road", {"experiments": ["teacher-sizes"], "sweep_blocks": [2, 4]}),
+    ("exbert", {"experiments": ["dropout"], "tuned_dropout": "both"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug, changes", UNUSUAL)
+def test_unusual_parameters_have_a_page(load, slug, changes):
+    P = load(slug, **changes)
     assert "<code>" in run_outputs(P)
 
 

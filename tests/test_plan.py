@@ -94,6 +94,11 @@ def test_a_page_says_how_many_seeds_the_controls_have():
     assert told.endswith("6 seeds, 3 of some controls")
     told = load_exbert("real", "small", dense_seeds=None, step_seeds=None).describe_training()
     assert told.endswith("6 seeds")
+    # of those that are run
+    told = load_exbert("real", "small", step_seeds=[0], experiments=["dense"]).describe_training()
+    assert told.endswith("6 seeds, 3 of some controls")
+    told = load_exbert("real", "small", experiments=["headline"]).describe_training()
+    assert told.endswith("6 seeds")
 
 
 @pytest.mark.parametrize(("few", "seeds"), [(None, {0, 1}), ([1], {1})])

@@ -11,7 +11,7 @@ from test_teachers import clear_texts, plant_rows
 from qa_lib.data import selection
 from qa_lib.evidence import claims, verify
 from qa_lib.evidence.verdicts import Verdict
-from qa_lib.page import figures_road, figures_teachers, report
+from qa_lib.page import figures_road, figures_teachers, pieces, report
 from qa_lib.reports import comparisons, plans, road
 from qa_lib.settings import encoder_files, params
 from qa_lib.settings.parameters import Distillation
@@ -386,6 +386,19 @@ def test_other_teachers_and_controls(load):
         "kd-from-smaller": (3, None),
         "kd-small": (3, 3),
     }
+
+
+def test_students_of_teachers_of_two_sizes_stand_apart(load, monkeypatch):
+    monkeypatch.setattr(pieces, "save_grid", lambda P, name, caption, rows, part: rows)
+    params = load("real", experiments=["teacher-sizes"], arms=["printed"], sweep_blocks=[2, 4])
+    for spec in plans.plan(params):
+        if runs.find_record(spec) is None:
+            runs.save(spec, *plant_record(spec))
+    rows = figures_teachers.table_sizes(params)
+    models = list(dict.fromkeys(rows["model"]))
+    assert len(models) == 1 + 2 * 4
+    assert {"2 blocks: " in model or "4 blocks: " in model for model in models[1:]} == {True}
+    assert not rows.duplicated(["model", "seed", "column"]).any()
 
 
 def test_road_base_is_the_one_encoder_at_real_and_a_smaller_one_at_paper(load):

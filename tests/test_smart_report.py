@@ -116,8 +116,19 @@ def test_a_model_may_have_further_seeds(load):
     # with other seeds a model's own come to them
     params = load(seeds=[1, 3], experiments=["single"], further_seeds=further)
     assert params.list_seeds("smart") == [1, 3, 0, 2]
+    assert params.describe_training().endswith("; 2 to 4 seeds of each model")
+    params = load(seeds=[1, 3], experiments=["single", "radius"], further_seeds=further)
     text = params.describe_training()
     assert text.endswith("; 2 to 4 seeds of each model, 1 in sweeps")
+
+
+def test_every_sweep_is_known_as_one(load):
+    for part in smart.EXPERIMENTS:
+        of_seeds = []
+        for seeds in ([7], [8]):
+            params = load(experiments=[part], arms=["printed"], sweep_seeds=seeds)
+            of_seeds.append({(s.variant, s.seed) for s in plans.plan(params)})
+        assert (of_seeds[0] != of_seeds[1]) == (part in smart.SWEEPS), part
 
 
 def test_every_row_has_the_report_s_settings(load):

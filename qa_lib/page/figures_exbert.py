@@ -229,7 +229,7 @@ def table_scores(P, name: str, metric: str, arm: str) -> report.Html:
     if metric == "em" and arm == "printed":
         printed = keep_columns(MIXTURES, columns)
     if arm not in P.arms:
-        return report.note_absent(pieces.ARMS[arm])
+        return pieces.note_not_run(P, arm, None)
     domains = " : ".join(name_dataset(P, domain) for domain in P.domains)
     caption = f"With {pieces.ARMS[arm]}, by test set and mixture ({domains}): {METRICS[metric]}."
     has_best = metric in ("em", "f1")
@@ -262,7 +262,7 @@ def draw_mixtures(
 def figure_mixtures(P, name: str, caption: str, arm: str) -> report.Html:
     """Return EM of V-DB, ExBERT (final) and control (a) over the mixtures, in one arm."""
     if not is_run(P, "headline", arm):
-        return report.note_absent(pieces.ARMS[arm])
+        return pieces.note_not_run(P, arm, "headline")
     return draw_mixtures(P, name, caption, exbert.HEADLINE, arm)
 
 
@@ -273,7 +273,7 @@ def table_steps(P, arm: str) -> report.Html:
     each model has its own.
     """
     if not is_run(P, "steps", arm):
-        return report.note_absent("steps")
+        return pieces.note_not_run(P, arm, "steps")
     caption = (
         "Models on all encoder blocks, beside control (a) and ExBERT (final), with "
         f"{pieces.ARMS[arm]}: EM, in percent."
@@ -349,7 +349,7 @@ def table_order(P) -> report.Html:
 def table_more_rows(P, arm: str) -> report.Html:
     """Return EM and F1 with more training rows, at the centre mixture."""
     if not is_run(P, "more-rows", arm):
-        return report.note_absent("more-rows")
+        return pieces.note_not_run(P, arm, "more-rows")
     columns = name_scores(P)
     variants = [f"{model}-more" for model in COMPARED]
     caption = (
@@ -666,10 +666,12 @@ def figure_losses(P, part: str) -> report.Html:
         return report.note_absent(part)
     rows = tables.add_display_names(runs.collect_histories(specs))
     caption = f"Losses of ExBERT by the {words}."
-    slow = rows[rows["learning_rate"] != P.tuned_rate]
-    if part == "dropout" and len(slow):
-        panel, rate = slow[by].iloc[0], slow["learning_rate"].iloc[0]
-        caption += f" {panel} has the rate {rate:g}, the others have {P.tuned_rate:g}."
+    is_slow = rows["learning_rate"] != P.tuned_rate
+    if part == "dropout" and is_slow.any():
+        # the same place and rate of dropout may be run at the others' learning rate too
+        rows.loc[is_slow, by] += ", slow"
+        rate = rows[is_slow]["learning_rate"].iloc[0]
+        caption += f" Slow: learning rate {rate:g}; the others have {P.tuned_rate:g}."
     return save_losses(P, name, rows, by, caption)
 
 

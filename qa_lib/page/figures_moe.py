@@ -258,10 +258,13 @@ def table_parts(P) -> report.Html:
     if not specs:
         return report.note_absent(pieces.ARMS["printed"])
     rows = tables.scores_by_part(specs)
-    titles = {P.pools[-1]: "Test", P.pools[0]: "Dev"}
+    if rows.empty:
+        return report.note_absent("test sets of several datasets")
+    titles = {P.pools[0]: "Dev", P.pools[-1]: "Test"}
     headings = []
     for test_set, part in zip(rows["set"], rows["part"], strict=True):
-        headings.append(f"{titles[test_set]}, {name_dataset(P, part)}")
+        title = titles.get(test_set, name_dataset(P, test_set))
+        headings.append(f"{title}, {name_dataset(P, part)}")
     rows = rows.assign(column=headings).astype({"model": str})
     order = list(dict.fromkeys(plans.display_name(P.report, variant) for variant in wanted))
     rows = rows.sort_values("column").sort_values(
@@ -354,7 +357,7 @@ def collect_trust(P, mixtures: list[Spec]) -> pd.DataFrame:
     frames = []
     for mixture in mixtures:
         key = ["set", "id", "expert"]
-        weights = tables.name_weights(runs.collect_examples([mixture]), P.domains)
+        weights = tables.name_weights(tables.collect_parts([mixture]), P.domains)
         weights = weights.melt(["run", "seed", "set", "part", "id"], P.domains, "expert", "weight")
         answers = runs.collect_expert_examples(mixture)[[*key, "em"]]
         frames.append(weights.merge(answers, on=key))
@@ -374,7 +377,9 @@ def collect_trust(P, mixtures: list[Spec]) -> pd.DataFrame:
 def list_datasets(P, rows: pd.DataFrame) -> list[str]:
     """Return the datasets of test questions: those that are trained on, then the new ones."""
     known = set(rows["dataset"])
-    return [name for name in [*P.domains, *P.few_shot] if name in known]
+    named = list(dict.fromkeys([*P.domains, *P.few_shot]))
+    # datasets of a pool need not be those of few-shot training
+    return [name for name in named if name in known] + sorted(known.difference(named))
 
 
 def figure_trust(P) -> report.Html:

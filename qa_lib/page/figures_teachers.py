@@ -187,11 +187,25 @@ def write(value: float, digits: int) -> str:
 
 def table_sizes(P) -> report.Html:
     """Return scores of students whose teachers have more blocks, or fewer."""
-    if "teacher-sizes" not in P.experiments:
+    if "teacher-sizes" not in P.experiments or "printed" not in P.arms:
         return report.note_absent("teacher-sizes")
-    blocks = ", ".join(map(str, P.sweep_blocks))
-    caption = f"Teachers with more and with fewer blocks than their student: all, and {blocks}."
-    return pieces.table_grid(P, "table_sizes", caption, list(SIZES), name_columns(P), {})
+    frames = []
+    for blocks in P.sweep_blocks:
+        # No score tells how many blocks a student's teacher has: the plan of one number does.
+        changes = {"experiments": ["teacher-sizes"], "sweep_blocks": [blocks]}
+        of_number = plans.plan(P.model_copy(update=changes | {"arms": ["printed"]}))
+        specs = [spec for spec in of_number if spec.variant in SIZES]
+        ledger = runs.collect_ledger(specs)
+        names = ledger["variant"].map(lambda variant: plans.display_name(P.report, variant))
+        if len(P.sweep_blocks) > 1:
+            names = names.where(ledger["variant"] == SIZES[0], f"{blocks} blocks: " + names)
+        frames.append(ledger.assign(model=names))
+    # the model of all blocks is behind students of every number
+    rows = pd.concat(frames).drop_duplicates(["run", "model", "set", "metric"])
+    rows = pieces.collect_columns(rows, name_columns(P))
+    numbers = ", ".join(map(str, P.sweep_blocks))
+    caption = f"Teachers with more and with fewer blocks than their student: all, and {numbers}."
+    return pieces.save_grid(P, "table_sizes", caption, rows, "teacher-sizes")
 
 
 def list_base_tables(P) -> list[report.Html]:

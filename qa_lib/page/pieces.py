@@ -185,12 +185,16 @@ def list_parts_not_run(P) -> report.Html:
 def note_not_run(P, arm: str, part: str | None) -> report.Html:
     """Return the note in place of a table or figure that no run of an arm is for.
 
-    It names the arm where that was not run, and equal tuning in any case. Else it names the part:
-    an experiment by the name that parameters have for it. None: the models are not run.
+    It names the arm where that was not run. Else it names the part, an experiment by the name that
+    parameters have for it; None: the models are not run. Where a part that is run has nothing with
+    equal tuning, it says so.
     """
-    if arm == "tuned" or arm not in P.arms:
+    if arm not in P.arms:
         return report.note_absent(ARMS[arm])
-    return report.note_absent(part or "models")
+    name = part or "models"
+    if arm == "tuned" and (part is None or part in P.experiments):
+        name = f"{name} with {ARMS[arm]}"
+    return report.note_absent(name)
 
 
 # ---- figures ----
@@ -221,8 +225,8 @@ def figure_comparisons(
         f"control. {explain_names(P.report, made)}{describe_intervals(P, made)}{exact}{untuned}"
     )
     if len(absent):
-        names = [f"{row.ours} against {row.against}" for row in absent.itertuples()]
-        caption += f" Not run: {'; '.join(dict.fromkeys(names))}."
+        names = [charts.name_comparison(group) for _, group in absent.groupby("comparison")]
+        caption += f" Not run: {'; '.join(names)}."
     alt = f"A row for each comparison: {charts.describe_values(made)}"
 
     def draw(look: looks.Look):
@@ -276,7 +280,7 @@ def figure_steps(P, claim: str, steps: tuple[Step, ...], arm: str = "printed") -
         return report.note_absent("steps to the report's model")
     unit = compare.find_claim(P, claim).unit
     hatched = ""
-    if (~rows["known"]).any():
+    if (~made["known"]).any():
         hatched = " Hatched: steps that were run together share one value."
     lines = "" if made["low"].isna().all() else " Lines: 95 % intervals."
     rule = " By the report's scoring." if made["by_starter"].any() else ""

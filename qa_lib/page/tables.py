@@ -257,15 +257,25 @@ def name_setting(spec: Spec) -> str:
     return f"{trained.epochs:g} epochs"
 
 
+def collect_parts(specs: list[Spec]) -> pd.DataFrame:
+    """Return the examples of runs with `part`: the dataset of a pool's question, none of others."""
+    examples = runs.collect_examples(specs)
+    if "part" not in examples:  # no test set is a pool
+        examples["part"] = None
+    return examples
+
+
 def scores_by_part(specs: list[Spec]) -> pd.DataFrame:
     """Return the EM of each run on the datasets that its pooled test sets are made of.
 
-    A row for each run, test set and dataset (`part`).
+    A row for each run, test set and dataset (`part`); none where no test set is a pool.
     """
-    examples = runs.collect_examples(specs)
+    examples = collect_parts(specs)
     pooled = examples[examples["part"].notna()]
     groups = pooled.groupby(["run", "variant", "seed", "set", "part"], as_index=False)
     scores = groups["em"].agg(["mean", "size"]).rename(columns={"mean": "value", "size": "n"})
+    if scores.empty:
+        return scores
     return add_display_names(scores.assign(report=specs[0].report, metric="em", ratio=np.nan))
 
 
@@ -319,13 +329,14 @@ def equal_weights_error(bins: pd.DataFrame, experts: int) -> float:
 
 
 def overruled_answers(P, mixture: Spec) -> tuple[pd.DataFrame, dict]:
-    """Return Table 3 and counts of questions, both about the first pool.
+    """Return Table 3 and counts of questions, both about the first of the parameter `pools`.
 
-    The table has, of each dataset of the pool in the order of ids, the first two questions on
+    The table has, of each of its datasets in the order of ids, the first two questions on
     which the mixture is wrong, the expert with the largest weight is wrong, and another expert is
     right. The counts say how often the gate trusts the only expert that is right.
     """
-    examples = runs.collect_examples([mixture])
+    examples = collect_parts([mixture])
+    examples["part"] = examples["part"].fillna(examples["set"])
     examples = examples[examples["set"] == P.pools[0]].set_index("id").sort_index()
     experts = runs.collect_expert_examples(mixture)
     experts = experts[experts["set"] == P.pools[0]]

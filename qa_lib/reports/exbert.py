@@ -209,9 +209,14 @@ class Parameters(Layer, Study):
         text = super().describe_seeds()
         if len(self.side_seeds) != len(self.seeds):
             text += f" in the central comparison, {len(self.side_seeds)} elsewhere"
-        numbers = sorted({len(seeds) for seeds in (self.dense_seeds, self.step_seeds) if seeds})
+        of_controls = {"dense": self.dense_seeds, "steps": self.step_seeds}
+        of_controls["dense-all-blocks"] = self.step_seeds
+        numbers = set()
+        for part, seeds in of_controls.items():
+            if seeds and part in self.experiments:
+                numbers.add(len(seeds))
         if numbers:
-            text += f", {' to '.join(map(str, numbers))} of some controls"
+            text += f", {' to '.join(map(str, sorted(numbers)))} of some controls"
         return text
 
 

@@ -76,6 +76,9 @@ SEEDS_OF = {
     "smart-gaussian": "sweep_seeds",
 }
 
+# Experiments whose runs, or some of them, have `sweep_seeds`.
+SWEEPS = {"noise", "weights", "radius", "bregman", "sizes", "imbalance", "quora"}
+
 # The datasets as the claims call them: the three, in the order of `domains`, and `reviews`.
 SETS = ("sst", "quora", "sts")
 REVIEWS = "cfimdb"
@@ -283,7 +286,8 @@ class Parameters(Study):
         most = max([len(self.list_seeds(model)) for model in self.further_seeds], default=0)
         if most > len(self.seeds):  # the table of models says how many each has
             text = f"{len(self.seeds)} to {most} seeds of each model"
-        if self.sweep_seeds and len(self.sweep_seeds) != len(self.seeds):
+        has_sweeps = not SWEEPS.isdisjoint(self.experiments)
+        if has_sweeps and self.sweep_seeds and len(self.sweep_seeds) != len(self.seeds):
             text += f", {len(self.sweep_seeds)} in sweeps"
         return text
 
