@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell
 
 from qa_lib.data import selection
 from qa_lib.page import render
-from qa_lib.reports import exbert, moe, plans, smart
+from qa_lib.reports import moe, plans, smart
 from qa_lib.settings import encoder_files
 from qa_lib.settings.params import ROOT
 from qa_lib.settings.spec import Spec

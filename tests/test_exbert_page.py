@@ -165,6 +165,27 @@ def test_the_table_of_longer_trials_says_what_each_model_chose(monkeypatch):
     assert "longer-trials" in absent
 
 
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({}, ["dropout 0.1", "RMSNorm, router", "ST-MoE, 4 experts", "feed-forward", "span head"]),
+        ({"feed_forward": "none"}, ["dropout 0.1", "RMSNorm, router", "ST-MoE, 4 experts"]),
+        ({"place": "feed_forward"}, ["dropout 0.1", "router", "ST-MoE, 4 experts", "span head"]),
+    ],
+)
+def test_the_model_is_drawn_with_the_parts_that_it_has(monkeypatch, changes, names):
+    monkeypatch.setattr(own, "find_runs", lambda *_: [None])
+    monkeypatch.setattr(runs, "require_records", lambda specs: [(None, {"run": "r"})])
+    drawn = []
+    monkeypatch.setattr(own, "draw_boxes", lambda boxes, new, look: drawn.extend((boxes, new)))
+    monkeypatch.setattr(looks, "save_drawing", lambda P, name, draw, *rest: draw(looks.WIDE))
+    own.figure_model(P.model_copy(update=changes))
+    boxes, new = drawn
+    assert [name for name, _ in boxes][1:][: len(names)] == names
+    assert boxes[new][0].startswith("ST-MoE")
+    assert boxes[-1][0] == "span head"
+
+
 def test_a_pick_without_a_place_is_drawn_as_one():
     top = np.array([[0, 1], [0, 2], [0, 3]])
     wanted = np.array([[True, True], [True, False], [True, True]])

@@ -239,13 +239,13 @@ def test_the_caption_explains_hatching_where_a_step_is_hatched(plant, monkeypatc
 
 def test_a_comparison_that_was_not_run_is_named_by_its_score(plant, monkeypatch):
     monkeypatch.setattr(looks, "save_drawing", lambda P, name, draw, caption, *rest: caption)
-    planned = plant(printed=MODELS)
+    P = plant(printed=MODELS)
     other = Comparison("headline", EIGHT.ours, EIGHT.against, "EM, mean")
-    rows = compare.collect_comparisons(planned, (EIGHT, other))
+    rows = compare.collect_comparisons(P, (EIGHT, other))
     is_other = rows["comparison"] == rows["comparison"].unique()[1]
     rows.loc[is_other, "n"] = 0
     monkeypatch.setattr(compare, "collect_comparisons", lambda *_: rows)
-    caption = pieces.figure_comparisons(planned, (EIGHT, other))
+    caption = pieces.figure_comparisons(P, (EIGHT, other))
     assert caption.endswith("Not run: ExBERT (final) against V-DB (EM, mean).")
 
 

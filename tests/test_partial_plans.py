@@ -98,7 +98,9 @@ UNUSUAL = [
     ("moe", {"pools": ["relations"]}),  # it is no pool
     ("moe", {"pools": ["duorc", "out-of-domain", "race"], "few_shot": ["race", "duorc"]}),
     ("road", {"experiments": ["teacher-sizes"], "sweep_blocks": [2, 4]}),
+    ("road", {"experiments": ["pretraining", "distillation"], "sampling": "annealed"}),
     ("exbert", {"experiments": ["dropout"], "tuned_dropout": "both"}),
+    ("exbert", {"experiments": ["headline"], "place": "feed_forward"}),
 ]
 
 

@@ -186,15 +186,20 @@ def figure_model(P) -> report.Html:
         (f"encoder, {P.tuned_blocks} blocks", "reads question and context"),
         (f"dropout {P.layer_dropout:g}", f"placement: {P.tuned_dropout}"),
         (norm, padding),
-        (f"ST-MoE, {P.experts} experts", f"a token is sent to {P.top_n}"),
-        ("feed-forward", f"placement: {P.feed_forward}"),
-        ("span head", "start and end score of each token"),
     ]
+    new = len(boxes)
+    boxes.append((f"ST-MoE, {P.experts} experts", f"a token is sent to {P.top_n}"))
+    if P.place == "feed_forward":
+        boxes[2] = ("router", padding)  # the norm is the encoder block's own
+        boxes[0] = (boxes[0][0], "the last without feed-forward layer")
+    elif P.feed_forward != "none":
+        boxes.append(("feed-forward", f"placement: {P.feed_forward}"))
+    boxes.append(("span head", "start and end score of each token"))
     caption = "ExBERT (final) (Figure 1 of the report), from the bottom up. Orange: the experts."
     alt = "Boxes from the bottom up: " + "; ".join(f"{name}, {does}" for name, does in boxes)
 
     def draw(look: Look) -> Figure:
-        return draw_boxes(boxes, 3, look)
+        return draw_boxes(boxes, new, look)
 
     return looks.save_drawing(P, "fig1_model", draw, caption, alt, frame)
 
@@ -744,7 +749,7 @@ def figure_learning(P) -> report.Html:
     if not specs:
         return report.note_absent("headline")
     caption = f"Losses after each epoch with {pieces.ARMS[arm]}, at {name_mixture(P.centre)}."
-    alt = "Training and validation loss by epoch, a line for each of three models."
+    alt = "Training and validation loss by epoch, a line for each model."
     return pieces.figure_losses(P, specs, caption, alt)
 
 

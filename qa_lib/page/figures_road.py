@@ -77,6 +77,12 @@ TASKS = {
     "sentiment": "sentiment",
     "paraphrase": "paraphrase",
 }
+# Law of draws → how often ROaD draws each dataset in its pre-training.
+DRAWS = {
+    "uniform": "each of them as often as the others",
+    "proportional": "each of them as often as it has rows",
+    "annealed": "each of them by its rows at first, and nearly as often as the others at last",
+}
 # Sets in tables of questions without answers: heading → metric.
 ANSWERABILITY = {
     "EM": "em",
@@ -192,7 +198,7 @@ def table_datasets(P) -> report.Html:
     heads = len({known[name].head for name in spec.domains})
     caption = (
         f"T2: {len(spec.domains)} datasets of {heads} tasks, each with one head in ROaD; the "
-        "report has nine datasets of six tasks. ROaD draws each of them as often as the others."
+        f"report has nine datasets of six tasks. ROaD draws {DRAWS[P.sampling]}."
     )
     columns = ["dataset", "head", "use", "rows", "seen by the encoder", "run"]
     if P.source == "hub":
@@ -498,7 +504,7 @@ def figure_learning(P) -> report.Html:
     if not specs:
         return report.note_absent("pretraining")
     caption = "Losses of fine-tuning on the target after each epoch."
-    alt = "Training and validation loss by epoch, a line for each of three models."
+    alt = "Training and validation loss by epoch, a line for each model."
     return pieces.figure_losses(P, specs, caption, alt)
 
 

@@ -106,9 +106,8 @@ def table_distillation(P) -> report.Html:
     if "distillation" not in P.experiments:
         return report.note_absent("distillation")
     number = len(P.teacher_seeds)
-    caption = (
-        f"Table 6: {number} teachers together, their students, and controls: scores in percent."
-    )
+    teachers = "one teacher, its" if number == 1 else f"{number} teachers together, their"
+    caption = f"Table 6: {teachers} students, and controls: scores in percent."
     variants, columns = list(STUDENTS), name_target_columns(P)
     return pieces.table_grid(P, "table6", caption, variants, columns, name_scores(TABLE_6))
 
