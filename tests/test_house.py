@@ -757,6 +757,8 @@ def test_every_file_on_a_page_can_be_made_alone():
         (["own", "NAME=a b"], "NAME=a b: a name is letters"),
         (["own", "NAME=$x:%"], "NAME=$x:%: a name is letters"),
         (["own", "NAME="], "NAME=: a name is letters"),
+        (["own", "NAME=a", "DATA=b"], "make own takes no DATA=: its data are DOMAIN_A="),
+        (["own", "NAME=a", "PROFILE=real"], "make own takes no PROFILE="),
         (
             ["figures/exbert/real/fig9_none.png"],
             "fig9_none.png is no file of the study: write figures/<report>/<profile>/<file>",

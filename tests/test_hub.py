@@ -453,6 +453,13 @@ def test_a_study_says_what_it_has_still_to_fetch(empty_cache, capsys):
         (empty_cache / name / "snapshots").mkdir(parents=True)
     downloads.announce_downloads(exbert)
     assert "about 0.3 GB" in capsys.readouterr().out
+    # but for what was left half fetched
+    broken_off = empty_cache / "datasets--rajpurkar--squad" / "blobs" / "a1.b2.incomplete"
+    broken_off.parent.mkdir()
+    broken_off.touch()
+    downloads.announce_downloads(exbert)
+    assert "about 0.4 GB" in capsys.readouterr().out
+    broken_off.unlink()
     (empty_cache / "models--distilbert-base-uncased" / "snapshots").mkdir(parents=True)
     downloads.announce_downloads(exbert)
     assert capsys.readouterr().out == ""

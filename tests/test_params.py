@@ -672,6 +672,16 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
             "line 1: folder: a: rows: embedded datasets alone have it; leave it out",
         ),
         (
+            "folder: {a: {test: [x], train_rows: 9}}\n",
+            "a: train_rows: a dataset with test sources has none; leave it out, and write "
+            "validation_rows for its validation rows$",
+        ),
+        (
+            "folder: {a: {train: [x], train_rows: 9, validation_rows: 9}}\n",
+            "a: validation_rows: a dataset without test sources has none; leave it out, and write "
+            "validation_share for its validation rows$",
+        ),
+        (
             "folder: {a: {}}\nhub: {}\nfolder: {b: {}}\n",
             "the key folder stands twice, in lines 1 and 3",
         ),

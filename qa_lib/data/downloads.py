@@ -38,10 +38,14 @@ def list_repositories(P: Study) -> dict[str, str]:
 
 
 def is_fetched(repository: str, kind: str) -> bool:
-    """Return whether files of a hub repository lie in the cache. kind: "dataset" or "model"."""
+    """Return whether files of a hub repository lie in the cache, and none was left half fetched.
+
+    kind: "dataset" or "model".
+    """
     name = repository.partition("@")[0]
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind)
-    return (folder / "snapshots").is_dir()
+    is_broken_off = any((folder / "blobs").glob("*.incomplete"))
+    return (folder / "snapshots").is_dir() and not is_broken_off
 
 
 def announce_downloads(P: Study):

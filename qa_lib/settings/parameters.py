@@ -135,6 +135,20 @@ class Dataset(Strict):
         return self
 
     @model_validator(mode="after")
+    def _check_split(self):
+        """What says how one source is split does not go with test sources, nor the other way."""
+        idle = ("train_rows", "validation_share") if self.test else ("validation_rows",)
+        for field in idle:
+            if field in self.model_fields_set and getattr(self, field) is not None:
+                use = "validation_rows" if self.test else "validation_share"
+                where = "with" if self.test else "without"
+                raise ValueError(
+                    f"{field}: a dataset {where} test sources has none; leave it out, and write "
+                    f"{use} for its validation rows"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_task(self):
         for field in ("unit", "cluster"):
             if (getattr(self, field) == "text") != (self.task != "span"):

@@ -114,7 +114,11 @@ def count_differences(old: pd.DataFrame, new: pd.DataFrame) -> int:
 
 
 def rescore(report: str, specs: list[Spec]):
-    """Score the records of these runs that have another version of scoring; print what moved."""
+    """Score the records of these runs that have another version of scoring; print what moved.
+
+    Where there is none, it says so.
+    """
+    is_any = False
     combined = [spec for spec in specs if evaluate.is_combined(spec)]
     alone = [spec for spec in specs if not evaluate.is_combined(spec)]
     for group in (alone, combined):  # a combination needs its experts' new scores
@@ -126,5 +130,8 @@ def rescore(report: str, specs: list[Spec]):
             new, frame = rescore_run(spec, record)
             moved = count_differences(runs.read_examples(record), frame)
             print(f"{record['run']}: {moved} of {len(frame)} answers scored otherwise", flush=True)
+            is_any = True
             changed[record["hash"]] = (new, frame, moved)
         runs.replace_rescored(report, changed)
+    if not is_any:
+        print(f"no record of these {len(specs)} runs of {report} is of an earlier scoring")

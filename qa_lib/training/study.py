@@ -503,7 +503,9 @@ def fetch_inputs(p):
         remarks = ""
         for what, count in part.counts.items():
             left_out = " left out" if what in sources.KINDS else ""
-            remarks += f"; {count} {what}{left_out}" if count else ""
+            # a definition that asks to leave out rows and names a wrong field leaves out none
+            if count or what.endswith("left out of training"):
+                remarks += f"; {count} {what}{left_out}"
         rows = [*part.train, *part.validation, *part.test]
         unanswered = sum(row.get("is_impossible", False) for row in rows)
         if unanswered:
