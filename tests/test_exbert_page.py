@@ -1,5 +1,7 @@
 """What only the page of ExBERT draws, from planted frames and records."""
 
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -226,6 +228,30 @@ def test_findings_may_name_how_many_picks_were_dropped(monkeypatch):
     values = exbert.collect_values(params)
     assert {spec.seed for spec in planned if spec.variant == "exbert-tuned"} == {0, 1}
     assert values == pytest.approx({"dropped_least": 0.41, "dropped_most": 0.51})
+
+
+def test_trials_that_halving_left_out_are_a_dash(monkeypatch):
+    tried = pd.DataFrame(
+        {
+            "model": pd.Categorical(["V-DB"] * 3, ["V-DB", "ExBERT"]),
+            "rate": ["1e-4", "3e-4", "1e-4"],
+            "epochs": [2.0, 2.0, 3.0],
+            "validation_loss": [1.5, 1.25, 1.0],
+            "run": ["a", "b", "c"],
+        }
+    )
+    trial = SimpleNamespace(variant="v-db-trial")
+    monkeypatch.setattr(plans, "plan", lambda P: [trial])
+    monkeypatch.setattr(tables, "trials_table", lambda specs: pd.concat([tried, second]))
+    monkeypatch.setattr(grids, "save_frame", lambda P, name, shown, *rest: shown)
+    second = tried[:2].assign(model=pd.Categorical(["ExBERT"] * 2, ["V-DB", "ExBERT"]))
+    shown = own.table_trials(P)
+    assert dict(shown.loc["V-DB"]) == {
+        "1e-4, 2 epochs": "1.50",
+        "3e-4, 2 epochs": "1.25",
+        "1e-4, 3 epochs": "1.00",
+    }
+    assert shown.loc["ExBERT", "1e-4, 3 epochs"] == "–"
 
 
 def test_a_lower_rate_is_told_apart_in_the_sweep_of_dropout(monkeypatch):

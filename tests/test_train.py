@@ -1257,6 +1257,17 @@ def test_a_checkpoint_is_as_large_as_what_it_holds(tiny):
     assert study.count_checkpoint_bytes(averaged) == of_plain / 3 * 4
 
 
+@pytest.mark.parametrize("folder", ["file/folder", "x" * 300])
+def test_a_single_run_stops_before_training_where_it_cannot_write(store, monkeypatch, folder):
+    monkeypatch.setattr(train, "train", lambda *args, **options: pytest.fail("it trains"))
+    (store / "file").write_text("", encoding="utf-8")
+    monkeypatch.setattr(runs, "RUNS", store / folder)
+    words = "cannot be written .(Not a directory|File name too long): .*QA_RUNS to a folder that"
+    with pytest.raises(UserError, match=words) as error:
+        run_verb(["train", "exbert", "--profile", "quick", "--run", "start"])
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name, variable", [("RUNS", "QA_RUNS"), ("FIGURES", "QA_FIGURES")])
 def test_a_study_stops_before_training_where_it_cannot_write(
     tiny, store, monkeypatch, name, variable
@@ -1289,6 +1300,7 @@ def test_a_full_disk_is_found_before_training(tmp_path, monkeypatch):
         PermissionError(13, "Permission denied", "x.csv"),
         OSError(28, "No space left", "x.csv"),
         OSError(30, "Read-only file system", "x.csv"),
+        OSError(36, "File name too long", "x.csv"),
     ],
 )
 def test_what_cannot_be_written_later_is_one_sentence_too(capsys, error):

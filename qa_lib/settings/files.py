@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from qa_lib.settings.params import UserError
@@ -119,6 +120,8 @@ def check_writable(folder: Path, variable: str):
     while not os.path.lexists(place):
         place = place.parent
     try:
+        with suppress(FileNotFoundError):
+            folder.stat()  # fails where a name is too long
         with tempfile.TemporaryFile(dir=place) as f:
             f.write(PROBE)
             f.flush()
