@@ -959,7 +959,7 @@ def test_too_few_rows_of_a_report_without_mixtures_are_told_of_no_ratios():
     run = next(spec for spec in specs if spec.domains[0] == "plots")
     with pytest.raises(UserError, match="^a run needs 100 .* short, .*") as error:
         selection.draw_mixture(run)
-    assert "; ask for fewer rows of it, or, where rows lack a title, " in str(error.value)
+    assert "; ask for fewer rows of it, or, where rows have one title" in str(error.value)
     assert "ratios" not in str(error.value)
 
 
@@ -972,7 +972,8 @@ def test_rows_without_titles_are_told_of_another_unit(monkeypatch):
     spec = make_run(monkeypatch, {"own": splits}, [])
     words = (
         "a run needs 8 training rows of own, which has 0: 8 short, after 30 for validation by "
-        "whole titles; .* where rows lack a title, write unit: context in its definition"
+        "whole titles, and 0 copies of .*, where rows have one title or none, write unit: context "
+        "in its definition"
     )
     with pytest.raises(UserError, match=words):
         selection.draw_mixture(spec)

@@ -285,18 +285,6 @@ def test_every_dataset_and_the_encoder_are_fetched(capsys):
         assert f"{name}: " in output
 
 
-def test_a_field_that_leaves_out_nothing_is_told(monkeypatch, capsys):
-    """A definition may name a field that no row has."""
-    p = load_tiny(start="relations")
-    counts = {"offset=gues left out of training": 0, "copies of held-out rows dropped": 0}
-    splits = selection.Splits([], [], [], counts)
-    monkeypatch.setattr(selection, "load_splits", lambda *_: splits)
-    study.fetch_inputs(p)
-    output = capsys.readouterr().out
-    assert "0 test rows; 0 offset=gues left out of training\n" in output
-    assert "copies" not in output
-
-
 def test_an_expert_s_own_scoring_stores_what_a_mixture_asks_for(experts, store, monkeypatch):
     """The scores equal those without the store, and no expert is run again for a mixture."""
     monkeypatch.setattr(evaluate, "CACHE", store / "cache")

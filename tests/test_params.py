@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from qa_lib.__main__ import make_parser, run_verb
@@ -25,6 +26,7 @@ from qa_lib.settings.parameters import (
     Layer,
     Multitask,
     Smart,
+    cannot_name_part,
 )
 from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
@@ -131,6 +133,7 @@ def test_every_yaml_validates(profile):
         ({"domains": ["news", "seed"]}, ["domains: 'seed' cannot name a dataset"]),
         ({"domains": ["news", "harbour_sd"]}, ["domains: 'harbour_sd' cannot name a dataset"]),
         ({"start": "training"}, ["start: 'training' cannot name a dataset"]),
+        ({"domains": ["news", "v1.0"]}, ["domains: 'v1.0' cannot name a dataset", "without dots"]),
         ({"learning_rate": float("inf")}, ["learning_rate: inf", "finite"]),
         ({"profile": "real"}, ["profile: generated text", "make … PROFILE=real"]),
     ],
@@ -142,6 +145,23 @@ def test_a_wrong_parameter_is_one_sentence(changes, words):
     assert "\n" not in sentence
     assert sentence.startswith("PARAMS (-p): ")
     assert all(w in sentence for w in words), sentence
+
+
+def test_shorter_windows_alone_are_told_of_the_stride():
+    with pytest.raises(UserError, match="stride: 64 must be below half of .* 96; write stride too"):
+        plans.load_params("exbert", "quick", {"max_length": 96})
+
+
+def test_no_dataset_has_a_name_that_a_container_of_heads_refuses():
+    for name in ("tickets", "a/b", "a-b", *dir(torch.nn.ModuleDict())):
+        try:
+            torch.nn.ModuleDict({name: torch.nn.Identity()})
+            is_refused = False
+        except KeyError:
+            is_refused = True
+        assert is_refused <= cannot_name_part(name), name
+    assert not cannot_name_part("a/b")
+    assert cannot_name_part("t.1")
 
 
 @pytest.mark.parametrize(
@@ -649,9 +669,9 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("folder:\n  tickets:\n", "line 1: folder: tickets holds no mapping; write the fields"),
-        ("folder:\n  tickets: [a]\n", "line 1: folder: tickets holds no mapping"),
-        ("folder:\n  7: {}\n", "line 1: folder: the name 7 is not text; write it in quotes"),
+        ("folder:\n  tickets:\n", "line 2: folder: tickets holds no mapping; write the fields"),
+        ("folder:\n  tickets: [a]\n", "line 2: folder: tickets holds no mapping"),
+        ("folder:\n  7: {}\n", "line 2: folder: the name 7 is not text; write it in quotes"),
         (
             "hub: {}\nfolder: {tickets: {train: [a.jsonl]}}\n",
             "^params/datasets.yaml, line 2: folder: tickets: train_rows: a dataset without a test "
@@ -670,6 +690,17 @@ def test_a_definition_of_own_data_that_cannot_be_read_is_one_sentence(tmp_path, 
         (
             "folder: {a: {test: [x], rows: 9}}\n",
             "line 1: folder: a: rows: embedded datasets alone have it; leave it out",
+        ),
+        (
+            "folder: {a: {test: [x], head: v1.0}}\n",
+            "a: head: 'v1.0' cannot name a head, since a model cannot have a part of that name; "
+            "give it another one, without dots$",
+        ),
+        (
+            "folder:\n  a: &a {train: [x], train_rows: 9, task: classes, classes: [n, y]}\n"
+            "  a-typos: {<<: *a, train_rows: 8, part_of: a, altered: typos}\n",
+            "line 3: folder: a-typos: train_rows: it is not that of a, whose test rows are "
+            "altered; write here what a has there$",
         ),
         (
             "folder: {a: {test: [x], train_rows: 9}}\n",

@@ -29,7 +29,7 @@ from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
 from qa_lib.settings.params import UserError
 from qa_lib.tasks import get_task, sentence, span
-from qa_lib.training import evaluate
+from qa_lib.training import evaluate, study
 
 CLASSES = get_task("classes")
 SCORES = get_task("score")
@@ -399,6 +399,37 @@ def test_rows_are_left_out_by_a_number_too(own):
         [(field, value)] = leave_out.items()
         assert splits.counts[f"{field}={value} left out of training"] == left
         assert len(splits.train) == len(rows) - left
+
+
+# ---- what a study says of its datasets ----
+
+
+def describe(monkeypatch, d: Dataset, rows: list[dict], counts: dict) -> str:
+    """Return what a study says of a dataset with these training rows and counts."""
+    splits = selection.Splits(rows, [], [], counts, d.task)
+    monkeypatch.setattr(selection, "load_splits", lambda *_: splits)
+    monkeypatch.setattr(params, "read_datasets", lambda *source: {"own": d})
+    p = SimpleNamespace(source="folder", data="data", bad_rows="stop")
+    return study.describe_rows(p, "own")
+
+
+def test_a_study_says_how_many_rows_each_class_has(monkeypatch):
+    d = Dataset(train=["a"], train_rows=3, task="classes", classes=MOODS)
+    rows = [make_row("a mill", label=1), make_row("a barn", label=2), make_row("a hut", label=2)]
+    counts = {"lang=de left out of training": 0, "copies of held-out rows dropped": 0}
+    told = describe(monkeypatch, d, rows, counts)
+    assert told == (
+        "own: 3 training, 0 validation, 0 test rows; of the training rows "
+        f"0 {MOODS[0]}, 1 {MOODS[1]}, 2 {MOODS[2]}; 0 lang=de left out of training"
+    )
+
+
+def test_a_study_says_where_all_scores_are_one(monkeypatch):
+    d = Dataset(train=["a"], train_rows=3, task="score", range=[0, 5], text_pair="b")
+    rows = [make_row("a mill", label=2.0), make_row("a barn", label=2.0)]
+    assert "; all training rows have one score" in describe(monkeypatch, d, rows, {})
+    rows = [make_row("a mill", label=2.0), make_row("a barn", label=3.0)]
+    assert "one score" not in describe(monkeypatch, d, rows, {})
 
 
 def test_a_mixture_of_two_tasks_knows_its_copies(monkeypatch):

@@ -375,6 +375,15 @@ def test_a_study_and_a_page_say_what_is_kept(sources, monkeypatch, capsys):
     )
 
 
+def test_a_page_of_other_datasets_says_what_is_not_about_them(monkeypatch):
+    monkeypatch.setattr(plans, "plan", lambda P: [])
+    P = plans.load_params("exbert", "real", {"data": "data", "domains": ["squad", "race"]}, "small")
+    header = page.show_header(P, "Verdicts.")
+    assert "<p>The study has no runs on RACE: what this page says of claims, of printed" in header
+    P = plans.load_params("exbert", "real", {"data": "data", "domains": ["bioasq", "squad"]})
+    assert "The study has no runs" not in page.show_header(P, "Verdicts.")
+
+
 def test_a_page_does_not_speak_of_runs_that_are_trained_again(sources, monkeypatch):
     specs = plan_profile("quick")
     monkeypatch.setattr(plans, "plan", lambda P: specs)

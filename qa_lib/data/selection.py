@@ -451,8 +451,10 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
             raise UserError(
                 f"a run needs {need} training rows of {name}, which has {len(rows)}: "
                 f"{need - len(rows)} short, after {len(part.validation)} for validation by whole "
-                f"{find_dataset(name, spec.source, spec.folder).unit}s; ask for fewer rows of it, "
-                "or, where rows lack a title, write unit: context in its definition"
+                f"{find_dataset(name, spec.source, spec.folder).unit}s, and "
+                f"{part.counts.get('copies of held-out rows dropped', 0)} copies of held-out rows "
+                "that are left out; ask for fewer rows of it"
+                f"{params.advise_unit(part.task)}"
             )
         permuted = permute_rows(rows, f"{spec.seed}/{place}")
         if spec.imbalance:
@@ -471,8 +473,8 @@ def draw_mixture(spec: Spec) -> tuple[list[dict], list[dict], Counter]:
                 )
         raise UserError(
             f"none of the {spec.validation_rows} validation rows falls to "
-            f"{', '.join(spec.domains)}; raise validation_rows, or, where all rows have one title "
-            "or none, write unit: context in its definition"
+            f"{', '.join(spec.domains)}; raise validation_rows"
+            f"{params.advise_unit(find_dataset(spec.domains[0], spec.source, spec.folder).task)}"
         )
     return train, validation, counts
 
@@ -632,8 +634,7 @@ def load_test_sets(spec: Spec) -> dict[str, tuple[Dataset, list[dict]]]:
         if not rows:
             raise UserError(
                 f"no rows are left for the test set {name}; lower train_rows or validation_share "
-                "in its definition, name its test files there in test, or, where rows lack a "
-                "title, write unit: context"
+                f"in its definition, name its test files there in test{params.advise_unit(d.task)}"
             )
         ids = Counter(row["id"] for row in rows)
         shared = [id_ for id_, number in ids.items() if number > 1]

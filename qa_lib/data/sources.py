@@ -674,7 +674,8 @@ def check_files(folder: str) -> int:
     if not any((Path(folder) / file).exists() for file in known_files()):
         raise UserError(
             f"{folder} holds none of the files that DATA.md lists; DATA= names the folder above "
-            "qa/ and nlu/"
+            "qa/ and nlu/. Files of your own it does not know: the study that reads them checks "
+            "them (docs/own-data.md)"
         )
     wrong = 0
     for file, (rows, sha) in known_files().items():

@@ -217,11 +217,32 @@ def describe_setting(P) -> list[str]:
         f"{P.describe_training()}."
     )
     paragraphs = [escape(text)]
+    foreign = list_foreign_datasets(P)
+    if foreign:
+        names = ", ".join(name_dataset(P, name) for name in foreign)
+        paragraphs.append(
+            escape(
+                f"The study has no runs on {names}: what this page says of claims, of printed "
+                "numbers and of datasets is about its own."
+            )
+        )
     specs = plans.plan(P)
     remark = runs.describe_stale(specs)
     if remark and not specs[0].trains_stale:
         paragraphs.append(escape(f"{remark[0].upper()}{remark[1:]}."))
     return paragraphs
+
+
+def list_foreign_datasets(P) -> list[str]:
+    """Return the training datasets of a page that its report's study does not name anywhere.
+
+    Of data that `make own` defines the page is about nothing else, so there are none.
+    """
+    if P.profile == "own":
+        return []
+    usual = plans.load_params(P.report, P.profile, size=P.size, data=P.data)
+    named = {name for names in usual.named_datasets().values() for name in names}
+    return [name for name in P.domains if name not in named]
 
 
 ABSENT = '<p class="absent">'

@@ -59,6 +59,28 @@ TAKEN_PATTERN = re.compile(
 )
 
 
+# What PyTorch's containers of parts call their own: a head of such a name cannot be put there.
+CONTAINER_NAMES = frozenset(
+    """
+    T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda
+    double dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter
+    get_submodule half ipu items keys load_state_dict modules mtia named_buffers named_children
+    named_modules named_parameters parameters pop register_backward_hook register_buffer
+    register_forward_hook register_forward_pre_hook register_full_backward_hook
+    register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter
+    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state
+    set_submodule share_memory state_dict to to_empty train training type update values xpu
+    zero_grad
+    """.split()
+)
+
+
+def cannot_name_part(name: str) -> bool:
+    """Return whether no part of a model can have this name, as heads have those of datasets."""
+    return not name or "." in name or name.startswith("_") or name in CONTAINER_NAMES
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -146,6 +168,15 @@ class Dataset(Strict):
                     f"{field}: a dataset {where} test sources has none; leave it out, and write "
                     f"{use} for its validation rows"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_head(self):
+        if self.head is not None and cannot_name_part(self.head):
+            raise ValueError(
+                f"head: '{self.head}' cannot name a head, since a model cannot have a part of that "
+                "name; give it another one, without dots"
+            )
         return self
 
     @model_validator(mode="after")
@@ -300,7 +331,8 @@ class Study(Strict):
     def _check_stride(self):
         if self.stride >= self.max_length // 2:
             raise ValueError(
-                f"stride: {self.stride} must be below half of max_length {self.max_length}"
+                f"stride: {self.stride} must be below half of max_length {self.max_length}; write "
+                "stride too, a third of max_length or less"
             )
         return self
 
@@ -312,6 +344,11 @@ class Study(Strict):
                     raise ValueError(
                         f"{field}: '{name}' cannot name a dataset, since run records and tables "
                         "use that word for something else; give it another name"
+                    )
+                if cannot_name_part(name):
+                    raise ValueError(
+                        f"{field}: '{name}' cannot name a dataset, since a model cannot have a "
+                        "part of that name; give it another one, without dots"
                     )
         return self
 

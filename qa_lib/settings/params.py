@@ -18,6 +18,9 @@ from qa_lib.settings.parameters import Dataset, Strict
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Fields of a dataset's definition that one source has alone.
 OF_SOURCE = {"rows": "embedded", "only": "hub", "placeholder": "hub", "unlabelled": "hub"}
+# Fields of a definition that say which rows of a dataset are its test rows.
+SPLIT = ("train", "test", "train_rows", "validation_share", "validation_rows", "split_seed", "unit")
+FOR_DEFINITION = "write the fields of each dataset below its name, or leave it out"
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
 STALE = ("train", "keep")
@@ -73,7 +76,7 @@ def shorten_path(path: Path) -> Path:
 
 
 def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
-    """Return a YAML mapping, and the line of each of its top-level keys.
+    """Return a YAML mapping, and the lines of its keys as `parse_yaml` has them.
 
     Raises UserError where the file cannot be read or holds no mapping with keys of text.
     """
@@ -107,6 +110,8 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
 def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     """Return what a YAML text holds, and the line of each of its top-level keys.
 
+    The line of a key one level below, too: as that of "folder: squad".
+
     Cached, since a page asks for the same claims dozens of times. Raises YAMLError where it is no
     YAML, and ValueError for a date that does not exist and for a key that a mapping has twice.
     """
@@ -118,7 +123,12 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
     finally:
         loader.dispose()
     entries = node.value if isinstance(node, yaml.MappingNode) else []
-    return value or {}, {key.value: key.start_mark.line + 1 for key, _ in entries}
+    lines = {}
+    for key, below in entries:
+        lines[key.value] = key.start_mark.line + 1
+        for inner, _ in below.value if isinstance(below, yaml.MappingNode) else []:
+            lines[f"{key.value}: {inner.value}"] = inner.start_mark.line + 1
+    return value or {}, lines
 
 
 def refuse_repeated_keys(root: yaml.Node | None):
@@ -335,17 +345,26 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     if source not in values:
         raise UserError(f"params/datasets.yaml has no line {source}: of the datasets; add it")
-    place = f"params/datasets.yaml, line {lines[source]}: {source}: "
-    cure = "write the fields of each dataset below its name, or leave it out"
-    datasets = _validate_datasets(values[source], place, cure)
+    definitions = values[source]
+    if not isinstance(definitions, dict):
+        raise UserError(
+            f"params/datasets.yaml, line {lines[source]}: {source}: there is no mapping of "
+            f"datasets; {FOR_DEFINITION}"
+        )
+    places = {}
+    for name in definitions:
+        line = lines.get(f"{source}: {name}", lines[source])
+        places[name] = f"params/datasets.yaml, line {line}: {source}: "
+    datasets = _validate_datasets(definitions, places, FOR_DEFINITION)
     for name, d in datasets.items():
         for field, its_source in OF_SOURCE.items():
             if source != its_source and field in d.model_fields_set:
                 raise UserError(
-                    f"{place}{name}: {field}: {its_source} datasets alone have it; leave it out"
+                    f"{places[name]}{name}: {field}: {its_source} datasets alone have it; leave it "
+                    "out"
                 )
         if source == "embedded" and d.rows is None and not d.pool:
-            raise UserError(f"{place}{name} has no rows; write there how many are generated")
+            raise UserError(f"{places[name]}{name} has no rows; write there how many are generated")
     return datasets
 
 
@@ -367,15 +386,18 @@ def read_own_datasets(file: str) -> dict[str, Dataset]:
     if not os.path.exists(path):
         raise UserError(f"{file} does not exist; {command} writes it; {describe_folder(path)}")
     values, _ = read_yaml(path)
-    return _validate_datasets(values, f"{file}: ", f"{command} writes the file anew")
+    places = dict.fromkeys(values, f"{file}: ")
+    return _validate_datasets(values, places, f"{command} writes the file anew")
 
 
-def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dataset]:
-    """Return datasets by name from what YAML has. place, cure: of an error, as it says them."""
-    if not isinstance(definitions, dict):
-        raise UserError(f"{place}there is no mapping of datasets; {cure}")
+def _validate_datasets(definitions: dict, places: dict, cure: str) -> dict[str, Dataset]:
+    """Return datasets by name from a mapping of YAML.
+
+    places: name → its place, and cure, as an error says them.
+    """
     datasets = {}
     for name, fields in definitions.items():
+        place = places[name]
         if not isinstance(name, str):
             raise UserError(f"{place}the name {show_value(name)} is not text; write it in quotes")
         if not isinstance(fields, dict):
@@ -389,6 +411,9 @@ def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dat
         where = dict.fromkeys([*Dataset.model_fields, *fields], f"{place}{name}: ")
         datasets[name] = validate(Dataset, fields, where)
     for name, dataset in datasets.items():
+        place = places[name]
+        if dataset.altered and dataset.part_of in datasets:
+            check_same_split(name, dataset, datasets[dataset.part_of], place)
         for member in dataset.pool:
             if member in datasets and datasets[member].pool:
                 raise UserError(
@@ -400,6 +425,30 @@ def _validate_datasets(definitions: Any, place: str, cure: str) -> dict[str, Dat
                     f"{name} of {dataset.task}; a pool is of one task"
                 )
     return datasets
+
+
+def check_same_split(name: str, altered: Dataset, original: Dataset, place: str):
+    """Raise UserError where an altered dataset has other test rows than the one it alters.
+
+    They could be training rows of that one, and no text would tell, since theirs are altered.
+    place: of an error, as it says it.
+    """
+    for field in SPLIT:
+        if getattr(altered, field) != getattr(original, field):
+            raise UserError(
+                f"{place}{name}: {field}: it is not that of {altered.part_of}, whose test rows are "
+                f"altered; write here what {altered.part_of} has there"
+            )
+
+
+def advise_unit(task: str) -> str:
+    """Return what else helps where a dataset of a task has too few rows of a part, for an error.
+
+    Questions are split by titles, and rows without one are one unit together.
+    """
+    if task != "span":
+        return ""
+    return ", or, where rows have one title or none, write unit: context in its definition"
 
 
 def list_claimed_reports() -> list[str]:

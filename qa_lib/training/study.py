@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
@@ -499,24 +500,48 @@ def fetch_inputs(p):
     downloads.announce_downloads(p)
     names = [name for of_field in p.named_datasets().values() for name in of_field]
     for name in dict.fromkeys(names):
-        part = selection.load_splits(name, p.source, p.data, p.bad_rows)
-        remarks = ""
-        for what, count in part.counts.items():
-            left_out = " left out" if what in sources.KINDS else ""
-            # a definition that asks to leave out rows and names a wrong field leaves out none
-            if count or what.endswith("left out of training"):
-                remarks += f"; {count} {what}{left_out}"
-        rows = [*part.train, *part.validation, *part.test]
-        unanswered = sum(row.get("is_impossible", False) for row in rows)
-        if unanswered:
-            remarks = f"; {unanswered} of all rows without an answer{remarks}"
-        print(
-            f"{name}: {len(part.train)} training, {len(part.validation)} validation, "
-            f"{len(part.test)} test rows{remarks}"
-        )
+        print(describe_rows(p, name))
     for encoder in p.named_encoders():
         encoders.load_encoder(encoder)
         print(f"encoder {encoder}: {encoder_files.identify_weights(encoder)[:12]}")
+
+
+def describe_rows(p, name: str) -> str:
+    """Return how many rows a dataset has, of which classes, and what was left out of it.
+
+    p: the parameters of the study that reads it.
+    """
+    d = selection.find_dataset(name, p.source, p.data)
+    part = selection.load_splits(name, p.source, p.data, p.bad_rows)
+    rows = [*part.train, *part.validation, *part.test]
+    remarks = []
+    unanswered = sum(row.get("is_impossible", False) for row in rows)
+    if unanswered:
+        remarks.append(f"{unanswered} of all rows without an answer")
+    if part.train and d.task == "classes":  # numbers from 1 would be read as other classes
+        numbers = Counter(row["label"] for row in part.train)
+        of_classes = [f"{numbers[label]} {word}" for label, word in enumerate(d.classes)]
+        remarks.append(f"of the training rows {', '.join(of_classes)}")
+    if part.train and d.task == "score" and len({row["label"] for row in part.train}) == 1:
+        remarks.append("all training rows have one score, and nothing can be learnt of them")
+    for what, count in part.counts.items():
+        left_out = " left out" if what in sources.KINDS else ""
+        # a definition that asks to leave out rows and names a wrong field leaves out none
+        if count or what.endswith("left out of training"):
+            remarks.append(f"{count} {what}{left_out}")
+    counts = (
+        f"{len(part.train)} training, {len(part.validation)} validation, {len(part.test)} test rows"
+    )
+    return "; ".join([f"{name}: {counts}", *remarks])
+
+
+def _announce_rows(p, todo: list[Spec]):
+    """Print what the datasets of runs hold. Of generated text, and of `make own`, it is known."""
+    if p.source not in ("folder", "hub"):
+        return
+    names = [name for spec in todo for name in (*spec.domains, *spec.tests)]
+    for name in dict.fromkeys(names):
+        print(describe_rows(p, name), flush=True)
 
 
 def run(
@@ -558,6 +583,7 @@ def run(
         runs.check_page(p)  # the page is drawn when all runs are trained
     downloads.announce_downloads(p)  # the estimate reads all data
     runs.RUNS.mkdir(parents=True, exist_ok=True)
+    _announce_rows(p, todo)
     if dry_run:  # it trains nothing, so it need not wait for a study that does
         _announce_cost(todo, workers or default_workers(todo), yes=True)
         return _tabulate_runs(specs, [], fresh)
