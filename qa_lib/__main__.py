@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from qa_lib.settings import command_line, params
-from qa_lib.settings.params import ROOT, UserError
+from qa_lib.settings.params import UserError
 
 
 def print_remarks(specs: list):
@@ -231,11 +231,8 @@ def run_power(args: argparse.Namespace) -> int:
     """Print which claims of reports could ever be decided."""
     from qa_lib.evidence import power
 
-    questions, _ = params.read_yaml(ROOT / "params" / "questions.yaml")
-    known = sorted(questions)
-    for report in args.reports or known:
-        if report not in known:
-            raise UserError(f"there is no report {report}; known: {', '.join(known)}")
+    for report in args.reports or params.list_reports():
+        params.check_report(report)
         print(power.describe_power(report))
     return 0
 
@@ -462,7 +459,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     parser = command_line.CommandLine(
         prog="python -m qa_lib",
-        description="Train the runs of four reports, and draw their pages from records.",
+        description="Train the runs of the reports, and draw their pages from records.",
         epilog="`python -m qa_lib VERB --help` explains a verb. docs/commands.md is about make.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

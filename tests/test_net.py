@@ -16,7 +16,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from qa_lib.evidence import verify
+from qa_lib.evidence import verdicts, verify
 from qa_lib.page import figures_road, figures_smart, pieces, written
 from qa_lib.reports import plans
 from qa_lib.settings import parameters, params
@@ -35,6 +35,10 @@ def committed_records(monkeypatch):
     runs.read_committed.cache_clear()
     yield
     runs.read_committed.cache_clear()
+
+
+def test_what_has_landed_was_frozen():
+    assert all(verdicts.is_frozen(slug) for slug in LANDED)
 
 
 def rebuild(record: dict, records: dict[str, dict]) -> Spec:

@@ -11,6 +11,7 @@ import pytest
 from qa_lib.evidence import verify
 from qa_lib.page import pieces, render
 from qa_lib.reports import plans
+from qa_lib.settings import params
 from qa_lib.settings.params import ROOT, UserError
 from qa_lib.store import runs
 from qa_lib.training import study
@@ -161,6 +162,11 @@ IN_NOTEBOOK = {
     "smart": "first numbers of the second token",
     "road": "numbers in a gradient",
 }
+
+
+def test_every_report_s_notebook_is_looked_at():
+    for known in (FILES, MECHANISM, TINY, OWN_FIGURE, DRAWN, IN_NOTEBOOK):
+        assert set(known) == set(params.list_reports())
 
 
 @pytest.fixture(params=list(FILES))

@@ -2,12 +2,14 @@
 
 import itertools
 from types import SimpleNamespace
+from typing import get_args
 
 import pandas as pd
 import pytest
 
 from qa_lib.data import selection
-from qa_lib.page import figures_exbert
+from qa_lib.evidence import power
+from qa_lib.page import figures_exbert, render
 from qa_lib.reports import exbert, plans, trials
 from qa_lib.settings import params
 from qa_lib.settings.parameters import Dataset
@@ -25,9 +27,8 @@ def load_exbert(profile="quick", size=None, **changes):
 @pytest.mark.parametrize("slug", params.list_reports())
 def test_parameters_know_the_experiments_that_there_are(slug):
     report = plans.find_report(slug)
-    schema = report.Parameters.model_json_schema()
-    known = schema["properties"]["experiments"]["items"]["enum"]
-    assert sorted(known) == sorted(report.EXPERIMENTS)
+    (choices,) = get_args(report.Parameters.model_fields["experiments"].annotation)
+    assert sorted(get_args(choices)) == sorted(report.EXPERIMENTS)
 
 
 def test_the_quick_plan_is_small_and_whole():
@@ -459,3 +460,24 @@ def test_wrong_parameters_are_one_sentence(changes, words):
         plans.plan(load_exbert(**changes))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_report_that_is_not_whole_is_one_sentence(monkeypatch):
+    """Before any training, and with what its file lacks."""
+    plans.find_report.cache_clear()
+    monkeypatch.setattr(params, "check_report", lambda slug: slug)
+    with pytest.raises(UserError, match="^qa_lib/reports/tiny.py does not exist; docs/code.md"):
+        plans.find_report("tiny")
+    monkeypatch.delattr(exbert, "EXPERIMENTS")
+    monkeypatch.setattr(plans, "FIELDS", ("experiments", "halves"))
+    says = "^qa_lib/reports/exbert.py lacks EXPERIMENTS, Parameters.halves; docs/code.md says"
+    with pytest.raises(UserError, match=says):
+        plans.find_report("exbert")
+    plans.find_report.cache_clear()
+
+
+def test_a_report_without_a_notebook_or_questions_is_one_sentence():
+    with pytest.raises(UserError, match="^notebooks/<number>_tiny.ipynb does not exist; copy"):
+        render.find_notebook("tiny")
+    with pytest.raises(UserError, match="^params/questions.yaml has no entry tiny; write there"):
+        power.read_questions("tiny")

@@ -178,7 +178,7 @@ def test_a_users_mistake_is_one_sentence_and_leaves_the_earlier_page(plant, tmp_
         command_line.run_and_exit(lambda: plant(mistake))
     assert stop.value.code == 2
     assert capsys.readouterr().err.endswith("error: seeds: say how many\n")
-    words = r"^error: 01_exbert.ipynb, cell `x = 1 …`: ZeroDivisionError: .*zero$"
+    words = r"^error: 01_exbert.ipynb, cell .\d+. `x = 1 …`: ZeroDivisionError: .*zero$"
     with pytest.raises(SystemExit, match=words):
         plant(code("x = 1\nx / 0"))
     assert page.read_text() == "earlier"

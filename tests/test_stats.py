@@ -1112,7 +1112,7 @@ def test_power_is_computed_for_every_claim_about_scores(report, capsys, monkeypa
     assert "no number" in output
     assert "nan" not in output
     monkeypatch.setattr("sys.argv", ["power", "mo"])
-    with pytest.raises(UserError, match="no report mo; known: exbert, moe"):
+    with pytest.raises(UserError, match="'mo' is not a report of this study; known: exbert, moe"):
         run_verb(sys.argv)
 
 
@@ -1122,6 +1122,7 @@ def test_changes_since_the_freeze_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "RULES", 2)
     # nothing is frozen yet
     assert verdicts.list_changes("exbert") == []
+    assert verify.describe_changes("exbert").startswith("Nothing of it is frozen")
     folder = tmp_path / "params" / "claims"
     folder.mkdir(parents=True)
     frozen = hashlib.sha256(b"x: 1\ny: 2\n").hexdigest()
@@ -1136,6 +1137,8 @@ def test_changes_since_the_freeze_are_listed(tmp_path, monkeypatch):
         rules_then = "the rules of judging (version 1 then, 2 now: docs/claims.md)"
         assert verdicts.list_changes("smart") == ["a", rules_then]
         assert verdicts.list_changes("road") == []
+        assert verdicts.is_frozen("moe")
+        assert not verdicts.is_frozen("road")
     (tmp_path / "b").unlink()
     assert verdicts.list_changes("exbert") == ["b", "c"]
 

@@ -24,7 +24,9 @@ class Contrast(Strict):
 
     A column has one value or a list. A list means the mean over its values, or, where `each` names
     the column, one part of the claim for each of them; lists on several sides go in step.
-    Sets are named by position: first and second (domain), validation.
+    Sets are named by position: first and second (domain), and validation; or, throughout a file,
+    by dataset. `training` has what is measured while a run trains. results.csv beside a page has a
+    line for each set and a column for each metric.
     """
 
     ours: dict[str, Any]

@@ -32,7 +32,7 @@ from qa_lib.evidence import stats
 from qa_lib.evidence.claims import Claim, read_claims
 from qa_lib.evidence.verdicts import ENOUGH, MOST
 from qa_lib.settings import params
-from qa_lib.settings.params import ROOT
+from qa_lib.settings.params import ROOT, UserError
 
 ALIKE = 0.5  # ρ
 ALIKE_SEEDS = 0.75  # ρ'
@@ -47,8 +47,16 @@ Questions = dict[str, tuple[int | None, float]]
 
 
 def read_questions(report: str) -> Questions:
-    """Return the test sets of a report from params/questions.yaml."""
-    return params.read_yaml(ROOT / "params" / "questions.yaml")[0][report]
+    """Return the test sets of a report from params/questions.yaml.
+
+    Raises UserError where they do not stand there.
+    """
+    known, _ = params.read_yaml(ROOT / "params" / "questions.yaml")
+    if report not in known:
+        raise UserError(
+            f"params/questions.yaml has no entry {report}; write there the test sets of its claims"
+        )
+    return known[report]
 
 
 def score_variance(test_set: str, n: int, level: float) -> float:

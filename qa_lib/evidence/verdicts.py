@@ -225,8 +225,18 @@ def judge(claim: Claim, estimates: list[Estimate], factor: float = 1.0) -> Judge
 # ---- what was frozen ----
 
 
+def is_frozen(slug: str) -> bool:
+    """Return whether params/claims/FROZEN tells what was frozen for a report."""
+    file = ROOT / "params" / "claims" / "FROZEN"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    named = [line.lstrip("# ").split(", ") for line in text.splitlines() if line.startswith("#")]
+    return any(slug in slugs for slugs in named)
+
+
 def list_changes(slug: str) -> list[str]:
     """Return what is not as it was when the report's claims were frozen; nothing where all is.
+
+    Nothing too where none of it is frozen (`is_frozen`).
 
     params/claims/FROZEN has a line `# slug, slug, …` above what was frozen for these reports:
     files, each as "sha256  file", whose line ends do not count, and `rules N`, the number that

@@ -206,6 +206,11 @@ def list_answers(boards: dict[str, tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     references = {reference["abbreviation"]: reference for reference in citation["references"]}
     rows = []
     for slug in params.list_claimed_reports():
+        if slug not in references:
+            raise UserError(
+                f"CITATION.cff has no reference with abbreviation: {slug}; add it, with the "
+                "report's question as notes"
+            )
         reference = references[slug]
         answer, row, profile, trained = NOT_RUN, None, "", "–"
         if slug in boards:
@@ -279,7 +284,7 @@ def table_answers(P: Page, boards: dict[str, tuple[str, pd.DataFrame]]) -> repor
             "run": frame["run"],
         }
     )
-    caption = "The four reports. ours: the answer, by the comparison of the figure."
+    caption = "The reports. ours: the answer, by the comparison of the figure."
     return report.save_table(P, "table_answers", shown, caption, links=page_links(P.profile))
 
 

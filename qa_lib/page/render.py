@@ -314,7 +314,8 @@ def execute(nb, name: str, values: dict):
         if e.ename == "UserError":
             raise UserError(e.evalue) from None
         cell = e.source.strip().splitlines()[0]
-        sys.exit(f"error: {name}, cell `{cell} …`: {e.ename}: {' '.join(e.evalue.split())}")
+        where = f"{name}, cell [{e.exec_count}] `{cell} …`"
+        sys.exit(f"error: {where}: {e.ename}: {' '.join(e.evalue.split())}")
     except Exception as e:  # there is no kernel, or it died: nothing of ours is on the stack
         sys.exit(f"error: {name}: {type(e).__name__}: {' '.join(str(e).split())}")
     say_parameters_once(nb)
@@ -323,9 +324,17 @@ def execute(nb, name: str, values: dict):
 
 
 def find_notebook(slug: str, profile: str | None = None) -> Path:
-    """Return the path of a report's notebook; of profile own that of own data."""
+    """Return the path of a report's notebook; of profile own that of own data.
+
+    Raises UserError where there is none.
+    """
     name = "own" if profile == "own" else slug
-    return next((ROOT / "notebooks").glob(f"*_{name}.ipynb"))
+    found = sorted((ROOT / "notebooks").glob(f"*_{name}.ipynb"))
+    if not found:
+        raise UserError(
+            f"notebooks/<number>_{name}.ipynb does not exist; copy that of the nearest report"
+        )
+    return found[0]
 
 
 def read_notebook(slug: str, profile: str | None = None):

@@ -1,7 +1,7 @@
 """The reports that are built: their files, their models, their plans and their parameters."""
 
 import argparse
-import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from functools import cache
 from types import ModuleType
@@ -14,15 +14,31 @@ from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import code_hashes, runs
 
+# What the file of a report has, and what its parameters have beside those of every study.
+PARTS = ("TITLE", "MODELS", "NOTES", "COMPARISONS", "EXPERIMENTS", "Parameters", "plan")
+FIELDS = ("experiments", "arms")
+
 
 @cache
 def find_report(slug: str) -> ModuleType:
-    """Return the file of a report: TITLE, MODELS, COMPARISONS, Parameters and plan.
+    """Return the file of a report, which has the names that PARTS lists.
 
-    Raises UserError where there is none.
+    Raises UserError where there is none, and where it lacks one of them.
     """
     params.check_report(slug)
-    return importlib.import_module(f"qa_lib.reports.{slug}")
+    if importlib.util.find_spec(f"qa_lib.reports.{slug}") is None:
+        raise UserError(
+            f"qa_lib/reports/{slug}.py does not exist; docs/code.md says what a report is made of"
+        )
+    module = importlib.import_module(f"qa_lib.reports.{slug}")
+    lacks = [name for name in PARTS if not hasattr(module, name)]
+    lacks += [f"Parameters.{name}" for name in FIELDS if name not in module.Parameters.model_fields]
+    if lacks:
+        raise UserError(
+            f"qa_lib/reports/{slug}.py lacks {', '.join(lacks)}; docs/code.md says what a report "
+            "is made of"
+        )
+    return module
 
 
 def plan(P: Study) -> list[Spec]:
