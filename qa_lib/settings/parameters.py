@@ -59,7 +59,8 @@ TAKEN_PATTERN = re.compile(
 )
 
 
-# What PyTorch's containers of parts call their own: a head of such a name cannot be put there.
+# What PyTorch's containers of parts call their own, some of it since transformers was imported: a
+# head of such a name cannot be put there.
 CONTAINER_NAMES = frozenset(
     """
     T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda
@@ -70,8 +71,8 @@ CONTAINER_NAMES = frozenset(
     register_full_backward_pre_hook register_load_state_dict_post_hook
     register_load_state_dict_pre_hook register_module register_parameter
     register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state
-    set_submodule share_memory state_dict to to_empty train training type update values xpu
-    zero_grad
+    set_submodule share_memory smart_apply state_dict to to_empty train training type update values
+    xpu zero_grad
     """.split()
 )
 
