@@ -20,6 +20,7 @@ from qa_lib.evidence import verdicts, verify
 from qa_lib.page import figures_road, figures_smart, pieces, written
 from qa_lib.reports import plans
 from qa_lib.settings import parameters, params
+from qa_lib.settings.params import UserError
 from qa_lib.settings.spec import Spec
 from qa_lib.store import runs
 
@@ -35,6 +36,18 @@ def committed_records(monkeypatch):
     runs.read_committed.cache_clear()
     yield
     runs.read_committed.cache_clear()
+
+
+def test_a_record_that_stands_twice_is_refused(monkeypatch, tmp_path):
+    """As after a merge: of two lines the last would count alone."""
+    (tmp_path / "road").mkdir()
+    lines = (ROOT / "records" / "road" / "runs.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "road" / "runs.jsonl").write_bytes(b"".join([*lines, lines[0]]))
+    monkeypatch.setattr(runs, "RECORDS", tmp_path)
+    runs.read_committed.cache_clear()
+    name = json.loads(lines[0])["run"]
+    with pytest.raises(UserError, match=f"line {len(lines) + 1}: {name} has an earlier line"):
+        runs.read_committed("road")
 
 
 def test_what_has_landed_was_frozen():

@@ -481,3 +481,15 @@ def test_a_report_without_a_notebook_or_questions_is_one_sentence():
         render.find_notebook("tiny")
     with pytest.raises(UserError, match="^params/questions.yaml has no entry tiny; write there"):
         power.read_questions("tiny")
+
+
+def test_a_trial_is_chosen_by_validation_and_not_by_its_test_scores():
+    """The last round's trials are scored on test sets at once, which must not choose."""
+    spec = plans.plan(load_exbert())[-1]
+    history = [{"step": 9, "validation_em": 20.0, "validation_f1": 30.0, "validation_loss": 2.0}]
+    record = {"history": history, "metrics": {}}
+    score = trials.validation_score(spec, record)
+    of_tests = {name: {"em": 100.0, "f1": 100.0, "n": 1} for name in spec.tests}
+    assert spec.tests
+    assert trials.validation_score(spec, record | {"metrics": of_tests}) == score
+    assert score == (20.0, -2.0)

@@ -268,7 +268,10 @@ def find_in_store(spec: Spec) -> dict | None:
 
 @cache
 def read_committed(report: str) -> dict[str, dict]:
-    """Return the committed records of a report by hash. Raises UserError for a damaged line."""
+    """Return the committed records of a report by hash.
+
+    Raises UserError for a damaged line, and where a run stands in two.
+    """
     file = RECORDS / report / "runs.jsonl"
     if not file.exists():
         return {}
@@ -281,6 +284,10 @@ def read_committed(report: str) -> dict[str, dict]:
             raise UserError(
                 f"{file}, line {n}: damaged record ({e}); restore the file from git"
             ) from None
+        if record["hash"] in records:
+            raise UserError(
+                f"{file}, line {n}: {record['run']} has an earlier line; restore the file from git"
+            )
         records[record["hash"]] = {**record, "folder": None}
     return records
 
