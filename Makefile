@@ -21,10 +21,10 @@ ifneq ($(STRAY),)
   $(error $(firstword $(STRAY))= is no variable of make here (make help lists them); a parameter of the study is written PARAMS="$(firstword $(STRAY))=…", a variable of the environment before the word make)
 endif
 
-# So would these of data of one's own, which are two domains and a profile by themselves.
-PASSED := $(strip $(if $(filter own own-defined,$(MAKECMDGOALS)),$(foreach v,PROFILE DATA,$(if $(filter command,$(origin $v)),$v))))
-ifneq ($(PASSED),)
-  $(error make own takes no $(firstword $(PASSED))=: its data are DOMAIN_A= and DOMAIN_B=, and SIZE= and PARAMS= say how they are trained on)
+# `make own` would pass over these: its profile and its data are its own.
+UNREAD := $(strip $(if $(filter own own-defined,$(MAKECMDGOALS)),$(foreach v,PROFILE DATA,$(if $(filter command,$(origin $v)),$v))))
+ifneq ($(UNREAD),)
+  $(error make own takes no $(firstword $(UNREAD))=: its data are DOMAIN_A= and DOMAIN_B=, and SIZE= and PARAMS= say how they are trained on)
 endif
 
 # A value reaches the programs as it was typed: a $ in it begins no variable of make. A recipe's line cannot hold a line break.

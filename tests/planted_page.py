@@ -78,7 +78,7 @@ def complete_road(spec: Spec, record: dict, rng: np.random.Generator):
 
 
 def plant_scores_of_spans(spec: Spec) -> tuple[dict, pd.DataFrame]:
-    """Return an ExBERT run's record and examples with random scores."""
+    """Return an ExBERT run's record and examples with random scores, and answers of two tokens."""
     record, examples = test_road_report.plant_record(spec)
     for scores in record["metrics"].values():
         scores |= {"tokens": 2.0, "contains": 10.0}
@@ -86,7 +86,7 @@ def plant_scores_of_spans(spec: Spec) -> tuple[dict, pd.DataFrame]:
 
 
 def complete_exbert(spec: Spec, record: dict, rng: np.random.Generator):
-    """Add what ExBERT's page reads of a record: what routers did, and losses of every epoch."""
+    """Add what ExBERT's page reads of a record beside its scores: what routers did."""
     if spec.layer is None:
         return
     experts = spec.layer.experts

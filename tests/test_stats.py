@@ -1122,7 +1122,7 @@ def test_changes_since_the_freeze_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(verdicts, "RULES", 2)
     # nothing is frozen yet
     assert verdicts.list_changes("exbert") == []
-    assert verify.describe_changes("exbert").startswith("Nothing of it is frozen")
+    assert verify.describe_changes("exbert").startswith("Nothing of this report is frozen")
     folder = tmp_path / "params" / "claims"
     folder.mkdir(parents=True)
     frozen = hashlib.sha256(b"x: 1\ny: 2\n").hexdigest()

@@ -526,7 +526,7 @@ def describe_pooling(frame: pd.DataFrame) -> str:
 def describe_changes(report: str) -> str:
     """Return one sentence where claims, arms or rules are not as they were frozen; else nothing."""
     if not verdicts.is_frozen(report):
-        return f"Nothing of it is frozen: params/claims/FROZEN has no line # {report}."
+        return f"Nothing of this report is frozen: params/claims/FROZEN has no line # {report}."
     changed = verdicts.list_changes(report)
     return f"Changed since they were frozen: {', '.join(changed)}." if changed else ""
 

@@ -180,19 +180,21 @@ def figure_model(P) -> report.Html:
     if not specs:
         return report.note_absent("headline")
     frame = pd.DataFrame({"run": [record["run"] for _, record in runs.require_records(specs)]})
-    norm = "RMSNorm, router" if P.norm else "router"
+    # In place of an encoder block's feed-forward layer it has the block's norm, and no layer more.
+    is_in_encoder = P.place == "feed_forward"
+    reads = "reads question and context"
+    if is_in_encoder:
+        reads = "the last without feed-forward layer"
+    norm = "RMSNorm, router" if P.norm and not is_in_encoder else "router"
     padding = "padding takes places too" if P.route_padding else "padding takes no part"
     boxes = [
-        (f"encoder, {P.tuned_blocks} blocks", "reads question and context"),
+        (f"encoder, {P.tuned_blocks} blocks", reads),
         (f"dropout {P.layer_dropout:g}", f"placement: {P.tuned_dropout}"),
         (norm, padding),
     ]
     new = len(boxes)
     boxes.append((f"ST-MoE, {P.experts} experts", f"a token is sent to {P.top_n}"))
-    if P.place == "feed_forward":
-        boxes[2] = ("router", padding)  # the norm is the encoder block's own
-        boxes[0] = (boxes[0][0], "the last without feed-forward layer")
-    elif P.feed_forward != "none":
+    if P.feed_forward != "none" and not is_in_encoder:
         boxes.append(("feed-forward", f"placement: {P.feed_forward}"))
     boxes.append(("span head", "start and end score of each token"))
     caption = "ExBERT (final) (Figure 1 of the report), from the bottom up. Orange: the experts."

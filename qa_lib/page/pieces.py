@@ -225,7 +225,8 @@ def figure_comparisons(
         f"control. {explain_names(P.report, made)}{describe_intervals(P, made)}{exact}{untuned}"
     )
     if len(absent):
-        names = [charts.name_comparison(group) for _, group in absent.groupby("comparison")]
+        groups = absent.groupby("comparison", sort=False)
+        names = [charts.name_comparison(group) for _, group in groups]
         caption += f" Not run: {'; '.join(names)}."
     alt = f"A row for each comparison: {charts.describe_values(made)}"
 

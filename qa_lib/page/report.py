@@ -223,7 +223,7 @@ def describe_setting(P) -> list[str]:
         paragraphs.append(
             escape(
                 f"The study has no runs on {names}: what this page says of claims, of printed "
-                "numbers and of datasets is about its own."
+                "numbers and of datasets is about the study's own datasets."
             )
         )
     specs = plans.plan(P)

@@ -209,8 +209,11 @@ class Parameters(Layer, Study):
         text = super().describe_seeds()
         if len(self.side_seeds) != len(self.seeds):
             text += f" in the central comparison, {len(self.side_seeds)} elsewhere"
-        of_controls = {"dense": self.dense_seeds, "steps": self.step_seeds}
-        of_controls["dense-all-blocks"] = self.step_seeds
+        of_controls = {
+            "dense": self.dense_seeds,
+            "steps": self.step_seeds,
+            "dense-all-blocks": self.step_seeds,
+        }
         numbers = set()
         for part, seeds in of_controls.items():
             if seeds and part in self.experiments:

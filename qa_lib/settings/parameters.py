@@ -159,15 +159,16 @@ class Dataset(Strict):
 
     @model_validator(mode="after")
     def _check_split(self):
-        """What says how one source is split does not go with test sources, nor the other way."""
-        idle = ("train_rows", "validation_share") if self.test else ("validation_rows",)
+        """Refuse fields that a split passes over: it reads others where there are test sources."""
+        if self.test:
+            idle, kind, instead = ("train_rows", "validation_share"), "with", "validation_rows"
+        else:
+            idle, kind, instead = ("validation_rows",), "without", "validation_share"
         for field in idle:
             if field in self.model_fields_set and getattr(self, field) is not None:
-                use = "validation_rows" if self.test else "validation_share"
-                where = "with" if self.test else "without"
                 raise ValueError(
-                    f"{field}: a dataset {where} test sources has none; leave it out, and write "
-                    f"{use} for its validation rows"
+                    f"{field}: a dataset {kind} test sources has none; leave it out, and write "
+                    f"{instead} for its validation rows"
                 )
         return self
 

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OF_SOURCE = {"rows": "embedded", "only": "hub", "placeholder": "hub", "unlabelled": "hub"}
 # Fields of a definition that say which rows of a dataset are its test rows.
 SPLIT = ("train", "test", "train_rows", "validation_share", "validation_rows", "split_seed", "unit")
-FOR_DEFINITION = "write the fields of each dataset below its name, or leave it out"
 PROFILES = ("quick", "real", "paper", "own")
 SIZES = ("small", "full")
 STALE = ("train", "keep")
@@ -108,9 +107,9 @@ def read_yaml(path: Path) -> tuple[dict, dict[str, int]]:
 
 @cache
 def parse_yaml(text: str) -> tuple[Any, dict[str, int]]:
-    """Return what a YAML text holds, and the line of each of its top-level keys.
+    """Return what a YAML text holds, and the line of each of its keys on two levels.
 
-    The line of a key one level below, too: as that of "folder: squad".
+    A key of the second level stands behind the one above it: "folder: squad".
 
     Cached, since a page asks for the same claims dozens of times. Raises YAMLError where it is no
     YAML, and ValueError for a date that does not exist and for a key that a mapping has twice.
@@ -345,17 +344,18 @@ def read_datasets(source: str, file: str | None = None) -> dict[str, Dataset]:
     values, lines = read_yaml(ROOT / "params" / "datasets.yaml")
     if source not in values:
         raise UserError(f"params/datasets.yaml has no line {source}: of the datasets; add it")
+    cure = "write the fields of each dataset below its name, or leave it out"
     definitions = values[source]
     if not isinstance(definitions, dict):
         raise UserError(
             f"params/datasets.yaml, line {lines[source]}: {source}: there is no mapping of "
-            f"datasets; {FOR_DEFINITION}"
+            f"datasets; {cure}"
         )
     places = {}
     for name in definitions:
         line = lines.get(f"{source}: {name}", lines[source])
         places[name] = f"params/datasets.yaml, line {line}: {source}: "
-    datasets = _validate_datasets(definitions, places, FOR_DEFINITION)
+    datasets = _validate_datasets(definitions, places, cure)
     for name, d in datasets.items():
         for field, its_source in OF_SOURCE.items():
             if source != its_source and field in d.model_fields_set:

@@ -118,7 +118,7 @@ def rescore(report: str, specs: list[Spec]):
 
     Where there is none, it says so.
     """
-    is_any = False
+    found_any = False
     combined = [spec for spec in specs if evaluate.is_combined(spec)]
     alone = [spec for spec in specs if not evaluate.is_combined(spec)]
     for group in (alone, combined):  # a combination needs its experts' new scores
@@ -130,8 +130,8 @@ def rescore(report: str, specs: list[Spec]):
             new, frame = rescore_run(spec, record)
             moved = count_differences(runs.read_examples(record), frame)
             print(f"{record['run']}: {moved} of {len(frame)} answers scored otherwise", flush=True)
-            is_any = True
+            found_any = True
             changed[record["hash"]] = (new, frame, moved)
         runs.replace_rescored(report, changed)
-    if not is_any:
+    if not found_any:
         print(f"no record of these {len(specs)} runs of {report} is of an earlier scoring")

@@ -536,7 +536,10 @@ def describe_rows(p, name: str) -> str:
 
 
 def _announce_rows(p, todo: list[Spec]):
-    """Print what the datasets of runs hold. Of generated text, and of `make own`, it is known."""
+    """Print what the datasets of runs hold.
+
+    Generated text needs no check, and `make own` has said it of its files.
+    """
     if p.source not in ("folder", "hub"):
         return
     names = [name for spec in todo for name in (*spec.domains, *spec.tests)]
